@@ -1,5 +1,11 @@
-"""Sparse fine-tuning of pre-trained vision models: kernelised updates that compete for a budget."""
+"""Sparse fine-tuning of pre-trained vision models: kernelised updates that compete for a budget.
 
+Importing this package registers the method with PEFT, so that `peft.get_peft_model` and
+`peft.PeftModel.from_pretrained` know it.
+"""
+
+from snella.delta import delta_weight
+from snella.tuner import SnellaConfig, SnellaModel
 from snella.version import __version__
 
-__all__ = ["__version__"]
+__all__ = ["SnellaConfig", "SnellaModel", "__version__", "delta_weight"]

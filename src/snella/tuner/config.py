@@ -1,0 +1,111 @@
+"""The adapter's configuration: what `adapter_config.json` holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from peft import PeftConfig
+
+from snella.delta import GATES, KERNELS
+from snella.errors import UserError
+
+PEFT_TYPE = "SNELLA"
+
+
+@dataclass
+class SnellaConfig(PeftConfig):
+    """Configuration of a SNELLA adapter (arXiv 2510.24037), a `peft.PeftConfig`.
+
+    Example:
+        >>> import peft, timm
+        >>> model = timm.create_model("test_vit", num_classes=5)
+        >>> tuned = peft.get_peft_model(model, SnellaConfig(r=8, target_sparsity=0.9, total_step=1000))
+
+    Raises:
+        UserError: a value outside its range; the message names the field.
+    """
+
+    r: int = field(default=32, metadata={"help": "Rank: columns of both factors, over all heads."})
+    heads: int = field(
+        default=2, metadata={"help": "Parts the rank is split into; their distances alternate in sign."}
+    )
+    scale: float = field(default=0.1, metadata={"help": "Constant c before the distances."})
+    kernel: Literal["mixk", "pwl"] = field(
+        default="mixk", metadata={"help": "`mixk` (SNELLA) or `pwl` (SNELL)."}
+    )
+    gate: Literal["published", "soft", "hard", "none"] = field(
+        default="published", metadata={"help": "How kept entries of the kernel matrix become the update."}
+    )
+    init_sparsity: float = field(
+        default=0.0, metadata={"help": "Share of the update that is zero at the start."}
+    )
+    target_sparsity: float = field(
+        default=0.7, metadata={"help": "Share of the update that is zero at the end."}
+    )
+    init_warmup: int = field(
+        default=0, metadata={"help": "Steps before the first allocation; budgets stay as they are."}
+    )
+    final_warmup: int = field(default=0, metadata={"help": "Steps at the end with the budget at its target."})
+    allocate_every: int = field(default=1, metadata={"help": "Steps between two allocations."})
+    total_step: int | None = field(
+        default=None, metadata={"help": "Optimiser steps of the whole training; None: budgets stay."}
+    )
+    beta1: float = field(default=0.85, metadata={"help": "Decay of the importance average."})
+    beta2: float = field(default=0.85, metadata={"help": "Decay of the importance deviation's average."})
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata={"help": "As in PEFT: names, a regular expression, or `all-linear`; None: the family's."},
+    )
+    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "As in PEFT."})
+    fused_splits: dict[str, int] = field(
+        default_factory=lambda: {"qkv": 3},
+        metadata={"help": "Last part of a module's name -> matrices fused in it along the out axis."},
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules trained fully; None: the model's head; []: none."}
+    )
+    update_dropout: float = field(
+        default=0.0,
+        metadata={"help": "Dropout on the input of the update (a second product while training)."},
+    )
+    update_drop_path: float = field(
+        default=0.0,
+        metadata={"help": "Share of samples that a matrix's update is left out for while training."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PEFT_TYPE  # a member of PeftType since `snella.tuner` registered it, and a str
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(value := getattr(self, name), list):
+                setattr(self, name, set(value))
+        _check_numbers(self)
+        _check_choice("kernel", self.kernel, KERNELS)
+        _check_choice("gate", self.gate, GATES)
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{name}={value!r} is unknown; choose from {', '.join(map(str, choices))}")
+
+
+def _check_numbers(config: SnellaConfig) -> None:
+    if config.r < 1 or config.heads < 1 or config.r % config.heads:
+        raise UserError(
+            f"r={config.r} is not a positive multiple of heads={config.heads}; "
+            f"try r={max(config.heads, 1) * max(round(config.r / max(config.heads, 1)), 1)}"
+        )
+    for name in ("init_sparsity", "target_sparsity"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"{name}={getattr(config, name)} is outside [0, 1]")
+    for name in ("beta1", "beta2", "update_dropout", "update_drop_path"):
+        if not 0 <= getattr(config, name) < 1:
+            raise UserError(f"{name}={getattr(config, name)} is outside [0, 1)")
+    for name, least in (("init_warmup", 0), ("final_warmup", 0), ("allocate_every", 1), ("total_step", 1)):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise UserError(f"{name}={value} is less than {least}")
+    for name, splits in config.fused_splits.items():
+        if splits < 1:
+            raise UserError(f"fused_splits[{name!r}]={splits} is less than 1")

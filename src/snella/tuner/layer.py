@@ -1,0 +1,254 @@
+"""The adapted layer: a frozen Linear or Conv2d whose weight carries one sparse update per matrix."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from timm.layers import drop_path
+from torch import Tensor, nn
+
+from snella.delta import Gate, Kernel, gated, kept_count, kernel_matrix
+from snella.errors import UserError
+from snella.ops import budget_threshold
+from snella.tuner.config import SnellaConfig
+
+# The published code drops no inputs of the update of attention's output projection.
+NO_INPUT_DROPOUT = ("proj", "o_proj", "out_proj")
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """What one adapter fixes for the updates of a layer."""
+
+    kernel: Kernel
+    gate: Gate
+    scale: float
+    dropout: float
+    drop_path: float
+
+
+class SnellaLayer(nn.Module, BaseTunerLayer):
+    """A Linear or Conv2d with y = x (W + delta)ᵀ + bias, delta by active adapter (METHOD: `snella.delta`).
+
+    The weight counts as S matrices (out/S, in) stacked along the out axis; a convolution's is
+    (out, in·kh·kw). Parameters by adapter name: snella_A (S, H, n, r/H), snella_B (S, H, m/S, r/H), the scalars
+    (S,) of kernel `mixk`, and the integer budgets snella_kept (S,).
+    """
+
+    adapter_layer_names = ("snella_A", "snella_B", "snella_alpha", "snella_gamma", "snella_beta")
+    # snella_kept stays out of PEFT's lists: PEFT 0.20 casts what they name to the base's dtype, integers too.
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: SnellaConfig, name: str) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.name = name
+        self.settings: dict[str, UpdateSettings] = {}
+        self.snella_A = nn.ParameterDict()
+        self.snella_B = nn.ParameterDict()
+        self.snella_alpha = nn.ParameterDict()
+        self.snella_gamma = nn.ParameterDict()
+        self.snella_beta = nn.ParameterDict()
+        self.snella_kept = BufferDict(persistent=True)
+        self.merged_adapters: list[str] = []
+        self._disable_adapters = False
+        self._active_adapter = adapter_name
+        self._unmerged_weight: Tensor | None = None
+        self._cached_weight: tuple[tuple, Tensor] | None = None
+        self.update_layer(adapter_name, config)
+
+    def update_layer(self, adapter_name: str, config: SnellaConfig) -> None:
+        """Add an adapter's factors, scalars and budgets to this layer.
+
+        Raises:
+            UserError: `fused_splits` names a count that does not divide the layer's outputs.
+        """
+        weight = self.get_base_layer().weight
+        out_features, in_features = weight.shape[0], weight[0].numel()
+        last_name = self.name.rsplit(".", 1)[-1]
+        splits = config.fused_splits.get(last_name, 1)
+        if out_features % splits:
+            raise UserError(
+                f"{self.name} has {out_features} outputs, not divisible into fused_splits[{last_name!r}]={splits}"
+            )
+        rows, width = out_features // splits, config.r // config.heads
+        self.settings[adapter_name] = UpdateSettings(
+            kernel=config.kernel,
+            gate=config.gate,
+            scale=config.scale,
+            dropout=0.0 if last_name in NO_INPUT_DROPOUT else config.update_dropout,
+            drop_path=config.update_drop_path,
+        )
+        self.snella_A[adapter_name] = nn.Parameter(torch.empty(splits, config.heads, in_features, width))
+        self.snella_B[adapter_name] = nn.Parameter(torch.empty(splits, config.heads, rows, width))
+        if config.kernel == "mixk":
+            self.snella_alpha[adapter_name] = nn.Parameter(torch.ones(splits))
+            self.snella_gamma[adapter_name] = nn.Parameter(torch.ones(splits))
+            self.snella_beta[adapter_name] = nn.Parameter(torch.zeros(splits))
+        for factor in (*self.snella_A[adapter_name], *self.snella_B[adapter_name]):
+            nn.init.kaiming_uniform_(factor, a=math.sqrt(5))  # each 3-D slice by itself, as published
+        kept = kept_count(config.init_sparsity, rows * in_features)
+        self.snella_kept[adapter_name] = torch.full((splits,), kept, dtype=torch.int64, device=weight.device)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter from this layer, as PEFT does."""
+        if adapter_name in self.settings:
+            del self.settings[adapter_name], self.snella_kept[adapter_name]
+        super().delete_adapter(adapter_name)
+
+    def matrix_names(self, adapter_name: str) -> list[str]:
+        """Names of the S matrices: the layer's, with [0] … [S-1] behind where it holds several."""
+        splits = len(self.snella_kept[adapter_name])
+        return [self.name] if splits == 1 else [f"{self.name}[{i}]" for i in range(splits)]
+
+    def matrix_size(self, adapter_name: str) -> int:
+        """Entries of each of the S matrices."""
+        return self.get_base_layer().weight.numel() // len(self.snella_kept[adapter_name])
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """The update (out, in) of all S matrices, in at least fp32; differentiable."""
+        return torch.cat(self._deltas(adapter_name))
+
+    def _deltas(self, adapter_name: str) -> list[Tensor]:
+        settings = self.settings[adapter_name]
+        has_scalars = settings.kernel == "mixk"
+        deltas = []
+        for i, kept in enumerate(self.snella_kept[adapter_name]):
+            K = kernel_matrix(
+                self.snella_A[adapter_name][i],
+                self.snella_B[adapter_name][i],
+                self.snella_alpha[adapter_name][i] if has_scalars else None,
+                self.snella_gamma[adapter_name][i] if has_scalars else None,
+                self.snella_beta[adapter_name][i] if has_scalars else None,
+                kernel=settings.kernel,
+                scale=settings.scale,
+            )
+            t = None
+            if settings.gate != "none":
+                t = budget_threshold(K.detach().abs(), kept, settings.gate == "soft")
+            deltas.append(gated(K, t, settings.gate))
+        return deltas
+
+    def _in_force(self) -> list[str]:
+        """Adapters whose update is not in the base weight and has to be added."""
+        if self.disable_adapters or self.merged:
+            return []
+        return [name for name in self.active_adapters if name in self.settings]
+
+    @property
+    def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The adapted weight W + delta, in W's dtype and shape.
+
+        Some models read it instead of calling the layer (timm's EVA, BEiT and Swin v2 call F.linear with
+        `qkv.weight`), and have to see the update. In evaluation without gradients it is kept until a factor, a
+        budget or W changes.
+        """
+        base = self.get_base_layer().weight
+        names = self._in_force()
+        if not names:
+            return base
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._add_updates(base, names)
+        key = self._state_key(names)
+        if key is None:
+            return self._add_updates(base, names)
+        if self._cached_weight is None or self._cached_weight[0] != key:
+            self._cached_weight = None  # not two copies at once
+            self._cached_weight = (key, self._add_updates(base, names))
+        return self._cached_weight[1]
+
+    def _add_updates(self, base: Tensor, names: list[str]) -> Tensor:
+        delta = sum(self.get_delta_weight(name) for name in names)
+        assert isinstance(delta, Tensor)
+        return (base.to(delta.dtype) + delta.view_as(base)).to(base.dtype)
+
+    def _state_key(self, names: list[str]) -> tuple | None:
+        """What the adapted weight depends on, cheaply; None where changes cannot be seen (inference tensors)."""
+        tensors = [self.get_base_layer().weight]
+        for name in names:
+            tensors.append(self.snella_kept[name])
+            for attribute in self.adapter_layer_names:
+                if name in (by_adapter := getattr(self, attribute)):
+                    tensors.append(by_adapter[name])
+        if any(tensor.is_inference() for tensor in tensors):
+            return None
+        return tuple((tensor.data_ptr(), tensor._version, tensor.dtype, tensor.device) for tensor in tensors)
+
+    def train(self, mode: bool = True) -> SnellaLayer:
+        """Set the mode, and free the adapted weight that evaluation kept."""
+        self._cached_weight = None
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, ..., in) or (b, in, h, w) -> y, as the base layer gives it with the adapted weight."""
+        if self.merged and self.disable_adapters:
+            self.unmerge()
+        names = self._in_force()
+        if not names:
+            return self.base_layer(x)
+        if self.training and any(
+            self.settings[name].dropout or self.settings[name].drop_path for name in names
+        ):
+            y = self.base_layer(x)
+            for name in names:
+                y = y + self._regularised_update(x, name)
+            return y
+        return self._linear(x, self.weight, self.get_base_layer().bias)
+
+    def _regularised_update(self, x: Tensor, adapter_name: str) -> Tensor:
+        """x deltaᵀ with dropout on x and drop-path per sample on the result, drawn for each matrix by itself."""
+        settings = self.settings[adapter_name]
+        channels = 1 if isinstance(self.get_base_layer(), nn.Conv2d) else -1
+        parts = []
+        for delta in self._deltas(adapter_name):
+            delta = delta.view(-1, *self.get_base_layer().weight.shape[1:]).to(
+                self.get_base_layer().weight.dtype
+            )
+            part = self._linear(F.dropout(x, settings.dropout), delta, None)
+            parts.append(drop_path(part, settings.drop_path, training=True))
+        return torch.cat(parts, dim=channels)
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        base = self.get_base_layer()
+        if isinstance(base, nn.Conv2d):
+            return base._conv_forward(x, weight, bias)  # knows padding modes
+        return F.linear(x, weight, bias)
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Put the active (or named) adapters' updates into the base weight, whose old tensor is kept for unmerge.
+
+        Raises:
+            ValueError: `safe_merge` and the merged weight is not finite.
+        """
+        base = self.get_base_layer()
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name not in self.settings:
+                continue
+            merged = self._add_updates(base.weight, [name])
+            if safe_merge and not merged.isfinite().all():
+                raise ValueError(
+                    f"adapter {name!r} makes the weight of {self.name} non-finite; it is not merged"
+                )
+            if self._unmerged_weight is None:
+                self._unmerged_weight = base.weight.data
+            base.weight.data = merged
+            self.merged_adapters.append(name)
+        self._cached_weight = None
+
+    def unmerge(self) -> None:
+        """Take the base weight back as it was before the first merge, to the bit."""
+        if self._unmerged_weight is not None:
+            base = self.get_base_layer()
+            base.weight.data = self._unmerged_weight.to(base.weight.device, base.weight.dtype)
+            self._unmerged_weight = None
+            self.merged_adapters.clear()
+
+    def __repr__(self) -> str:
+        return "snella." + super().__repr__()

@@ -1,0 +1,208 @@
+"""The PEFT tuner: wraps a model's layers and lets their matrices compete for the budget."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import Tensor, nn
+
+from snella.allocation import Importance, Schedule, budgets
+from snella.errors import UserError
+from snella.tuner.config import SnellaConfig
+from snella.tuner.layer import SnellaLayer
+from snella.tuner.targets import adaptable, candidates, default_targets, head_names
+
+
+class SnellaModel(BaseTuner):
+    """The model under a `peft.PeftModel` with `SnellaConfig`: reach it as `model.base_model`.
+
+    Example:
+        >>> import peft, timm, torch
+        >>> from snella import SnellaConfig
+        >>> model = peft.get_peft_model(
+        ...     timm.create_model("test_vit", num_classes=5), SnellaConfig(r=8, total_step=100)
+        ... )
+        >>> optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+        >>> model(torch.randn(2, 3, 160, 160)).square().mean().backward()
+        >>> optimizer.step()
+        >>> record = model.base_model.update_and_allocate(1)
+        >>> optimizer.zero_grad()
+    """
+
+    prefix = "snella_"
+    tuner_layer_cls = SnellaLayer
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  (see `targets.FAMILIES`)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Wrap the targeted layers, as PEFT does; grouped convolutions that a pattern matched are left alone."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        modules = dict(model.named_modules())
+        self.targeted_module_names = [
+            name for name in self.targeted_module_names if isinstance(modules[name], SnellaLayer)
+        ]
+        if not any(adapter_name in layer.settings for layer in self._layers()):
+            raise UserError(
+                f"target_modules={self.peft_config[adapter_name].target_modules!r} matches grouped convolutions "
+                f"only, which cannot be adapted; choose from: {', '.join(candidates(model))}"
+            )
+
+    def _prepare_adapter_config(self, peft_config: SnellaConfig, model_config: dict) -> SnellaConfig:  # type: ignore[override]
+        heads = head_names(self.model)
+        if peft_config.modules_to_save is None:
+            peft_config.modules_to_save = heads
+        if peft_config.target_modules is None:
+            peft_config.target_modules = default_targets(self.model)
+        elif peft_config.target_modules == "all-linear":
+            peft_config.target_modules = self._all_linear(heads)
+        names = [name for name, _ in self.model.named_modules()]
+        if not any(self._check_target_module_exists(peft_config, name) for name in names):
+            raise UserError(
+                f"target_modules={peft_config.target_modules!r} matches no layer of {type(self.model).__name__} "
+                f"that is to be adapted; choose from: {', '.join(candidates(self.model))}"
+            )
+        return peft_config
+
+    def _all_linear(self, heads: list[str]) -> set[str]:
+        """Every Linear but the head's; the shorthand would take the head of a timm model."""
+        return {
+            name
+            for name, module in self.model.named_modules()
+            if adaptable(module)
+            and isinstance(
+                module.get_base_layer() if isinstance(module, BaseTunerLayer) else module, nn.Linear
+            )
+            and not name.endswith("base_layer")
+            and not any(name == head or name.startswith(f"{head}.") for head in heads)
+        }
+
+    def _create_and_replace(  # type: ignore[override]
+        self,
+        peft_config: SnellaConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, SnellaLayer):
+            target.update_layer(adapter_name, peft_config)
+            return
+        if isinstance(target, BaseTunerLayer):
+            raise UserError(f"{current_key} already has an adapter of type {type(target).__name__}")
+        if isinstance(target, nn.Conv2d) and target.groups > 1:
+            if isinstance(peft_config.target_modules, str):
+                return
+            raise UserError(
+                f"{current_key} is a convolution in {target.groups} groups: its weight is not one matrix; "
+                f"take it out of target_modules, or give a regular expression, which passes over it"
+            )
+        if not adaptable(target):
+            raise UserError(
+                f"{current_key} is a {type(target).__name__}; only Linear and Conv2d layers can be adapted: "
+                f"{', '.join(candidates(self.model))}"
+            )
+        layer = SnellaLayer(target, adapter_name, peft_config, name=current_key)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)  # a further adapter trains only once it is made active
+        self._replace_module(parent, target_name, layer, target)
+
+    def _layers(self) -> list[SnellaLayer]:
+        return [module for module in self.model.modules() if isinstance(module, SnellaLayer)]
+
+    def _trained(self) -> tuple[str, list[SnellaLayer]]:
+        """The adapter in training and the layers that have it."""
+        active = [self.active_adapter] if isinstance(self.active_adapter, str) else list(self.active_adapter)
+        if len(active) != 1:
+            raise UserError(f"budgets are allocated to one active adapter, not {len(active)}: {active}")
+        return active[0], [layer for layer in self._layers() if active[0] in layer.settings]
+
+    def _importance(self, adapter_name: str) -> Importance:
+        # not made in __init__: PEFT's own __init__ injects before a subclass could set anything
+        by_adapter = self.__dict__.setdefault("_importance_by_adapter", {})
+        if adapter_name not in by_adapter:
+            config = self.peft_config[adapter_name]
+            by_adapter[adapter_name] = Importance(config.beta1, config.beta2)
+        return by_adapter[adapter_name]
+
+    def update_and_allocate(self, step: int) -> dict[str, Any] | None:
+        """Update the importance and, when it is time, the budgets of the active adapter.
+
+        Call it after `optimizer.step()` and before the gradients are cleared, with gradients that are not scaled.
+
+        Args:
+            step: optimiser steps done, from 1.
+
+        Returns:
+            None, or when budgets changed a record: step, budget (entries, all matrices), kept and size (entries, by
+            matrix) and skipped (steps left out so far for a gradient that was not finite).
+
+        Raises:
+            ValueError: no adapter weight has a gradient.
+        """
+        name, layers = self._trained()
+        config = self.peft_config[name]
+        importance = self._importance(name)
+        importance.update(
+            {
+                f"{layer.name}.{factor}": getattr(layer, f"snella_{factor}")[name]
+                for layer in layers
+                for factor in "AB"
+            }
+        )
+        if config.gate == "none":
+            return None  # nothing is selected
+        if config.total_step is None:
+            if config.init_sparsity != config.target_sparsity and step == 1:
+                warnings.warn(
+                    f"total_step is None: budgets stay at init_sparsity={config.init_sparsity}; "
+                    f"set total_step to reach target_sparsity={config.target_sparsity}",
+                    stacklevel=2,
+                )
+            return None
+        sizes = [layer.matrix_size(name) for layer in layers for _ in layer.matrix_names(name)]
+        budget = _schedule(config, config.total_step).budget(step, sizes)
+        if budget is None:
+            return None
+        scores = [s for layer in layers for s in importance.score([f"{layer.name}.A", f"{layer.name}.B"])]
+        kept = budgets(budget, scores, sizes)
+        names = [matrix for layer in layers for matrix in layer.matrix_names(name)]
+        self._set_kept(name, layers, kept)
+        return {
+            "step": step,
+            "budget": int(budget),
+            "kept": dict(zip(names, kept, strict=True)),
+            "size": dict(zip(names, sizes, strict=True)),
+            "skipped": importance.skipped,
+        }
+
+    @torch.no_grad()
+    def _set_kept(self, adapter_name: str, layers: list[SnellaLayer], kept: list[int]) -> None:
+        start = 0
+        for layer in layers:
+            buffer = layer.snella_kept[adapter_name]
+            buffer.copy_(torch.tensor(kept[start : start + len(buffer)]))
+            start += len(buffer)
+
+    def allocator_state_dict(self) -> dict[str, Tensor]:
+        """The running averages of the active adapter's importance. Budgets are part of the model's state."""
+        return self._importance(self._trained()[0]).state_dict()
+
+    def load_allocator_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `allocator_state_dict` gave."""
+        self._importance(self._trained()[0]).load_state_dict(state)
+
+
+def _schedule(config: SnellaConfig, total_step: int) -> Schedule:
+    return Schedule(
+        init_sparsity=config.init_sparsity,
+        target_sparsity=config.target_sparsity,
+        total_step=total_step,
+        allocate_every=config.allocate_every,
+        init_warmup=config.init_warmup,
+        final_warmup=config.final_warmup,
+    )

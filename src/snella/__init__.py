@@ -5,7 +5,7 @@ Importing this package registers the method with PEFT, so that `peft.get_peft_mo
 """
 
 from snella.delta import delta_weight
-from snella.tuner import SnellaConfig, SnellaModel
+from snella.tuner import AllocationCallback, SnellaConfig, SnellaModel
 from snella.version import __version__
 
-__all__ = ["SnellaConfig", "SnellaModel", "__version__", "delta_weight"]
+__all__ = ["AllocationCallback", "SnellaConfig", "SnellaModel", "__version__", "delta_weight"]

@@ -52,9 +52,7 @@ def shares(budget: float, scores: Sequence[float], sizes: Sequence[int]) -> list
     """
     weights = list(scores) if math.fsum(scores) > 0 else [1.0] * len(sizes)
     total = math.fsum(weights)
-    given = [
-        float(min(size, int(budget * weight / total))) for weight, size in zip(weights, sizes, strict=True)
-    ]
+    given = [float(min(size, int(budget * weight / total))) for weight, size in zip(weights, sizes, strict=True)]
     left = budget - math.fsum(given)
     while left >= 1e-9:
         room = {i: size - given[i] for i, size in enumerate(sizes) if size > given[i]}
@@ -116,9 +114,7 @@ class Importance:
                 self.mean[name] = torch.zeros_like(factor, dtype=torch.float32)
                 self.deviation[name] = torch.zeros_like(factor, dtype=torch.float32)
             mean, deviation = self.mean[name], self.deviation[name]
-            importance = (
-                torch.zeros_like(mean) if factor.grad is None else (factor * factor.grad).abs().float()
-            )
+            importance = torch.zeros_like(mean) if factor.grad is None else (factor * factor.grad).abs().float()
             mean.mul_(self.beta1).add_(importance, alpha=1 - self.beta1)
             deviation.mul_(self.beta2).add_((importance - mean).abs(), alpha=1 - self.beta2)
 

@@ -142,9 +142,5 @@ def delta_weight(
     if gate == "none":
         return K
     magnitude = K.detach().abs()
-    t = (
-        quantile(magnitude, sparsity)
-        if gate == "soft"
-        else threshold(magnitude, kept_count(sparsity, K.numel()))
-    )
+    t = quantile(magnitude, sparsity) if gate == "soft" else threshold(magnitude, kept_count(sparsity, K.numel()))
     return gated(K, t, gate)

@@ -27,22 +27,14 @@ class SnellaConfig(PeftConfig):
     """
 
     r: int = field(default=32, metadata={"help": "Rank: columns of both factors, over all heads."})
-    heads: int = field(
-        default=2, metadata={"help": "Parts the rank is split into; their distances alternate in sign."}
-    )
+    heads: int = field(default=2, metadata={"help": "Parts the rank is split into; their distances alternate in sign."})
     scale: float = field(default=0.1, metadata={"help": "Constant c before the distances."})
-    kernel: Literal["mixk", "pwl"] = field(
-        default="mixk", metadata={"help": "`mixk` (SNELLA) or `pwl` (SNELL)."}
-    )
+    kernel: Literal["mixk", "pwl"] = field(default="mixk", metadata={"help": "`mixk` (SNELLA) or `pwl` (SNELL)."})
     gate: Literal["published", "soft", "hard", "none"] = field(
         default="published", metadata={"help": "How kept entries of the kernel matrix become the update."}
     )
-    init_sparsity: float = field(
-        default=0.0, metadata={"help": "Share of the update that is zero at the start."}
-    )
-    target_sparsity: float = field(
-        default=0.7, metadata={"help": "Share of the update that is zero at the end."}
-    )
+    init_sparsity: float = field(default=0.0, metadata={"help": "Share of the update that is zero at the start."})
+    target_sparsity: float = field(default=0.7, metadata={"help": "Share of the update that is zero at the end."})
     init_warmup: int = field(
         default=0, metadata={"help": "Steps before the first allocation; budgets stay as they are."}
     )
@@ -53,11 +45,11 @@ class SnellaConfig(PeftConfig):
     )
     beta1: float = field(default=0.85, metadata={"help": "Decay of the importance average."})
     beta2: float = field(default=0.85, metadata={"help": "Decay of the importance deviation's average."})
-    target_modules: list[str] | str | None = field(
+    target_modules: list[str] | set[str] | str | None = field(
         default=None,
         metadata={"help": "As in PEFT: names, a regular expression, or `all-linear`; None: the family's."},
     )
-    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "As in PEFT."})
+    exclude_modules: list[str] | set[str] | str | None = field(default=None, metadata={"help": "As in PEFT."})
     fused_splits: dict[str, int] = field(
         default_factory=lambda: {"qkv": 3},
         metadata={"help": "Last part of a module's name -> matrices fused in it along the out axis."},

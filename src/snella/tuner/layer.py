@@ -164,8 +164,9 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         return self._cached_weight[1]
 
     def _add_updates(self, base: Tensor, names: list[str]) -> Tensor:
-        delta = sum(self.get_delta_weight(name) for name in names)
-        assert isinstance(delta, Tensor)
+        delta = self.get_delta_weight(names[0])
+        for name in names[1:]:
+            delta = delta + self.get_delta_weight(name)
         return (base.to(delta.dtype) + delta.view_as(base)).to(base.dtype)
 
     def _state_key(self, names: list[str]) -> tuple | None:
@@ -192,9 +193,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         names = self._in_force()
         if not names:
             return self.base_layer(x)
-        if self.training and any(
-            self.settings[name].dropout or self.settings[name].drop_path for name in names
-        ):
+        if self.training and any(self.settings[name].dropout or self.settings[name].drop_path for name in names):
             y = self.base_layer(x)
             for name in names:
                 y = y + self._regularised_update(x, name)
@@ -207,9 +206,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         channels = 1 if isinstance(self.get_base_layer(), nn.Conv2d) else -1
         parts = []
         for delta in self._deltas(adapter_name):
-            delta = delta.view(-1, *self.get_base_layer().weight.shape[1:]).to(
-                self.get_base_layer().weight.dtype
-            )
+            delta = delta.view(-1, *self.get_base_layer().weight.shape[1:]).to(self.get_base_layer().weight.dtype)
             part = self._linear(F.dropout(x, settings.dropout), delta, None)
             parts.append(drop_path(part, settings.drop_path, training=True))
         return torch.cat(parts, dim=channels)
@@ -233,9 +230,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
                 continue
             merged = self._add_updates(base.weight, [name])
             if safe_merge and not merged.isfinite().all():
-                raise ValueError(
-                    f"adapter {name!r} makes the weight of {self.name} non-finite; it is not merged"
-                )
+                raise ValueError(f"adapter {name!r} makes the weight of {self.name} non-finite; it is not merged")
             if self._unmerged_weight is None:
                 self._unmerged_weight = base.weight.data
             base.weight.data = merged

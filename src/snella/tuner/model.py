@@ -72,9 +72,7 @@ class SnellaModel(BaseTuner):
             name
             for name, module in self.model.named_modules()
             if adaptable(module)
-            and isinstance(
-                module.get_base_layer() if isinstance(module, BaseTunerLayer) else module, nn.Linear
-            )
+            and isinstance(module.get_base_layer() if isinstance(module, BaseTunerLayer) else module, nn.Linear)
             and not name.endswith("base_layer")
             and not any(name == head or name.startswith(f"{head}.") for head in heads)
         }
@@ -148,11 +146,7 @@ class SnellaModel(BaseTuner):
         config = self.peft_config[name]
         importance = self._importance(name)
         importance.update(
-            {
-                f"{layer.name}.{factor}": getattr(layer, f"snella_{factor}")[name]
-                for layer in layers
-                for factor in "AB"
-            }
+            {f"{layer.name}.{factor}": getattr(layer, f"snella_{factor}")[name] for layer in layers for factor in "AB"}
         )
         if config.gate == "none":
             return None  # nothing is selected

@@ -97,9 +97,7 @@ def head_names(model: nn.Module) -> list[str]:
         head = get_classifier()
     else:
         head = getattr(model, "classifier", None)
-    heads = [
-        part for part in (head if isinstance(head, tuple | list) else [head]) if isinstance(part, nn.Module)
-    ]
+    heads = [part for part in (head if isinstance(head, tuple | list) else [head]) if isinstance(part, nn.Module)]
     return [
         name
         for name, module in model.named_modules()

@@ -1,0 +1,27 @@
+"""Images in: readers for every layout, transforms, and batches that are the same however they are loaded."""
+
+from snella.data.dataset import ImageData, Images, class_weights
+from snella.data.images import UnreadableImage, check_images, image_files, open_image
+from snella.data.loading import Batches
+from snella.data.readers import read_data, read_test_data
+from snella.data.report import data_report, describe
+from snella.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
+
+__all__ = [
+    "Augmentation",
+    "Batches",
+    "ImageData",
+    "Images",
+    "Preprocessing",
+    "UnreadableImage",
+    "check_images",
+    "class_weights",
+    "data_report",
+    "describe",
+    "eval_transform",
+    "image_files",
+    "open_image",
+    "read_data",
+    "read_test_data",
+    "train_transform",
+]

@@ -1,0 +1,36 @@
+"""Paths that a user gave: near names where one does not exist."""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+
+from snella.errors import UserError
+
+
+def existing(path: str, *, others: tuple[str, ...] = (), remedy: str = "check the path") -> str:
+    """The path itself, if it exists.
+
+    Args:
+        others: names that would do as well, suggested where they are near.
+        remedy: what to say where no name is near.
+
+    Raises:
+        UserError: names the path and near names beside it, or the first folder of it that is missing.
+    """
+    if os.path.exists(path):
+        return path
+    parent, name = os.path.split(os.path.abspath(path))
+    if os.path.islink(path):
+        raise UserError(f"{path} is a link to {os.readlink(path)}, which does not exist; mend the link")
+    if not os.path.isdir(parent):
+        while not os.path.isdir(os.path.dirname(parent)):
+            parent = os.path.dirname(parent)
+        raise UserError(f"{path} does not exist: there is no folder {parent}; {remedy}")
+    prefix = os.path.dirname(path)
+    beside = {entry.lower(): os.path.join(prefix, entry) for entry in sorted(os.listdir(parent))}
+    beside |= {other.lower(): other for other in others}
+    near = [beside[match] for match in get_close_matches(name.lower(), list(beside), n=3, cutoff=0.6)]
+    if near:
+        raise UserError(f"{path} does not exist; did you mean {' or '.join(near)}?")
+    raise UserError(f"{path} does not exist; {remedy}")

@@ -1,0 +1,175 @@
+"""Read image data: recognise the layout, check the images, complete the splits."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from snella.data import elpv
+from snella.data.benchmarks import fgvc, is_fgvc, is_vtab, vtab
+from snella.data.dataset import SPLITS, ImageData, Images, Listing
+from snella.data.folders import image_folder
+from snella.data.images import Progress, UnreadableImage, check_images, is_image
+from snella.data.manifests import SUFFIXES as MANIFEST_SUFFIXES
+from snella.data.manifests import manifest
+from snella.data.paths import existing
+from snella.data.splits import complete_splits
+from snella.data.timm_source import PREFIXES, is_timm_name, timm_source
+from snella.errors import UserError
+
+ACCEPTED = (
+    "an image folder (CLASS/IMAGE or {train,val,test}/CLASS/IMAGE), a manifest (.csv, .jsonl), "
+    "a VTAB-1k or FGVC folder, "
+    f"{', '.join(elpv.CLASSES)}, or {', '.join(f'{prefix}/NAME' for prefix in PREFIXES)}"
+)
+
+
+def read_data(
+    data: str,
+    *,
+    seed: int,
+    val_fraction: float = 0.15,
+    test_fraction: float = 0.15,
+    progress: Progress | None = None,
+) -> ImageData:
+    """Read a labelled image data set of any layout into train, val and test.
+
+    Unreadable images are left out and listed in `skipped`. Splits that are missing are taken out of train, stratified
+    by class; the same seed gives the same split everywhere.
+
+    Args:
+        data: a path, a bundled name (`elpv`, `elpv-levels`) or a timm name (`hfds/...`, `torch/...`, `wds/...`).
+        val_fraction, test_fraction: share of the images for a missing split, above 0 and together below 1.
+        progress: called with (images checked, images in all).
+
+    Raises:
+        UserError: data that cannot be trained on; one line with the remedy.
+    """
+    for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+        if not 0 < share < 1:
+            raise UserError(f"{name} is {share}; use a share above 0 and below 1, such as 0.15")
+    if val_fraction + test_fraction >= 1:
+        raise UserError(f"val_fraction + test_fraction is {val_fraction + test_fraction}; keep it below 1")
+    listing = _listing(data, seed)
+    _check_classes(data, listing)
+    listing = _readable(data, listing, progress)
+    _check_classes(data, listing)
+    listing = complete_splits(listing, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
+    notes = (*listing.notes, *_absent_classes(listing))
+    splits = {split: listing.images(split) for split in SPLITS}
+    return ImageData(listing.layout, data, listing.classes, splits, listing.skipped, notes)
+
+
+def read_test_data(data: str, classes: Sequence[str], *, seed: int, progress: Progress | None = None) -> ImageData:
+    """Read data to evaluate a trained model on: only the split "test", labelled by the model's classes.
+
+    Of data without a test split the only split is taken whole, of train and val the val. Classes are matched by name
+    and need not all occur.
+
+    Raises:
+        UserError: data that cannot be read; a class that the model does not have.
+    """
+    listing = _listing(data, seed)
+    split = next(split for split in ("test", "all", "val", "train") if split in listing.splits)
+    notes = listing.notes if split in ("test", "all") else (*listing.notes, f"no test split: {split} is used")
+    position = {name: label for label, name in enumerate(classes)}
+    entries = []
+    for name, label in listing.splits[split]:
+        if listing.classes[label] not in position:
+            raise UserError(
+                f"{data}: class {listing.classes[label]!r} of {name} is not among the model's {len(classes)} classes "
+                f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}); rename or remove it"
+            )
+        entries.append((name, position[listing.classes[label]]))
+    listing = replace(listing, classes=tuple(classes), splits={"test": entries}, notes=notes)
+    listing = _readable(data, listing, progress)
+    return ImageData(
+        listing.layout, data, tuple(classes), {"test": listing.images("test")}, listing.skipped, listing.notes
+    )
+
+
+def _listing(data: str, seed: int) -> Listing:
+    """Recognise the layout. A path that exists wins over a bundled or timm name."""
+    path = os.path.expanduser(data)
+    try:
+        if not os.path.exists(path):
+            if data in elpv.CLASSES:
+                return elpv.elpv(data, seed=seed)
+            if is_timm_name(data):
+                return timm_source(data)
+            existing(path, others=tuple(elpv.CLASSES), remedy=f"give {ACCEPTED}")
+        listing = _path_listing(path)
+    except OSError as error:
+        raise UserError(f"{error.filename or data} cannot be read: {error.strerror or error}; check it") from None
+    if not any(listing.splits.values()):
+        raise UserError(f"{data} names no image; add images")
+    return listing
+
+
+def _path_listing(path: str) -> Listing:
+    if os.path.isdir(path):
+        if is_vtab(path):
+            return vtab(path)
+        return fgvc(path) if is_fgvc(path) else image_folder(path)
+    if path.lower().endswith(MANIFEST_SUFFIXES):
+        return manifest(path)
+    if is_image(os.path.basename(path)):
+        raise UserError(f"{path} is a single image; give the folder that holds the class folders")
+    if path.lower().endswith((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")):
+        raise UserError(f"{path} is an archive; unpack it and give the folder")
+    raise UserError(f"{path} is no image data that is known here; give {ACCEPTED}")
+
+
+def _readable(data: str, listing: Listing, progress: Progress | None) -> Listing:
+    """The listing without the images that cannot be read."""
+    paths = list(dict.fromkeys(listing.path(name) for entries in listing.splits.values() for name, _ in entries))
+    skipped = check_images(paths, read=listing.read, progress=progress)
+    if len(skipped) == len(paths):
+        raise UserError(
+            f"{data}: none of the {len(paths)} images can be read, the first: {skipped[0]}; check the files"
+        )
+    bad = {error.path for error in skipped}
+    splits = {
+        split: [entry for entry in entries if listing.path(entry[0]) not in bad]
+        for split, entries in listing.splits.items()
+    }
+    empty = next((split for split, entries in splits.items() if listing.splits[split] and not entries), None)
+    if empty:
+        first = next(error for error in skipped if error.path in set(listing.images(empty).paths))
+        raise UserError(f"{data}: no image of {empty} can be read, the first: {first}; check the files")
+    return replace(listing, splits=splits, skipped=(*listing.skipped, *skipped))
+
+
+def _check_classes(data: str, listing: Listing) -> None:
+    """Two classes or more, each with an image to train on."""
+    if len(listing.classes) < 2:
+        only = f" ({listing.classes[0]!r})" if listing.classes else ""
+        raise UserError(f"{data} has one class only{only}; classification needs two or more")
+    split = "all" if "all" in listing.splits else "train"
+    if listing.fixed_classes or split not in listing.splits:
+        return
+    counts = Counter(label for _, label in listing.splits[split])
+    empty = [name for label, name in enumerate(listing.classes) if not counts[label]]
+    if empty:
+        where = "" if split == "all" else " in train"
+        readable = "readable " if listing.skipped else ""
+        more = f" (nor have {len(empty) - 1} more)" if len(empty) > 1 else ""
+        raise UserError(
+            f"{data}: class {empty[0]!r} has no {readable}image{where}{more}; add images or remove the class"
+        )
+
+
+def _absent_classes(listing: Listing) -> list[str]:
+    notes = []
+    for split in SPLITS:
+        present = {label for _, label in listing.splits[split]}
+        absent = [name for label, name in enumerate(listing.classes) if label not in present]
+        if absent:
+            names = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+            notes.append(f"{len(absent)} of {len(listing.classes)} classes have no image in {split}: {names}")
+    return notes
+
+
+__all__ = ["ImageData", "Images", "UnreadableImage", "read_data", "read_test_data"]

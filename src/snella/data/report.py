@@ -1,0 +1,67 @@
+"""What `snella data PATH` prints."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from snella.data.dataset import SPLITS, ImageData
+from snella.data.images import Progress, UnreadableImage, image_size, open_image
+from snella.data.readers import read_data
+
+SIZES_OF = 2_000  # images whose sizes are read
+
+
+def data_report(data: str, *, seed: int, progress: Progress | None = None) -> RenderableType:
+    """Read a data set and describe it. Raises UserError as `read_data` does."""
+    return describe(read_data(data, seed=seed, progress=progress))
+
+
+def describe(data: ImageData) -> RenderableType:
+    """Layout, counts per class and split, image sizes, unreadable images by name, notes."""
+    parts: list[RenderableType] = [Text(f"{data.root}: {data.layout}, {len(data.classes)} classes"), _counts(data)]
+    parts.append(Text(_sizes(data)))
+    if data.skipped:
+        parts.append(Text(f"{len(data.skipped)} unreadable images left out:"))
+        parts += [Text(f"  {error}") for error in data.skipped]
+    parts += [Text(f"note: {note}") for note in data.notes]
+    return Group(*parts)
+
+
+def _counts(data: ImageData) -> Table:
+    splits = [split for split in SPLITS if split in data.splits]
+    counts = {split: Counter(data.splits[split].labels) for split in splits}
+    table = Table("class", *splits, "all", show_footer=True)
+    for column, split in zip(table.columns[1:], [*splits, None], strict=True):
+        column.justify = "right"
+        column.footer = str(sum(len(data.splits[name]) for name in splits if split in (name, None)))
+    table.columns[0].footer = "all"
+    for label, name in enumerate(data.classes):
+        row = [counts[split][label] for split in splits]
+        table.add_row(Text(name), *map(str, row), str(sum(row)))
+    return table
+
+
+def _sizes(data: ImageData) -> str:
+    """Smallest, median and largest image by area, of evenly chosen images."""
+    images = [(part, i) for part in data.splits.values() for i in range(len(part))]
+    chosen = images[:: -(-len(images) // SIZES_OF)]
+    sizes = []
+    for part, i in chosen:
+        path = part.paths[i]
+        try:
+            sizes.append(image_size(path) if part.read is open_image else part.read(path).size)
+        except UnreadableImage:  # found only where headers alone were checked
+            continue
+    sizes.sort(key=lambda size: (size[0] * size[1], size))
+    if not sizes:
+        return "sizes: unknown"
+    smallest, median, largest = (f"{w} x {h}" for w, h in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
+    if smallest == largest:
+        text = f"sizes: all {smallest} pixels"
+    else:
+        text = f"sizes: {smallest} to {largest} pixels, median {median}"
+    return text if len(chosen) == len(images) else f"{text} (of {len(sizes)} images looked at)"

@@ -1,0 +1,108 @@
+"""Splits that a data set lacks: stratified by class and a function of the seed and the images' names alone.
+
+Images are ranked by a hash of seed and name, so a split is the same on every machine and in every folder order, and
+one image more or less moves hardly any other.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from typing import TypeVar
+
+from snella.data.dataset import Entry, Listing
+from snella.errors import UserError
+
+Stratum = TypeVar("Stratum", bound=Hashable)
+
+
+def complete_splits(listing: Listing, *, seed: int, val_fraction: float, test_fraction: float) -> Listing:
+    """Take the splits that are missing out of train (or out of the one split there is) and say so in the notes.
+
+    Raises:
+        UserError: no train split, or too few images for a split.
+    """
+    splits = dict(listing.splits)
+    if "all" in splits:
+        splits["train"] = splits.pop("all")
+    if "train" not in splits:
+        where = listing.folder or f"the {listing.layout} data"
+        raise UserError(f"{where} has {' and '.join(splits)} but no train split; add one to train on")
+    wanted = {"val": val_fraction, "test": test_fraction}
+    fractions = {split: share for split, share in wanted.items() if split not in splits}
+    if not fractions:
+        return listing
+    before = len(splits["train"])
+    splits |= split_off(splits["train"], fractions, seed=seed)
+    for split in fractions:
+        if not splits[split]:
+            raise UserError(f"{before} images are too few to take a {split} split out of them; add images")
+    sizes = " and ".join(f"{split} ({len(splits[split])} images)" for split in fractions)
+    note = f"{sizes} taken out of the {before} training images, stratified by class, seed {seed}"
+    return replace(listing, splits=splits, notes=(*listing.notes, note))
+
+
+def split_off(entries: Sequence[Entry], fractions: Mapping[str, float], *, seed: int) -> dict[str, list[Entry]]:
+    """Divide entries into the named parts and "train"; each class keeps at least one image in train.
+
+    A class gives each part `fraction` of its images, rounded, at least one if it has more images than parts.
+    """
+    part_of: dict[int, str] = {}
+    for members in _strata([label for _, label in entries]).values():
+        left = _ranked([entries[i][0] for i in members], seed)
+        start = 0
+        for part, count in _part_sizes(len(members), fractions).items():
+            part_of |= {members[k]: part for k in left[start : start + count]}
+            start += count
+    parts: dict[str, list[Entry]] = {"train": [], **{part: [] for part in fractions}}
+    for i, entry in enumerate(entries):
+        parts[part_of.get(i, "train")].append(entry)
+    return parts
+
+
+def split_counts(
+    names: Sequence[str], strata: Sequence[Hashable], counts: Mapping[str, int], *, seed: int
+) -> dict[str, list[int]]:
+    """Indices of exactly `counts[part]` names for each part, every stratum in proportion, and the "rest"."""
+    groups = _strata(strata)
+    sizes = [len(members) for members in groups.values()]
+    queues = [[members[k] for k in _ranked([names[i] for i in members], seed)] for members in groups.values()]
+    parts: dict[str, list[int]] = {}
+    for part, count in counts.items():
+        taken = _proportional(count, sizes)
+        parts[part] = sorted(i for queue, n in zip(queues, taken, strict=True) for i in queue[:n])
+        queues = [queue[n:] for queue, n in zip(queues, taken, strict=True)]
+    parts["rest"] = sorted(i for queue in queues for i in queue)
+    return parts
+
+
+def _strata(keys: Sequence[Stratum]) -> dict[Stratum, list[int]]:
+    groups: defaultdict[Stratum, list[int]] = defaultdict(list)
+    for i, key in enumerate(keys):
+        groups[key].append(i)
+    return {key: groups[key] for key in sorted(groups, key=repr)}  # not in the order of the listing
+
+
+def _ranked(names: Sequence[str], seed: int) -> list[int]:
+    digests = [blake2b(f"{seed}:{name}".encode(errors="surrogateescape")).digest() for name in names]
+    return sorted(range(len(names)), key=lambda i: (digests[i], i))
+
+
+def _part_sizes(size: int, fractions: Mapping[str, float]) -> dict[str, int]:
+    sizes = {part: max(1, round(share * size)) for part, share in fractions.items()}
+    while sum(sizes.values()) >= size and any(sizes.values()):  # train keeps one
+        largest = max(reversed(list(sizes)), key=lambda part: sizes[part])
+        sizes[largest] -= 1
+    return sizes
+
+
+def _proportional(total: int, sizes: Sequence[int]) -> list[int]:
+    """`total` shared out in proportion to `sizes`, largest remainders first (Hamilton's method)."""
+    everything = sum(sizes)
+    shares = [total * size // everything for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: (-(total * sizes[i] % everything), i))
+    for i in by_remainder[: total - sum(shares)]:
+        shares[i] += 1
+    return shares

@@ -1,0 +1,365 @@
+"""What a training run is: one typed definition for flags, recipes (YAML), types, defaults and help.
+
+    recipe (YAML) ─ defaults ─┐
+                              ├─ TrainConfig ─ validate ─ train
+    flags ──────── override ──┘
+
+This module imports nothing heavy: `snella train --help` reads it, and a wrong value is refused before torch loads.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import types
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from snella.errors import UserError
+
+Method = Literal["snella", "snell", "lora", "dora", "adalora", "shira", "oft", "bitfit", "linear", "full"]
+Kernel = Literal["mixk", "pwl"]
+Gate = Literal["published", "soft", "hard", "none"]
+Split = Literal["train", "val", "test", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Fine-tune a pre-trained vision backbone on images."""
+
+    task: Literal["classify"] = "classify"
+    """What is learnt: one class per image."""
+    data: str | None = None
+    """Where the images are: a folder (class/image or train|val|test/class/image), a CSV or JSONL manifest, a VTAB-1k
+    or FGVC folder, hfds/NAME, torch/NAME, wds/NAME, or elpv, elpv-levels (in a package). Needed; has no default."""
+    backbone: str = "vit_base_patch16_224.augreg_in21k"
+    """A timm name (also hf-hub:NAME), hf:NAME_OR_FOLDER (transformers), or vit_small_focus (in a package). The
+    default is the published one."""
+    pretrained: bool = True
+    """Load the backbone's pre-trained weights; without them only a checkpoint or a test makes sense."""
+    checkpoint: str | None = None
+    """File with the backbone's weights (.safetensors, .pth, .npz), instead of the ones its name stands for."""
+    image_size: int | None = None
+    """Side of the square the model sees, in pixels. None: the size the backbone was pre-trained at."""
+    resize: Literal["squash", "crop"] = "squash"
+    """How an image becomes square at evaluation: squash (both sides resized, as VTAB-1k does; nothing is cut off)
+    or crop (short side resized, centre cut out, as FGVC does)."""
+
+    method: Method = "snella"
+    """How the backbone is tuned. snella and snell are this package's; bitfit trains biases, linear the head."""
+    r: int = 32
+    """Rank of the update's two factors. 32 as published; lora, dora and adalora use it too."""
+    heads: int = 2
+    """Parts that r is split into, for snella and snell; divides r. 2 as published."""
+    kernel: Kernel = "mixk"
+    """How the factors make an update, for snella: mixk (SNELLA) or pwl (SNELL; always used by snell)."""
+    gate: Gate = "published"
+    """What becomes of the entries that win the budget, for snella and snell. published is what the published code
+    does; soft is the SNELL paper's equation 5; none keeps all."""
+    scale: float = 0.1
+    """Constant before the distances, for snella and snell. 0.1 as published."""
+    init_sparsity: float = 0.0
+    """Share of the update that is zero at the start, 0 to 1. 0 as published for FGVC."""
+    target_sparsity: float = 0.7
+    """Share of the update that is zero at the end, 0 to 1. 0.7 is the middle of the published values."""
+    init_warmup: int = 0
+    """Steps before budgets first change. 0 as published."""
+    final_warmup: int = 0
+    """Steps at the end during which the budget stays at its target. 0 as published."""
+    allocate_every: int | None = None
+    """Steps between two divisions of the budget. None: once an epoch, as published."""
+    target_modules: tuple[str, ...] | None = None
+    """Names of the layers to tune, as in PEFT: ends of names, one regular expression, or all-linear. None: what
+    suits the backbone's family."""
+    update_dropout: float = 0.0
+    """Dropout on the input of the update, 0 to 1; needs a second product while training, so off by default."""
+    update_drop_path: float = 0.0
+    """Share of samples that do without the update while training, 0 to 1. The published recipes set 0.1."""
+    drop_path: float = 0.0
+    """Drop-path of the backbone itself at its last block, 0 to 1; rises from 0 over depth. Off by default."""
+
+    epochs: int = 100
+    """Passes over the training images. 100 as published."""
+    batch_size: int = 32
+    """Images per step and device. The published recipes use 8 to 32."""
+    lr: float = 1e-3
+    """Peak learning rate. 1e-3 as published."""
+    min_lr: float = 1e-5
+    """Learning rate at the end of the cosine. 1e-5 as published."""
+    warmup_lr: float = 1e-6
+    """Learning rate at the first step. 1e-6 as published."""
+    warmup: float = 0.1
+    """Share of all steps over which the learning rate rises, 0 to 1. 0.1 is the published 10 epochs of 100."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay of AdamW; one-dimensional parameters have none. 0.05 is the most frequent published."""
+    clip_grad: float | None = None
+    """Largest norm of the gradient. None: not clipped, as published."""
+    accumulate: int = 1
+    """Batches per optimiser step: a larger batch in the same memory."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over the other classes, 0 to 1. Off as published."""
+    class_weights: bool = False
+    """Weigh classes by the inverse of their frequency, for unbalanced data."""
+    mixup: float = 0.0
+    """Alpha of mixup's beta distribution; 0 is off, as published."""
+    cutmix: float = 0.0
+    """Alpha of CutMix's beta distribution; 0 is off, as published."""
+    augment: Literal["none", "flip", "crop"] = "flip"
+    """How training images vary: none, flip (left-right) or crop (random-resized crop and flip, as published for
+    FGVC). flip changes no scale, so it suits most images; use none where left and right matter."""
+    auto_augment: str | None = None
+    """A timm policy such as rand-m9-mstd0.5-inc1, original or augmix-m5-w4. Off as published."""
+    color_jitter: float = 0.0
+    """Strength of brightness, contrast and saturation changes. Off as published."""
+    random_erasing: float = 0.0
+    """Share of the training images that get a rectangle erased, 0 to 1. Off as published."""
+    ema: float | None = None
+    """Decay of an average of the tuned weights, which is then what is evaluated and saved; 0.9999 as published for
+    FGVC. None: no average, since a short run would hardly move it."""
+    early_stopping: int = 0
+    """Epochs without a better validation score after which training ends. 0: never, as published."""
+    val_fraction: float = 0.15
+    """Share of each class set aside for choosing the epoch, where the data has no such split. 0 to 1."""
+    test_fraction: float = 0.15
+    """Share of each class set aside for the final test, where the data has no split of its own. 0 to 1."""
+
+    seed: int = 0
+    """Seed of everything that is drawn: new weights, splits, order, augmentation."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:N or mps."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the forward pass. fp32 is exact everywhere; bf16 is faster on recent GPUs."""
+    workers: int | None = None
+    """Processes that decode images. None: one per core up to 8 beside a GPU, none beside a CPU that trains."""
+    checkpoint_every: int = 0
+    """Steps between two checkpoints. 0: one at the end of each epoch."""
+    tensorboard: bool = False
+    """Write TensorBoard events as well (needs the package tensorboard)."""
+    smoke: bool = False
+    """Shrink any recipe to a minute: few images per class, 2 epochs, small images. Shows that it runs, no more."""
+
+    out: str | None = None
+    """Folder for the results. None: runs/DATA-METHOD-sSEED."""
+    resume: bool = False
+    """Go on from the newest checkpoint of the run folder; from the beginning if it has none."""
+    overwrite: bool = False
+    """Replace an existing run folder, once data and model are ready."""
+
+
+# How a run is started, not what it is: kept out of recipes and of config.yaml, which is itself a recipe.
+START = ("out", "resume", "overwrite")
+# Do not change what a run computes, so a resumed run may have others.
+FREE_TO_CHANGE = (*START, "device", "workers", "checkpoint_every", "tensorboard")
+HINTS: dict[str, Any] = get_type_hints(TrainConfig)
+KEYS = tuple(f.name for f in fields(TrainConfig) if f.name not in START)
+
+# name -> (least, most, whether the least itself is allowed, whether the most itself is)
+_RANGES: dict[str, tuple[float, float, bool, bool]] = {
+    **dict.fromkeys(
+        ("image_size", "r", "heads", "allocate_every", "epochs", "batch_size", "accumulate"),
+        (1, math.inf, True, False),
+    ),
+    **dict.fromkeys(
+        ("init_warmup", "final_warmup", "early_stopping", "workers", "checkpoint_every"),
+        (0, math.inf, True, False),
+    ),
+    "seed": (0, 2**32 - 1, True, True),  # what numpy takes
+    **dict.fromkeys(("scale", "lr", "clip_grad"), (0, math.inf, False, False)),
+    **dict.fromkeys(
+        ("min_lr", "warmup_lr", "weight_decay", "mixup", "cutmix", "color_jitter"), (0, math.inf, True, False)
+    ),
+    **dict.fromkeys(("init_sparsity", "target_sparsity", "random_erasing"), (0, 1, True, True)),
+    **dict.fromkeys(
+        ("update_dropout", "update_drop_path", "drop_path", "warmup", "label_smoothing"), (0, 1, True, False)
+    ),
+    **dict.fromkeys(("ema", "val_fraction", "test_fraction"), (0, 1, False, False)),
+}
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """'; did you mean NAME?' for the nearest of the names, or '' if none is near."""
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def flag(name: str) -> str:
+    """The flag of a field: `batch_size` -> `--batch-size`."""
+    return "--" + name.replace("_", "-")
+
+
+def validate(config: TrainConfig) -> None:
+    """Check every value by itself and against the others, before any file is looked at.
+
+    Raises:
+        UserError: names the flag, the value and what is allowed.
+    """
+    for name, hint in HINTS.items():
+        _typed(name, getattr(config, name), hint)
+    for name, (low, high, with_low, with_high) in _RANGES.items():
+        value = getattr(config, name)
+        inside = value is None or (
+            (low <= value if with_low else low < value) and (value <= high if with_high else value < high)
+        )
+        if not inside:
+            raise UserError(f"{flag(name)} {value} is outside {_interval(low, high, with_low, with_high)}")
+    if not config.data:
+        raise UserError("no data: --data names a folder, a manifest or a known data set (snella train --help)")
+    if config.method in ("snella", "snell") and config.r % config.heads:
+        fit = max(config.r // config.heads, 1) * config.heads
+        raise UserError(f"--r {config.r} is not divisible by --heads {config.heads}; try --r {fit}")
+    if config.min_lr > config.lr:
+        raise UserError(f"--min-lr {config.min_lr} is above --lr {config.lr}; pass a --min-lr below it")
+    if config.val_fraction + config.test_fraction >= 1:
+        raise UserError("--val-fraction and --test-fraction add up to 1 or more: no image is left to train on")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
+        devices = ("auto", "cpu", "cuda", "cuda:0", "mps")
+        raise UserError(
+            f"--device {config.device} is unknown{nearest(config.device, devices)} (auto, cpu, cuda, cuda:N, mps)"
+        )
+    if config.resume and config.overwrite:
+        raise UserError("--resume and --overwrite contradict each other: pass one of them")
+
+
+def _interval(low: float, high: float, with_low: bool, with_high: bool) -> str:
+    if high == math.inf:
+        return f"the numbers from {low} up" if with_low else f"the numbers above {low}"
+    return f"{'[' if with_low else '('}{low}, {high}{']' if with_high else ')'}"
+
+
+def _typed(name: str, value: Any, hint: Any, *, parse: bool = False) -> Any:
+    """The value as the hint has it; UserError if it is of another type. `parse` takes YAML's spellings."""
+    if get_origin(hint) in (Union, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = (h for h in get_args(hint) if h is not type(None))
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise choice_error(name, value, get_args(hint))
+        return value
+    if get_origin(hint) is tuple:
+        if isinstance(value, list if parse else tuple) and all(isinstance(v, str) for v in value):
+            return tuple(value)
+        raise _type_error(name, value, "a list of names")
+    if hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if parse and isinstance(value, str):  # YAML 1.1 reads 1e-3, without a dot, as text
+            try:
+                return float(value)
+            except ValueError:
+                pass
+        raise _type_error(name, value, "a number")
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise _type_error(name, value, {int: "a whole number", bool: "true or false", str: "text"}[hint])
+
+
+def choice_error(name: str, value: Any, choices: tuple[str, ...]) -> UserError:
+    """The error for a value that is none of the choices, with the nearest of them."""
+    near = nearest(str(value), choices)
+    return UserError(f"{flag(name)} {value} is unknown{near} (choose from {', '.join(choices)})")
+
+
+def _type_error(name: str, value: Any, wanted: str) -> UserError:
+    return UserError(f"{name}: {value!r} is not {wanted}")
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    folder = resources.files("snella") / "recipes"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def read_recipe(recipe: str) -> TrainConfig:
+    """The config that a recipe gives: the name of one of the package's, or the path of a YAML file.
+
+    Raises:
+        UserError: no such recipe, no YAML, an unknown key or a value of the wrong type.
+    """
+    if recipe in recipe_names():
+        text = (resources.files("snella") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
+    elif Path(recipe).is_file():
+        try:
+            text = Path(recipe).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"recipe {recipe} is not a text file") from None
+    elif "/" in recipe or recipe.endswith((".yaml", ".yml")):
+        raise UserError(f"recipe {recipe} does not exist")
+    else:
+        names = recipe_names()
+        raise UserError(f"no recipe {recipe}{nearest(recipe, names)} (there are {', '.join(names)}, or a path)")
+    try:
+        return _from_yaml(text)
+    except UserError as error:
+        raise UserError(f"recipe {recipe}: {error}") from None
+
+
+def _from_yaml(text: str) -> TrainConfig:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise UserError(f"no valid YAML{where}: {getattr(error, 'problem', None) or error}") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError("not a list of `key: value` lines")
+    typed = {}
+    for key, value in values.items():
+        if key in START:
+            raise UserError(f"{key} belongs on the command line ({flag(key)}), not in a recipe")
+        if key not in KEYS:
+            raise UserError(f"unknown key {key}{nearest(str(key), KEYS)}")
+        typed[key] = _typed(key, value, HINTS[key], parse=True)
+    return TrainConfig(**typed)
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The config as a recipe: `read_recipe` of it gives the same config, but for how it is started."""
+    values = {name: value for name, value in asdict(config).items() if name in KEYS}
+    values = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """What differs between two configs in a way that changes the result, one phrase per field."""
+    return [
+        f"{flag(name)} was {getattr(old, name)}, is {getattr(new, name)}"
+        for name in KEYS
+        if name not in FREE_TO_CHANGE and getattr(old, name) != getattr(new, name)
+    ]
+
+
+SMOKE_PER_CLASS = 8  # images of each class and split
+_SMOKE_IMAGE = 112  # pixels; whole patches of both 14 and 16
+
+
+def shrunk(config: TrainConfig) -> TrainConfig:
+    """What `--smoke` makes of a config; the images per class are limited where the data is read."""
+    return replace(
+        config,
+        epochs=min(config.epochs, 2),
+        image_size=min(config.image_size or _SMOKE_IMAGE, _SMOKE_IMAGE),
+        batch_size=min(config.batch_size, 8),
+        init_warmup=0,
+        final_warmup=0,
+        allocate_every=None,
+        checkpoint_every=0,
+    )
+
+
+def run_folder(config: TrainConfig) -> Path:
+    """The run folder: `out`, or runs/DATA-METHOD-sSEED."""
+    if config.out:
+        return Path(config.out)
+    data = config.data or ""
+    name = Path(data).stem if Path(data).is_file() else Path(data).resolve().name
+    name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "data"
+    return Path("runs") / f"{name}-{config.method}-s{config.seed}"

@@ -1,0 +1,1 @@
+"""What differs between tasks: model, loss, metrics and predictions."""

@@ -1,0 +1,165 @@
+"""Image classification: loss, metrics and predictions.
+
+A batch is {"image": (b, 3, s, s), "label": (b,) int64}, on the model's device; K is the number of classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchvision.transforms import v2
+
+from snella.errors import UserError
+from snella.tasks.backbone import logits_of
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """How one class fared; fractions from 0 to 1, None where there is nothing to divide by."""
+
+    name: str
+    count: int  # examples of the class
+    recall: float | None  # the class's own accuracy; None: no example
+    precision: float | None  # None: never predicted
+    f1: float | None  # None: neither
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of `Classify.evaluate`."""
+
+    metrics: dict[str, float]  # top1, top5, balanced_accuracy: fractions from 0 to 1; loss: nats per example
+    table: tuple[ClassRow, ...]  # a row per class, in the order of the labels
+    confusion: Tensor  # (K, K) int64 on the CPU: true class x predicted class
+
+
+class Classify:
+    """Classification into the named classes, one per image.
+
+    Args:
+        classes: the K names, in the order of the labels.
+        class_weights: (K,) weights of the classes in the training loss; None: all 1.
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+        mixup, cutmix: alpha of the Beta distribution the mixing ratio is drawn from; 0: off. Where both are on, each
+            batch gets one of the two, at even odds. Draws come from torch's global generator.
+
+    Raises:
+        UserError: fewer than two classes, or a value outside its range.
+
+    Example:
+        >>> task = Classify(("sound", "cracked"))
+        >>> task.predict(model, images).shape
+        torch.Size([8, 2])
+    """
+
+    selection = "top1"
+    higher_is_better = True
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        *,
+        class_weights: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+    ) -> None:
+        if len(classes) < 2:
+            raise UserError(f"{len(classes)} class to tell apart: give images of at least two classes")
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing {label_smoothing} is outside [0, 1): 0.1 is usual, 0 is off")
+        for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
+            if alpha < 0:
+                raise UserError(f"{name} {alpha} is negative: it is the alpha of a Beta distribution; 0 is off")
+        if class_weights is not None and class_weights.shape != (len(classes),):
+            raise UserError(f"{class_weights.numel()} class weights for {len(classes)} classes: give one per class")
+        self.classes = tuple(classes)
+        self.class_weights = torch.ones(len(classes)) if class_weights is None else class_weights.float()
+        self.label_smoothing = label_smoothing
+        mixes: list[nn.Module] = []
+        if mixup:
+            mixes.append(v2.MixUp(alpha=mixup, num_classes=len(classes)))
+        if cutmix:
+            mixes.append(v2.CutMix(alpha=cutmix, num_classes=len(classes)))
+        self.mix = v2.RandomChoice(mixes) if mixes else None
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """The training loss (0-d) in fp32: cross-entropy averaged with the class weights of the targets."""
+        images, targets = batch["image"], batch["label"]
+        if self.mix is not None:
+            images, targets = self.mix(images, targets)  # targets: (b, K), rows sum to 1
+        logits = logits_of(model(images)).float()  # (b, K)
+        weights = self.class_weights = self.class_weights.to(logits.device)
+        total = F.cross_entropy(logits, targets, weight=weights, label_smoothing=self.label_smoothing, reduction="sum")
+        # reduction="mean" divides by the weights for labels but by b for mixed targets: one scale for both here
+        return total / (targets @ weights if targets.is_floating_point() else weights[targets]).sum()
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> Evaluation:
+        """Metrics over all batches, without mixing, smoothing or weights. The model is left in eval mode.
+
+        Balanced accuracy is the mean recall over the classes that have examples; top5 is top-K where K < 5.
+
+        Raises:
+            UserError: there is no batch.
+        """
+        model.eval()
+        count = len(self.classes)
+        confusion = MulticlassConfusionMatrix(count)
+        top5 = MulticlassAccuracy(count, top_k=min(5, count), average="micro")
+        loss = MeanMetric()
+        empty = True
+        for batch in batches:
+            empty = False
+            labels = batch["label"]
+            logits = logits_of(model(batch["image"])).float()
+            for metric in (confusion, top5, loss):
+                metric.to(logits.device)
+            confusion.update(logits, labels)
+            top5.update(logits, labels)
+            loss.update(F.cross_entropy(logits, labels, reduction="none"))
+        if empty:
+            raise UserError("nothing to evaluate: the split has no image; give --data with at least one")
+        matrix = confusion.compute().cpu().long()
+        table = class_rows(self.classes, matrix)
+        recalls = [row.recall for row in table if row.recall is not None]
+        metrics = {
+            "top1": matrix.diagonal().sum().item() / matrix.sum().item(),
+            "top5": top5.compute().item(),
+            "balanced_accuracy": sum(recalls) / len(recalls),
+            "loss": loss.compute().item(),
+        }
+        return Evaluation(metrics=metrics, table=table, confusion=matrix)
+
+    @torch.no_grad()
+    def predict(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Probabilities (b, K) in fp32 for images (b, 3, s, s). The model is left in eval mode."""
+        model.eval()
+        return logits_of(model(images)).float().softmax(dim=-1)
+
+
+def class_rows(classes: Sequence[str], confusion: Tensor) -> tuple[ClassRow, ...]:
+    """The per-class figures of a confusion matrix (K, K), true class x predicted class."""
+    hits = confusion.diagonal().tolist()
+    true = confusion.sum(dim=1).tolist()
+    predicted = confusion.sum(dim=0).tolist()
+    return tuple(
+        ClassRow(
+            name=name,
+            count=true[k],
+            recall=_share(hits[k], true[k]),
+            precision=_share(hits[k], predicted[k]),
+            f1=_share(2 * hits[k], true[k] + predicted[k]),
+        )
+        for k, name in enumerate(classes)
+    )
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

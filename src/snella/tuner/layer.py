@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -61,13 +62,20 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         self._cached_weight: tuple[tuple, Tensor] | None = None
         self.update_layer(adapter_name, config)
 
+    def _base(self) -> nn.Linear | nn.Conv2d:
+        return cast("nn.Linear | nn.Conv2d", self.get_base_layer())
+
+    def kept(self, adapter_name: str) -> Tensor:
+        """The budgets (S,), int64: entries that each matrix's update may have."""
+        return cast(Tensor, self.snella_kept[adapter_name])
+
     def update_layer(self, adapter_name: str, config: SnellaConfig) -> None:
         """Add an adapter's factors, scalars and budgets to this layer.
 
         Raises:
             UserError: `fused_splits` names a count that does not divide the layer's outputs.
         """
-        weight = self.get_base_layer().weight
+        weight = self._base().weight
         out_features, in_features = weight.shape[0], weight[0].numel()
         last_name = self.name.rsplit(".", 1)[-1]
         splits = config.fused_splits.get(last_name, 1)
@@ -104,12 +112,12 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
 
     def matrix_names(self, adapter_name: str) -> list[str]:
         """Names of the S matrices: the layer's, with [0] … [S-1] behind where it holds several."""
-        splits = len(self.snella_kept[adapter_name])
+        splits = len(self.kept(adapter_name))
         return [self.name] if splits == 1 else [f"{self.name}[{i}]" for i in range(splits)]
 
     def matrix_size(self, adapter_name: str) -> int:
         """Entries of each of the S matrices."""
-        return self.get_base_layer().weight.numel() // len(self.snella_kept[adapter_name])
+        return self._base().weight.numel() // len(self.kept(adapter_name))
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """The update (out, in) of all S matrices, in at least fp32; differentiable."""
@@ -119,7 +127,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         settings = self.settings[adapter_name]
         has_scalars = settings.kernel == "mixk"
         deltas = []
-        for i, kept in enumerate(self.snella_kept[adapter_name]):
+        for i, kept in enumerate(self.kept(adapter_name)):
             K = kernel_matrix(
                 self.snella_A[adapter_name][i],
                 self.snella_B[adapter_name][i],
@@ -149,7 +157,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         `qkv.weight`), and have to see the update. In evaluation without gradients it is kept until a factor, a
         budget or W changes.
         """
-        base = self.get_base_layer().weight
+        base = self._base().weight
         names = self._in_force()
         if not names:
             return base
@@ -171,9 +179,9 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
 
     def _state_key(self, names: list[str]) -> tuple | None:
         """What the adapted weight depends on, cheaply; None where changes cannot be seen (inference tensors)."""
-        tensors = [self.get_base_layer().weight]
+        tensors = [self._base().weight]
         for name in names:
-            tensors.append(self.snella_kept[name])
+            tensors.append(self.kept(name))
             for attribute in self.adapter_layer_names:
                 if name in (by_adapter := getattr(self, attribute)):
                     tensors.append(by_adapter[name])
@@ -198,21 +206,21 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
             for name in names:
                 y = y + self._regularised_update(x, name)
             return y
-        return self._linear(x, self.weight, self.get_base_layer().bias)
+        return self._linear(x, self.weight, self._base().bias)
 
     def _regularised_update(self, x: Tensor, adapter_name: str) -> Tensor:
         """x deltaᵀ with dropout on x and drop-path per sample on the result, drawn for each matrix by itself."""
         settings = self.settings[adapter_name]
-        channels = 1 if isinstance(self.get_base_layer(), nn.Conv2d) else -1
+        channels = 1 if isinstance(self._base(), nn.Conv2d) else -1
         parts = []
         for delta in self._deltas(adapter_name):
-            delta = delta.view(-1, *self.get_base_layer().weight.shape[1:]).to(self.get_base_layer().weight.dtype)
+            delta = delta.view(-1, *self._base().weight.shape[1:]).to(self._base().weight.dtype)
             part = self._linear(F.dropout(x, settings.dropout), delta, None)
             parts.append(drop_path(part, settings.drop_path, training=True))
         return torch.cat(parts, dim=channels)
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        base = self.get_base_layer()
+        base = self._base()
         if isinstance(base, nn.Conv2d):
             return base._conv_forward(x, weight, bias)  # knows padding modes
         return F.linear(x, weight, bias)
@@ -224,7 +232,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: `safe_merge` and the merged weight is not finite.
         """
-        base = self.get_base_layer()
+        base = self._base()
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.settings:
                 continue
@@ -240,7 +248,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
     def unmerge(self) -> None:
         """Take the base weight back as it was before the first merge, to the bit."""
         if self._unmerged_weight is not None:
-            base = self.get_base_layer()
+            base = self._base()
             base.weight.data = self._unmerged_weight.to(base.weight.device, base.weight.dtype)
             self._unmerged_weight = None
             self.merged_adapters.clear()

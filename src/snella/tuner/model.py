@@ -36,6 +36,7 @@ class SnellaModel(BaseTuner):
     prefix = "snella_"
     tuner_layer_cls = SnellaLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  (see `targets.FAMILIES`)
+    peft_config: dict[str, SnellaConfig]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Wrap the targeted layers, as PEFT does; grouped convolutions that a pattern matched are left alone."""
@@ -121,7 +122,7 @@ class SnellaModel(BaseTuner):
 
     def _importance(self, adapter_name: str) -> Importance:
         # not made in __init__: PEFT's own __init__ injects before a subclass could set anything
-        by_adapter = self.__dict__.setdefault("_importance_by_adapter", {})
+        by_adapter = vars(self).setdefault("_importance_by_adapter", {})
         if adapter_name not in by_adapter:
             config = self.peft_config[adapter_name]
             by_adapter[adapter_name] = Importance(config.beta1, config.beta2)
@@ -178,7 +179,7 @@ class SnellaModel(BaseTuner):
     def _set_kept(self, adapter_name: str, layers: list[SnellaLayer], kept: list[int]) -> None:
         start = 0
         for layer in layers:
-            buffer = layer.snella_kept[adapter_name]
+            buffer = layer.kept(adapter_name)
             buffer.copy_(torch.tensor(kept[start : start + len(buffer)]))
             start += len(buffer)
 

@@ -4,7 +4,7 @@ from snella.data.dataset import ImageData, Images, class_weights
 from snella.data.images import UnreadableImage, check_images, image_files, open_image
 from snella.data.loading import Batches
 from snella.data.readers import read_data, read_test_data
-from snella.data.report import data_report, describe
+from snella.data.summary import data_report, describe
 from snella.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
 
 __all__ = [

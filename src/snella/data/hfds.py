@@ -37,12 +37,14 @@ def read(name: str) -> Listing:
     """
     data = f"hfds/{name}"
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError(f"{data} needs the package datasets; install it with: pip install datasets") from None
     try:
-        features = datasets.load_dataset_builder(name).info.features or {}
         found = datasets.get_dataset_split_names(name)
+        features = datasets.load_dataset_builder(name).info.features
+        if features is None:  # as for folders of images, until they are loaded
+            features = datasets.load_dataset(name, split=found[0]).features
         image_key, label_key, notes = _columns(data, features)
         splits, left_out = known_splits(found)
         readers = {

@@ -52,10 +52,15 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     return decode(path, str(path))
 
 
-def decode(file: str | os.PathLike[str] | BinaryIO, name: str) -> Image.Image:
-    """`open_image` for a path or an open binary file; `name` is what the error calls it."""
+def decode(file: str | os.PathLike[str] | BinaryIO, name: str, *, draft: bool = False) -> Image.Image:
+    """`open_image` for a path or an open binary file; `name` is what the error calls it.
+
+    A draft may be smaller than the image (JPEG at 1/8 of its size): all of the file is read in a third of the time.
+    """
     try:
         with _opened(file, name) as image:
+            if draft:
+                image.draft(None, (1, 1))  # pyright: ignore[reportArgumentType] (None keeps the mode)
             return rgb(ImageOps.exif_transpose(image), name)
     except UnreadableImage:
         raise
@@ -100,11 +105,11 @@ def check_images(
     Images are decoded in threads (Pillow releases the lock). Above 20,000 only headers are read, and nothing is checked
     where the images are no files.
     """
-    check: Callable[[str], object] = read
-    if len(paths) > CHECK_ALL:
-        if read is not open_image:
-            return []
-        check = image_size
+    files = read is open_image
+    many = len(paths) > CHECK_ALL
+    if many and not files:
+        return []
+    check: Callable[[str], object] = image_size if many else _check_file if files else read
 
     def failure(path: str) -> UnreadableImage | None:
         try:
@@ -186,6 +191,10 @@ def _opened(file: str | os.PathLike[str] | BinaryIO, name: str) -> Image.Image:
         image.close()
         raise
     return image
+
+
+def _check_file(path: str) -> None:
+    decode(path, path, draft=True)
 
 
 def _reason(error: Exception) -> str:

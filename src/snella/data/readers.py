@@ -20,9 +20,8 @@ from snella.data.timm_source import PREFIXES, is_timm_name, timm_source
 from snella.errors import UserError
 
 ACCEPTED = (
-    "an image folder (CLASS/IMAGE or {train,val,test}/CLASS/IMAGE), a manifest (.csv, .jsonl), "
-    "a VTAB-1k or FGVC folder, "
-    f"{', '.join(elpv.CLASSES)}, or {', '.join(f'{prefix}/NAME' for prefix in PREFIXES)}"
+    f"a folder of class folders, a manifest (.csv, .jsonl), {', '.join(elpv.CLASSES)} "
+    f"or {', '.join(f'{prefix}/NAME' for prefix in PREFIXES)}"
 )
 
 

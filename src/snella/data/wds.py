@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from PIL import Image, ImageOps
 
@@ -19,6 +20,8 @@ from snella.data.timm_source import create, indexed_entries, known_splits
 from snella.errors import UserError
 
 _LOGGER = "timm.data.readers.reader_wds"
+# how timm's reader logs a sample that it leaves out
+_FAILURE, _FAILURE_END = "Handling webdataset error (", "). Ignoring."
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,8 @@ def read(folder: str) -> Listing:
     Raises:
         UserError: package or folder missing, no shard, no readable sample in a split.
     """
-    try:
-        import webdataset  # noqa: F401  (timm's reader would only say so late)
-    except ImportError:
-        raise UserError(f"wds/{folder} needs the package webdataset; install it with: pip install webdataset") from None
+    if find_spec("webdataset") is None:
+        raise UserError(f"wds/{folder} needs the package webdataset; install it with: pip install webdataset")
     folder = os.path.expanduser(folder)
     existing(folder, remedy="write wds/FOLDER, a folder of .tar shards")
     encoded: dict[str, bytes] = {}
@@ -58,9 +59,13 @@ def read(folder: str) -> Listing:
                     skipped.append(error)
                 else:
                     labels[split].append(label)
-        skipped += [UnreadableImage(f"wds/{folder} ({split})", problem) for problem in problems]
+        failures = [problem for problem in problems if problem.startswith(_FAILURE)]
+        skipped += [
+            UnreadableImage(f"{split} sample", failure.removeprefix(_FAILURE).removesuffix(_FAILURE_END))
+            for failure in failures
+        ]
         if not labels[split]:
-            reason = problems[0] if problems else "the shards are empty"
+            reason = str(skipped[-1]) if skipped else "the shards are empty"
             raise UserError(
                 f"wds/{folder} has no readable sample in {split} ({reason}); expected NAME.jpg and NAME.cls"
             )

@@ -12,7 +12,7 @@ from snella.data.dataset import SPLITS, ImageData
 from snella.data.images import Progress, UnreadableImage, image_size, open_image
 from snella.data.readers import read_data
 
-SIZES_OF = 2_000  # images whose sizes are read
+SIZES_OF = 5_000  # images whose sizes are read
 
 
 def data_report(data: str, *, seed: int, progress: Progress | None = None) -> RenderableType:
@@ -27,7 +27,7 @@ def describe(data: ImageData) -> RenderableType:
     if data.skipped:
         parts.append(Text(f"{len(data.skipped)} unreadable images left out:"))
         parts += [Text(f"  {error}") for error in data.skipped]
-    parts += [Text(f"note: {note}") for note in data.notes]
+    parts += [Text(note) for note in data.notes]
     return Group(*parts)
 
 

@@ -1,0 +1,84 @@
+"""With a package of the same layout in place of elpv-dataset; the real one is read where it is installed."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from snella.data import read_data
+from snella.data.elpv import INSTALL, elpv
+from snella.errors import UserError
+
+LEVELS = {"0.0": 1508, "0.3333333333333333": 295, "0.6666666666666666": 106, "1.0": 715}  # as published
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch) -> Path:
+    """A package with the published counts and no images; importing it fails, so reading must not."""
+    root = tmp_path / "elpv_dataset"
+    (root / "data").mkdir(parents=True)
+    (root / "__init__.py").write_text("raise RuntimeError('imported')")
+    lines = [level for level, count in LEVELS.items() for _ in range(count)]
+    types = ("mono", "poly")
+    rows = [f"images/cell{i:04d}.png  {level}   {types[i % 3 == 0]}" for i, level in enumerate(lines)]
+    (root / "data" / "labels.csv").write_text("\n".join(rows) + "\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "elpv_dataset", raising=False)
+    return root
+
+
+def test_sizes_classes_and_notes(package: Path) -> None:
+    data = elpv("elpv", seed=0)
+    assert data.folder == str(package / "data")
+    assert data.classes == ("functional", "defective")
+    assert {split: len(items) for split, items in data.splits.items()} == {"train": 800, "val": 200, "test": 1624}
+    counts = Counter(label for items in data.splits.values() for _, label in items)
+    assert counts == {0: 1508 + 295, 1: 106 + 715}
+    notes = " ".join(data.notes)
+    assert "CC BY-NC-SA 4.0" in notes
+    assert "88.4 %" in notes
+
+
+def test_the_four_levels_share_the_split(package: Path) -> None:
+    two, four = elpv("elpv", seed=3), elpv("elpv-levels", seed=3)
+    assert len(four.classes) == 4
+    for split in ("train", "val", "test"):
+        assert [name for name, _ in two.splits[split]] == [name for name, _ in four.splits[split]]
+        assert [label for _, label in two.splits[split]] == [int(label > 1) for _, label in four.splits[split]]
+        shares = Counter(label for _, label in four.splits[split])
+        for level, total in enumerate(LEVELS.values()):
+            assert shares[level] / len(four.splits[split]) == pytest.approx(total / 2624, abs=0.01)
+
+
+def test_the_seed_decides(package: Path) -> None:
+    assert elpv("elpv", seed=0).splits == elpv("elpv", seed=0).splits
+    assert elpv("elpv", seed=0).splits["train"] != elpv("elpv", seed=1).splits["train"]
+
+
+def test_a_missing_package_is_one_command_away(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "elpv_dataset", None)
+    with pytest.raises(UserError) as caught:
+        read_data("elpv", seed=0)
+    assert INSTALL in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_that_name_wins(package: Path, tmp_path: Path, monkeypatch, class_folders) -> None:
+    monkeypatch.chdir(tmp_path)
+    class_folders("elpv", a=5, b=5)
+    data = read_data("elpv", seed=0)
+    assert data.layout == "image folder"
+    assert data.classes == ("a", "b")
+
+
+@pytest.mark.skipif(find_spec("elpv_dataset") is None, reason="elpv-dataset is not installed")
+def test_the_real_package() -> None:
+    data = read_data("elpv", seed=0)
+    assert {split: len(images) for split, images in data.splits.items()} == {"train": 800, "val": 200, "test": 1624}
+    assert not data.skipped
+    assert data.splits["train"][0]["image"].size == (300, 300)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from snella.data import UnreadableImage, check_images, image_files, open_image
+from snella.data import images as images_module
+from snella.data.images import image_size, images_below, rgb
+from snella.errors import UserError
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds no pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_an_ordinary_image_is_read_unchanged(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    image = open_image(tmp_path / "a.png")
+    assert image.mode == "RGB"
+    assert np.array_equal(np.asarray(image), pixels)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
+    ramp = np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / f"a.{suffix}")
+    read = np.asarray(open_image(tmp_path / f"a.{suffix}"))
+    expected = np.round(ramp / 65535 * 255).astype(np.uint8)
+    assert np.array_equal(read, np.repeat(expected[..., None], 3, axis=2))
+
+
+@given(arrays(np.uint16, (3, 4), elements=st.integers(0, 65535)))
+def test_16_bit_scaling_keeps_order_and_ends(values: np.ndarray) -> None:
+    scaled = np.asarray(rgb(Image.fromarray(values), "x"))[..., 0].astype(float)
+    assert np.abs(scaled / 255 - values / 65535).max() <= 0.5 / 255 + 1e-9
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    image = Image.new("RGB", (20, 10), "black")
+    image.paste("white", (0, 0, 10, 10))  # left half white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned clockwise by 90 degrees: left becomes top
+    image.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    shown = open_image(tmp_path / "a.jpg")
+    assert shown.size == (10, 20) == image_size(tmp_path / "a.jpg")
+    pixels = np.asarray(shown)
+    assert pixels[:8].mean() > 250
+    assert pixels[-8:].mean() < 5
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
+def test_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+    suffix = {"CMYK": "jpg", "YCbCr": "jpg"}.get(mode, "png")
+    white = Image.new("RGB", (16, 16), "white").convert(mode)
+    white.save(tmp_path / f"a.{suffix}")
+    image = open_image(tmp_path / f"a.{suffix}")
+    assert image.mode == "RGB"
+    assert np.asarray(image).min() >= 253
+
+
+def broken_files(folder: Path) -> dict[str, str]:
+    """File name -> what the reason must say."""
+    good = folder / "good.jpg"
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(good)
+    Image.fromarray(pixels).save(folder / "whole.png")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.png").write_text("not an image")
+    (folder / "short.jpg").write_bytes(good.read_bytes()[:-300])
+    (folder / "short.png").write_bytes((folder / "whole.png").read_bytes()[:2000])
+    (folder / "huge.png").write_bytes(png_header(20_000, 6_000))
+    (folder / "bomb.png").write_bytes(png_header(60_000, 60_000))
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "pages.tif", save_all=True, append_images=frames[1:])
+    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(folder / "float.tif")
+    Image.fromarray(np.full((4, 4), 70_000, np.int32)).save(folder / "wide.tif")
+    good.unlink()
+    (folder / "whole.png").unlink()
+    return {
+        "empty.jpg": "0 bytes",
+        "text.png": "not an image",
+        "short.jpg": "truncated",
+        "short.png": "truncated",
+        "huge.png": "20000 x 6000 pixels",
+        "bomb.png": "100 megapixels",
+        "moving.gif": "2 frames",
+        "pages.tif": "2 frames",
+        "float.tif": "floating-point",
+        "wide.tif": "32-bit",
+        "missing.jpg": "no such file",
+    }
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_each_unreadable_file_says_why(tmp_path: Path) -> None:
+    for name, reason in broken_files(tmp_path).items():
+        with pytest.raises(UnreadableImage) as caught:
+            open_image(tmp_path / name)
+        assert reason in caught.value.reason, name
+        assert str(caught.value) == f"{tmp_path / name}: {caught.value.reason}"
+        assert "\n" not in str(caught.value)
+
+
+def test_check_finds_exactly_what_opening_refuses(tmp_path: Path, picture, recwarn) -> None:
+    broken = list(broken_files(tmp_path))
+    good = [picture(tmp_path / "a.png"), picture(tmp_path / "b.jpg", (90, 70))]
+    paths = [good[0], *(str(tmp_path / name) for name in broken), good[1]]
+    calls: list[tuple[int, int]] = []
+    found = check_images(paths, progress=lambda done, total: calls.append((done, total)))
+    assert [os.path.basename(error.path) for error in found] == broken
+    assert calls == [(i, len(paths)) for i in range(1, len(paths) + 1)]
+    assert not recwarn.list
+
+
+def test_above_the_limit_only_headers_are_read(tmp_path: Path, monkeypatch) -> None:
+    broken_files(tmp_path)
+    monkeypatch.setattr(images_module, "CHECK_ALL", 1)
+    found = check_images([str(tmp_path / "short.jpg"), str(tmp_path / "empty.jpg")])
+    assert [os.path.basename(error.path) for error in found] == ["empty.jpg"]
+
+
+def test_unreadable_image_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(UnreadableImage("a.jpg", "broken")))
+    assert (error.path, error.reason, str(error)) == ("a.jpg", "broken", "a.jpg: broken")
+
+
+def test_images_below_are_sorted_and_without_hidden_ones(tmp_path: Path, picture) -> None:
+    for name in ("b/2.png", "b/1.PNG", "a.jpg", ".hidden/x.png", "b/._1.png", "__MACOSX/y.png"):
+        picture(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    assert images_below(str(tmp_path)) == ["a.jpg", "b/1.PNG", "b/2.png"]
+
+
+def test_image_files_takes_files_and_folders(tmp_path: Path, picture) -> None:
+    single, below = picture(tmp_path / "x.png"), picture(tmp_path / "d" / "y.png")
+    assert image_files([single, tmp_path / "d", single]) == (single, below)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="holds no image"):
+        image_files([tmp_path / "none"])
+    with pytest.raises(UserError, match=r"did you mean .*x\.png"):
+        image_files([tmp_path / "xx.png"])

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from snella.data.paths import existing
+from snella.errors import UserError
+
+
+def message(path: Path | str, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        existing(str(path), **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_existing_path_is_given_back(tmp_path: Path) -> None:
+    assert existing(str(tmp_path)) == str(tmp_path)
+
+
+def test_near_names_are_suggested_whatever_the_case(tmp_path: Path) -> None:
+    (tmp_path / "Flowers").mkdir()
+    (tmp_path / "unrelated").mkdir()
+    text = message(tmp_path / "flower")
+    assert str(tmp_path / "Flowers") in text
+    assert "unrelated" not in text
+
+
+def test_other_names_are_suggested_too(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "did you mean elpv" in message("elvp", others=("elpv",))
+
+
+def test_the_first_missing_folder_is_named(tmp_path: Path) -> None:
+    text = message(tmp_path / "a" / "b" / "c", remedy="look again")
+    assert f"no folder {tmp_path / 'a'};" in text
+    assert "look again" in text
+
+
+def test_a_dangling_link_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    assert "link to" in message(tmp_path / "link")

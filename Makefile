@@ -1,0 +1,40 @@
+# make setup | demo | test | test-all | lint      Everything happens in $(VENV); nothing else is touched.
+
+PYTHON ?= python3
+VENV ?= .venv
+# The pair that is tested; others from torch 2.6 on work: make setup TORCH="torch torchvision"
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+RUN ?= runs/demo
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test test-all lint clean
+
+setup: $(STAMP)
+
+# torch and torchvision are named together with all that needs them, or pip may change them afterwards.
+$(STAMP): pyproject.toml requirements/demo.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH) -e ".[test,lint]"
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements/demo.txt
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/snella train --recipe demo --out $(RUN) --resume
+	$(BIN)/snella evaluate $(RUN)
+	$(BIN)/snella predict $(RUN)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+clean:
+	rm -rf $(VENV) build dist runs/demo

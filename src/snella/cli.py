@@ -1,0 +1,362 @@
+"""The command line: flags to a typed config, one function per command, errors in a line or two.
+
+What loads torch is imported inside the command that needs it, so that help and wrong flags are instant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import io
+import os
+import re
+import shlex
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
+
+from snella.config import TrainConfig, choice_error, flag, nearest, read_recipe, run_folder
+from snella.errors import UserError
+from snella.version import __version__
+
+HELP = f"""\
+snella {__version__}: fine-tune pre-trained vision backbones by a sparse update that fits its budget.
+
+  snella train --data FOLDER      fine-tune; --recipe NAME_OR_FILE gives defaults (snella train --recipe demo)
+  snella evaluate RUN             test a run: accuracy, per-class table, confusion matrix
+  snella predict RUN IMAGE...     classify images or the images of a folder
+  snella merge RUN --out FOLDER   write a plain timm or transformers checkpoint, and ONNX with --onnx
+  snella data PATH                show what is found in a data set
+
+snella COMMAND --help lists a command's flags with their defaults. --debug, with any command, shows tracebacks.
+"""
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Fine-tune a pre-trained backbone on images; the results go to a run folder."""
+
+    config: OmitArgPrefixes[TrainConfig] = TrainConfig()  # noqa: RUF009 - frozen, and tyro wants an instance
+    recipe: str | None = None
+    """Defaults for all the flags below: the name of a recipe (demo) or the path of a YAML file, such as a run's
+    config.yaml. Flags override it."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Test a run: accuracy, a table per class, a confusion matrix; all of it in RUN/evaluation as well."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")] = ""
+    """Run folder that snella train wrote."""
+    data: str | None = None
+    """Other images to test on, in any layout that train takes; their test split, or all where there is none. None:
+    the data of the run."""
+    split: Literal["train", "val", "test"] = "test"
+    """Which split of the run's data."""
+    batch_size: int = 64
+    """Images per forward pass."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:N or mps."""
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Classify images: the class and its probability, as a table, JSON or CSV on standard output."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")] = ""
+    """Run folder that snella train wrote."""
+    images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE...")] = ()
+    """Image files, or folders of them (searched in depth)."""
+    json: bool = False
+    """Print JSON with the probabilities of all classes."""
+    csv: bool = False
+    """Print CSV with the probabilities of all classes."""
+    out: str | None = None
+    """Write to this file instead of standard output (JSON or CSV by its ending, unless a format is given)."""
+    batch_size: int = 64
+    """Images per forward pass."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:N or mps."""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Merge a run's update into its backbone: a checkpoint that loads without snella and is as fast as the original."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")] = ""
+    """Run folder that snella train wrote."""
+    out: str = ""
+    """Folder for the checkpoint. Needed; has no default."""
+    onnx: str | None = None
+    """Also write an ONNX model to this file and check it (needs onnx, onnxruntime and onnxscript)."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Show what is found in a data set: images per class and split, sizes, unreadable files, licence."""
+
+    data: Annotated[Positional[str], arg(metavar="PATH")] = ""
+    """A folder, a manifest or a name, as snella train --data takes it."""
+    seed: int = 0
+    """Seed of the splits, where the data has none of its own."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (without the program's name) and return its exit code.
+
+    0: done; 1: done, but for images that could not be read, or a fault in snella; 2: something given is wrong;
+    130, 143: stopped by Ctrl-C, by SIGTERM.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]
+    with _terminable():
+        try:
+            return _dispatch(args)
+        except BaseException as error:
+            if debug:
+                traceback.print_exc()
+            return _explain(error, args)
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0 if args else 2
+    if args[0] == "--version":
+        print(f"snella {__version__}")
+        return 0
+    if args[0] not in COMMANDS:
+        near = nearest(args[0], COMMANDS)
+        raise UserError(f"unknown command {args[0]}{near} (commands: {', '.join(COMMANDS)}; see snella --help)")
+    return COMMANDS[args[0]](args[1:])
+
+
+def _train(args: list[str]) -> int:
+    command = _parse(Train, args, default=Train(*_defaults(args)))
+    from snella.run import train
+
+    try:
+        train(command.config)
+    except KeyboardInterrupt as stop:
+        folder = run_folder(command.config)
+        started = (folder / "config.yaml").exists() and not command.config.overwrite
+        raise Stopped(stop, resume_command(folder) if started else _again(["train", *args])) from None
+    return 0
+
+
+def _defaults(args: list[str]) -> tuple[TrainConfig, str | None]:
+    """The recipe's values and its name; `--resume --out RUN` alone takes RUN/config.yaml for the recipe."""
+    recipe, out = _value(args, "recipe"), _value(args, "out")
+    if recipe is None and out and "--resume" in args and (Path(out) / "config.yaml").is_file():
+        recipe = str(Path(out) / "config.yaml")
+    return (read_recipe(recipe) if recipe else TrainConfig()), recipe
+
+
+def _value(args: Sequence[str], name: str) -> str | None:
+    """The last value of a flag on the command line, before it is parsed."""
+    value = None
+    for word, following in zip(args, [*args[1:], None], strict=True):
+        if word == flag(name):
+            value = following
+        elif word.startswith(f"{flag(name)}="):
+            value = word.partition("=")[2]
+    return value
+
+
+def _evaluate(args: list[str]) -> int:
+    command = _parse(Evaluate, args)
+    folder = _run(command.run, "evaluate")
+    from snella.run import evaluate
+
+    evaluate(folder, **_options(command))
+    return 0
+
+
+def _predict(args: list[str]) -> int:
+    command = _parse(Predict, args)
+    folder = _run(command.run, "predict")
+    if command.json and command.csv:
+        raise UserError("--json and --csv contradict each other: pass one of them")
+    from snella.run import predict
+
+    return 1 if predict(folder, **_options(command)) else 0
+
+
+def _merge(args: list[str]) -> int:
+    command = _parse(Merge, args)
+    folder = _run(command.run, "merge")
+    if not command.out:
+        raise UserError("no folder for the checkpoint: snella merge RUN --out FOLDER")
+    from snella.run import merge
+
+    merge(folder, **_options(command))
+    return 0
+
+
+def _data(args: list[str]) -> int:
+    command = _parse(Data, args)
+    if not command.data:
+        raise UserError("no data: snella data PATH names a folder, a manifest or a known data set")
+    from rich.console import Console
+
+    from snella.data import data_report
+    from snella.report.console import checking_images
+
+    with checking_images(Console(stderr=True)) as progress:
+        report = data_report(command.data, seed=command.seed, progress=progress)
+    Console().print(report)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "merge": _merge,
+    "data": _data,
+}
+
+
+def _options(command: Any) -> dict[str, Any]:
+    return {f.name: getattr(command, f.name) for f in dataclasses.fields(command) if f.name != "run"}
+
+
+def _run(run: str, command: str) -> Path:
+    if not run:
+        raise UserError(f"no run folder: snella {command} RUN, with the folder that snella train wrote")
+    return Path(run)
+
+
+def _parse(command: type[C], args: Sequence[str], **default: C) -> C:
+    """Parse the flags of a command; tyro's framed errors become a line."""
+    name = command.__name__.lower()
+    _check_flags(args, command, name)
+    framed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(framed):
+            return tyro.cli(command, args=args, prog=f"snella {name}", config=(FlagCreatePairsOff,) * (name != "train"), **default)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UserError(f"{_first_paragraph(framed.getvalue())} (see snella {name} --help)") from None
+
+
+def _check_flags(args: Sequence[str], command: type, name: str) -> None:
+    """Refuse what tyro would refuse at more length: unknown flags and choices, with the nearest valid ones."""
+    hints = get_type_hints(command) | (get_type_hints(TrainConfig) if command is Train else {})
+    hints.pop("config", None)
+    flags = {flag(field): hint for field, hint in hints.items()} | {"--help": bool}
+    negated = {f"--no-{field[2:]}" for field, hint in flags.items() if hint is bool and command is Train}
+    for i, word in enumerate(args):
+        if not re.match(r"--[A-Za-z]", word):
+            continue
+        given, equals, value = word.partition("=")
+        given = "--" + given[2:].replace("_", "-")
+        if given not in flags and given not in negated:
+            raise UserError(f"unknown flag {given}{nearest(given, [*flags, *negated])} (see snella {name} --help)")
+        hint = flags.get(given)
+        if get_origin(hint) is Literal and (equals or i + 1 < len(args)):
+            value = value if equals else args[i + 1]
+            if value not in get_args(hint):
+                raise choice_error(given[2:], value, get_args(hint))
+
+
+def _first_paragraph(framed: str) -> str:
+    """The message in a framed error: what stands between its title and the first rule or empty line."""
+    lines = [line.strip(" │|\t") for line in framed.splitlines()]
+    message = []
+    for line in lines[1:]:
+        if not line.strip("─-╭╮╰╯"):
+            if message:
+                break
+            continue
+        message.append(line)
+    return " ".join(message)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived."""
+
+
+class Stopped(Exception):
+    """A command was stopped by Ctrl-C or SIGTERM; `go_on` is the command that goes on."""
+
+    def __init__(self, stop: KeyboardInterrupt, go_on: str) -> None:
+        super().__init__(go_on)
+        self.code = 143 if isinstance(stop, Terminated) else 130
+        self.go_on = go_on
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does: with files closed and a line that says how to go on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def resume_command(folder: Path) -> str:
+    """The command that goes on with a run."""
+    return shlex.join(
+        ["snella", "train", "--recipe", str(folder / "config.yaml"), "--out", str(folder), "--resume"]
+    )
+
+
+def _again(args: Sequence[str]) -> str:
+    return shlex.join(["snella", *args])
+
+
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full; free some space or write elsewhere",
+    errno.EROFS: "the file system is read-only; write elsewhere",
+    errno.EACCES: "no permission; check the path or write elsewhere",
+    errno.EPERM: "no permission; check the path or write elsewhere",
+}
+
+
+def _explain(error: BaseException, args: Sequence[str]) -> int:
+    """Print what went wrong and return the exit code."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 0
+    if isinstance(error, Stopped):
+        return _say(f"stopped; this goes on: {error.go_on}", error.code)
+    if isinstance(error, KeyboardInterrupt):
+        return _say(f"stopped; this starts again: {_again(args)}", Stopped(error, "").code)
+    if isinstance(error, UserError):
+        return _say(str(error), 2)
+    if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, OSError):
+        reason = _REMEDIES.get(error.errno or 0) or error.strerror or str(error)
+        return _say(f"{error.filename}: {reason}" if error.filename else reason, 2)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return _say("out of memory; try a smaller --batch-size, with --accumulate, or a smaller --image-size", 2)
+    where = "" if "--debug" in args else " (--debug shows where)"
+    return _say(f"fault in snella: {type(error).__name__}: {' '.join(str(error).split())[:300]}{where}", 1)
+
+
+def _say(message: str, code: int) -> int:
+    print(f"snella: {message}", file=sys.stderr)
+    return code

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from golden import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
+from golden import reference
 from snella.allocation import Importance, Schedule, budgets, shares
 from snella.delta import kept_count
 
@@ -108,9 +108,7 @@ def test_the_budget_falls_as_published_and_stops_before_the_end() -> None:
     assert changed[36] == pytest.approx(last)  # within the final warm-up
 
 
-@given(
-    st.floats(0, 1), st.floats(0, 1), st.integers(1, 60), st.integers(1, 9), st.integers(0, 30), st.integers(0, 30)
-)
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 60), st.integers(1, 9), st.integers(0, 30), st.integers(0, 30))
 def test_budgets_are_monotone(first: float, last: float, total: int, every: int, warm: int, final: int) -> None:
     low, high = sorted((first, last))
     schedule = Schedule(

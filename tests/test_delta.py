@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden import reference, relative_error
 from hypothesis import given
 from hypothesis import strategies as st
 
+from golden import reference, relative_error
 from snella import delta_weight
 from snella.delta import gated, kept_count, kernel_matrix, quantile, threshold
 
@@ -15,7 +15,9 @@ KERNELS, KERNEL_CASES = reference("kernels")
 SCALARS = ("alpha", "gamma", "beta")
 
 
-def factors(n: int, m: int, r: int, heads: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+def factors(
+    n: int, m: int, r: int, heads: int, dtype: torch.dtype = torch.float64
+) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(heads, n, r // heads, dtype=dtype), torch.randn(heads, m, r // heads, dtype=dtype)
 
 

@@ -6,9 +6,9 @@ import peft
 import pytest
 import timm
 import torch
-from golden import reference, relative_error
 from torch import nn
 
+from golden import reference, relative_error
 from snella import SnellaConfig
 from snella.delta import kept_count
 from snella.tuner import SnellaLayer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from peft import PeftConfig
+from peft import PeftConfig, PeftType
 
 from snella.delta import GATES, KERNELS
 from snella.errors import UserError
@@ -68,7 +68,7 @@ class SnellaConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PEFT_TYPE  # a member of PeftType since `snella.tuner` registered it, and a str
+        self.peft_type = PeftType(PEFT_TYPE)  # a member since `snella.tuner` registered it
         for name in ("target_modules", "exclude_modules"):
             if isinstance(value := getattr(self, name), list):
                 setattr(self, name, set(value))

@@ -61,7 +61,7 @@ def adaptable(module: nn.Module) -> bool:
 def candidates(model: nn.Module) -> list[str]:
     """Names of the layers that can be adapted, with `*` for numbers, in the model's order."""
     names = [
-        re.sub(r"\d+(?=\.|$)", "*", name)
+        re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
         for name, module in model.named_modules()
         if adaptable(module) and not name.endswith("base_layer")
     ]

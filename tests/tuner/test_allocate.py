@@ -1,0 +1,123 @@
+"""Budgets in training: `update_and_allocate`, its state, and the transformers callback."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from torch import Tensor, nn
+
+from snella import AllocationCallback, SnellaConfig
+from snella.tuner import SnellaLayer
+from vits import tiny_vit
+
+
+def train(model: peft.PeftModel, images: Tensor, steps: range) -> list[dict | None]:
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    records = []
+    for step in steps:
+        torch.nn.functional.cross_entropy(model(images), torch.tensor([0, 1, 2])).backward()
+        optimizer.step()
+        records.append(model.base_model.update_and_allocate(step))
+        optimizer.zero_grad()
+    return records
+
+
+def budgets(model: nn.Module) -> dict[str, list[int]]:
+    return {m.name: m.kept("default").tolist() for m in model.modules() if isinstance(m, SnellaLayer)}
+
+
+def test_budgets_follow_the_schedule(vit: nn.Module, images: Tensor) -> None:
+    config = SnellaConfig(r=8, total_step=12, allocate_every=3, target_sparsity=0.8)
+    model = peft.get_peft_model(vit, config)
+    records = train(model, images, range(1, 13))
+    assert [step for step, record in enumerate(records, 1) if record] == [3, 6, 9]
+    last = records[8]
+    assert list(last["size"]) == list(last["kept"])
+    assert list(last["kept"])[:4] == [f"blocks.0.attn.qkv[{i}]" for i in range(3)] + ["blocks.0.attn.proj"]
+    assert abs(sum(last["kept"].values()) - last["budget"]) <= len(last["kept"])
+    by_layer = budgets(model)
+    assert by_layer["blocks.0.attn.qkv"] == [last["kept"][f"blocks.0.attn.qkv[{i}]"] for i in range(3)]
+    assert by_layer["blocks.1.mlp.fc2"] == [last["kept"]["blocks.1.mlp.fc2"]]
+    total = sum(last["size"].values())
+    assert last["budget"] == int(0.2 * total + 0.8 * total * (1 - 9 / 12) ** 3)
+
+
+def test_without_total_step_budgets_stay_and_it_is_said_once(vit: nn.Module, images: Tensor) -> None:
+    model = peft.get_peft_model(vit, SnellaConfig(r=8, init_sparsity=0.5, target_sparsity=0.9))
+    before = budgets(model)
+    with pytest.warns(UserWarning, match="total_step is None: budgets stay at init_sparsity=0.5") as said:
+        assert train(model, images, range(1, 4)) == [None] * 3
+    assert len(said) == 1
+    assert budgets(model) == before
+    quiet = peft.get_peft_model(tiny_vit(), SnellaConfig(r=8, init_sparsity=0.5, target_sparsity=0.5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(quiet, images, range(1, 3))
+
+
+def test_too_late_a_call_is_an_error(vit: nn.Module, images: Tensor) -> None:
+    model = peft.get_peft_model(vit, SnellaConfig(r=8, total_step=4))
+    with pytest.raises(ValueError, match="before the gradients are cleared"):
+        model.base_model.update_and_allocate(1)
+
+
+def test_allocator_state_goes_on_where_it_was(images: Tensor) -> None:
+    def fresh() -> peft.PeftModel:
+        torch.manual_seed(4)
+        return peft.get_peft_model(tiny_vit(), SnellaConfig(r=8, total_step=8, target_sparsity=0.9))
+
+    straight = fresh()
+    train(straight, images, range(1, 9))
+    first = fresh()
+    train(first, images, range(1, 5))
+    second = fresh()
+    second.load_state_dict(first.state_dict())
+    second.base_model.load_allocator_state_dict(first.base_model.allocator_state_dict())
+    train(second, images, range(5, 9))
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), second.parameters(), strict=True))
+    assert budgets(straight) == budgets(second)
+
+
+def test_the_transformers_trainer(tmp_path: Path) -> None:
+    import transformers
+
+    def trainer(folder: Path, steps: int) -> transformers.Trainer:
+        torch.manual_seed(2)
+        config = transformers.ViTConfig(
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            intermediate_size=48,
+            image_size=32,
+            num_labels=3,
+        )
+        model = peft.get_peft_model(
+            transformers.ViTForImageClassification(config), SnellaConfig(r=4, target_sparsity=0.9)
+        )
+        data = [{"pixel_values": torch.randn(3, 32, 32), "labels": i % 3} for i in range(8)]
+        arguments = transformers.TrainingArguments(
+            output_dir=str(folder),
+            max_steps=steps,
+            per_device_train_batch_size=4,
+            save_steps=3,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        return transformers.Trainer(model, arguments, train_dataset=data, callbacks=[AllocationCallback()])
+
+    straight = trainer(tmp_path / "a", 6)
+    straight.train()
+    sizes = [m.matrix_size("default") for m in straight.model.modules() if isinstance(m, SnellaLayer)]
+    kept = sum(sum(layer) for layer in budgets(straight.model).values())
+    expected = sum(0.1 * size + 0.9 * size * (1 - 5 / 6) ** 3 for size in sizes)  # the last allocation: step 5 of 6
+    assert kept == pytest.approx(expected, abs=len(sizes) + 1)
+    resumed = trainer(tmp_path / "b", 6)
+    (tmp_path / "b").mkdir(exist_ok=True)
+    (tmp_path / "a" / "checkpoint-3").rename(tmp_path / "b" / "checkpoint-3")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-3"))
+    assert budgets(resumed.model) == budgets(straight.model)

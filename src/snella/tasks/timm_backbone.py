@@ -138,7 +138,7 @@ def _from_hub(name: str, options: dict[str, Any]) -> nn.Module:
         config = _config(name)
         found = (
             config.to_dict() if config else _create(name, options).pretrained_cfg
-        )  # an old name builds its successor
+        )  # old: builds the new one
         if repo := found.get("hf_hub_id"):
             require_hub(repo, files=(*WEIGHTS, found.get("hf_hub_filename") or WEIGHTS[0]))
     try:

@@ -46,8 +46,11 @@ def test_metrics_agree_with_scikit_learn(seed, count, size, batch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # classes that are predicted but absent
         balanced = reference.balanced_accuracy_score(labels, predicted)
-    precision, recall, f1, support = reference.precision_recall_fscore_support(
-        labels, predicted, labels=every, zero_division=np.nan
+    precision, recall, f1, _ = reference.precision_recall_fscore_support(
+        labels,
+        predicted,
+        labels=every,
+        zero_division=np.nan,  # pyright: ignore[reportArgumentType]
     )
     top5 = np.mean([label in np.argsort(-row)[:5] for row, label in zip(logits, labels, strict=True)])
     probabilities = torch.from_numpy(logits).double().softmax(1).numpy()
@@ -61,7 +64,7 @@ def test_metrics_agree_with_scikit_learn(seed, count, size, batch):
         rel=1e-5,
     )
     assert result.confusion.tolist() == reference.confusion_matrix(labels, predicted, labels=every).tolist()
-    assert [row.count for row in result.table] == support.tolist()
+    assert [row.count for row in result.table] == np.bincount(labels, minlength=count).tolist()
     for column, expected in (("recall", recall), ("precision", precision), ("f1", f1)):
         got = [getattr(row, column) for row in result.table]
         got = [np.nan if value is None else value for value in got]

@@ -1,0 +1,164 @@
+"""Figures of an evaluation and of a training: the confusion matrix and the curves."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from snella.report.style import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    PALE,
+    hatched,
+    heading,
+    new_figure,
+    plain,
+    save_figure,
+    shares_map,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from torch import Tensor
+
+WRITTEN = 20  # classes up to which each cell bears its numbers
+NAMED = 60  # classes up to which every class is named
+LONGEST = 24  # letters of a class name in a figure
+
+
+def confusion_figure(confusion: Tensor, classes: Sequence[str], path: str | os.PathLike[str]) -> Path:
+    """Draw a confusion matrix as shares of each true class; with the counts written in up to 20 classes.
+
+    Args:
+        confusion: (K, K) counts, true class x predicted class.
+        classes: the K names.
+        path: file to write (its ending says the format); replaced if it is there.
+
+    Returns:
+        The path.
+    """
+    counts = confusion.cpu().numpy()
+    total = counts.sum(axis=1, keepdims=True)
+    shares = counts / np.maximum(total, 1)  # (K, K)
+    K = len(classes)
+    labels = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in classes]
+    cell = max(0.62, 2.4 / K) if K <= WRITTEN else max(7.0 / K, 0.14 if K <= NAMED else 0)  # inches
+    every = math.ceil(0.14 / cell)  # a label needs 0.14 inches
+    margin = 0.45 + 0.066 * max(map(len, labels))
+    upright = margin - 0.45 < cell
+    side, top, bottom = K * cell, 0.85, 0.5 if upright else margin
+    width, height = max(margin + side + 0.8, 5.0), top + side + bottom
+    figure = new_figure(width, height)
+    axes = figure.add_axes((margin / width, bottom / height, side / width, side / height))
+    # never taken for one another: white, so that the mistakes stand out
+    image = axes.imshow(np.ma.masked_equal(shares, 0), cmap=shares_map(), vmin=0, vmax=1, interpolation="nearest")
+    for row in np.flatnonzero(total[:, 0] == 0):
+        hatched(axes, -0.5, row - 0.5, K, 1)
+    axes.set_xticks(range(0, K, every), labels[::every], rotation=0 if upright else 90, parse_math=False)
+    axes.set_yticks(range(0, K, every), labels[::every], parse_math=False)
+    axes.set_xlabel("predicted class", fontsize=8.5, color=GREY)
+    axes.set_ylabel("true class", fontsize=8.5, color=GREY)
+    plain(axes)
+    axes.spines[:].set(visible=True, color=PALE)
+    if K <= WRITTEN:
+        _write_cells(axes, counts, shares)
+    bar = figure.add_axes(((margin + side + 0.15) / width, bottom / height, 0.1 / width, min(side, 1.8) / height))
+    figure.colorbar(image, cax=bar).outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    bar.set_yticks([0, 0.5, 1], ["0", "50", "100%"])
+    plain(bar)
+    heading(
+        figure,
+        "Which classes are taken for which",
+        f"shares of each true class (rows); {counts.trace():,} of {counts.sum():,} images are right"
+        + ("; hatched: no image" if (total == 0).any() else ""),
+    )
+    return save_figure(figure, path)
+
+
+def _write_cells(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
+    """Share and count in each cell; cells without an image stay empty, so that the mistakes stand out."""
+    for row, column in np.argwhere(counts > 0):
+        colour = "white" if shares[row, column] > 0.45 else INK
+        share, count = f"{shares[row, column]:.0%}", f"{counts[row, column]:,}"
+        axes.text(column, row - 0.02, share, ha="center", va="bottom", fontsize=9, color=colour)
+        axes.text(column, row + 0.08, count, ha="center", va="top", fontsize=7, color=colour)
+
+
+def training_curves_figure(
+    rows: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike[str],
+    *,
+    metric: str = "top1",
+    higher_is_better: bool = True,
+) -> Path:
+    """Draw the loss and a validation metric over the epochs, with the best epoch marked.
+
+    Args:
+        rows: of metrics.jsonl: {"kind": "train", "step", "loss"} and {"kind": "val", "step", "epoch", metrics...}.
+        path: file to write (its ending says the format); replaced if it is there.
+        metric: the one that chooses the best epoch.
+        higher_is_better: whether it is the highest that is best.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: no row of a validation.
+    """
+    val = [row for row in rows if row["kind"] == "val"]
+    train = [row for row in rows if row["kind"] == "train"]
+    if not val:
+        raise ValueError("no row of a validation to draw")
+    from matplotlib.ticker import PercentFormatter
+
+    steps_per_epoch = val[-1]["step"] / val[-1]["epoch"]
+    epochs = [row["epoch"] for row in val]
+    scores = [row[metric] for row in val]
+    best = (np.argmax if higher_is_better else np.argmin)(scores)
+
+    width, height = 8.6, 3.75
+    figure = new_figure(width, height)
+    left, right = (figure.add_axes((x / width, 0.5 / height, 3.45 / width, 2.15 / height)) for x in (0.6, 4.9))
+    line = {"linewidth": 1.4, "markersize": 3, "marker": "o" if len(val) <= 40 else ""}
+    left.plot(
+        [row["step"] / steps_per_epoch for row in train], [row["loss"] for row in train], color=BLUE, linewidth=1.4,
+        label="training",
+    )  # fmt: skip
+    if metric != "loss":
+        left.plot(epochs, [row.get("loss", math.nan) for row in val], color=ORANGE, label="validation", **line)
+    right.plot(epochs, scores, color=ORANGE, **line)
+    right.plot(epochs[best], scores[best], "o", markersize=8, markerfacecolor="none", markeredgecolor=INK)
+    _curve_axes(left, "loss", epochs[-1])
+    _curve_axes(right, f"validation {metric}", epochs[-1])
+    left.legend(loc="upper right", fontsize=8, frameon=False, labelcolor="linecolor", handlelength=1.2)
+    is_share = higher_is_better and all(0 <= score <= 1 for score in scores)
+    if is_share:
+        right.yaxis.set_major_formatter(PercentFormatter(1))
+    value = f"{scores[best]:.1%}" if is_share else f"{scores[best]:.4g}"
+    heading(
+        figure,
+        "How the training went",
+        f"best epoch: {epochs[best]} of {epochs[-1]}, with {value} {metric} on the validation images (circle)",
+    )
+    return save_figure(figure, path)
+
+
+def _curve_axes(axes: Axes, title: str, epochs: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_title(title, loc="left", fontsize=9.5, weight="bold", color=INK)
+    axes.set_xlabel("epoch", fontsize=8, color=GREY)
+    axes.set_xlim(0, epochs * 1.02)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.grid(axis="y", color=PALE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    plain(axes)
+    axes.spines["bottom"].set(visible=True, color=PALE)

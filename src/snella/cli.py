@@ -17,7 +17,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -33,7 +33,7 @@ snella {__version__}: fine-tune pre-trained vision backbones by a sparse update 
 
   snella train --data FOLDER      fine-tune; --recipe NAME_OR_FILE gives defaults (snella train --recipe demo)
   snella evaluate RUN             test a run: accuracy, per-class table, confusion matrix
-  snella predict RUN IMAGE...     classify images or the images of a folder
+  snella predict RUN [IMAGE...]   classify images, or the images of a folder
   snella merge RUN --out FOLDER   write a plain timm or transformers checkpoint, and ONNX with --onnx
   snella data PATH                show what is found in a data set
 
@@ -47,10 +47,11 @@ C = TypeVar("C")
 class Train:
     """Fine-tune a pre-trained backbone on images; the results go to a run folder."""
 
-    config: OmitArgPrefixes[TrainConfig] = TrainConfig()  # noqa: RUF009 - frozen, and tyro wants an instance
     recipe: str | None = None
-    """Defaults for all the flags below: the name of a recipe (demo) or the path of a YAML file, such as a run's
-    config.yaml. Flags override it."""
+    """Defaults for the flags below, which override it.
+    The name of a recipe (demo) or the path of a YAML file, such as a run's config.yaml."""
+    config: OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
+    """What a recipe may set, and where the results go."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class Evaluate:
     run: Annotated[Positional[str], arg(metavar="RUN")] = ""
     """Run folder that snella train wrote."""
     data: str | None = None
-    """Other images to test on, in any layout that train takes; their test split, or all where there is none. None:
-    the data of the run."""
+    """Other images to test on, in any layout that train takes; their test split, or all where there is none.
+    None: the data of the run."""
     split: Literal["train", "val", "test"] = "test"
     """Which split of the run's data."""
     batch_size: int = 64
@@ -77,7 +78,7 @@ class Predict:
     run: Annotated[Positional[str], arg(metavar="RUN")] = ""
     """Run folder that snella train wrote."""
     images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE...")] = ()
-    """Image files, or folders of them (searched in depth)."""
+    """Image files, or folders of them (searched in depth). None: three test images of the run's own data."""
     json: bool = False
     """Print JSON with the probabilities of all classes."""
     csv: bool = False
@@ -144,7 +145,7 @@ def _dispatch(args: list[str]) -> int:
 
 
 def _train(args: list[str]) -> int:
-    command = _parse(Train, args, default=Train(*_defaults(args)))
+    command = _parse(Train, args, default=_defaults(args))
     from snella.run import train
 
     try:
@@ -156,12 +157,12 @@ def _train(args: list[str]) -> int:
     return 0
 
 
-def _defaults(args: list[str]) -> tuple[TrainConfig, str | None]:
+def _defaults(args: list[str]) -> Train:
     """The recipe's values and its name; `--resume --out RUN` alone takes RUN/config.yaml for the recipe."""
     recipe, out = _value(args, "recipe"), _value(args, "out")
     if recipe is None and out and "--resume" in args and (Path(out) / "config.yaml").is_file():
         recipe = str(Path(out) / "config.yaml")
-    return (read_recipe(recipe) if recipe else TrainConfig()), recipe
+    return Train(recipe, read_recipe(recipe)) if recipe else Train()
 
 
 def _value(args: Sequence[str], name: str) -> str | None:
@@ -211,8 +212,8 @@ def _data(args: list[str]) -> int:
         raise UserError("no data: snella data PATH names a folder, a manifest or a known data set")
     from rich.console import Console
 
+    from snella.console import checking_images
     from snella.data import data_report
-    from snella.report.console import checking_images
 
     with checking_images(Console(stderr=True)) as progress:
         report = data_report(command.data, seed=command.seed, progress=progress)
@@ -246,7 +247,9 @@ def _parse(command: type[C], args: Sequence[str], **default: C) -> C:
     framed = io.StringIO()
     try:
         with contextlib.redirect_stderr(framed):
-            return tyro.cli(command, args=args, prog=f"snella {name}", config=(FlagCreatePairsOff,) * (name != "train"), **default)
+            return tyro.cli(  # pyright: ignore[reportCallIssue]
+                command, args=args, prog=f"snella {name}", config=(FlagCreatePairsOff,) * (name != "train"), **default
+            )
     except SystemExit as end:
         if not end.code:
             raise
@@ -257,8 +260,8 @@ def _check_flags(args: Sequence[str], command: type, name: str) -> None:
     """Refuse what tyro would refuse at more length: unknown flags and choices, with the nearest valid ones."""
     hints = get_type_hints(command) | (get_type_hints(TrainConfig) if command is Train else {})
     hints.pop("config", None)
-    flags = {flag(field): hint for field, hint in hints.items()} | {"--help": bool}
-    negated = {f"--no-{field[2:]}" for field, hint in flags.items() if hint is bool and command is Train}
+    flags = {flag(key): hint for key, hint in hints.items()} | {"--help": bool}
+    negated = {f"--no-{key[2:]}" for key, hint in flags.items() if hint is bool and command is Train}
     for i, word in enumerate(args):
         if not re.match(r"--[A-Za-z]", word):
             continue
@@ -290,7 +293,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM arrived."""
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818 (not an error)
     """A command was stopped by Ctrl-C or SIGTERM; `go_on` is the command that goes on."""
 
     def __init__(self, stop: KeyboardInterrupt, go_on: str) -> None:
@@ -318,9 +321,7 @@ def _terminable() -> Iterator[None]:
 
 def resume_command(folder: Path) -> str:
     """The command that goes on with a run."""
-    return shlex.join(
-        ["snella", "train", "--recipe", str(folder / "config.yaml"), "--out", str(folder), "--resume"]
-    )
+    return shlex.join(["snella", "train", "--recipe", str(folder / "config.yaml"), "--out", str(folder), "--resume"])
 
 
 def _again(args: Sequence[str]) -> str:

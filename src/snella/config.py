@@ -36,11 +36,12 @@ class TrainConfig:
     task: Literal["classify"] = "classify"
     """What is learnt: one class per image."""
     data: str | None = None
-    """Where the images are: a folder (class/image or train|val|test/class/image), a CSV or JSONL manifest, a VTAB-1k
-    or FGVC folder, hfds/NAME, torch/NAME, wds/NAME, or elpv, elpv-levels (in a package). Needed; has no default."""
+    """Where the images are. Needed; has no default.
+    A folder of class folders, or of train, val and test with class folders; a CSV or JSONL manifest;
+    a VTAB-1k or FGVC folder; hfds/NAME, torch/NAME or wds/NAME; elpv or elpv-levels (in a package)."""
     backbone: str = "vit_base_patch16_224.augreg_in21k"
-    """A timm name (also hf-hub:NAME), hf:NAME_OR_FOLDER (transformers), or vit_small_focus (in a package). The
-    default is the published one."""
+    """A timm name (also hf-hub:NAME), hf:NAME_OR_FOLDER (transformers), or vit_small_focus (in a package).
+    The default is the published one."""
     pretrained: bool = True
     """Load the backbone's pre-trained weights; without them only a checkpoint or a test makes sense."""
     checkpoint: str | None = None
@@ -48,8 +49,8 @@ class TrainConfig:
     image_size: int | None = None
     """Side of the square the model sees, in pixels. None: the size the backbone was pre-trained at."""
     resize: Literal["squash", "crop"] = "squash"
-    """How an image becomes square at evaluation: squash (both sides resized, as VTAB-1k does; nothing is cut off)
-    or crop (short side resized, centre cut out, as FGVC does)."""
+    """How an image becomes square: squash resizes both sides, as VTAB-1k does; nothing is cut off.
+    crop resizes the short side and cuts out the centre, as FGVC does."""
 
     method: Method = "snella"
     """How the backbone is tuned. snella and snell are this package's; bitfit trains biases, linear the head."""
@@ -60,8 +61,8 @@ class TrainConfig:
     kernel: Kernel = "mixk"
     """How the factors make an update, for snella: mixk (SNELLA) or pwl (SNELL; always used by snell)."""
     gate: Gate = "published"
-    """What becomes of the entries that win the budget, for snella and snell. published is what the published code
-    does; soft is the SNELL paper's equation 5; none keeps all."""
+    """What becomes of the entries that win the budget, for snella and snell.
+    published is what the published code does; soft is the SNELL paper's equation 5; none keeps all."""
     scale: float = 0.1
     """Constant before the distances, for snella and snell. 0.1 as published."""
     init_sparsity: float = 0.0
@@ -75,8 +76,8 @@ class TrainConfig:
     allocate_every: int | None = None
     """Steps between two divisions of the budget. None: once an epoch, as published."""
     target_modules: tuple[str, ...] | None = None
-    """Names of the layers to tune, as in PEFT: ends of names, one regular expression, or all-linear. None: what
-    suits the backbone's family."""
+    """Names of the layers to tune, as in PEFT: ends of names, one regular expression, or all-linear.
+    None: what suits the backbone's family."""
     update_dropout: float = 0.0
     """Dropout on the input of the update, 0 to 1; needs a second product while training, so off by default."""
     update_drop_path: float = 0.0
@@ -111,8 +112,8 @@ class TrainConfig:
     cutmix: float = 0.0
     """Alpha of CutMix's beta distribution; 0 is off, as published."""
     augment: Literal["none", "flip", "crop"] = "flip"
-    """How training images vary: none, flip (left-right) or crop (random-resized crop and flip, as published for
-    FGVC). flip changes no scale, so it suits most images; use none where left and right matter."""
+    """How training images vary: none, flip (left-right) or crop (random-resized crop and flip, as for FGVC).
+    flip changes no scale, so it suits most images; use none where left and right matter."""
     auto_augment: str | None = None
     """A timm policy such as rand-m9-mstd0.5-inc1, original or augmix-m5-w4. Off as published."""
     color_jitter: float = 0.0
@@ -120,8 +121,8 @@ class TrainConfig:
     random_erasing: float = 0.0
     """Share of the training images that get a rectangle erased, 0 to 1. Off as published."""
     ema: float | None = None
-    """Decay of an average of the tuned weights, which is then what is evaluated and saved; 0.9999 as published for
-    FGVC. None: no average, since a short run would hardly move it."""
+    """Decay of an average of the tuned weights, which is then what is evaluated and saved.
+    0.9999 as published for FGVC. None: no average, since a short run would hardly move it."""
     early_stopping: int = 0
     """Epochs without a better validation score after which training ends. 0: never, as published."""
     val_fraction: float = 0.15

@@ -1,0 +1,23 @@
+"""What the commands print besides their results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+
+@contextmanager
+def checking_images(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar for the check of the images; gives the function to call with (images done, images in all)."""
+    columns = (TextColumn("checking images"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("images", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def plain(console: Console, text: str) -> None:
+    """Print text as it is: unwrapped where nobody looks at a terminal, and without markup."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

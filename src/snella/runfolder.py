@@ -1,0 +1,200 @@
+"""The run folder: who may write to it, and what it holds.
+
+RUN/config.yaml     the settings, itself a recipe      RUN/adapter/   what was trained, classes, preprocessing
+RUN/checkpoints/    to resume from                     RUN/*.jsonl, *.png
+RUN/summary.json    the result; written last: a run folder that has it is finished
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from snella.config import TrainConfig, differences, read_recipe, to_yaml
+from snella.errors import UserError
+
+CONFIG, SUMMARY, ADAPTER, BASE = "config.yaml", "summary.json", "adapter", "base.safetensors"
+ABOUT = "snella.json"  # in the adapter's folder
+PACKAGES = ("snella", "torch", "torchvision", "timm", "peft", "accelerate", "transformers")
+
+
+def state_of(folder: Path) -> str:
+    """What is at a path: "absent" (or an empty folder), "finished", "started", or "foreign" (anything else)."""
+    if not folder.exists():
+        return "absent"
+    if not folder.is_dir():
+        return "foreign"
+    if (folder / CONFIG).is_file():
+        return "finished" if (folder / SUMMARY).is_file() else "started"
+    return "foreign" if any(folder.iterdir()) else "absent"
+
+
+def check_claim(folder: Path, config: TrainConfig) -> None:
+    """Refuse, before anything is read or built, a run folder that `config` may not write to.
+
+    Raises:
+        UserError: it exists and neither --resume nor --overwrite was given, it is no run folder, its run has other
+            settings, or it cannot be written to.
+    """
+    state = state_of(folder)
+    if state == "foreign":
+        raise UserError(f"{folder} exists and is no run folder; choose another --out")
+    if state in ("started", "finished") and not (config.overwrite or config.resume):
+        raise UserError(f"{folder} exists: --resume goes on with it, --overwrite replaces it, --out chooses another")
+    if config.resume and state != "absent":
+        differ = differences(read_recipe(str(folder / CONFIG)), config)
+        if differ:
+            more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+            raise UserError(
+                f"{folder} was trained with other settings ({', '.join(differ[:3])}{more}); "
+                "resume with the same ones, or choose another --out"
+            )
+    _check_writable(folder)
+
+
+def _check_writable(folder: Path) -> None:
+    """Try the nearest folder that exists: a run that cannot be saved should fail before it trains."""
+    place = folder
+    while not place.exists():
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {place}: {_reason(error)}; choose another --out") from None
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def claim(folder: Path, config: TrainConfig) -> None:
+    """Make the run folder and its config.yaml, once data and model are ready.
+
+    What `--overwrite` replaces is moved aside first and deleted when the new folder stands; it comes back if that
+    fails.
+    """
+    state = state_of(folder)
+    if state != "absent" and config.resume:
+        write_text(folder / CONFIG, to_yaml(config))  # workers, device ... may have changed
+        return
+    old = folder.with_name(f".{folder.name}.replaced")
+    if state != "absent":
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / CONFIG, to_yaml(config))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        if state != "absent":
+            os.replace(old, folder)
+        raise
+    if state != "absent":
+        shutil.rmtree(old)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, file or folder as the body makes it, which takes its place when whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    _remove(partial)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        if path.is_dir():
+            _remove(path)
+        os.replace(partial, path)
+    except Exception as error:
+        if isinstance(error, OSError):
+            reason = _reason(error)
+        elif "os error 28" in str(error):  # how safetensors says ENOSPC
+            reason = "no space left on device"
+        else:
+            raise
+        raise UserError(f"cannot write {path}: {reason}; make room or make it writable") from error
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; what stood there before stays until the new one is whole."""
+    with writing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file as `write_text` does."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """The settings of a run.
+
+    Raises:
+        UserError: no run folder, or its config.yaml is damaged.
+    """
+    if not folder.is_dir():
+        raise UserError(f"run folder {folder} does not exist")
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder} is no run folder: it has no {CONFIG}")
+    return read_recipe(str(folder / CONFIG))
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """adapter/snella.json of a run: task, method, backbone, classes, preprocessing, fingerprint, versions.
+
+    Raises:
+        UserError: no run folder, training did not finish, or the file is damaged.
+    """
+    read_config(folder)
+    path = folder / ADAPTER / ABOUT
+    if not path.is_file():
+        unfinished = f"snella train --recipe {folder / CONFIG} --out {folder} --resume"
+        raise UserError(f"{folder} has no trained adapter yet; finish its training: {unfinished}")
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"task", "method", "backbone", "classes", "preprocessing", "fingerprint"} - about.keys()
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}); train again") from None
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(sorted(missing))}; train again")
+    return about
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json of a finished run. Raises UserError if it is damaged."""
+    try:
+        return json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{folder / SUMMARY} is damaged ({error}); delete it and --resume writes it again") from None
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

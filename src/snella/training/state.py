@@ -1,0 +1,48 @@
+"""The tuned state: what training changes in a model, and nothing else.
+
+It is every entry of the state dict but the frozen parameters: trainable parameters and persistent buffers (budgets,
+batch-norm statistics). For an adapter that is a few MB of a model of hundreds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def tuned_state(model: nn.Module) -> dict[str, Tensor]:
+    """Trainable parameters and persistent buffers by state-dict name; detached, sharing the model's memory."""
+    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {name: value for name, value in model.state_dict().items() if name not in frozen}
+
+
+def copied(state: Mapping[str, Tensor], *, device: str | None = None) -> dict[str, Tensor]:
+    """The same state in memory of its own, on `device` or where it is."""
+    return {name: value.detach().to(device, copy=True) for name, value in state.items()}
+
+
+def load_tuned_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy a tuned state into the model, in place.
+
+    Raises:
+        ValueError: names or shapes are not those of the model's own tuned state.
+    """
+    expected = tuned_state(model)
+    if odd := sorted(expected.keys() ^ state.keys()):
+        side = "lacks" if odd[0] in expected else "has no place for"
+        raise ValueError(f"{len(odd)} names differ from the model's tuned state, which {side} {odd[0]!r}")
+    for name, value in state.items():
+        if value.shape != expected[name].shape:
+            shapes = f"{tuple(value.shape)}, and {tuple(expected[name].shape)} in the model"
+            raise ValueError(f"{name!r} has shape {shapes}")
+    model.load_state_dict(dict(state), strict=False)
+
+
+def train_mode(model: nn.Module) -> None:
+    """Training mode, except in batch norms without a trainable parameter, whose statistics must not move."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
+            module.eval()

@@ -1,0 +1,225 @@
+"""A run that was stopped anywhere, and resumed, ends as one that was not: to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy import EVERY_STEP, SETTINGS, Classification, Net, interrupt_at, train
+
+from snella.errors import UserError
+from snella.training.checkpoint import checkpoints, newest_checkpoint
+from snella.training.loop import FitResult, Interrupted
+from snella.training.state import tuned_state
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, Net, FitResult]:
+    """The uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, *train(folder)
+
+
+def rows(path: Path) -> list[dict]:
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in found]
+
+
+def assert_same_run(folder: Path, model: Net, result: FitResult, whole: tuple[Path, Net, FitResult]) -> None:
+    reference_folder, reference_model, reference_result = whole
+    reference = tuned_state(reference_model)
+    assert tuned_state(model).keys() == reference.keys()
+    assert all(torch.equal(value, reference[name]) for name, value in tuned_state(model).items())
+    timed = ("seconds", "peak_memory_bytes")
+    assert {k: v for k, v in vars(result).items() if k not in timed} == {
+        k: v for k, v in vars(reference_result).items() if k not in timed
+    }
+    for name in ("metrics.jsonl", "allocation.jsonl"):
+        assert rows(folder / name) == rows(reference_folder / name)
+    last, reference_last = newest_checkpoint(folder), newest_checkpoint(reference_folder)
+    assert last is not None
+    assert reference_last is not None
+    assert last.name == reference_last.name
+    for name in ("tuned", "ema", "best", "optimiser", "after_step"):
+        tensors = load_file(last / f"{name}.safetensors")
+        expected = load_file(reference_last / f"{name}.safetensors")
+        assert tensors.keys() == expected.keys()
+        assert all(torch.equal(value, expected[key]) for key, value in tensors.items()), name
+
+
+def test_the_reference_run_moves_everything(whole):
+    folder, model, result = whole
+    start, end = tuned_state(Net()), load_file(checkpoints(folder)[-1] / "tuned.safetensors")
+    assert all(not torch.equal(start[name], end[name]) for name in end if "norm.num" not in name and "norm.r" not in name)
+    assert len({str(row["kept"]) for row in rows(folder / "allocation.jsonl")}) > 1
+    assert result.steps == EVERY_STEP[-1]
+    again = load_file(checkpoints(folder)[-1] / "best.safetensors")
+    assert all(torch.equal(again[name], value) for name, value in tuned_state(model).items())
+
+
+def test_a_run_is_repeatable(whole, tmp_path):
+    assert_same_run(tmp_path, *train(tmp_path), whole)
+
+
+@pytest.mark.parametrize("step", EVERY_STEP)
+def test_interrupted_at_any_step(step, whole, tmp_path):
+    with pytest.raises(Interrupted) as stopped:
+        train(tmp_path, at_step=interrupt_at(step))
+    assert stopped.value.step == step
+    assert stopped.value.checkpoint == tmp_path / "checkpoints" / f"step-{step:08d}"
+    assert stopped.value.checkpoint == newest_checkpoint(tmp_path)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert_same_run(tmp_path, *train(tmp_path, resume=True), whole)
+
+
+@pytest.mark.parametrize("step", EVERY_STEP)
+def test_crashed_at_any_step(step, whole, tmp_path):
+    def crash(now: int) -> None:
+        if now == step:
+            raise RuntimeError("crash")
+
+    with pytest.raises(RuntimeError, match="crash"):
+        train(tmp_path, at_step=crash)
+    assert len(rows(tmp_path / "metrics.jsonl")) >= step - 1  # rows after the checkpoint, to be cut off
+    assert_same_run(tmp_path, *train(tmp_path, resume=True), whole)
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_interrupted_while_validating(epoch, whole, tmp_path):
+    validations = []
+
+    def tap(_: int, batch: int) -> None:
+        validations.append(batch)
+        if validations == [0, 1, 2] * (epoch - 1) + [0, 1]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as stopped:
+        train(tmp_path, at_validation=tap)
+    assert stopped.value.step == 3 * epoch
+    assert len(validations) == 3 * (epoch - 1) + 2  # the third batch was not waited for
+    assert_same_run(tmp_path, *train(tmp_path, resume=True), whole)
+
+
+def test_stopped_again_and_again(whole, tmp_path):
+    for step in EVERY_STEP:
+        with pytest.raises(Interrupted):
+            train(tmp_path, resume=True, at_step=interrupt_at(step))
+    assert_same_run(tmp_path, *train(tmp_path, resume=True), whole)
+
+
+def run_toy(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    toy = Path(__file__).with_name("toy.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, toy, folder, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_sigint_in_a_process_of_its_own(whole, tmp_path):
+    process = run_toy(tmp_path, "interrupt", "4")
+    assert "Interrupted: interrupted after step 4" in process.stderr
+    assert "once more" in process.stderr
+    assert_same_run(tmp_path, *train(tmp_path, resume=True), whole)
+
+
+@pytest.mark.parametrize("step", [2, 4, 9])
+def test_killed_in_the_middle_of_writing_a_checkpoint(step, whole, tmp_path):
+    assert run_toy(tmp_path, "die", str(step)).returncode == 9
+    written = [path.name for path in (tmp_path / "checkpoints").glob("*")]
+    assert written == [] if step == 2 else f"step-{step:08d}" not in written
+    assert (tmp_path / ".checkpoint.partial" / "optimiser.safetensors").exists()
+    assert_same_run(tmp_path, *train(tmp_path, resume=True), whole)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "metrics.jsonl", "allocation.jsonl"}
+
+
+def test_the_second_signal_stops_at_once(tmp_path):
+    def twice(step: int) -> None:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, at_step=twice)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000002"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_outside_the_main_thread_no_handler_is_set(whole, tmp_path):
+    outcome = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def at_step(_: int) -> None:
+        assert signal.getsignal(signal.SIGINT) is before
+
+    thread = threading.Thread(target=lambda: outcome.append(train(tmp_path, at_step=at_step)))
+    thread.start()
+    thread.join()
+    assert_same_run(tmp_path, *outcome[0], whole)
+
+
+def test_a_finished_run_gives_its_result_without_training(whole, tmp_path):
+    _, first = train(tmp_path)
+
+    class NoTask(Classification):
+        loss = evaluate = None  # type: ignore[assignment]
+
+    model, result = train(tmp_path, resume=True, task=NoTask())
+    assert result == first
+    assert_same_run(tmp_path, model, result, whole)
+
+
+def test_resume_with_nothing_to_resume_starts(whole, tmp_path):
+    assert_same_run(tmp_path, *train(tmp_path, resume=True), whole)
+
+
+def test_resume_with_other_settings_is_refused(tmp_path):
+    with pytest.raises(Interrupted):
+        train(tmp_path, at_step=interrupt_at(4))
+    with pytest.raises(UserError, match=r"step-00000004 was made with lr 0\.02, not 0\.01"):
+        train(tmp_path, resume=True, settings=replace(SETTINGS, lr=0.01))
+    train(tmp_path, resume=True, settings=replace(SETTINGS, checkpoint_every=5))  # decides no result
+
+
+def test_resume_with_another_model_is_refused(tmp_path):
+    with pytest.raises(Interrupted):
+        train(tmp_path, at_step=interrupt_at(4))
+    model = Net()
+    model.head = torch.nn.Linear(8, 4)
+    with pytest.raises(UserError, match=r"does not fit this model .*head\.weight"):
+        train(tmp_path, resume=True, model=model)
+
+
+def test_a_run_is_not_written_over(tmp_path):
+    train(tmp_path)
+    with pytest.raises(UserError, match="holds a run already"):
+        train(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tuned.safetensors", "best.safetensors", "state.json", "checksums.json"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped"])
+def test_a_damaged_checkpoint_is_named(name, damage, whole, tmp_path):
+    with pytest.raises(Interrupted):
+        train(tmp_path, at_step=interrupt_at(5))
+    path = tmp_path / "checkpoints" / "step-00000005" / name
+    content = bytearray(path.read_bytes())
+    path.unlink()
+    if damage != "missing":
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"step-00000005 is damaged .* delete that folder"):
+        train(tmp_path, resume=True)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    for file in path.parent.iterdir():
+        file.unlink()
+    path.parent.rmdir()
+    assert_same_run(tmp_path, *train(tmp_path, resume=True), whole)

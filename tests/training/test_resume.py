@@ -59,7 +59,9 @@ def assert_same_run(folder: Path, model: Net, result: FitResult, whole: tuple[Pa
 def test_the_reference_run_moves_everything(whole):
     folder, model, result = whole
     start, end = tuned_state(Net()), load_file(checkpoints(folder)[-1] / "tuned.safetensors")
-    assert all(not torch.equal(start[name], end[name]) for name in end if "norm.num" not in name and "norm.r" not in name)
+    assert all(
+        not torch.equal(start[name], end[name]) for name in end if "norm.num" not in name and "norm.r" not in name
+    )
     assert len({str(row["kept"]) for row in rows(folder / "allocation.jsonl")}) > 1
     assert result.steps == EVERY_STEP[-1]
     again = load_file(checkpoints(folder)[-1] / "best.safetensors")

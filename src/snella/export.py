@@ -1,7 +1,7 @@
 """A tuned model as a plain checkpoint, which loads without this package, and as ONNX.
 
-    merged model ─┬─ save_merged ── model.safetensors + config.json ── loaded again, logits compared ── in place
-                  └─ export_onnx ── one .onnx file, any batch size ─── run by onnxruntime, compared ─── in place
+merged model ─┬─ save_merged ── model.safetensors + config.json ── loaded again, logits compared ── in place
+              └─ export_onnx ── one .onnx file, any batch size ─── run by onnxruntime, compared ─── in place
 """
 
 from __future__ import annotations

@@ -136,9 +136,7 @@ def _size_options(name: str, options: dict[str, Any], image_size: int) -> dict[s
 def _from_hub(name: str, options: dict[str, Any]) -> nn.Module:
     if not name.startswith(SOURCES):
         config = _config(name)
-        found = (
-            config.to_dict() if config else _create(name, options).pretrained_cfg
-        )  # old: builds the new one
+        found = config.to_dict() if config else _create(name, options).pretrained_cfg  # old: builds the new one
         if repo := found.get("hf_hub_id"):
             require_hub(repo, files=(*WEIGHTS, found.get("hf_hub_filename") or WEIGHTS[0]))
     try:

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from snella.cli import main
-from snella.run import load_run
+from snella.trained import load_run
 
 
 def write_images(root: Path, classes: int = 3, count: int = 12) -> Path:
@@ -90,7 +90,7 @@ def test_an_adapter_for_another_backbone_is_refused(data: Path, tmp_path: Path, 
     about = json.loads((run / "adapter" / "snella.json").read_text())
     (run / "adapter" / "snella.json").write_text(json.dumps(about | {"fingerprint": "0"}))
     assert main(["evaluate", str(run)]) == 2
-    assert "was trained on another backbone" in capsys.readouterr().err
+    assert "is an adapter for another backbone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,21 +7,19 @@ config ─ checks ─ data ─ backbone ─ method ─ fit ─┬─ adapter/ (b
 
 from __future__ import annotations
 
-import csv as _csv
-import io
-import json as _json
 import math
 import os
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import is_tensorboard_available
 from rich.console import Console
-from rich.table import Table
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from snella.config import SMOKE_PER_CLASS, TrainConfig, run_folder, shrunk, validate
 from snella.console import checking_images, plain
@@ -31,20 +29,17 @@ from snella.data import (
     ImageData,
     Images,
     Preprocessing,
-    UnreadableImage,
     class_weights,
     eval_transform,
     read_data,
-    read_test_data,
     train_transform,
 )
 from snella.data.elpv import BASELINE
-from snella.data.images import image_files
 from snella.errors import UserError
-from snella.export import check_onnx, export_onnx, loading_hint, save_merged
-from snella.methods import MethodSettings, after_step, load_adapter, merged, save_adapter, wrap
+from snella.methods import MethodSettings, after_step, save_adapter, wrap
 from snella.report.allocation import allocation_figure
 from snella.report.figures import confusion_figure, training_curves_figure
+from snella.report.tables import summary_table
 from snella.runfolder import (
     ABOUT,
     ADAPTER,
@@ -52,21 +47,33 @@ from snella.runfolder import (
     SUMMARY,
     check_claim,
     claim,
-    read_about,
-    read_config,
+    read_rows,
     read_summary,
     size_of,
     state_of,
     versions,
     write_json,
-    write_text,
     writing,
 )
 from snella.tasks.backbone import BackboneSpec, build_backbone, check_backbone_name, fingerprint, preprocessing_of
 from snella.tasks.classify import Classify, Evaluation
-from snella.training.devices import accelerator_for, check_device
-from snella.training.evaluation import evaluate as evaluate_batches
+from snella.training.devices import accelerator_for
+from snella.training.evaluation import evaluate
 from snella.training.loop import FitResult, LoopSettings, fit
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a training needs, ready before the run folder is touched."""
+
+    data: ImageData
+    spec: BackboneSpec
+    preprocessing: Preprocessing
+    fingerprint: str  # of the backbone, before the method changed it
+    base: dict[str, Tensor] | None  # the backbone's weights, where neither a name nor a file can restore them
+    model: nn.Module
+    task: Classify
+    batches: dict[str, Batches]
 
 
 def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
@@ -82,202 +89,59 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     validate(config)
     config = shrunk(config) if config.smoke else config
     folder = run_folder(config)
-    spec = _spec(config, num_classes=2)
     augmentation = _augmentation(config)
-    check_device(config.device, config.precision)
-    check_backbone_name(spec)
+    _check_machine(config)
+    check_backbone_name(_spec(config, num_classes=2))
     check_claim(folder, config)
     if config.resume and state_of(folder) == "finished":
         plain(console, f"{folder} is finished; --overwrite trains it again")
         return read_summary(folder)
 
-    data = _read(config, console)
-    spec = replace(spec, num_classes=len(data.classes))
-    base = build_backbone(spec)
-    preprocessing = replace(preprocessing_of(spec, base), resize=config.resize)
-    mark = fingerprint(base)
-    loaders = _loaders(config, data, preprocessing, augmentation)
-    settings = _method_settings(config, len(loaders["train"]))
-    restorable = spec.pretrained or spec.checkpoint
-    base_state = None if restorable else {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    model = wrap(config.method, base, settings)
+    ready = _prepare(config, augmentation, console)
     claim(folder, config)
-    if base_state is not None:
+    if ready.base is not None:
         with writing(folder / BASE) as partial:
-            save_file(base_state, partial)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    plain(console, f"{spec.name}, {config.method}: {trainable:,} trainable parameters")
+            save_file(ready.base, partial)
+    plain(console, f"{config.backbone}, {config.method}: {_trainable(ready.model):,} trainable parameters")
     plain(console, f"results in {folder}")
-    task = _task(config, data)
     result = fit(
-        model,
-        task,
-        loaders["train"],
-        loaders["val"],
+        ready.model,
+        ready.task,
+        ready.batches["train"],
+        ready.batches["val"],
         _loop_settings(config),
         folder,
-        after_step=after_step(config.method, model),
+        after_step=after_step(config.method, ready.model),
         resume=config.resume,
         console=console,
     )
-    _save_adapter(folder, config, model, spec, data, preprocessing, mark)
-    return _finish(folder, config, model, task, loaders, result, data, console)
+    _save_adapter(folder, config, ready)
+    return _finish(folder, config, ready, result, console)
 
 
-def evaluate(
-    folder: Path,
-    *,
-    data: str | None = None,
-    split: str = "test",
-    batch_size: int = 64,
-    device: str = "auto",
-    console: Console | None = None,
-) -> Evaluation:
-    """Test a run on a split of its own data, or on other data; writes RUN/evaluation/NAME.json and .png.
-
-    Raises:
-        UserError: no finished run, data that cannot be read, or a backbone that is not the run's.
-    """
-    console = console or Console()
-    run = load_run(folder, device)
-    if data is None:
-        images, name = _read(run.config, console).splits[split], split
-    else:
-        with checking_images(console) as progress:
-            found = read_test_data(data, run.classes, seed=run.config.seed, progress=progress)
-        _tell(found, console)
-        images, name = found.splits["test"], Path(data).name or "data"
-    batches = Batches(images, eval_transform(run.preprocessing), batch_size=batch_size, shuffle=False, seed=0)
-    accelerator = accelerator_for(device, run.config.precision)
-    result: Evaluation = evaluate_batches(run.model, Classify(run.classes), batches, accelerator)
-    target = folder / "evaluation"
-    target.mkdir(exist_ok=True)
-    write_json(
-        target / f"{name}.json",
-        {
-            "metrics": result.metrics,
-            "classes": [asdict(row) for row in result.table],
-            "confusion": result.confusion.tolist(),
-        },
-    )
-    confusion_figure(result.confusion, run.classes, target / f"{name}.png")
-    console.print(_class_table(result))
-    metrics = result.metrics
-    plain(
-        console,
-        f"{name}: top-1 {metrics['top1']:.2%}, top-5 {metrics['top5']:.2%}, "
-        f"balanced accuracy {metrics['balanced_accuracy']:.2%}; details in {target}",
-    )
-    return result
+def _check_machine(config: TrainConfig) -> None:
+    """Refuse a device, a precision or a package that is not there, before anything is read."""
+    accelerator_for(config.device, config.precision)
+    if config.tensorboard and not is_tensorboard_available():
+        raise UserError("--tensorboard needs the package tensorboard; run: pip install tensorboard")
 
 
-def predict(
-    folder: Path,
-    *,
-    images: tuple[str, ...] = (),
-    json: bool = False,
-    csv: bool = False,
-    out: str | None = None,
-    batch_size: int = 64,
-    device: str = "auto",
-    console: Console | None = None,
-) -> int:
-    """Classify image files, the images of folders, or three test images; return how many could not be read.
-
-    Raises:
-        UserError: no finished run, a path that is not there, or no image among them.
-    """
-    console = console or Console()
-    run = load_run(folder, device)
-    if images:
-        paths = image_files(images)
-    else:
-        paths = _read(run.config, Console(quiet=True)).splits["test"].paths[:3]
-    rows, unreadable = [], []
-    transform, examples = eval_transform(run.preprocessing), Images(paths)
-    for start in range(0, len(paths), batch_size):
-        names, pixels = [], []
-        for index in range(start, min(start + batch_size, len(paths))):
-            try:
-                pixels.append(transform(examples[index])["image"])
-                names.append(paths[index])
-            except UnreadableImage as error:
-                unreadable.append(error)
-        if pixels:
-            batch = torch.stack(pixels).to(next(run.model.parameters()).device)
-            probabilities = Classify(run.classes).predict(run.model, batch)
-            rows += [_prediction(n, p, run.classes) for n, p in zip(names, probabilities.tolist(), strict=True)]
-    for error in unreadable:
-        plain(Console(stderr=True), f"snella: skipped {error}")
-    if not rows:
-        raise UserError("none of the images can be read; give PNG, JPEG, WebP, BMP or TIFF files")
-    text = None
-    if json or (out and out.endswith(".json") and not csv):
-        text = _json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
-    elif csv or out:
-        text = _csv_text(rows, run.classes)
-    if text is None:
-        console.print(_prediction_table(rows))
-    elif out:
-        write_text(Path(out), text)
-        plain(console, f"{len(rows)} predictions in {out}")
-    else:
-        print(text, end="")
-    return len(unreadable)
-
-
-def merge(folder: Path, *, out: str, onnx: str | None = None, console: Console | None = None) -> None:
-    """Write the run's model as a plain timm or transformers checkpoint, and as ONNX where asked.
-
-    Raises:
-        UserError: no finished run, a target that exists already, missing packages for ONNX.
-    """
-    console = console or Console()
-    target = Path(out)
-    for path in (target, Path(onnx) if onnx else None):
-        if path is not None and path.exists():
-            raise UserError(f"{path} exists; choose another name or remove it")
-    if onnx:
-        check_onnx()
-    run = load_run(folder, "cpu")
-    model = merged(run.config.method, run.model).eval()
-    save_merged(model, target, spec=run.spec, classes=run.classes, preprocessing=run.preprocessing)
-    plain(console, f"merged model in {target}: {loading_hint(run.spec, target)}")
-    if onnx:
-        difference = export_onnx(model, onnx, image_size=run.preprocessing.image_size)
-        plain(console, f"ONNX model in {onnx}; its logits differ by at most {difference:.1e}")
-
-
-@dataclass(frozen=True)
-class LoadedRun:
-    """A run's model, ready to be used, and what is needed to feed it."""
-
-    config: TrainConfig
-    spec: BackboneSpec
-    classes: tuple[str, ...]
-    preprocessing: Preprocessing
-    model: nn.Module
-
-
-def load_run(folder: Path, device: str = "auto") -> LoadedRun:
-    """Load the tuned model of a run: its backbone, checked by fingerprint, with the adapter.
-
-    Raises:
-        UserError: no finished run, or the backbone found is not the one that was trained on.
-    """
-    config, about = read_config(folder), read_about(folder)
-    spec = BackboneSpec(**about["backbone"])
+def _prepare(config: TrainConfig, augmentation: Augmentation, console: Console) -> Prepared:
+    data = read_run_data(config, console)
+    tell(data, console)
+    spec = _spec(config, num_classes=len(data.classes))
     base = build_backbone(spec)
-    if (folder / BASE).is_file():
-        base.load_state_dict(load_file(folder / BASE))
-    if fingerprint(base) != about["fingerprint"]:
-        raise UserError(
-            f"{folder / ADAPTER} was trained on another backbone than the {spec.name} found here; "
-            "use the weights it was trained with, or train again"
-        )
-    model = load_adapter(config.method, base, folder / ADAPTER)
-    model.to(accelerator_for(device, config.precision).device).eval()
-    return LoadedRun(config, spec, tuple(about["classes"]), Preprocessing.from_dict(about["preprocessing"]), model)
+    preprocessing = replace(preprocessing_of(spec, base), resize=config.resize)
+    mark = fingerprint(base)
+    restorable = spec.pretrained or spec.checkpoint
+    weights = None if restorable else {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    batches = _batches(config, data, preprocessing, augmentation)
+    model = wrap(config.method, base, _method_settings(config, len(batches["train"])))
+    return Prepared(data, spec, preprocessing, mark, weights, model, _task(config, data), batches)
+
+
+def _trainable(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _spec(config: TrainConfig, num_classes: int) -> BackboneSpec:
@@ -301,7 +165,8 @@ def _augmentation(config: TrainConfig) -> Augmentation:
     )
 
 
-def _read(config: TrainConfig, console: Console) -> ImageData:
+def read_run_data(config: TrainConfig, console: Console) -> ImageData:
+    """The data of a run, the same at every call: the splits come from the seed, --smoke's few images from them."""
     assert config.data is not None  # validated
     with checking_images(console) as progress:
         data = read_data(
@@ -311,7 +176,6 @@ def _read(config: TrainConfig, console: Console) -> ImageData:
             test_fraction=config.test_fraction,
             progress=progress,
         )
-    _tell(data, console)
     if config.smoke:
         data = replace(data, splits={name: _few(images) for name, images in data.splits.items()})
     return data
@@ -328,16 +192,18 @@ def _few(images: Images) -> Images:
     return replace(images, paths=tuple(images.paths[i] for i in chosen), labels=tuple(images.labels[i] for i in chosen))
 
 
-def _tell(data: ImageData, console: Console) -> None:
+def tell(data: ImageData, console: Console) -> None:
+    """Say what was found, with licence and source."""
     counts = ", ".join(f"{len(images):,} {name}" for name, images in data.splits.items())
     plain(console, f"{data.root}: {data.layout}, {len(data.classes)} classes, {counts} images")
     for note in data.notes:
-        plain(console, f"  {note}")
+        if note != BASELINE:  # that one belongs beside the result
+            plain(console, f"  {note}")
     if data.skipped:
-        plain(console, f"  skipped {len(data.skipped)} unreadable images, such as {data.skipped[0]}")
+        plain(console, f"  {len(data.skipped)} unreadable images left out, the first: {data.skipped[0]}")
 
 
-def _loaders(
+def _batches(
     config: TrainConfig, data: ImageData, preprocessing: Preprocessing, augmentation: Augmentation
 ) -> dict[str, Batches]:
     workers = config.workers
@@ -358,7 +224,6 @@ def _loaders(
 
 def _method_settings(config: TrainConfig, batches: int) -> MethodSettings:
     steps_per_epoch = math.ceil(batches / config.accumulate)
-    targets = config.target_modules
     return MethodSettings(
         r=config.r,
         heads=config.heads,
@@ -371,15 +236,18 @@ def _method_settings(config: TrainConfig, batches: int) -> MethodSettings:
         final_warmup=config.final_warmup,
         allocate_every=config.allocate_every or steps_per_epoch,
         total_step=config.epochs * steps_per_epoch,
-        # one entry that is no plain name is a regular expression, or all-linear
-        target_modules=None
-        if targets is None
-        else targets[0]
-        if len(targets) == 1 and not targets[0].replace(".", "").isidentifier()
-        else list(targets),
+        target_modules=_targets(config.target_modules),
         update_dropout=config.update_dropout,
         update_drop_path=config.update_drop_path,
     )
+
+
+def _targets(names: tuple[str, ...] | None) -> list[str] | str | None:
+    """As PEFT wants them: a list of names' ends, or one text: a regular expression or `all-linear`."""
+    if names is None:
+        return None
+    one = len(names) == 1 and (names[0] == "all-linear" or re.search(r"[*+?|\\^$()\[\]]", names[0]))
+    return names[0] if one else list(names)
 
 
 def _task(config: TrainConfig, data: ImageData) -> Classify:
@@ -398,120 +266,47 @@ def _loop_settings(config: TrainConfig) -> LoopSettings:
     return LoopSettings(**{name: getattr(config, name) for name in names})
 
 
-def _save_adapter(
-    folder: Path,
-    config: TrainConfig,
-    model: nn.Module,
-    spec: BackboneSpec,
-    data: ImageData,
-    preprocessing: Preprocessing,
-    mark: str,
-) -> None:
+def _save_adapter(folder: Path, config: TrainConfig, ready: Prepared) -> None:
     about = {
         "task": config.task,
         "method": config.method,
-        "backbone": asdict(spec),
-        "classes": list(data.classes),
-        "preprocessing": preprocessing.to_dict(),
-        "fingerprint": mark,
+        "backbone": asdict(ready.spec),
+        "classes": list(ready.data.classes),
+        "preprocessing": ready.preprocessing.to_dict(),
+        "fingerprint": ready.fingerprint,
         "versions": versions(),
     }
     with writing(folder / ADAPTER) as partial:
-        save_adapter(config.method, model, partial)
+        save_adapter(config.method, ready.model, partial)
         write_json(partial / ABOUT, about)
 
 
-def _finish(
-    folder: Path,
-    config: TrainConfig,
-    model: nn.Module,
-    task: Classify,
-    loaders: dict[str, Batches],
-    result: FitResult,
-    data: ImageData,
-    console: Console,
-) -> dict[str, Any]:
-    """Test once, with the best epoch on val; draw the figures; write and show the summary."""
+def _finish(folder: Path, config: TrainConfig, ready: Prepared, result: FitResult, console: Console) -> dict[str, Any]:
+    """Test once, with the best epoch on val; draw the figures; the summary comes last and says the run is whole."""
     accelerator = accelerator_for(config.device, config.precision)
-    val: Evaluation = evaluate_batches(model, task, loaders["val"], accelerator)
-    test: Evaluation = evaluate_batches(model, task, loaders["test"], accelerator)
+    val: Evaluation = evaluate(ready.model, ready.task, ready.batches["val"], accelerator, seed=config.seed)
+    test: Evaluation = evaluate(ready.model, ready.task, ready.batches["test"], accelerator, seed=config.seed)
+    if allocations := read_rows(folder / "allocation.jsonl"):
+        allocation_figure(allocations, folder / "allocation.png")
+    training_curves_figure(read_rows(folder / "metrics.jsonl"), folder / "curves.png")
+    confusion_figure(test.confusion, ready.data.classes, folder / "confusion.png")
     summary = {
-        "test": test.metrics,
-        "val": val.metrics,
-        "best_epoch": result.best_epoch,
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "test": _fractions(test),
+        "val": _fractions(val),
+        "trainable_parameters": _trainable(ready.model),
         "adapter_bytes": size_of(folder / ADAPTER),
         "peak_memory_bytes": result.peak_memory_bytes,
-        "seconds": result.seconds,
+        "seconds": round(result.seconds, 3),
         "seed": config.seed,
         "versions": versions(),
     }
-    allocation = folder / "allocation.jsonl"
-    records = [_json.loads(line) for line in allocation.read_text().splitlines()] if allocation.is_file() else []
-    if records:
-        allocation_figure(records, folder / "allocation.png")
-    metrics = [_json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    training_curves_figure(metrics, folder / "curves.png")
-    confusion_figure(test.confusion, data.classes, folder / "confusion.png")
     write_json(folder / SUMMARY, summary)
-    console.print(_summary_table(summary, config))
-    if config.data == "elpv" and not config.smoke:
+    console.print(summary_table(summary, title=f"{config.method} on {ready.data.root}"))
+    if BASELINE in ready.data.notes:
         plain(console, BASELINE)
-    plain(console, f"results in {folder}")
+    plain(console, f"best epoch on val: {result.best_epoch} of {result.epochs_done}; results and figures in {folder}")
     return summary
 
 
-def _summary_table(summary: dict[str, Any], config: TrainConfig) -> Table:
-    table = Table(title=f"{config.method} on {config.data}", show_header=False, title_justify="left")
-    rows = {
-        "test top-1": f"{summary['test']['top1']:.2%}",
-        "test balanced accuracy": f"{summary['test']['balanced_accuracy']:.2%}",
-        "best epoch on val": f"{summary['best_epoch']} (top-1 {summary['val']['top1']:.2%})",
-        "trainable parameters": f"{summary['trainable_parameters']:,}",
-        "adapter": f"{summary['adapter_bytes'] / 1e6:.1f} MB",
-        "peak memory": f"{summary['peak_memory_bytes'] / 1e6:.0f} MB",
-        "training time": f"{summary['seconds']:.0f} s",
-    }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
-
-
-def _class_table(result: Evaluation) -> Table:
-    table = Table(title="by class", title_justify="left")
-    for column in ("class", "images", "recall", "precision", "f1"):
-        table.add_column(column, justify="left" if column == "class" else "right")
-    for row in result.table:
-        shares = ("–" if share is None else f"{share:.2%}" for share in (row.recall, row.precision, row.f1))
-        table.add_row(row.name, f"{row.count:,}", *shares)
-    return table
-
-
-def _prediction(name: str, probabilities: list[float], classes: tuple[str, ...]) -> dict[str, Any]:
-    best = max(range(len(classes)), key=probabilities.__getitem__)
-    return {
-        "image": name,
-        "class": classes[best],
-        "probability": probabilities[best],
-        "probabilities": dict(zip(classes, probabilities, strict=True)),
-    }
-
-
-def _prediction_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table()
-    for column in ("image", "class", "probability", "next"):
-        table.add_column(column, justify="right" if column == "probability" else "left", overflow="fold")
-    for row in rows:
-        others = sorted(row["probabilities"].items(), key=lambda item: -item[1])[1:3]
-        following = ", ".join(f"{name} {share:.1%}" for name, share in others)
-        table.add_row(row["image"], row["class"], f"{row['probability']:.1%}", following)
-    return table
-
-
-def _csv_text(rows: list[dict[str, Any]], classes: tuple[str, ...]) -> str:
-    text = io.StringIO()
-    writer = _csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "class", "probability", *classes])
-    for row in rows:
-        writer.writerow([row["image"], row["class"], row["probability"], *(row["probabilities"][c] for c in classes)])
-    return text.getvalue()
+def _fractions(evaluation: Evaluation) -> dict[str, float]:
+    return {name: value for name, value in evaluation.metrics.items() if name != "loss"}

@@ -182,7 +182,7 @@ def _value(args: Sequence[str], name: str) -> str | None:
 def _evaluate(args: list[str]) -> int:
     command = _parse(Evaluate, args)
     folder = _run(command.run, "evaluate")
-    from snella.run import evaluate
+    from snella.trained import evaluate
 
     evaluate(folder, **_options(command))
     return 0
@@ -193,7 +193,7 @@ def _predict(args: list[str]) -> int:
     folder = _run(command.run, "predict")
     if command.json and command.csv:
         raise UserError("--json and --csv contradict each other: pass one of them")
-    from snella.run import predict
+    from snella.trained import predict
 
     return 1 if predict(folder, **_options(command)) else 0
 
@@ -203,7 +203,7 @@ def _merge(args: list[str]) -> int:
     folder = _run(command.run, "merge")
     if not command.out:
         raise UserError("no folder for the checkpoint: snella merge RUN --out FOLDER")
-    from snella.run import merge
+    from snella.trained import merge
 
     merge(folder, **_options(command))
     return 0

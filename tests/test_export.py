@@ -71,7 +71,7 @@ def test_timm_loads_the_folder_with_the_same_logits(name, tmp_path):
     torch.testing.assert_close(loaded(images), expected, rtol=0, atol=1e-4)
     assert tuple(loaded.pretrained_cfg["label_names"]) == CLASSES
     data = timm.data.resolve_model_data_config(loaded)
-    assert data["input_size"] == (3, 64, 64)
+    assert tuple(data["input_size"]) == (3, 64, 64)
     assert (tuple(data["mean"]), tuple(data["std"]), data["interpolation"]) == (p.mean, p.std, "bilinear")
 
 

@@ -59,7 +59,7 @@ def kept_shares(records: Sequence[Mapping[str, Any]]) -> Shares:
         steps=np.array([row["step"] for row in rows]),
         blocks=tuple(blocks),
         kinds=kinds,
-        overall=np.array([sum(row["kept"].values()) / sum(row["size"].values()) for row in rows]),
+        overall=np.array([sum(row["kept"].values()) / sum(row["size"][name] for name in row["kept"]) for row in rows]),
         entries=sum(rows[-1]["size"].values()),
     )
 

@@ -9,23 +9,8 @@ from PIL import Image
 
 from snella.cli import main
 
-TINY = [
-    "--backbone",
-    "test_vit",
-    "--no-pretrained",
-    "--image-size",
-    "32",
-    "--r",
-    "4",
-    "--epochs",
-    "2",
-    "--batch-size",
-    "8",
-    "--lr",
-    "3e-3",
-    "--device",
-    "cpu",
-]
+MODEL = ["--backbone", "test_vit", "--no-pretrained", "--image-size", "32", "--r", "4", "--device", "cpu"]
+TINY = [*MODEL, "--epochs", "2", "--batch-size", "8", "--lr", "3e-3"]
 
 
 def write_images(root: Path, classes: int = 3, count: int = 10) -> Path:

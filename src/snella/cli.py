@@ -18,6 +18,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -171,7 +172,7 @@ def _defaults(args: list[str]) -> Train:
 def _value(args: Sequence[str], name: str) -> str | None:
     """The last value of a flag on the command line, before it is parsed."""
     value = None
-    for word, following in zip(args, [*args[1:], None], strict=True):
+    for word, following in zip_longest(args, args[1:]):
         if word == flag(name):
             value = following
         elif word.startswith(f"{flag(name)}="):
@@ -220,7 +221,7 @@ def _data(args: list[str]) -> int:
 
     with checking_images(Console(stderr=True)) as progress:
         report = data_report(command.data, seed=command.seed, progress=progress)
-    Console().print(report)
+    Console().print(report, soft_wrap=True)  # a path that is broken over lines cannot be copied
     return 0
 
 

@@ -25,6 +25,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from peft import AdaLoraConfig, LoraConfig, OFTConfig, PeftConfig, PeftModel, ShiraConfig, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import SafetensorError
@@ -212,6 +213,7 @@ def _adalora(model: nn.Module, settings: MethodSettings) -> PeftConfig:
 
 
 def _shira(model: nn.Module, settings: MethodSettings) -> PeftConfig:
+    torch.sparse.check_sparse_tensor_invariants.disable()  # as by default, but then torch warns
     return ShiraConfig(r=settings.r, **_layers("shira", model, settings))
 
 

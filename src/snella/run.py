@@ -301,7 +301,7 @@ def _finish(folder: Path, config: TrainConfig, ready: Prepared, result: FitResul
         "versions": versions(),
     }
     write_json(folder / SUMMARY, summary)
-    console.print(summary_table(summary, title=f"{config.method} on {ready.data.root}"))
+    console.print(summary_table(summary, title=f"{config.method} on {Path(ready.data.root).name}"))
     if BASELINE in ready.data.notes:
         plain(console, BASELINE)
     plain(console, f"best epoch on val: {result.best_epoch} of {result.epochs_done}; results and figures in {folder}")

@@ -136,7 +136,10 @@ def _size_options(name: str, options: dict[str, Any], image_size: int) -> dict[s
 def _from_hub(name: str, options: dict[str, Any]) -> nn.Module:
     if not name.startswith(SOURCES):
         config = _config(name)
-        found = config.to_dict() if config else _create(name, options).pretrained_cfg  # old: builds the new one
+        if config is None:  # an old name, which builds the model of its new one
+            found = _create(name, options).pretrained_cfg
+        else:
+            found = config.to_dict()
         if repo := found.get("hf_hub_id"):
             require_hub(repo, files=(*WEIGHTS, found.get("hf_hub_filename") or WEIGHTS[0]))
     try:

@@ -120,7 +120,7 @@ def test_stopped_again_and_again(whole, tmp_path):
 
 def run_toy(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     toy = Path(__file__).with_name("toy.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # the same bits need the same threads
     return subprocess.run(
         [sys.executable, toy, folder, *arguments], env=environment, capture_output=True, text=True, check=False
     )

@@ -152,12 +152,12 @@ def _train(args: list[str]) -> int:
 
     try:
         train(command.config)
-    except Interrupted:
-        raise Stopped(KeyboardInterrupt(), resume_command(run_folder(command.config))) from None
+    except Interrupted as stop:
+        raise Stopped(128 + stop.signal_number, resume_command(run_folder(command.config))) from None
     except KeyboardInterrupt as stop:
         folder = run_folder(command.config)
         started = (folder / "config.yaml").exists() and not command.config.overwrite
-        raise Stopped(stop, resume_command(folder) if started else _again(["train", *args])) from None
+        raise Stopped(_code(stop), resume_command(folder) if started else _again(["train", *args])) from None
     return 0
 
 
@@ -301,10 +301,15 @@ class Terminated(KeyboardInterrupt):
 class Stopped(Exception):  # noqa: N818 (not an error)
     """A command was stopped by Ctrl-C or SIGTERM; `go_on` is the command that goes on."""
 
-    def __init__(self, stop: KeyboardInterrupt, go_on: str) -> None:
+    def __init__(self, code: int, go_on: str) -> None:
         super().__init__(go_on)
-        self.code = 143 if isinstance(stop, Terminated) else 130
+        self.code = code
         self.go_on = go_on
+
+
+def _code(stop: KeyboardInterrupt) -> int:
+    """The exit code that a shell gives a program ended by the signal."""
+    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
 @contextlib.contextmanager
@@ -348,7 +353,7 @@ def _explain(error: BaseException, args: Sequence[str]) -> int:
     if isinstance(error, Stopped):
         return _say(f"stopped; this goes on: {error.go_on}", error.code)
     if isinstance(error, KeyboardInterrupt):
-        return _say(f"stopped; this starts again: {_again(args)}", Stopped(error, "").code)
+        return _say(f"stopped; this starts again: {_again(args)}", _code(error))
     if isinstance(error, UserError):
         return _say(str(error), 2)
     if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as with `| head`

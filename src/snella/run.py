@@ -61,6 +61,8 @@ from snella.training.devices import accelerator_for
 from snella.training.evaluation import evaluate
 from snella.training.loop import FitResult, LoopSettings, fit
 
+FRACTIONS = ("top1", "top5", "balanced_accuracy")  # what summary.json says of a split, each from 0 to 1
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -224,21 +226,13 @@ def _batches(
 
 def _method_settings(config: TrainConfig, batches: int) -> MethodSettings:
     steps_per_epoch = math.ceil(batches / config.accumulate)
+    names = ("r", "heads", "scale", "kernel", "gate", "init_sparsity", "target_sparsity", "init_warmup", "final_warmup")
+    names += ("update_dropout", "update_drop_path")
     return MethodSettings(
-        r=config.r,
-        heads=config.heads,
-        scale=config.scale,
-        kernel=config.kernel,
-        gate=config.gate,
-        init_sparsity=config.init_sparsity,
-        target_sparsity=config.target_sparsity,
-        init_warmup=config.init_warmup,
-        final_warmup=config.final_warmup,
         allocate_every=config.allocate_every or steps_per_epoch,
         total_step=config.epochs * steps_per_epoch,
         target_modules=_targets(config.target_modules),
-        update_dropout=config.update_dropout,
-        update_drop_path=config.update_drop_path,
+        **{name: getattr(config, name) for name in names},
     )
 
 
@@ -291,8 +285,8 @@ def _finish(folder: Path, config: TrainConfig, ready: Prepared, result: FitResul
     training_curves_figure(read_rows(folder / "metrics.jsonl"), folder / "curves.png")
     confusion_figure(test.confusion, ready.data.classes, folder / "confusion.png")
     summary = {
-        "test": _fractions(test),
-        "val": _fractions(val),
+        "test": {name: test.metrics[name] for name in FRACTIONS},
+        "val": {name: val.metrics[name] for name in FRACTIONS},
         "trainable_parameters": _trainable(ready.model),
         "adapter_bytes": size_of(folder / ADAPTER),
         "peak_memory_bytes": result.peak_memory_bytes,
@@ -306,7 +300,3 @@ def _finish(folder: Path, config: TrainConfig, ready: Prepared, result: FitResul
         plain(console, BASELINE)
     plain(console, f"best epoch on val: {result.best_epoch} of {result.epochs_done}; results and figures in {folder}")
     return summary
-
-
-def _fractions(evaluation: Evaluation) -> dict[str, float]:
-    return {name: value for name, value in evaluation.metrics.items() if name != "loss"}

@@ -11,16 +11,20 @@ from types import FrameType
 
 
 class Interrupted(Exception):  # noqa: N818 — not an error
-    """Training was asked to stop and did, after `step` optimiser steps; `checkpoint` is the folder to go on from."""
+    """Training was asked to stop and did, after `step` optimiser steps.
 
-    def __init__(self, step: int, checkpoint: Path) -> None:
+    `checkpoint` is the folder to go on from, `signal_number` what asked: SIGINT or SIGTERM.
+    """
+
+    def __init__(self, step: int, checkpoint: Path, signal_number: int) -> None:
         super().__init__(f"interrupted after step {step}; checkpoint {checkpoint}")
         self.step = step
         self.checkpoint = checkpoint
+        self.signal_number = signal_number
 
 
 class StopSignals:
-    """`requested` turns True at the first SIGINT or SIGTERM inside `with StopSignals() as stop`.
+    """`requested` is None until the first SIGINT or SIGTERM inside `with StopSignals() as stop`, then its number.
 
     At that moment the handlers that were there before are put back, so that the second signal does what it did
     before: KeyboardInterrupt for Ctrl-C, the end of the process for SIGTERM. Outside the main thread, where Python
@@ -28,11 +32,11 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested: int | None = None
         self._previous: dict[int, object] = {}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self.requested = number
         self._restore()
         with contextlib.suppress(OSError):  # not print: a handler may not re-enter a buffered stream
             os.write(2, b"\nstopping after this step; once more stops at once, without a checkpoint\n")

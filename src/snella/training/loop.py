@@ -143,7 +143,7 @@ def train_epoch(run: Run, task: Task, train: Batches, progress: Progress, stop: 
         if not ends and (due or stop.requested):  # at the end of an epoch the validation comes first
             checkpoint = run.save()
             if stop.requested:
-                raise Interrupted(step, checkpoint)
+                raise Interrupted(step, checkpoint, stop.requested)
 
 
 def optimiser_step(run: Run, task: Task, group: list[dict[str, Tensor]]) -> float:
@@ -191,7 +191,8 @@ def validate(run: Run, task: Task, val: Batches, progress: Progress, stop: StopS
             if best:
                 run.best = copied(tuned_state(run.model), device="cpu")
     except _StopValidation:  # the checkpoint stands before the validation, which a resume does again
-        raise Interrupted(at.step, run.save()) from None
+        assert stop.requested is not None
+        raise Interrupted(at.step, run.save(), stop.requested) from None
 
     at.epochs += 1
     at.batches = 0
@@ -206,7 +207,7 @@ def validate(run: Run, task: Task, val: Batches, progress: Progress, stop: StopS
     if due or at.finished or stop.requested:
         checkpoint = run.save()
         if stop.requested:
-            raise Interrupted(at.step, checkpoint)
+            raise Interrupted(at.step, checkpoint, stop.requested)
 
 
 class _StopValidation(Exception):  # noqa: N818 — not an error

@@ -33,6 +33,8 @@ class SavedTensors:
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
     def _pack(self, tensor: Tensor) -> Tensor:
+        if tensor.layout is not torch.strided:
+            return tensor  # sparse: no storage to know it by, and few values
         storage = tensor.untyped_storage()
         reference = StorageWeakRef(storage)
         if reference not in self._parameters:

@@ -33,9 +33,9 @@ def load_tuned_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     if odd := sorted(expected.keys() ^ state.keys()):
         side = "lacks" if odd[0] in expected else "has no place for"
         raise ValueError(f"{len(odd)} names differ from the model's tuned state, which {side} {odd[0]!r}")
-    for name, value in state.items():
-        if value.shape != expected[name].shape:
-            shapes = f"{tuple(value.shape)}, and {tuple(expected[name].shape)} in the model"
+    for name, own in expected.items():  # in the model's order: a file has another one each time it is read
+        if state[name].shape != own.shape:
+            shapes = f"{tuple(state[name].shape)}, and {tuple(own.shape)} in the model"
             raise ValueError(f"{name!r} has shape {shapes}")
     model.load_state_dict(dict(state), strict=False)
 

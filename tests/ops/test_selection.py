@@ -125,7 +125,7 @@ def test_the_operator_is_fit_for_compilation() -> None:
 @pytest.mark.parametrize("interpolated", [False, True])
 def test_memory_stays_far_below_the_matrix(interpolated: bool) -> None:
     magnitude = real_like(1024, 2048)
-    for share in (0.01, 0.1, 0.5, 0.9):
+    for share in (0, 0.01, 0.1, 0.5, 0.9, 1):
         kept = torch.tensor(int(share * magnitude.numel()))
         tracemalloc.start()
         budget_threshold(magnitude, kept, interpolated)

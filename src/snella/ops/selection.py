@@ -104,19 +104,22 @@ def _integer_of_rank(bits: Tensor, rank: Tensor) -> Tensor:
     prefix = torch.zeros_like(rank)  # the digits found so far, and zeros
     for shift in reversed(range(0, 8 * bits.element_size(), DIGIT_BITS)):
         at_most = _histogram(bits, prefix, shift).cumsum(0)
-        digit = (at_most <= rank).sum() - 1
-        prefix = prefix + (digit << shift)
+        prefix = prefix + ((at_most <= rank).sum() << shift)
     return prefix
 
 
 def _histogram(bits: Tensor, prefix: Tensor, shift: int) -> Tensor:
-    """How many of `bits` (N,) lie below `prefix`, share it and have each digit, or lie above: (1 + DIGITS + 1,)."""
-    counts = torch.zeros(LANES, DIGITS + 2, dtype=torch.int32, device=bits.device)
+    """How many of `bits` (N,) have each digit behind `prefix`: (DIGITS,).
+
+    What lies below the prefix counts to the first digit and what lies above to the last, which leaves the sums of
+    the first digits as the ranks need them.
+    """
+    counts = torch.zeros(LANES, DIGITS, dtype=torch.int32, device=bits.device)
     one = torch.ones((), dtype=torch.int32, device=bits.device)
-    starts = torch.arange(1, counts.numel(), DIGITS + 2, device=bits.device)  # of each lane's digit 0
+    starts = torch.arange(0, LANES * DIGITS, DIGITS, device=bits.device)
     whole = bits.numel() // LANES * LANES
     for part in (*bits[:whole].view(-1, LANES).split(DEVICE_PIECE // LANES), bits[whole:]):
-        digit = ((part - prefix) >> shift).clamp_(-1, DIGITS)
+        digit = ((part - prefix) >> shift).clamp_(0, DIGITS - 1)
         index = (digit + starts[: part.shape[-1]]).flatten()
         counts.view(-1).scatter_add_(0, index, one.expand_as(index))
     return counts.sum(0)

@@ -53,9 +53,12 @@ def kernel_matrix(
         if alpha is None or gamma is None or beta is None:
             raise ValueError("kernel 'mixk' needs alpha, gamma and beta; only 'pwl' goes without")
         alpha, gamma, beta = (scalar.to(dtype).reshape(()) for scalar in (alpha, gamma, beta))
-        floor = torch.copysign(torch.full_like(gamma, GAMMA_MIN), gamma)
-        gamma = torch.where(gamma.abs() < GAMMA_MIN, floor, gamma)
-        return D + alpha * torch.softmax(D / gamma, dim=0) + beta
+        return D + alpha * torch.softmax(D / clamped_gamma(gamma), dim=0) + beta
+
+
+def clamped_gamma(gamma: Tensor) -> Tensor:
+    """gamma (0-d), kept GAMMA_MIN away from zero."""
+    return torch.where(gamma.abs() < GAMMA_MIN, torch.copysign(torch.full_like(gamma, GAMMA_MIN), gamma), gamma)
 
 
 def kept_count(sparsity: float, numel: int) -> int:
@@ -82,21 +85,26 @@ def quantile(magnitude: Tensor, sparsity: float) -> Tensor:
     return torch.lerp(below, torch.kthvalue(values, low + 2).values, position - low)
 
 
-def gated(K: Tensor, t: Tensor | None, gate: Gate) -> Tensor:
-    """The update (m, n) that gate and threshold t (0-d; None for gate `none`) make of the kernel matrix.
+def gate_factor(K: Tensor, t: Tensor | None, gate: Gate) -> Tensor:
+    """What the gate multiplies the kernel matrix K by, given the threshold t (0-d; None for gate `none`).
 
-    The magnitude that scales an entry is a constant for the gradient: d delta / dK is that magnitude on kept
-    entries and 0 elsewhere (`published` as the published code, `soft` as eq. 5 of the SNELL paper).
+    It is a constant for the gradient: d delta / dK is this factor (`published` as the published code, `soft` as
+    eq. 5 of the SNELL paper).
     """
     if gate == "none":
-        return K
+        return K.new_ones(())
     assert t is not None, f"gate {gate!r} needs a threshold"
     magnitude = K.detach().abs()
     if gate == "soft":
-        return K * (magnitude - t).clamp_min(0)
+        return (magnitude - t).clamp_min(0)
     if gate == "hard":
-        return K * (magnitude > t)
-    return K * torch.where(magnitude > t, magnitude, 0)
+        return (magnitude > t).to(K.dtype)
+    return torch.where(magnitude > t, magnitude, 0)
+
+
+def gated(K: Tensor, t: Tensor | None, gate: Gate) -> Tensor:
+    """The update (m, n) that gate and threshold make of the kernel matrix; see `gate_factor`."""
+    return K * gate_factor(K, t, gate)
 
 
 def delta_weight(

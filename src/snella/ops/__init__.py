@@ -1,5 +1,20 @@
-"""The same maths as `snella.delta`, made fast: every function here equals its definition."""
+"""The same maths as `snella.delta`, fast and lean: every function here equals its definition."""
 
+from snella.ops.product import Convolution, Linear, adapted_product
+from snella.ops.rematerialize import recomputable, source_of, unwatch, watch
 from snella.ops.selection import budget_threshold
+from snella.ops.update import Factors, Form, adapted_weight
 
-__all__ = ["budget_threshold"]
+__all__ = [
+    "Convolution",
+    "Factors",
+    "Form",
+    "Linear",
+    "adapted_product",
+    "adapted_weight",
+    "budget_threshold",
+    "recomputable",
+    "source_of",
+    "unwatch",
+    "watch",
+]

@@ -65,6 +65,13 @@ class SnellaConfig(PeftConfig):
         default=0.0,
         metadata={"help": "Share of samples that a matrix's update is left out for while training."},
     )
+    rematerialize: bool | Literal["mlp"] = field(
+        default=True,
+        metadata={
+            "help": "Make inputs again that a normalisation or activation gave, instead of keeping them; "
+            "`mlp` also makes the first MLP product again. Gradients stay the same to the bit."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,6 +82,7 @@ class SnellaConfig(PeftConfig):
         _check_numbers(self)
         _check_choice("kernel", self.kernel, KERNELS)
         _check_choice("gate", self.gate, GATES)
+        _check_choice("rematerialize", self.rematerialize, (False, True, "mlp"))
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

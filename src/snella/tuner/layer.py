@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,18 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from timm.layers import drop_path
 from torch import Tensor, nn
 
-from snella.delta import Gate, Kernel, gated, kept_count, kernel_matrix
+from snella.delta import gated, kept_count, kernel_matrix
 from snella.errors import UserError
-from snella.ops import budget_threshold
+from snella.ops import (
+    Convolution,
+    Factors,
+    Form,
+    Linear,
+    adapted_product,
+    adapted_weight,
+    budget_threshold,
+    source_of,
+)
 from snella.tuner.config import SnellaConfig
 
 # The published code drops no inputs of the update of attention's output projection.
@@ -26,11 +35,10 @@ NO_INPUT_DROPOUT = ("proj", "o_proj", "out_proj")
 class UpdateSettings:
     """What one adapter fixes for the updates of a layer."""
 
-    kernel: Kernel
-    gate: Gate
-    scale: float
+    form: Form
     dropout: float
     drop_path: float
+    rematerialize: bool | Literal["mlp"]
 
 
 class SnellaLayer(nn.Module, BaseTunerLayer):
@@ -85,11 +93,10 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
             )
         rows, width = out_features // splits, config.r // config.heads
         self.settings[adapter_name] = UpdateSettings(
-            kernel=config.kernel,
-            gate=config.gate,
-            scale=config.scale,
+            form=Form(config.kernel, config.gate, config.scale),
             dropout=0.0 if last_name in NO_INPUT_DROPOUT else config.update_dropout,
             drop_path=config.update_drop_path,
+            rematerialize=config.rematerialize,
         )
         self.snella_A[adapter_name] = nn.Parameter(torch.empty(splits, config.heads, in_features, width))
         self.snella_B[adapter_name] = nn.Parameter(torch.empty(splits, config.heads, rows, width))
@@ -121,27 +128,31 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """The update (out, in) of all S matrices, in at least fp32; differentiable."""
-        return torch.cat(self._deltas(adapter_name))
+        factors = self._factors(adapter_name)
+        dtype = torch.promote_types(factors.A.dtype, torch.float32)
+        if torch.compiler.is_compiling():
+            return self._traceable_delta(adapter_name)
+        return adapted_weight(None, factors, self.kept(adapter_name), self.settings[adapter_name].form, dtype)
 
-    def _deltas(self, adapter_name: str) -> list[Tensor]:
-        settings = self.settings[adapter_name]
-        has_scalars = settings.kernel == "mixk"
+    def _factors(self, adapter_name: str) -> Factors:
+        scalars = (self.snella_alpha, self.snella_gamma, self.snella_beta)
+        return Factors(
+            self.snella_A[adapter_name],
+            self.snella_B[adapter_name],
+            *(scalar.get(adapter_name) for scalar in scalars),
+        )
+
+    def _traceable_delta(self, adapter_name: str) -> Tensor:
+        """The definition, which torch.compile sees through and fuses by itself."""
+        kernel, gate, scale = self.settings[adapter_name].form
+        A, B, *scalars = self._factors(adapter_name)
         deltas = []
         for i, kept in enumerate(self.kept(adapter_name)):
-            K = kernel_matrix(
-                self.snella_A[adapter_name][i],
-                self.snella_B[adapter_name][i],
-                self.snella_alpha[adapter_name][i] if has_scalars else None,
-                self.snella_gamma[adapter_name][i] if has_scalars else None,
-                self.snella_beta[adapter_name][i] if has_scalars else None,
-                kernel=settings.kernel,
-                scale=settings.scale,
-            )
-            t = None
-            if settings.gate != "none":
-                t = budget_threshold(K.detach().abs(), kept, settings.gate == "soft")
-            deltas.append(gated(K, t, settings.gate))
-        return deltas
+            of_matrix = (None if scalar is None else scalar[i] for scalar in scalars)
+            K = kernel_matrix(A[i], B[i], *of_matrix, kernel=kernel, scale=scale)
+            t = None if gate == "none" else budget_threshold(K.detach().abs(), kept, gate == "soft")
+            deltas.append(gated(K, t, gate))
+        return torch.cat(deltas)
 
     def _in_force(self) -> list[str]:
         """Adapters whose update is not in the base weight and has to be added."""
@@ -206,24 +217,55 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
             for name in names:
                 y = y + self._regularised_update(x, name)
             return y
-        return self._linear(x, self.weight, self._base().bias)
+        if len(names) == 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self._lean(x, names[0])
+        return self._plain(x, self.weight)
+
+    def _lean(self, x: Tensor, name: str) -> Tensor:
+        base, settings = self._base(), self.settings[name]
+        source = source_of(x) if settings.rematerialize else None
+        x, product, padded = self._product(x)
+        return adapted_product(
+            x,
+            base.weight,
+            base.bias,
+            self._factors(name),
+            self.kept(name),
+            form=settings.form,
+            product=product,
+            dtype=base.weight.dtype,
+            source=None if padded else source,
+            recompute_output=settings.rematerialize == "mlp",
+        )
+
+    def _product(self, x: Tensor) -> tuple[Tensor, Linear | Convolution, bool]:
+        """x, padded where the convolution alone could not; what to multiply it by; whether it was padded."""
+        base = self._base()
+        if isinstance(base, nn.Linear):
+            return x, Linear(), False
+        kernel = (base.kernel_size[0], base.kernel_size[1])
+        if base.padding_mode == "zeros" and not isinstance(base.padding, str):
+            return x, Convolution(kernel, base.stride, base.padding, base.dilation), False
+        mode = "constant" if base.padding_mode == "zeros" else base.padding_mode
+        x = F.pad(x, base._reversed_padding_repeated_twice, mode=mode)
+        return x, Convolution(kernel, base.stride, (0, 0), base.dilation), True
 
     def _regularised_update(self, x: Tensor, adapter_name: str) -> Tensor:
         """x deltaᵀ with dropout on x and drop-path per sample on the result, drawn for each matrix by itself."""
         settings = self.settings[adapter_name]
         channels = 1 if isinstance(self._base(), nn.Conv2d) else -1
         parts = []
-        for delta in self._deltas(adapter_name):
+        for delta in self.get_delta_weight(adapter_name).chunk(len(self.kept(adapter_name))):
             delta = delta.view(-1, *self._base().weight.shape[1:]).to(self._base().weight.dtype)
-            part = self._linear(F.dropout(x, settings.dropout), delta, None)
+            part = self._plain(F.dropout(x, settings.dropout), delta, bias=False)
             parts.append(drop_path(part, settings.drop_path, training=True))
         return torch.cat(parts, dim=channels)
 
-    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _plain(self, x: Tensor, weight: Tensor, bias: bool = True) -> Tensor:
         base = self._base()
         if isinstance(base, nn.Conv2d):
-            return base._conv_forward(x, weight, bias)  # knows padding modes
-        return F.linear(x, weight, bias)
+            return base._conv_forward(x, weight, base.bias if bias else None)  # knows padding modes
+        return F.linear(x, weight, base.bias if bias else None)
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from snella.allocation import Importance, Schedule, budgets
 from snella.errors import UserError
+from snella.ops import recomputable, unwatch, watch
 from snella.tuner.config import SnellaConfig
 from snella.tuner.layer import SnellaLayer
 from snella.tuner.targets import adaptable, candidates, default_targets, head_names
@@ -50,6 +51,16 @@ class SnellaModel(BaseTuner):
                 f"target_modules={self.peft_config[adapter_name].target_modules!r} matches grouped convolutions "
                 f"only, which cannot be adapted; choose from: {', '.join(candidates(model))}"
             )
+
+        if self.peft_config[adapter_name].rematerialize:
+            for module in filter(recomputable, model.modules()):
+                watch(module)
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+        model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)  # type: ignore[assignment]
+        for module in model.modules():
+            unwatch(module)
+        return model
 
     def _prepare_adapter_config(self, peft_config: SnellaConfig, model_config: dict) -> SnellaConfig:  # type: ignore[override]
         heads = head_names(self.model)

@@ -1,0 +1,125 @@
+"""The update and its backward in tensor operations, over blocks of columns that stay in the cache.
+
+For every device and floating dtype; nothing of the matrix's size is made besides the results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from snella.delta import Gate, Kernel, clamped_gamma, gate_factor, gated
+
+# Entries of a block: a few blocks fit into a core's cache, or fill a GPU.
+_BLOCK = {"cpu": 1 << 16}
+_BLOCK_ELSEWHERE = 1 << 24
+
+
+def _columns(A: Tensor, B: Tensor) -> Iterator[slice]:
+    n, m = A.shape[1], B.shape[1]
+    step = max(_BLOCK.get(A.device.type, _BLOCK_ELSEWHERE) // m, 1)
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))
+
+
+def _distances(A: Tensor, B: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Distances (H, m, n) and D (m, n)."""
+    distance = torch.cdist(B, A)
+    D = distance[0] * scale
+    for h in range(1, len(distance)):
+        D.add_(distance[h], alpha=-scale if h % 2 else scale)
+    return distance, D
+
+
+def kernel_and_stats(
+    A: Tensor, B: Tensor, scalars: tuple[Tensor, Tensor, Tensor] | None, *, kernel: Kernel, scale: float
+) -> tuple[Tensor, Tensor | None]:
+    """The kernel matrix and what its backward needs besides the factors.
+
+    Args:
+        A, B: factors (H, n, r/H) and (H, m, r/H), in the dtype to compute in.
+        scalars: alpha, gamma and beta, 0-d; None for `pwl`.
+
+    Returns:
+        K (m, n) and, for `mixk`, the log-sum-exp (n) of D / gamma over the out axis.
+    """
+    m, n = B.shape[1], A.shape[1]
+    K = A.new_empty(m, n)
+    lse = A.new_empty(n) if kernel == "mixk" else None
+    for columns in _columns(A, B):
+        _, D = _distances(A[:, columns], B, scale)
+        if lse is not None and scalars is not None:
+            alpha, gamma, beta = scalars
+            logits = D / clamped_gamma(gamma)
+            lse[columns] = torch.logsumexp(logits, 0)
+            D = D + alpha * (logits - lse[columns]).exp() + beta
+        K[:, columns] = D
+    return K, lse
+
+
+def add_gated(weight: Tensor | None, K: Tensor, t: Tensor | None, out: Tensor, *, gate: Gate) -> None:
+    """Set out (m, n) to weight + update, or to the update where weight is None. K may be overwritten."""
+    step = max(_BLOCK.get(K.device.type, _BLOCK_ELSEWHERE) // K.shape[1], 1)
+    for start in range(0, len(K), step):
+        rows = slice(start, start + step)
+        update = gated(K[rows], t, gate)
+        out[rows] = update if weight is None else weight[rows].to(update.dtype) + update
+
+
+def update_backward(
+    G: Tensor,
+    weight: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scalars: tuple[Tensor, Tensor, Tensor] | None,
+    t: Tensor | None,
+    lse: Tensor | None,
+    adapted: Tensor | None,
+    *,
+    kernel: Kernel,
+    gate: Gate,
+    scale: float,
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+    """Gradients of factors and scalars, given that of the adapted weight.
+
+    Args:
+        G: gradient (m, n) of weight + update.
+        weight: as in `add_gated`.
+        A, B, scalars, lse: as in `kernel_and_stats`.
+        t: threshold (0-d); None for gate `none`.
+        adapted: where to put weight + update (m, n) again, which the same pass makes; None if it is not needed.
+
+    Returns:
+        Gradients of A, of B and of the three scalars (None for `pwl`).
+    """
+    grad_A, grad_B = torch.empty_like(A), torch.zeros_like(B)
+    sums = A.new_zeros(3)
+    for columns in _columns(A, B):
+        a = A[:, columns]
+        distance, D = _distances(a, B, scale)
+        P = K = D
+        if lse is not None and scalars is not None:
+            alpha, gamma, beta = scalars
+            gamma = clamped_gamma(gamma)
+            P = (D / gamma - lse[columns]).exp()
+            K = D + alpha * P + beta
+        factor = gate_factor(K, t, gate)
+        if adapted is not None:
+            update = K * factor
+            adapted[:, columns] = update if weight is None else weight[:, columns].to(update.dtype) + update
+        dD = G[:, columns].to(A.dtype) * factor
+        if lse is not None and scalars is not None:
+            c = (P * dD).sum(0)
+            of_softmax = alpha * P * (dD - c)
+            sums += torch.stack([c.sum(), -(of_softmax * D).sum() / gamma**2, dD.sum()])
+            dD = dD + of_softmax / gamma
+        for h in range(len(A)):
+            ratio = dD * (-scale if h % 2 else scale) / distance[h]
+            ratio.masked_fill_(distance[h] == 0, 0)
+            grad_A[h, columns] = a[h] * ratio.sum(0)[:, None] - ratio.mT @ B[h]
+            grad_B[h] += B[h] * ratio.sum(1)[:, None] - ratio @ a[h]
+    if kernel == "pwl" or scalars is None:
+        return grad_A, grad_B, None
+    inside = clamped_gamma(scalars[1]) == scalars[1]
+    return grad_A, grad_B, (sums[0], torch.where(inside, sums[1], 0), sums[2])

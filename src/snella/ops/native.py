@@ -1,0 +1,221 @@
+"""The update on the CPU by native.c, which the machine's own C compiler makes ready at first use.
+
+Its loops go over the matrix once where tensor operations go over it a dozen times. Where there is no compiler,
+`library()` is None and `snella.ops.blocks` does the same with tensor operations.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from snella.delta import GATES, Gate, Kernel, clamped_gamma
+
+# as in native.c
+LANES, ROWS, CHUNKS, MAX_HEADS = 16, 4, 8, 16
+_GATE_CODES = {gate: ("none", "hard", "published", "soft").index(gate) for gate in GATES}
+_FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-shared", "-fPIC")
+# tried in this order: not every compiler knows its own machine or has OpenMP
+_VARIANTS = (("-march=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("m", "rows", "n", "w", "heads")),
+        *((name, ctypes.c_float) for name in ("scale", "alpha", "inverse_gamma", "beta")),
+        ("mixed", ctypes.c_int),
+    )
+
+
+class _Backward(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("left", "right", "A", "B", "G", "weight", "lse")),
+        ("t", ctypes.c_float),
+        ("gate", ctypes.c_int),
+        *((name, ctypes.c_void_p) for name in ("adapted", "to_a", "to_b", "scalars")),
+    )
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """native.c, compiled and loaded; None where that cannot be done."""
+    source = Path(__file__).with_name("native.c")
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
+    if compiler is None or os.name != "posix":
+        return None
+    try:
+        path = _compiled(source, compiler)
+        loaded = ctypes.CDLL(str(path)) if path else None
+    except OSError:
+        return None
+    if loaded is not None:
+        pointer, integer = ctypes.c_void_p, ctypes.c_int
+        loaded.snella_kernel.argtypes = (pointer, pointer, pointer, pointer, pointer, integer)
+        loaded.snella_backward.argtypes = (pointer, pointer, integer)
+        loaded.snella_add_gated.argtypes = (
+            *(pointer, pointer, ctypes.c_float, integer),
+            *(pointer, ctypes.c_long, integer),
+        )
+        loaded.snella_add_gated.restype = None
+    return loaded
+
+
+def _compiled(source: Path, compiler: str) -> Path | None:
+    """The shared library, from the user's cache folder or made now; None if the compiler refuses."""
+    key = hashlib.sha256("\0".join((source.read_text(), compiler, *_FLAGS, _processor())).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snella"
+    path = cache / f"native-{key}.so"
+    if path.is_file():
+        return path
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(dir=cache)
+    except OSError:  # read-only home: for this process only
+        cache, folder = None, tempfile.mkdtemp()
+    made = Path(folder) / path.name
+    for variant in _VARIANTS:
+        command = [compiler, *_FLAGS, *variant, str(source), "-o", str(made), "-lm"]
+        if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+            break
+    else:
+        shutil.rmtree(folder)
+        return None
+    if cache is None:
+        return made
+    os.replace(made, path)
+    shutil.rmtree(folder)
+    return path
+
+
+def _processor() -> str:
+    """What a library made for this very machine depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        flags = platform.processor()
+    return f"{platform.machine()} {flags}"
+
+
+def available(A: Tensor) -> bool:
+    """Whether these factors (H, n, r/H) can be handled here."""
+    return A.device.type == "cpu" and A.dtype == torch.float32 and len(A) <= MAX_HEADS and library() is not None
+
+
+def _padded(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A, B, left and right as native.c wants them."""
+    width = -A.shape[-1] % LANES
+    A = F.pad(A.detach(), (0, width)).contiguous()
+    B = F.pad(B.detach(), (0, width, 0, -B.shape[1] % ROWS)).contiguous()
+    a2, b2 = (factor.square().sum(-1, keepdim=True) for factor in (A, B))
+    left = torch.cat([-2 * B, b2, torch.ones_like(b2)], dim=-1)
+    right = torch.cat([A, torch.ones_like(a2), a2], dim=-1).mT.contiguous()
+    return A, B, left, right
+
+
+def _shape(A: Tensor, B: Tensor, m: int, scalars: tuple[Tensor, Tensor, Tensor] | None, scale: float) -> _Shape:
+    heads, n, w = A.shape
+    alpha, gamma, beta = scalars or (torch.zeros(()), torch.ones(()), torch.zeros(()))
+    inverse_gamma = 1 / clamped_gamma(gamma).item()
+    return _Shape(m, B.shape[1], n, w, heads, scale, alpha.item(), inverse_gamma, beta.item(), scalars is not None)
+
+
+def _check(failed: int) -> None:
+    if failed:
+        raise MemoryError("not enough memory to build the update of a weight matrix")
+
+
+def kernel_and_stats(
+    A: Tensor, B: Tensor, scalars: tuple[Tensor, Tensor, Tensor] | None, *, kernel: Kernel, scale: float
+) -> tuple[Tensor, Tensor | None]:
+    """See `blocks.kernel_and_stats`."""
+    m, n = B.shape[1], A.shape[1]
+    A, B, left, right = _padded(A, B)
+    K, lse = torch.empty(m, n), torch.empty(n)
+    shape = _shape(A, B, m, scalars if kernel == "mixk" else None, scale)
+    _check(
+        _loaded().snella_kernel(
+            ctypes.byref(shape),
+            *(tensor.data_ptr() for tensor in (left, right, K, lse)),
+            torch.get_num_threads(),
+        )
+    )
+    return K, lse if kernel == "mixk" else None
+
+
+def add_gated(weight: Tensor | None, K: Tensor, t: Tensor | None, out: Tensor, *, gate: Gate) -> None:
+    """See `blocks.add_gated`."""
+    direct = out.dtype == torch.float32 and (weight is None or weight.dtype == torch.float32)
+    added = weight.detach().contiguous() if weight is not None and direct else None
+    into = out if direct else K
+    _loaded().snella_add_gated(
+        None if added is None else added.data_ptr(),
+        K.data_ptr(),
+        0.0 if t is None else t.item(),
+        _GATE_CODES[gate],
+        into.data_ptr(),
+        K.numel(),
+        torch.get_num_threads(),
+    )
+    if not direct:
+        out.copy_(K if weight is None else K.add_(weight))
+
+
+def update_backward(
+    G: Tensor,
+    weight: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scalars: tuple[Tensor, Tensor, Tensor] | None,
+    t: Tensor | None,
+    lse: Tensor | None,
+    adapted: Tensor | None,
+    *,
+    kernel: Kernel,
+    gate: Gate,
+    scale: float,
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+    """See `blocks.update_backward`."""
+    (heads, n, width), m = A.shape, B.shape[1]
+    direct = adapted is None or (adapted.dtype == torch.float32 and (weight is None or weight.dtype == torch.float32))
+    into = adapted if direct else torch.empty(m, n)
+    A, B, left, right = _padded(A, B)
+    shape = _shape(A, B, m, scalars if kernel == "mixk" else None, scale)
+    added = weight.detach().contiguous() if weight is not None and direct and adapted is not None else None
+    tensors = {
+        **dict(left=left, right=right, A=A, B=B, G=G.float().contiguous(), weight=added, lse=lse, adapted=into),
+        "to_a": torch.empty(heads, A.shape[2] + 1, n),
+        "to_b": torch.zeros(CHUNKS, heads, B.shape[1], A.shape[2] + 1),
+        "scalars": torch.zeros(CHUNKS, 3, dtype=torch.float64),
+    }
+    pointers = {name: None if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
+    arguments = _Backward(t=0.0 if t is None else t.item(), gate=_GATE_CODES[gate], **pointers)
+    _check(_loaded().snella_backward(ctypes.byref(shape), ctypes.byref(arguments), torch.get_num_threads()))
+    if adapted is not None and into is not None and not direct:
+        adapted.copy_(into if weight is None else into.add_(weight))
+    to_a, to_b = tensors["to_a"], tensors["to_b"].sum(0)
+    grad_A = A * to_a[:, -1, :, None] - to_a[:, :-1].mT
+    grad_B = B * to_b[..., -1:] - to_b[..., :-1]
+    grads = None
+    if kernel == "mixk" and scalars is not None:
+        of_alpha, of_gamma, of_beta = tensors["scalars"].sum(0).float()
+        gamma = clamped_gamma(scalars[1])
+        grads = of_alpha, torch.where(gamma == scalars[1], of_gamma / gamma**2, 0), of_beta
+    return grad_A[..., :width], grad_B[:, :m, :width], grads
+
+
+def _loaded() -> ctypes.CDLL:
+    loaded = library()
+    assert loaded is not None, "callers ask `available` first"
+    return loaded

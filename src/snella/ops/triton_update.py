@@ -374,7 +374,7 @@ def update_backward(
     """The adapted weight again, and the gradients of what made it, from the gradient G (m, n) of the adapted weight.
 
     K is made anew, bit for bit, from the factors and the `lse` of `kernel_and_stats`. Needs one fp32 (m, n) besides
-    the adapted weight, and at most half of one for partial sums.
+    the adapted weight, and about half of one at most for partial sums.
 
     Args:
         G: gradient (m, n), fp32, bf16 or fp16.

@@ -296,8 +296,8 @@ def _chunks(rows: int, least: int = ROWS) -> tuple[int, int]:
 
 def _launch(kernel: Any, columns: int, chunks: int, heads: int, *arguments: Any, **constants: Any) -> None:
     """Runs a kernel over its grid; a tuned one with its first blocks where a run has to repeat or is interpreted."""
-    on_gpu = arguments[0].is_cuda
-    if isinstance(kernel, Autotuner) and (torch.are_deterministic_algorithms_enabled() or not on_gpu):
+    fixed = torch.are_deterministic_algorithms_enabled() or not arguments[0].is_cuda
+    if fixed and isinstance(kernel, Autotuner):
         constants |= kernel.configs[0].all_kwargs()
         kernel = kernel.fn
     with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device

@@ -1,0 +1,260 @@
+"""The Triton kernels against the definition and its autograd in float64.
+
+Without a GPU they run in Triton's interpreter, which has to be chosen before triton is first imported: the tests of
+this file are then run by a process of their own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from snella import delta
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+INSTALLED = importlib.util.find_spec("triton") is not None
+RUNNABLE = INSTALLED and (INTERPRETED or torch.cuda.is_available())
+DEVICE = "cpu" if INTERPRETED else "cuda"
+
+if RUNNABLE:
+    from snella.ops.triton_update import add_gated, kernel_and_stats, update_backward
+
+
+@pytest.mark.skipif(not INSTALLED, reason="triton is not installed")
+@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
+def test_in_the_interpreter() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert " passed" in run.stdout
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
+def test_ops_import_without_triton() -> None:
+    code = "import sys; sys.modules['triton'] = None; import snella.ops"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs on the device, and in float64 what the definition and autograd make of them."""
+
+    kernel: delta.Kernel
+    gate: delta.Gate
+    inputs: list[Tensor | None]  # A, B, alpha, gamma, beta in fp32
+    weight: Tensor | None
+    G: Tensor
+    t: Tensor | None
+    K: Tensor
+    adapted: Tensor
+    gradients: list[Tensor | None]
+    size: float  # of what the scalars' gradients are sums of
+
+    def forward(self) -> tuple[Tensor, Tensor | None]:
+        return kernel_and_stats(*self.inputs, kernel=self.kernel, scale=0.1)
+
+    def backward(self, lse: Tensor | None, **options: object) -> tuple[Tensor | None, ...]:
+        settings = dict(kernel=self.kernel, gate=self.gate, scale=0.1, out_dtype=torch.float32) | options
+        return update_backward(self.G, self.weight, *self.inputs, self.t, lse, **settings)
+
+
+def case(
+    *,
+    kernel: delta.Kernel = "mixk",
+    gate: delta.Gate = "published",
+    heads: int = 2,
+    width: int = 3,
+    n: int = 37,
+    m: int = 70,
+    gamma: float = 0.7,
+    weight_dtype: torch.dtype | None = torch.float32,
+    gradient_dtype: torch.dtype = torch.float32,
+    factors: tuple[Tensor, Tensor] | None = None,
+) -> Case:
+    A, B = factors or (torch.randn(heads, n, width), torch.randn(heads, m, width))
+    scalars = [torch.tensor(1.3), torch.tensor(gamma), torch.tensor(-0.05)] if kernel == "mixk" else [None] * 3
+    weight = None if weight_dtype is None else torch.randn(m, n).to(weight_dtype)
+    G = torch.randn(m, n).to(gradient_dtype)
+
+    exact = [None if tensor is None else tensor.double().requires_grad_() for tensor in (A, B, *scalars)]
+    K = delta.kernel_matrix(*exact, kernel=kernel, scale=0.1)
+    t = None if gate == "none" else between_two(K.detach().abs())
+    adapted = delta.gated(K, t, gate) + (0 if weight is None else weight.double())
+    leaves = [tensor for tensor in exact if tensor is not None]
+    gradients = list(torch.autograd.grad((adapted * G.double()).sum(), leaves)) + [None] * (5 - len(leaves))
+    slope = torch.autograd.grad(delta.gated(K, t, gate).sum(), K, retain_graph=True)[0]
+    move = [None if x is None else x.to(DEVICE) for x in (A, B, *scalars, weight, G, None if t is None else t.float())]
+    return Case(
+        kernel, gate, move[:5], move[5], move[6], move[7], K.detach(), adapted.detach(), gradients,
+        size=float((G.double() * slope).abs().sum()),
+    )  # fmt: skip
+
+
+def between_two(magnitude: Tensor) -> Tensor:
+    """The middle of the widest gap in the middle half of the magnitudes: rounding moves no entry across."""
+    values = magnitude.flatten().sort().values
+    quarter = len(values) // 4
+    values = values[quarter : max(len(values) - quarter, quarter + 2)]
+    if len(values) < 2:
+        return values[0] / 2
+    gap = int(values.diff().argmax())
+    return (values[gap] + values[gap + 1]) / 2
+
+
+def assert_near(actual: Tensor | None, expected: Tensor | None, tolerance: float, size: float = 0.0) -> None:
+    """Within `tolerance` of the expected tensor's largest entry, or of `size`."""
+    if expected is None:
+        assert actual is None
+        return
+    assert actual is not None
+    assert actual.shape == expected.shape
+    error = float((actual.cpu().double() - expected).abs().max())
+    assert error <= tolerance * max(float(expected.abs().max()), size), (error, expected.abs().max(), size)
+
+
+def assert_gradients(made: tuple[Tensor | None, ...], expected: Case) -> None:
+    for actual, wanted in zip(made[:2], expected.gradients[:2], strict=True):
+        assert_near(actual, wanted, 3e-5)
+    for actual, wanted in zip(made[2:], expected.gradients[2:], strict=True):
+        assert_near(actual, wanted, 1e-5, expected.size)  # sums that cancel
+
+
+@pytest.fixture
+def _fixed_blocks() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)  # tuning each of these shapes would take minutes
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_fixed_blocks")
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")  # beyond the matrix
+class TestKernels:
+    """What runs on a GPU, or in the interpreter's process."""
+
+    __test__ = RUNNABLE
+
+    @settings(max_examples=20, phases=[Phase.generate])  # shrinking takes the interpreter minutes
+    @given(
+        kernel=st.sampled_from(delta.KERNELS),
+        gate=st.sampled_from(delta.GATES),
+        heads=st.integers(1, 3),
+        width=st.integers(1, 7),
+        n=st.integers(1, 70),
+        m=st.integers(2, 70),
+        gamma=st.sampled_from([0.3, 1.0, -0.8]),
+        weight_dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16, None]),
+        gradient_dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    )
+    def test_equal_to_the_definition(self, **drawn) -> None:
+        torch.manual_seed(0)
+        expected = case(**drawn)
+        dtype = drawn["weight_dtype"] or torch.float32
+
+        K, lse = expected.forward()
+        adapted = add_gated(expected.weight, K, expected.t, gate=expected.gate, out_dtype=dtype)
+        again, *gradients = expected.backward(lse, out_dtype=dtype)
+
+        assert_near(K, expected.K, 1e-5)
+        # The interpreter cuts where the GPU rounds: a whole unit in the last place.
+        assert_near(adapted, expected.adapted, max(1e-5, torch.finfo(dtype).eps))
+        assert adapted.dtype == dtype
+        assert torch.equal(again, adapted)
+        assert_gradients(tuple(gradients), expected)
+
+    def test_chunks_of_several_blocks(self) -> None:
+        """More rows than 32 chunks of 32 rows."""
+        expected = case(heads=1, width=2, n=3, m=1100, gate="hard")
+        K, lse = expected.forward()
+        assert_near(K, expected.K, 1e-5)
+        assert_gradients(expected.backward(lse)[1:], expected)
+
+    def test_lse_is_the_softmax_normaliser(self) -> None:
+        expected = case()
+        A, B, _, gamma, _ = expected.inputs
+        D = delta.kernel_matrix(A.double(), B.double(), kernel="pwl", scale=0.1)
+        assert_near(expected.forward()[1], torch.logsumexp(D / gamma.double(), 0).cpu(), 1e-6)
+
+    @pytest.mark.parametrize("gamma", [0.0, -0.0, 4e-4, -4e-4])
+    def test_a_clamped_gamma_has_no_gradient(self, gamma: float) -> None:
+        expected = case(gamma=gamma, n=5, m=33)
+        K, lse = expected.forward()
+        _, *gradients = expected.backward(lse)
+        assert_near(K, expected.K, 1e-3)  # D / gamma is in the hundreds, of which a softmax keeps four digits
+        assert float(gradients[3]) == 0.0
+        for actual, wanted in zip(gradients, expected.gradients, strict=True):
+            assert_near(actual, wanted, 5e-3, size=1e-3 * expected.size)
+
+    def test_what_overflows_beyond_the_last_row_stays_out_of_the_sums(self) -> None:
+        """Rows beyond the matrix are points at the origin: next to A here, e^140 times nearer than any of B."""
+        A, B = 0.01 * torch.randn(1, 5, 3), torch.randn(1, 33, 3).sign() * (9 + torch.rand(1, 33, 3))
+        expected = case(heads=1, gamma=-1e-2, factors=(A, B), n=5, m=33)
+        _, lse = expected.forward()
+        assert float(lse.max()) < -140
+        for actual, wanted in zip(expected.backward(lse)[1:], expected.gradients, strict=True):
+            assert_near(actual, wanted, 1e-3, size=1e-3 * expected.size)
+
+    @pytest.mark.parametrize("gate", ["published", "hard"])
+    def test_a_threshold_taken_from_the_matrix_keeps_the_same_entries_in_the_backward(self, gate: delta.Gate) -> None:
+        """The threshold is an entry of K itself: one rounding apart, and the backward would keep another one."""
+        expected = case(n=67, m=45, gate=gate, weight_dtype=None)
+        K, lse = expected.forward()
+        t = delta.threshold(K.abs(), 1000)
+        adapted = update_backward(
+            expected.G, None, *expected.inputs, t, lse, kernel="mixk", gate=gate, scale=0.1, out_dtype=torch.float32
+        )[0]
+        assert int((adapted != 0).sum()) == 1000
+        assert torch.equal(adapted, delta.gated(K, t, gate))
+
+    @pytest.mark.parametrize("kernel", delta.KERNELS)
+    def test_points_that_coincide_pull_nowhere(self, kernel: delta.Kernel) -> None:
+        A, B = torch.randn(2, 9, 3), torch.randn(2, 12, 3)
+        B[:, 4], A[0, 7] = A[:, 2], B[0, 1]
+        expected = case(kernel=kernel, gate="none", n=9, m=12, factors=(A, B))
+        _, lse = expected.forward()
+        gradients = expected.backward(lse)[1:]
+        assert all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
+        assert_gradients(gradients, expected)
+
+    def test_a_common_offset_does_not_cancel(self) -> None:
+        """1000 away from the origin, products of coordinates have lost what differences still have."""
+        A, B = ((torch.randint(-8, 8, (2, count, 3)) + 1000.0) for count in (20, 31))
+        expected = case(gate="none", n=20, m=31, factors=(A, B))
+        K, lse = expected.forward()
+        near = case(gate="none", n=20, m=31, factors=(A - 1000, B - 1000))
+        assert_near(K, near.K, 1e-5)
+        made = update_backward(
+            near.G, near.weight, *expected.inputs, None, lse,
+            kernel="mixk", gate="none", scale=0.1, out_dtype=torch.float32,
+        )  # fmt: skip
+        assert_gradients(made[1:], near)
+
+    def test_without_the_weight(self) -> None:
+        expected = case(weight_dtype=torch.bfloat16)
+        _, lse = expected.forward()
+        adapted, *gradients = expected.backward(lse, want_weight=False)
+        assert adapted is None
+        assert_gradients(tuple(gradients), expected)
+
+    def test_half_precision_factors_and_a_transposed_gradient(self) -> None:
+        A, B = (torch.randn(2, count, 3).bfloat16() for count in (20, 31))
+        expected = case(gate="none", n=20, m=31, factors=(A.float(), B.float()))
+        A, B, *scalars = A.to(DEVICE), B.to(DEVICE), *expected.inputs[2:]
+        _, lse = kernel_and_stats(A, B, *scalars, kernel="mixk", scale=0.1)
+        _, *gradients = update_backward(
+            expected.G.T.contiguous().T, None, A, B, *scalars, None, lse,
+            kernel="mixk", gate="none", scale=0.1, out_dtype=torch.float32,
+        )  # fmt: skip
+        assert (gradients[0].dtype, gradients[1].dtype) == (torch.bfloat16, torch.bfloat16)
+        for actual, wanted in zip(gradients, expected.gradients, strict=True):
+            assert_near(actual, wanted, torch.finfo(torch.bfloat16).eps)

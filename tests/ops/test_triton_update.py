@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from snella import delta
+from snella.ops import Factors, Form, adapted_weight, blocks, update
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 INSTALLED = importlib.util.find_spec("triton") is not None
@@ -27,7 +28,30 @@ RUNNABLE = INSTALLED and (INTERPRETED or torch.cuda.is_available())
 DEVICE = "cpu" if INTERPRETED else "cuda"
 
 if RUNNABLE:
-    from snella.ops.triton_update import add_gated, kernel_and_stats, update_backward
+    from snella.ops import triton_update
+
+Tensors = tuple[Tensor | None, ...]
+
+
+def kernel_and_stats(A: Tensor, B: Tensor, *scalars: Tensor | None, **form: object) -> tuple[Tensor, Tensor | None]:
+    return triton_update.kernel_and_stats(A, B, None if any(s is None for s in scalars) else scalars, **form)
+
+
+def add_gated(weight: Tensor | None, K: Tensor, t: Tensor | None, *, gate: str, out_dtype: torch.dtype) -> Tensor:
+    out = torch.full_like(K, torch.nan, dtype=out_dtype)
+    triton_update.add_gated(weight, K, t, out, gate=gate)
+    return out
+
+
+def update_backward(
+    G: Tensor, weight: Tensor | None, A: Tensor, B: Tensor, *rest: Tensor | None,
+    out_dtype: torch.dtype = torch.float32, want_weight: bool = True, **form: object,
+) -> Tensors:  # fmt: skip
+    *scalars, t, lse = rest
+    adapted = torch.full_like(G, torch.nan, dtype=out_dtype) if want_weight else None
+    scalars = None if any(s is None for s in scalars) else tuple(scalars)
+    of_A, of_B, of_scalars = triton_update.update_backward(G, weight, A, B, scalars, t, lse, adapted, **form)
+    return adapted, of_A, of_B, *(of_scalars or (None, None, None))
 
 
 @pytest.mark.skipif(not INSTALLED, reason="triton is not installed")
@@ -171,6 +195,21 @@ class TestKernels:
         assert adapted.dtype == dtype
         assert torch.equal(again, adapted)
         assert_gradients(tuple(gradients), expected)
+
+    @pytest.mark.parametrize("gate", delta.GATES)
+    def test_through_the_layers_function(self, gate: delta.Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+        torch.manual_seed(0)
+        values = [torch.randn(2, 2, size, 3) for size in (20, 31)] + [torch.rand(2) + 0.5 for _ in range(3)]
+        weight, G, results = torch.randn(62, 20), torch.randn(62, 20).to(DEVICE), []
+        for ways in (triton_update, blocks):
+            monkeypatch.setattr(update, "_ways", lambda A, ways=ways: ways)
+            factors = Factors(*(value.clone().to(DEVICE).requires_grad_() for value in values))
+            kept = torch.tensor([200, 300]).to(DEVICE)
+            made = adapted_weight(weight.to(DEVICE), factors, kept, Form("mixk", gate, 0.1), torch.float32)
+            (made * G).sum().backward()
+            results.append([made.detach(), *(tensor.grad for tensor in factors)])
+        for actual, expected in zip(*results, strict=True):
+            assert_near(actual, expected.cpu().double(), 1e-4)
 
     def test_chunks_of_several_blocks(self) -> None:
         """More rows than 32 chunks of 32 rows."""

@@ -310,24 +310,14 @@ def _points(factor: Tensor) -> Tensor:
 
 
 def kernel_and_stats(
-    A: Tensor,
-    B: Tensor,
-    alpha: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    *,
-    kernel: Kernel,
-    scale: float,
+    A: Tensor, B: Tensor, scalars: tuple[Tensor, Tensor, Tensor] | None, *, kernel: Kernel, scale: float
 ) -> tuple[Tensor, Tensor | None]:
-    """`delta.kernel_matrix` of A (H, n, w) and B (H, m, w): K (m, n), and for `mixk` lse (n,), both fp32.
-
-    lse is the log-sum-exp of D / gamma over the out axis: what `update_backward` gets the softmax from. alpha,
-    gamma and beta hold one number each on the device of A, and are None for `pwl`.
-    """
+    """See `blocks.kernel_and_stats`; in fp32."""
     (heads, n, width), m = A.shape, B.shape[1]
     chunk, chunks = _chunks(m)
     K = A.new_empty((m, n), dtype=torch.float32)
     mix = kernel == "mixk"
+    alpha, gamma, beta = scalars or (None, None, None)
     parts = K.new_empty((chunks, n)) if mix else None
     _launch(
         _distances, n, chunks, 1, _points(A), _points(B), gamma, K, parts, m, n, chunk, scale,
@@ -343,15 +333,10 @@ def kernel_and_stats(
     return K, lse
 
 
-def add_gated(weight: Tensor | None, K: Tensor, t: Tensor | None, *, gate: Gate, out_dtype: torch.dtype) -> Tensor:
-    """weight + `delta.gated(K, t, gate)` (m, n) in `out_dtype`, added in fp32; the update alone without a weight.
-
-    K (m, n) is fp32, t a 0-d tensor, None for gate `none`.
-    """
-    out = torch.empty_like(K, dtype=out_dtype, memory_format=torch.contiguous_format)
+def add_gated(weight: Tensor | None, K: Tensor, t: Tensor | None, out: Tensor, *, gate: Gate) -> None:
+    """See `blocks.add_gated`; added in fp32. K and out are contiguous."""
     weight = None if weight is None else weight.detach().contiguous()
-    _launch(_add_gated, K.numel(), 1, 1, K.contiguous(), t, weight, out, K.numel(), GATE=gate, BLOCK_N=1024)
-    return out
+    _launch(_add_gated, K.numel(), 1, 1, K, t, weight, out, K.numel(), GATE=gate, BLOCK_N=1024)
 
 
 def update_backward(
@@ -359,41 +344,25 @@ def update_backward(
     weight: Tensor | None,
     A: Tensor,
     B: Tensor,
-    alpha: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
+    scalars: tuple[Tensor, Tensor, Tensor] | None,
     t: Tensor | None,
     lse: Tensor | None,
+    adapted: Tensor | None,
     *,
     kernel: Kernel,
     gate: Gate,
     scale: float,
-    out_dtype: torch.dtype,
-    want_weight: bool = True,
-) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The adapted weight again, and the gradients of what made it, from the gradient G (m, n) of the adapted weight.
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+    """See `blocks.update_backward`. K is made anew, bit for bit.
 
-    K is made anew, bit for bit, from the factors and the `lse` of `kernel_and_stats`. Needs one fp32 (m, n) besides
-    the adapted weight, and about half of one at most for partial sums.
-
-    Args:
-        G: gradient (m, n), fp32, bf16 or fp16.
-        weight: the frozen weight (m, n) that the update was added to, or None.
-        A, B, alpha, gamma, beta, kernel, scale: as in `kernel_and_stats`.
-        t, gate, out_dtype: as in `add_gated`.
-        lse: from `kernel_and_stats`.
-        want_weight: whether to return the adapted weight.
-
-    Returns:
-        (adapted weight (m, n) in `out_dtype` or None, gradients of A and B in their shapes and dtypes, and of
-        alpha, gamma and beta, 0-d in fp32, None for `pwl`).
+    Needs one fp32 (m, n) besides the results, and about half of one at most for partial sums.
     """
     (heads, n, width), m = A.shape, B.shape[1]
     mix = kernel == "mixk"
     chunk, chunks = _chunks(m)
     G = G.detach().contiguous()
-    weight = weight.detach().contiguous() if weight is not None and want_weight else None
-    adapted = G.new_empty((m, n), dtype=out_dtype) if want_weight else None
+    weight = weight.detach().contiguous() if weight is not None and adapted is not None else None
+    alpha, gamma, beta = scalars or (None, None, None)
     gradient = G.new_empty((m, n), dtype=torch.float32)  # of D; until `_softmax_backward` D itself
     sums = [gradient.new_empty((chunks, n)) for _ in ("alpha", "gamma", "beta")] if mix else [None] * 3
     points_A, points_B = _points(A), _points(B)
@@ -408,8 +377,10 @@ def update_backward(
         )  # fmt: skip
     grad_A = _point_gradients(points_A, points_B, gradient, 1, n, scale).to(A.dtype)
     grad_B = _point_gradients(points_B, points_A, gradient, n, 1, scale).to(B.dtype)
-    grad_alpha, grad_gamma, grad_beta = (None if part is None else part.sum() for part in sums)
-    return adapted, grad_A, grad_B, grad_alpha, grad_gamma, grad_beta
+    of_alpha, of_gamma, of_beta = (None if part is None else part.sum() for part in sums)
+    if of_alpha is None or of_gamma is None or of_beta is None:
+        return grad_A, grad_B, None
+    return grad_A, grad_B, (of_alpha, of_gamma, of_beta)
 
 
 def _point_gradients(P: Tensor, Q: Tensor, gradient: Tensor, P_stride: int, Q_stride: int, scale: float) -> Tensor:

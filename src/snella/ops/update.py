@@ -8,6 +8,7 @@ A layer holds S matrices on top of each other: A (S, H, n, r/H), B (S, H, m, r/H
 
 from __future__ import annotations
 
+from functools import lru_cache
 from types import ModuleType
 from typing import NamedTuple, cast
 
@@ -60,9 +61,21 @@ class Stats(NamedTuple):
         return (None if self.t is None else self.t[i]), (None if self.lse is None else self.lse[i])
 
 
+@lru_cache(maxsize=1)
+def _triton() -> ModuleType | None:
+    try:
+        from snella.ops import triton_update
+    except ImportError:  # no triton for this platform
+        return None
+    return triton_update
+
+
 def _ways(A: Tensor) -> ModuleType:
     """The module that computes for these factors (H, n, r/H)."""
-    return native if native.available(A) else blocks
+    if native.available(A):
+        return native
+    kernels = _triton() if A.is_cuda and A.dtype == torch.float32 else None
+    return blocks if kernels is None else kernels
 
 
 def build(

@@ -34,7 +34,8 @@ Tensors = tuple[Tensor | None, ...]
 
 
 def kernel_and_stats(A: Tensor, B: Tensor, *scalars: Tensor | None, **form: object) -> tuple[Tensor, Tensor | None]:
-    return triton_update.kernel_and_stats(A, B, None if any(s is None for s in scalars) else scalars, **form)
+    K = torch.full((B.shape[1], A.shape[1]), torch.nan, device=A.device)
+    return K, triton_update.kernel_and_stats(A, B, None if any(s is None for s in scalars) else scalars, K, **form)
 
 
 def add_gated(weight: Tensor | None, K: Tensor, t: Tensor | None, *, gate: str, out_dtype: torch.dtype) -> Tensor:

@@ -33,20 +33,18 @@ def _distances(A: Tensor, B: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 
 
 def kernel_and_stats(
-    A: Tensor, B: Tensor, scalars: tuple[Tensor, Tensor, Tensor] | None, *, kernel: Kernel, scale: float
-) -> tuple[Tensor, Tensor | None]:
-    """The kernel matrix and what its backward needs besides the factors.
+    A: Tensor, B: Tensor, scalars: tuple[Tensor, Tensor, Tensor] | None, K: Tensor, *, kernel: Kernel, scale: float
+) -> Tensor | None:
+    """Set K (m, n) to the kernel matrix, and return what its backward needs besides the factors.
 
     Args:
         A, B: factors (H, n, r/H) and (H, m, r/H), in the dtype to compute in.
         scalars: alpha, gamma and beta, 0-d; None for `pwl`.
 
     Returns:
-        K (m, n) and, for `mixk`, the log-sum-exp (n) of D / gamma over the out axis.
+        For `mixk` the log-sum-exp (n) of D / gamma over the out axis.
     """
-    m, n = B.shape[1], A.shape[1]
-    K = A.new_empty(m, n)
-    lse = A.new_empty(n) if kernel == "mixk" else None
+    lse = A.new_empty(A.shape[1]) if kernel == "mixk" else None
     for columns in _columns(A, B):
         _, D = _distances(A[:, columns], B, scale)
         if lse is not None and scalars is not None:
@@ -55,11 +53,11 @@ def kernel_and_stats(
             lse[columns] = torch.logsumexp(logits, 0)
             D = D + alpha * (logits - lse[columns]).exp() + beta
         K[:, columns] = D
-    return K, lse
+    return lse
 
 
 def add_gated(weight: Tensor | None, K: Tensor, t: Tensor | None, out: Tensor, *, gate: Gate) -> None:
-    """Set out (m, n) to weight + update, or to the update where weight is None. K may be overwritten."""
+    """Set out (m, n) to weight + update, or to the update where weight is None. out may be K."""
     step = max(_BLOCK.get(K.device.type, _BLOCK_ELSEWHERE) // K.shape[1], 1)
     for start in range(0, len(K), step):
         rows = slice(start, start + step)

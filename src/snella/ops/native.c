@@ -187,6 +187,36 @@ void snella_add_gated(const float *weight, const float *K, float t, int gate, fl
     }
 }
 
+/* Counts the magnitudes of K (size) that are at most `low`, and writes those strictly between `low` and `high` to
+ * `inside`, in any order. Returns how many those are; beyond `capacity` they are only counted. */
+long snella_between(const float *K, long size, float low, float high, float *inside, long capacity, long *below,
+                    int threads) {
+    enum { STRETCH = 4096 };
+    long found = 0, at_most = 0;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : at_most)
+    for (long start = 0; start < size; start += STRETCH) {
+        const long count = least(size - start, STRETCH);
+        float taken[STRETCH + 1];
+        long kept = 0, place;
+        int lower = 0;
+        for (long i = start; i < start + count; i++) lower += fabsf(K[i]) <= low;
+        for (long i = start; i < start + count; i++) {
+            const float magnitude = fabsf(K[i]);
+            taken[kept] = magnitude;
+            kept += (magnitude > low) & (magnitude < high);
+        }
+        at_most += lower;
+#pragma omp atomic capture
+        {
+            place = found;
+            found += kept;
+        }
+        if (place + kept <= capacity) memcpy(inside + place, taken, sizeof(float) * kept);
+    }
+    *below = at_most;
+    return found;
+}
+
 typedef struct {
     const float *left, *right; /* as above */
     const float *A, *B;        /* (heads, n, w), (heads, rows, w) */

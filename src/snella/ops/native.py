@@ -16,6 +16,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -68,6 +69,11 @@ def library() -> ctypes.CDLL | None:
             *(pointer, ctypes.c_long, integer),
         )
         loaded.snella_add_gated.restype = None
+        loaded.snella_between.argtypes = (
+            *(pointer, ctypes.c_long, ctypes.c_float, ctypes.c_float),
+            *(pointer, ctypes.c_long, pointer, integer),
+        )
+        loaded.snella_between.restype = ctypes.c_long
     return loaded
 
 
@@ -137,12 +143,12 @@ def _check(failed: int) -> None:
 
 
 def kernel_and_stats(
-    A: Tensor, B: Tensor, scalars: tuple[Tensor, Tensor, Tensor] | None, *, kernel: Kernel, scale: float
-) -> tuple[Tensor, Tensor | None]:
-    """See `blocks.kernel_and_stats`."""
+    A: Tensor, B: Tensor, scalars: tuple[Tensor, Tensor, Tensor] | None, K: Tensor, *, kernel: Kernel, scale: float
+) -> Tensor | None:
+    """See `blocks.kernel_and_stats`. K is contiguous."""
     m, n = B.shape[1], A.shape[1]
     A, B, left, right = _padded(A, B)
-    K, lse = torch.empty(m, n), torch.empty(n)
+    lse = torch.empty(n)
     shape = _shape(A, B, m, scalars if kernel == "mixk" else None, scale)
     _check(
         _loaded().snella_kernel(
@@ -151,7 +157,22 @@ def kernel_and_stats(
             torch.get_num_threads(),
         )
     )
-    return K, lse if kernel == "mixk" else None
+    return lse if kernel == "mixk" else None
+
+
+def between(K: Tensor, low: float, high: float) -> tuple[int, np.ndarray] | None:
+    """How many magnitudes of K are at most `low`, and those strictly between `low` and `high`.
+
+    None where they are many, which a bracket is not made for, or where this cannot be had.
+    """
+    if K.dtype != torch.float32 or library() is None:
+        return None
+    inside, below = np.empty(K.numel() // 16 + 1024, np.float32), ctypes.c_long()
+    found = _loaded().snella_between(
+        *(K.data_ptr(), K.numel(), low, high, inside.ctypes.data, inside.size),
+        *(ctypes.byref(below), torch.get_num_threads()),
+    )
+    return (below.value, inside[:found]) if found <= inside.size else None
 
 
 def add_gated(weight: Tensor | None, K: Tensor, t: Tensor | None, out: Tensor, *, gate: Gate) -> None:

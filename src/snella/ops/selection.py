@@ -1,6 +1,6 @@
 """Selection of a budget's threshold: exact, without a sort, and one operator that torch.compile does not look into.
 
-On the CPU a sample brackets the wanted rank, and only the entries inside the bracket are put in order. Elsewhere the
+On the CPU a sample brackets the wanted rank, and only the magnitudes inside the bracket are put in order. Elsewhere the
 bits of the answer are found digit by digit from histograms, and the host never waits for a value.
 """
 
@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snella.ops import native
+
 SAMPLE = 1 << 14  # with 2^15 the quickest of 2^12 … 2^16 for 0.6 to 4 million entries
 CPU_PIECE = 1 << 16  # entries looked at together: the masks stay in the cache
 DEVICE_PIECE = 1 << 22  # entries with 16 to 24 bytes of temporaries each
@@ -21,26 +23,26 @@ DIGITS = 1 << DIGIT_BITS
 LANES = 1024  # histograms side by side: atomic additions to one and the same count would wait for each other
 INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
-Select = Callable[[Tensor, Tensor], Tensor]  # values (N,), 0-based ranks (k,) -> the values (k,) of these ranks
+Select = Callable[[Tensor, Tensor], Tensor]  # entries (N,), 0-based ranks (k,) -> the magnitudes (k,) of these ranks
 
 
 @torch.library.custom_op("snella::budget_threshold", mutates_args=())
-def budget_threshold(magnitude: Tensor, kept: Tensor, interpolated: bool) -> Tensor:
-    """The threshold (0-d) that a budget `kept` (0-d, int64) sets on magnitudes of any shape.
+def budget_threshold(K: Tensor, kept: Tensor, interpolated: bool) -> Tensor:
+    """The threshold (0-d) that a budget `kept` (0-d, int64) sets on the magnitudes of entries of any shape.
 
-    Equal to `delta.threshold`, or where `interpolated` (gate `soft`) to `delta.quantile` at 1 - kept / N.
-    `magnitude` is float32 or float64 and nowhere negative; it is copied where it is not contiguous.
+    Equal to `delta.threshold` of |K|, or where `interpolated` (gate `soft`) to `delta.quantile` at 1 - kept / N.
+    K is float32 or float64; it is copied where it is not contiguous.
     """
-    return _threshold(magnitude, kept, interpolated, _by_sample if magnitude.device.type == "cpu" else _by_digits)
+    return _threshold(K, kept, interpolated, _by_sample if K.device.type == "cpu" else _by_digits)
 
 
 @budget_threshold.register_fake
-def _(magnitude: Tensor, kept: Tensor, interpolated: bool) -> Tensor:
-    return magnitude.new_empty(())
+def _(K: Tensor, kept: Tensor, interpolated: bool) -> Tensor:
+    return K.new_empty(())
 
 
-def _threshold(magnitude: Tensor, kept: Tensor, interpolated: bool, select: Select) -> Tensor:
-    values = magnitude.flatten()
+def _threshold(K: Tensor, kept: Tensor, interpolated: bool, select: Select) -> Tensor:
+    values = K.flatten()
     size = values.numel()
     if not interpolated:
         return select(values, (size - kept).clamp_min(1).reshape(1) - 1).squeeze(0)
@@ -55,9 +57,11 @@ def _threshold(magnitude: Tensor, kept: Tensor, interpolated: bool, select: Sele
 def _by_sample(values: Tensor, ranks: Tensor) -> Tensor:
     """Select on the CPU: put in order only what lies between two values that enclose the ranks, most likely."""
     entries, wanted = values.numpy(), np.asarray(ranks)
-    below, inside = _between(entries, *_bracket(entries, wanted[0], wanted[-1]))
+    low, high = _bracket(entries, wanted[0], wanted[-1])
+    found = native.between(values, low, high)
+    below, inside = _between(entries, low, high) if found is None else found
     if wanted[0] < below or wanted[-1] >= below + inside.size:  # ties, or a sample that is not like the whole
-        below, inside = 0, entries
+        below, inside = 0, np.abs(entries)
     return torch.from_numpy(np.partition(inside, wanted - below)[wanted - below])
 
 
@@ -67,7 +71,7 @@ def _bracket(entries: np.ndarray, first: int, last: int) -> tuple[float, float]:
     stride = -(-size // SAMPLE)
     while math.gcd(stride, size) > 1:  # or some of a matrix's columns would never be looked at
         stride += 1
-    sample = np.sort(entries[::stride])
+    sample = np.sort(np.abs(entries[::stride]))
     share = last / size
     margin = 1 + math.ceil(4 * math.sqrt(sample.size * share * (1 - share)))
     low, high = first * sample.size // size - margin, last * sample.size // size + margin
@@ -75,12 +79,14 @@ def _bracket(entries: np.ndarray, first: int, last: int) -> tuple[float, float]:
 
 
 def _between(entries: np.ndarray, low: float, high: float) -> tuple[int, np.ndarray]:
-    """How many entries are at most `low`, and those that lie strictly between `low` and `high`."""
+    """How many magnitudes are at most `low`, and those that lie strictly between `low` and `high`."""
     at_most, under = np.empty((2, CPU_PIECE), bool)
+    magnitude = np.empty(CPU_PIECE, entries.dtype)
     below, inside = 0, []
     for start in range(0, entries.size, CPU_PIECE):
-        piece = entries[start : start + CPU_PIECE]
-        at_most, under = at_most[: piece.size], under[: piece.size]
+        size = min(entries.size - start, CPU_PIECE)
+        piece = np.abs(entries[start : start + size], out=magnitude[:size])
+        at_most, under = at_most[:size], under[:size]
         np.less_equal(piece, low, out=at_most)
         np.less(piece, high, out=under)
         below += np.count_nonzero(at_most)
@@ -92,7 +98,7 @@ def _between(entries: np.ndarray, low: float, high: float) -> tuple[int, np.ndar
 def _by_digits(values: Tensor, ranks: Tensor) -> Tensor:
     """Select on any device, in a fixed number of steps and without a wait for a value of the device.
 
-    Non-negative floating-point numbers are in the order of their bits, read as integers.
+    Non-negative floating-point numbers are in the order of their bits, read as integers; the sign bit is left out.
     """
     bits = values.view(INTEGERS[values.dtype])
     found = torch.stack([_integer_of_rank(bits, rank) for rank in ranks])
@@ -100,7 +106,7 @@ def _by_digits(values: Tensor, ranks: Tensor) -> Tensor:
 
 
 def _integer_of_rank(bits: Tensor, rank: Tensor) -> Tensor:
-    """The integer (0-d, int64) of a 0-based rank among non-negative ones (N,), its highest digit first."""
+    """The integer (0-d, int64) of a 0-based rank among (N,) without their sign bit, its highest digit first."""
     prefix = torch.zeros_like(rank)  # the digits found so far, and zeros
     for shift in reversed(range(0, 8 * bits.element_size(), DIGIT_BITS)):
         at_most = _histogram(bits, prefix, shift).cumsum(0)
@@ -117,9 +123,10 @@ def _histogram(bits: Tensor, prefix: Tensor, shift: int) -> Tensor:
     counts = torch.zeros(LANES, DIGITS, dtype=torch.int32, device=bits.device)
     one = torch.ones((), dtype=torch.int32, device=bits.device)
     starts = torch.arange(0, LANES * DIGITS, DIGITS, device=bits.device)
+    without_sign = torch.iinfo(bits.dtype).max
     whole = bits.numel() // LANES * LANES
     for part in (*bits[:whole].view(-1, LANES).split(DEVICE_PIECE // LANES), bits[whole:]):
-        digit = ((part - prefix) >> shift).clamp_(0, DIGITS - 1)
+        digit = (((part & without_sign) - prefix) >> shift).clamp_(0, DIGITS - 1)
         index = (digit + starts[: part.shape[-1]]).flatten()
         counts.view(-1).scatter_add_(0, index, one.expand_as(index))
     return counts.sum(0)

@@ -310,12 +310,11 @@ def _points(factor: Tensor) -> Tensor:
 
 
 def kernel_and_stats(
-    A: Tensor, B: Tensor, scalars: tuple[Tensor, Tensor, Tensor] | None, *, kernel: Kernel, scale: float
-) -> tuple[Tensor, Tensor | None]:
-    """See `blocks.kernel_and_stats`; in fp32."""
+    A: Tensor, B: Tensor, scalars: tuple[Tensor, Tensor, Tensor] | None, K: Tensor, *, kernel: Kernel, scale: float
+) -> Tensor | None:
+    """See `blocks.kernel_and_stats`; in fp32. K is contiguous."""
     (heads, n, width), m = A.shape, B.shape[1]
     chunk, chunks = _chunks(m)
-    K = A.new_empty((m, n), dtype=torch.float32)
     mix = kernel == "mixk"
     alpha, gamma, beta = scalars or (None, None, None)
     parts = K.new_empty((chunks, n)) if mix else None
@@ -324,13 +323,13 @@ def kernel_and_stats(
         H=heads, W=width, MIX=mix,
     )  # fmt: skip
     if not mix:
-        return K, None
+        return None
     lse = K.new_empty(n)
     _launch(
         _softmax_mix, n, chunks, 1, K, parts, lse, alpha, gamma, beta, m, n, chunk, chunks,
         CHUNKS=triton.next_power_of_2(chunks), **FIXED,
     )  # fmt: skip
-    return K, lse
+    return lse
 
 
 def add_gated(weight: Tensor | None, K: Tensor, t: Tensor | None, out: Tensor, *, gate: Gate) -> None:

@@ -90,8 +90,9 @@ def build(
     for i in range(splits):
         A, B, scalars = factors.matrix(i)
         ways = _ways(A)
-        K, lse = ways.kernel_and_stats(A, B, scalars, kernel=form.kernel, scale=form.scale)
-        t = None if form.gate == "none" else budget_threshold(K.abs(), kept[i], form.gate == "soft")
+        K = adapted[i] if dtype == A.dtype else A.new_empty(m, n)
+        lse = ways.kernel_and_stats(A, B, scalars, K, kernel=form.kernel, scale=form.scale)
+        t = None if form.gate == "none" else budget_threshold(K, kept[i], form.gate == "soft")
         ways.add_gated(None if parts is None else parts[i], K, t, adapted[i], gate=form.gate)
         thresholds.append(t)
         lses.append(lse)

@@ -151,7 +151,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         for i, kept in enumerate(self.kept(adapter_name)):
             of_matrix = (None if scalar is None else scalar[i] for scalar in scalars)
             K = kernel_matrix(A[i], B[i], *of_matrix, kernel=kernel, scale=scale)
-            t = None if gate == "none" else budget_threshold(K.detach().abs(), kept, gate == "soft")
+            t = None if gate == "none" else budget_threshold(K.detach(), kept, gate == "soft")
             deltas.append(gated(K, t, gate))
         return torch.cat(deltas)
 

@@ -103,14 +103,13 @@ def _at(
 
     contenders = [contender(name) for name in settings.methods]
     until = time.monotonic() + (1 - EVALUATION_SHARE) * seconds
-    say(f"batch {batch}: training steps")
     steps = interleaved(
         {c.name: lambda c=c: train_step(c, images, labels) for c in contenders},
         warmup=settings.warmup,
         rounds=settings.rounds,
         deadline=until,
+        say=lambda text: say(f"batch {batch}: training steps, {text}"),
     )
-    say(f"batch {batch}: evaluation")
     for c in contenders:
         c.model.eval()
     evaluations = interleaved(
@@ -118,6 +117,7 @@ def _at(
         warmup=settings.warmup,
         rounds=settings.rounds,
         deadline=max(until, time.monotonic()) + EVALUATION_SHARE * seconds,
+        say=lambda text: say(f"batch {batch}: evaluation, {text}"),
     )
     for name, times in steps.items():
         rows[name]["forward_backward"] = _times([sample.forward_backward for sample in times])

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if args.chart is not None and args.result is None and "lora" not in args.methods:
             raise UserError("the chart is relative to LoRA: add lora to --methods")
-        result = _measured(args, console) if args.result is None else _read(args.result)
+        result = _measured(args) if args.result is None else _read(args.result)
         for table in tables(result):
             console.print(table)
         if args.result is None:
@@ -70,13 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measured(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+def _measured(args: argparse.Namespace) -> dict[str, Any]:
     check_device(args.device, args.precision)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     fields = {name: value for name, value in vars(args).items() if name in Settings.__dataclass_fields__}
+    console = Console(stderr=True)
     with console.status("") as status:
-        return compare(Settings(**fields), status.update)
+        return compare(Settings(**fields), status.update if console.is_terminal else console.print)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -93,7 +93,12 @@ def evaluation_time(model: nn.Module, images: Tensor) -> float:
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], T]], *, warmup: int, rounds: int, deadline: float = math.inf
+    runs: Mapping[str, Callable[[], T]],
+    *,
+    warmup: int,
+    rounds: int,
+    deadline: float = math.inf,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, list[T]]:
     """What each run gave in each measured round.
 
@@ -104,6 +109,7 @@ def interleaved(
     for i in range(warmup + rounds):
         if i >= warmup + LEAST_ROUNDS and time.monotonic() > deadline:
             break
+        say(f"round {i + 1} of {warmup + rounds}")
         for name in list(runs)[:: 1 if i % 2 == 0 else -1]:
             sample = runs[name]()
             if i >= warmup:

@@ -118,7 +118,7 @@ def allocated(base: nn.Module, name: str, batch: tuple[Tensor, Tensor]) -> int:
         loss = contender.loss(*batch)
         gc.collect()
     assert loss.requires_grad
-    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events: Any = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
     return sum(event.nbytes() for event in events if event.name() == "[memory]")
 
 
@@ -126,11 +126,12 @@ def allocated(base: nn.Module, name: str, batch: tuple[Tensor, Tensor]) -> int:
 def test_every_method_as_the_allocator_has_it(name: str, base: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
     contender = make_contender(name, base, r=4, device=torch.device("cpu"), dtype=torch.float32)
     kept = kept_bytes(lambda: contender.loss(*batch), contender.model, batch)
-    checkpoints = {"lora+gc": 6, "published+gc": 6 * (3 + 3)}.get(name, 0)
+    checkpoints = {"lora+gc": 2, "published+gc": 2 * (3 + 3)}.get(name, 0)
 
     # no operation makes the random state that a checkpoint keeps, nor the numbers that tensors are multiplied by
     missing = allocated(base, name, batch) - kept - checkpoints * torch.get_rng_state().nbytes
-    assert 0 <= missing <= 1000 < kept / 100
+    assert 0 <= missing <= 200
+    assert kept > 10_000
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])

@@ -21,6 +21,7 @@ PLACES = tuple(
     for reach in (7, 14, 22)
     for x, y in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
 )
+TICKS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 15, 20)
 
 
 def points(result: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
@@ -45,6 +46,8 @@ def draw_chart(result: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: as `points`.
     """
+    from matplotlib.ticker import NullLocator
+
     place = points(result)
     width, height = 7.2, 4.7
     figure = new_figure(width, height)
@@ -53,10 +56,16 @@ def draw_chart(result: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     axes.axhline(1, color=PALE, linewidth=0.9, zorder=0)
     for name, (time, memory) in place.items():
         axes.plot(time, memory, "o", markersize=6.5, color=_colour(name))
-    axes.set_xlim(*_limits([time for time, _ in place.values()], room=0.12))
-    axes.set_ylim(*_limits([memory for _, memory in place.values()], room=0.08))
-    axes.set_xlabel("time of a training step, × LoRA's", fontsize=8.5, color=GREY)
-    axes.set_ylabel("memory of a training step, × LoRA's", fontsize=8.5, color=GREY)
+    axes.set(xscale="log", yscale="log")
+    axes.set_xlim(_limits([time for time, _ in place.values()], room=0.12))
+    axes.set_ylim(_limits([memory for _, memory in place.values()], room=0.08))
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        axis.set_ticks([tick for tick in TICKS if low < tick < high])
+        axis.set_major_formatter("{x:g} ×")
+        axis.set_minor_locator(NullLocator())
+    axes.set_xlabel("time of a training step (LoRA = 1)", fontsize=8.5, color=GREY)
+    axes.set_ylabel("memory of a training step (LoRA = 1)", fontsize=8.5, color=GREY)
     plain(axes)
     axes.spines[["left", "bottom"]].set(visible=True, color=PALE)
     _label(axes, place)
@@ -79,10 +88,10 @@ def _colour(name: str) -> str:
 
 
 def _limits(values: Sequence[float], *, room: float) -> tuple[float, float]:
-    """From the lowest to the highest value and LoRA's 1, with room for the labels."""
-    low, high = min(*values, 1.0), max(*values, 1.0)
-    margin = room * max(high - low, 0.1)
-    return low - margin, high + margin
+    """From the least to the greatest value and LoRA's 1, with a share of room at both ends for the labels."""
+    low, high = min(*values, 0.9), max(*values, 1.1)
+    margin = (high / low) ** room
+    return low / margin, high * margin
 
 
 def _label(axes: Axes, place: Mapping[str, tuple[float, float]]) -> None:

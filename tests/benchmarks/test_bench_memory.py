@@ -71,7 +71,7 @@ class KeepsNumPyMemory(nn.Module):
     kept: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        self.kept = torch.from_numpy(np.ones((ROWS, WIDTH), np.float32))
+        self.kept = torch.from_dlpack(np.ones((ROWS, WIDTH), np.float32))  # no operation makes it
         return (x * self.kept).sum().detach()
 
 

@@ -1,4 +1,4 @@
-# make setup | demo | test | test-all | lint      Everything happens in $(VENV); nothing else is touched.
+# make setup | demo | test | test-all | bench | lint      Everything happens in $(VENV); nothing else is touched.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +9,7 @@ RUN ?= runs/demo
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all lint clean
+.PHONY: setup demo test test-all bench lint clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,10 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest
+
+# Minutes long; BENCH="--methods full,snella --batches 1,2,4,8" and the like choose another comparison.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.run $(BENCH)
 
 lint: $(STAMP)
 	$(BIN)/ruff check

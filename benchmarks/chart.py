@@ -1,0 +1,134 @@
+"""The picture of a comparison: time against memory, a point for each method, both relative to LoRA."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.tables import ratio, where
+from snella.errors import UserError
+from snella.report.style import BLUE, GREY, INK, ORANGE, PALE, heading, new_figure, plain, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.transforms import Bbox
+
+# where a label may stand, in points from its marker: x, y, and which of its sides is there
+PLACES = tuple(
+    (x * reach, y * reach, {1: "left", -1: "right", 0: "center"}[x], {1: "bottom", -1: "top", 0: "center"}[y])
+    for reach in (7, 14, 22)
+    for x, y in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
+)
+TICKS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 15, 20)
+
+
+def points(result: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Time of a step and memory of each method at the first batch size, as multiples of LoRA's.
+
+    Memory is the peak of CUDA's allocator where it was measured, else the computed total.
+
+    Raises:
+        UserError: LoRA was not measured.
+    """
+    rows = result["results"][0]["methods"]
+    if "lora" not in rows:
+        raise UserError("the chart is relative to LoRA: add lora to --methods")
+    lora = rows["lora"]
+    memory = "total_bytes" if lora["peak_bytes"] is None else "peak_bytes"
+    return {name: (ratio(row, lora, "step") or 0.0, ratio(row, lora, memory) or 0.0) for name, row in rows.items()}
+
+
+def draw_chart(result: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Write the picture (its ending says the format) and return its path.
+
+    Raises:
+        UserError: as `points`.
+    """
+    from matplotlib.ticker import NullLocator
+
+    place = points(result)
+    width, height = 7.2, 4.7
+    figure = new_figure(width, height)
+    axes = figure.add_axes((0.65 / width, 0.55 / height, 1 - 0.9 / width, 1 - 1.65 / height))
+    axes.axvline(1, color=PALE, linewidth=0.9, zorder=0)
+    axes.axhline(1, color=PALE, linewidth=0.9, zorder=0)
+    for name, (time, memory) in place.items():
+        axes.plot(time, memory, "o", markersize=6.5, color=_colour(name))
+    axes.set(xscale="log", yscale="log")
+    axes.set_xlim(_limits([time for time, _ in place.values()], room=0.12))
+    axes.set_ylim(_limits([memory for _, memory in place.values()], room=0.08))
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        axis.set_ticks([tick for tick in TICKS if low < tick < high])
+        axis.set_major_formatter("{x:g} ×")
+        axis.set_minor_locator(NullLocator())
+    axes.set_xlabel("time of a training step (LoRA = 1)", fontsize=8.5, color=GREY)
+    axes.set_ylabel("memory of a training step (LoRA = 1)", fontsize=8.5, color=GREY)
+    plain(axes)
+    axes.spines[["left", "bottom"]].set(visible=True, color=PALE)
+    _label(axes, place)
+    settings, batch = result["settings"], result["results"][0]["batch"]
+    peak = "peak of CUDA's allocator" if result["results"][0]["methods"]["lora"]["peak_bytes"] else (
+        "kept for the backward pass, weights, gradients and AdamW's moments"
+    )  # fmt: skip
+    heading(
+        figure,
+        "Time and memory of fine-tuning",
+        f"{settings['model']}, batch {batch}, rank {settings['r']}, the same layers for every method but full",
+        f"memory: {peak}; left and below is better",
+        where(result),
+    )
+    return save_figure(figure, path)
+
+
+def _colour(name: str) -> str:
+    return BLUE if name.startswith("snella") else ORANGE if name.startswith("published") else INK
+
+
+def _limits(values: Sequence[float], *, room: float) -> tuple[float, float]:
+    """From the least to the greatest value and LoRA's 1, with a share of room at both ends for the labels."""
+    low, high = min(*values, 0.9), max(*values, 1.1)
+    margin = (high / low) ** room
+    return low / margin, high * margin
+
+
+def _label(axes: Axes, place: Mapping[str, tuple[float, float]]) -> None:
+    """Write each name beside its point, where it covers no other name and no point."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.transforms import Bbox
+
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    radius = 4.5 * figure.dpi / 72
+    taken = [
+        Bbox.from_bounds(x - radius, y - radius, 2 * radius, 2 * radius)
+        for x, y in axes.transData.transform(list(place.values()))
+    ]
+    frame = axes.get_window_extent(renderer)
+    for name, point in place.items():
+        options: list[tuple[float, Any, Bbox]] = []
+        for dx, dy, ha, va in PLACES:
+            text = axes.annotate(
+                name, point, (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=8.5, color=_colour(name),
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+            )  # fmt: skip
+            box = text.get_window_extent(renderer)
+            options.append((_covered(box, taken, frame), text, box))
+        _, chosen, box = min(options, key=lambda option: option[0])  # of equals the first
+        for _, text, _ in options:
+            if text is not chosen:
+                text.remove()
+        taken.append(box)
+
+
+def _covered(box: Bbox, taken: Sequence[Bbox], frame: Bbox) -> float:
+    """Area of what a label would cover, and of what of it would lie outside the frame."""
+    from matplotlib.transforms import Bbox
+
+    overlaps = [Bbox.intersection(box, other) for other in taken]
+    inside = Bbox.intersection(box, frame)
+    outside = box.width * box.height - (inside.width * inside.height if inside is not None else 0)
+    return outside + sum(overlap.width * overlap.height for overlap in overlaps if overlap is not None)

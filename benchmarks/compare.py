@@ -1,0 +1,147 @@
+"""One comparison: the methods' memory, each alone, and then their times, all in turn."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from benchmarks.memory import Memory, kept_bytes, step_memory
+from benchmarks.methods import METHODS
+from benchmarks.timing import Contender, evaluation_time, interleaved, make_contender, train_step, wait_for
+from snella.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+EVALUATION_SHARE = 0.25  # of the time given
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compared, and how long."""
+
+    model: str = "vit_base_patch16_224"
+    methods: tuple[str, ...] = tuple(METHODS)
+    batches: tuple[int, ...] = (8,)
+    r: int = 32
+    classes: int = 100
+    device: str = "cpu"
+    precision: str = "fp32"
+    warmup: int = 1
+    rounds: int = 5
+    minutes: float = 6.0
+    seed: int = 0
+
+
+def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
+    """Settings, machine, and for each batch size and method what was measured (`say` hears what is being done).
+
+    Raises:
+        UserError: no such model, or one that a method cannot adapt.
+    """
+    start = time.monotonic()
+    torch.manual_seed(settings.seed)
+    try:
+        base = timm.create_model(settings.model, num_classes=settings.classes)
+    except RuntimeError as error:
+        raise UserError(f"model {settings.model!r} cannot be made: {error}") from error
+    seconds = 60 * settings.minutes / len(settings.batches)
+    results = [{"batch": batch, "methods": _at(settings, base, batch, seconds, say)} for batch in settings.batches]
+    return {
+        "settings": asdict(settings),
+        "machine": machine(settings.device),
+        "seconds": time.monotonic() - start,
+        "results": results,
+    }
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the times depend on besides the settings."""
+    return {
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(torch.device(device)) if device.startswith("cuda") else None,
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
+
+
+def _at(
+    settings: Settings, base: nn.Module, batch: int, seconds: float, say: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """What was measured at one batch size, by method."""
+    device, dtype = torch.device(settings.device), DTYPES[settings.precision]
+    size = resolve_model_data_config(base)["input_size"]
+    images = torch.randn(batch, *size, dtype=dtype, device=device)
+    labels = torch.randint(settings.classes, (batch,), device=device)
+
+    def contender(name: str) -> Contender:
+        return make_contender(name, base, r=settings.r, device=device, dtype=dtype)
+
+    rows: dict[str, dict[str, Any]] = {}
+    for name in settings.methods:
+        say(f"batch {batch}: memory of {name}")
+        memory = _memory(contender, name, images, labels)
+        rows[name] = {"summary": METHODS[name].summary, **asdict(memory)}
+
+    contenders = [contender(name) for name in settings.methods]
+    until = time.monotonic() + (1 - EVALUATION_SHARE) * seconds
+    steps = interleaved(
+        {c.name: lambda c=c: train_step(c, images, labels) for c in contenders},
+        warmup=settings.warmup,
+        rounds=settings.rounds,
+        deadline=until,
+        say=lambda text: say(f"batch {batch}: training steps, {text}"),
+    )
+    for c in contenders:
+        c.model.eval()
+    evaluations = interleaved(
+        {c.name: lambda c=c: evaluation_time(c.model, images) for c in contenders if METHODS[c.name].evaluated},
+        warmup=settings.warmup,
+        rounds=settings.rounds,
+        deadline=max(until, time.monotonic()) + EVALUATION_SHARE * seconds,
+        say=lambda text: say(f"batch {batch}: evaluation, {text}"),
+    )
+    for name, times in steps.items():
+        rows[name]["forward_backward"] = _times([sample.forward_backward for sample in times])
+        rows[name]["step"] = _times([sample.step for sample in times])
+        rows[name]["evaluation"] = _times(evaluations[name]) if name in evaluations else None
+    return rows
+
+
+def _memory(contender: Callable[[str], Contender], name: str, images: Tensor, labels: Tensor) -> Memory:
+    """A method's memory with nothing else on the device; everything of it is given back."""
+    device = images.device
+    gc.collect()  # the method before
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    alone = contender(name)
+    saved = kept_bytes(lambda: alone.loss(images, labels), alone.model, (images, labels))
+    peak = None
+    if device.type == "cuda":
+        train_step(alone, images, labels)  # makes the optimiser's state
+        torch.cuda.reset_peak_memory_stats(device)
+        train_step(alone, images, labels)
+        wait_for(device)
+        peak = torch.cuda.max_memory_allocated(device) - before
+    return step_memory(alone.model, saved, peak)
+
+
+def _times(samples: Sequence[float]) -> dict[str, Any]:
+    return {"median": median(samples), "samples": list(samples)}

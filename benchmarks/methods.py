@@ -1,0 +1,79 @@
+"""What is compared: each method makes a timm model trainable in its way, on the same layers and with the head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+from peft import get_peft_model
+from torch import nn
+
+from benchmarks.published import wrap_published
+from snella.hooks import AdaLoraAllocation, AfterStep, SnellaAllocation
+from snella.methods import MethodSettings, wrap
+from snella.tuner import SnellaConfig
+
+SPARSITY = 0.7
+STEPS = 100_000  # of the training that the steps measured belong to: budgets move in each of them
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of fine-tuning: `wrap(model, r)` changes the model and returns the trainable one."""
+
+    summary: str
+    wrap: Callable[[Any, int], nn.Module]
+    after_step: Callable[[nn.Module], AfterStep] | None = None
+    evaluated: bool = True  # False: in evaluation it is the same as another
+
+
+def _by_name(method: str, model: Any, r: int) -> nn.Module:
+    return wrap(method, model, MethodSettings(r=r, total_step=STEPS))
+
+
+def _checkpointed_lora(model: Any, r: int) -> nn.Module:
+    model.set_grad_checkpointing(True)
+    return _by_name("lora", model, r)
+
+
+def _snella(model: Any, r: int, **options: Any) -> nn.Module:
+    # a sparsity that stays, so that every step does the same work; its shares move between the layers
+    return get_peft_model(
+        model, SnellaConfig(r=r, init_sparsity=SPARSITY, target_sparsity=SPARSITY, total_step=STEPS, **options)
+    )
+
+
+def _published(model: Any, r: int, *, recompute: bool = False) -> nn.Module:
+    return wrap_published(model, r=r, sparsity=SPARSITY, recompute=recompute)
+
+
+def _snella_methods() -> dict[str, Method]:
+    """snella, once for each level of `rematerialize` if its configuration has that field."""
+    if "rematerialize" not in {field.name for field in fields(SnellaConfig)}:
+        return {"snella": Method("this package's tuner", _snella, SnellaAllocation)}
+    levels: dict[str, object] = {"snella-off": False, "snella": True, "snella-mlp": "mlp"}
+    return {
+        name: Method(
+            f"this package's tuner, rematerialize={level!r}",
+            partial(_snella, rematerialize=level),
+            SnellaAllocation,
+            evaluated=name == "snella",
+        )
+        for name, level in levels.items()
+    }
+
+
+METHODS: dict[str, Method] = {
+    "full": Method("AdamW on every parameter", partial(_by_name, "full")),
+    "lora": Method("PEFT's LoRA", partial(_by_name, "lora")),
+    "lora+gc": Method("PEFT's LoRA, timm's gradient checkpointing", _checkpointed_lora, evaluated=False),
+    "dora": Method("PEFT's DoRA", partial(_by_name, "dora")),
+    "adalora": Method("PEFT's AdaLoRA", partial(_by_name, "adalora"), AdaLoraAllocation),
+    **_snella_methods(),
+    "published": Method("the published formulas, plainly in PyTorch", _published),
+    "published+gc": Method(
+        "the same, each update recomputed in the backward pass", partial(_published, recompute=True), evaluated=False
+    ),
+}

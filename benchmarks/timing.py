@@ -1,0 +1,128 @@
+"""Time of training steps and of evaluation, of several methods in turn."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.methods import METHODS
+from snella.errors import UserError
+from snella.hooks import AfterStep
+from snella.training.optimiser import adamw
+
+LEAST_ROUNDS = 2  # that are measured, however long they take
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one training step."""
+
+    forward_backward: float
+    step: float  # with the optimiser's step and the allocation of budgets
+
+
+@dataclass
+class Contender:
+    """A method's model in training."""
+
+    name: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    after_step: AfterStep | None
+    steps: int = 0
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.model(images).float(), labels)
+
+
+def make_contender(name: str, base: nn.Module, *, r: int, device: torch.device, dtype: torch.dtype) -> Contender:
+    """A copy of the base model, wrapped by the method, in training mode; all its weights get the dtype."""
+    method = METHODS[name]
+    model = method.wrap(copy.deepcopy(base), r).to(device, dtype).train()
+    return Contender(
+        name=name,
+        model=model,
+        optimizer=adamw(model, lr=1e-4, weight_decay=0.05, eps=1e-8),
+        after_step=method.after_step(model) if method.after_step is not None else None,
+    )
+
+
+def train_step(contender: Contender, images: Tensor, labels: Tensor) -> StepTime:
+    """One step as a training loop makes it, timed.
+
+    Raises:
+        UserError: the loss is not finite, and so the step did no usual work.
+    """
+    wait_for(images.device)
+    start = time.perf_counter()
+    loss = contender.loss(images, labels)
+    loss.backward()
+    wait_for(images.device)
+    middle = time.perf_counter()
+    contender.steps += 1
+    contender.optimizer.step()
+    if contender.after_step is not None:
+        contender.after_step(contender.steps)
+    contender.optimizer.zero_grad(set_to_none=True)
+    wait_for(images.device)
+    end = time.perf_counter()
+    if not math.isfinite(loss.item()):
+        raise UserError(f"the loss of {contender.name} is not finite at step {contender.steps}")
+    return StepTime(forward_backward=middle - start, step=end - start)
+
+
+@torch.no_grad()
+def evaluation_time(model: nn.Module, images: Tensor) -> float:
+    """Seconds of a forward pass; the model is in evaluation mode."""
+    wait_for(images.device)
+    start = time.perf_counter()
+    model(images)
+    wait_for(images.device)
+    return time.perf_counter() - start
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], T]],
+    *,
+    warmup: int,
+    rounds: int,
+    deadline: float = math.inf,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, list[T]]:
+    """What each run gave in each measured round.
+
+    A round runs all in turn, and the next one in the opposite order, so that what else the machine does falls on all
+    alike. After `deadline` (of `time.monotonic`) no round begins, but two are measured in any case.
+    """
+    samples: dict[str, list[T]] = {name: [] for name in runs}
+    for i in range(warmup + rounds):
+        if i >= warmup + LEAST_ROUNDS and time.monotonic() > deadline:
+            break
+        say(f"round {i + 1} of {warmup + rounds}")
+        for name in list(runs)[:: 1 if i % 2 == 0 else -1]:
+            sample = runs[name]()
+            if i >= warmup:
+                samples[name].append(sample)
+    return samples
+
+
+def paired_ratio(times: list[float], reference: list[float]) -> float:
+    """Median over the rounds of a method's time by another's in the same round."""
+    return median(time / other for time, other in zip(times, reference, strict=True))
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

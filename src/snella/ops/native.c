@@ -16,6 +16,7 @@
 #define BLOCK (2 * LANES)
 #define ROWS 4
 #define CHUNKS 8
+#define AHEAD 8
 #define MAX_HEADS 16
 
 typedef struct {
@@ -123,6 +124,16 @@ static void load_columns(const Shape *s, const float *right, long start, long co
         memset(columns + k * BLOCK, 0, sizeof(float) * BLOCK);
         copy(columns + k * BLOCK, right + k * s->n + start, count);
     }
+}
+
+/* Rows of a block lie a matrix row apart, which the processor does not foresee. */
+static inline void prefetch(const float *matrix, long row, long rows, long n, long start, int write) {
+    if (!matrix || row >= rows) return;
+    const float *p = matrix + row * n + start;
+    if (write)
+        __builtin_prefetch(p, 1), __builtin_prefetch(p + LANES, 1);
+    else
+        __builtin_prefetch(p, 0), __builtin_prefetch(p + LANES, 0);
 }
 
 static inline long least(long a, long b) { return a < b ? a : b; }
@@ -262,17 +273,24 @@ static inline __attribute__((always_inline)) void add_columns(const long w, cons
     }
 }
 
-/* First pass: the adapted weight, dK into `dK` (rows, BLOCK), and the columns' sums c of P dK. */
+/* First pass: the adapted weight, and into `scratch` what the second needs, a row at a time: dK, P, D and the
+ * distances (3 + heads, BLOCK). Sums P dK down the columns into c. */
 static void gate_backward(const Shape *s, const Backward *p, long start, long count, const float *columns,
-                          const float *lse, float (*dK)[BLOCK], float *c, double *scalars) {
+                          const float *lse, float *scratch, float *c, double *scalars) {
     float distance[ROWS][MAX_HEADS][BLOCK], D[ROWS][BLOCK], P[ROWS][BLOCK], K[ROWS][BLOCK], of_beta[BLOCK] = {0};
     for (long j = 0; j < s->rows; j += ROWS) {
         distances(s, p->left + j * (s->w + 2), columns, distance, D);
         if (s->mixed) mix(s, D, lse, P, K);
         for (long q = 0; q < ROWS; q++) {
+            prefetch(p->G, j + q + AHEAD, s->m, s->n, start, 0);
+            prefetch(p->adapted ? p->weight : NULL, j + q + AHEAD, s->m, s->n, start, 0);
+            prefetch(p->adapted, j + q + AHEAD, s->m, s->n, start, 1);
             const float *value = s->mixed ? K[q] : D[q];
-            float *out = dK[j + q], f[BLOCK], W[BLOCK] = {0};
+            float *out = scratch + (j + q) * (3 + s->heads) * BLOCK, f[BLOCK], W[BLOCK] = {0};
             memset(out, 0, sizeof(float) * BLOCK);
+            memcpy(out + BLOCK, P[q], sizeof(float) * BLOCK);
+            memcpy(out + 2 * BLOCK, D[q], sizeof(float) * BLOCK);
+            memcpy(out + 3 * BLOCK, distance[q], sizeof(float) * BLOCK * s->heads);
             if (j + q >= s->m) continue;
             factors(value, p->t, p->gate, f, BLOCK);
             if (p->adapted) {
@@ -290,27 +308,27 @@ static void gate_backward(const Shape *s, const Backward *p, long start, long co
 }
 
 /* Second pass: dK -> dD -> the factors. */
-static void distance_backward(const Shape *s, const Backward *p, long start, long count, const float *columns,
-                              const float *lse, float (*dK)[BLOCK], const float *c, const float *a, float *to_a,
+static void distance_backward(const Shape *s, const Backward *p, long count,
+                              const float *scratch, const float *c, const float *a, float *to_a,
                               float *to_b, double *scalars) {
     const long w = s->w;
-    float distance[ROWS][MAX_HEADS][BLOCK], ratio[ROWS][MAX_HEADS][BLOCK];
-    float D[ROWS][BLOCK], P[ROWS][BLOCK], K[ROWS][BLOCK], of_gamma[BLOCK] = {0};
+    float ratio[ROWS][MAX_HEADS][BLOCK], of_gamma[BLOCK] = {0};
     for (long j = 0; j < s->rows; j += ROWS) {
-        distances(s, p->left + j * (w + 2), columns, distance, D);
-        if (s->mixed) mix(s, D, lse, P, K);
         for (long q = 0; q < ROWS; q++) {
-            float *dD = dK[j + q];
+            const float *stored = scratch + (j + q) * (3 + s->heads) * BLOCK;
+            const float *P = stored + BLOCK, *D = stored + 2 * BLOCK;
+            float dD[BLOCK];
+            memcpy(dD, stored, sizeof dD);
             const float inside = j + q < s->m; /* padded rows have D too */
             if (s->mixed)
                 for (int i = 0; i < BLOCK; i++) {
-                    const float of_softmax = inside * s->alpha * P[q][i] * (dD[i] - c[i]);
-                    of_gamma[i] += of_softmax * D[q][i];
+                    const float of_softmax = inside * s->alpha * P[i] * (dD[i] - c[i]);
+                    of_gamma[i] += of_softmax * D[i];
                     dD[i] += of_softmax * s->inverse_gamma;
                 }
             for (long h = 0; h < s->heads; h++) {
                 const float scale = h % 2 ? -s->scale : s->scale;
-                const float *d = distance[q][h];
+                const float *d = stored + (3 + h) * BLOCK;
                 for (int i = 0; i < BLOCK; i++) ratio[q][h][i] = d[i] > 0 ? scale * dD[i] / d[i] : 0;
                 float *row_b = to_b + (h * s->rows + j + q) * (w + 1);
                 if (w == LANES)
@@ -340,8 +358,8 @@ int snella_backward(const Shape *s, const Backward *p, int threads) {
         float *columns = malloc(sizeof(float) * s->heads * (w + 2) * BLOCK);
         float *a = malloc(sizeof(float) * s->heads * BLOCK * w);
         float *to_a = malloc(sizeof(float) * s->heads * (w + 1) * BLOCK);
-        float *dK = malloc(sizeof(float) * s->rows * BLOCK);
-        if (!columns || !a || !to_a || !dK) failed = 1;
+        float *scratch = malloc(sizeof(float) * s->rows * (3 + s->heads) * BLOCK);
+        if (!columns || !a || !to_a || !scratch) failed = 1;
 #pragma omp barrier
 #pragma omp for schedule(static)
         for (long chunk = 0; chunk < CHUNKS; chunk++)
@@ -355,15 +373,15 @@ int snella_backward(const Shape *s, const Backward *p, int threads) {
                 for (long h = 0; h < s->heads; h++)
                     memcpy(a + h * BLOCK * w, p->A + (h * s->n + start) * w, sizeof(float) * count * w);
                 memset(to_a, 0, sizeof(float) * s->heads * (w + 1) * BLOCK);
-                gate_backward(s, p, start, count, columns, lse, (float(*)[BLOCK])dK, c, scalars);
-                distance_backward(s, p, start, count, columns, lse, (float(*)[BLOCK])dK, c, a, to_a,
+                gate_backward(s, p, start, count, columns, lse, scratch, c, scalars);
+                distance_backward(s, p, count, scratch, c, a, to_a,
                                   p->to_b + chunk * s->heads * s->rows * (w + 1), scalars);
                 for (long k = 0; k < s->heads * (w + 1); k++) copy(p->to_a + k * s->n + start, to_a + k * BLOCK, count);
             }
         free(columns);
         free(a);
         free(to_a);
-        free(dK);
+        free(scratch);
     }
     return failed;
 }

@@ -2,43 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-
-class Storages(TorchDispatchMode):
-    """Knows, without keeping it alive, each storage that an operation reads or makes while this is on.
-
-    It stands below autograd, so it makes no difference where a tensor is kept afterwards: by autograd, on a `ctx`, by a
-    module, a hook or a checkpoint. Tensors that come from outside PyTorch (NumPy) are met where they are first read.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._bytes: dict[StorageWeakRef, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves((args, kwargs, result)):
-            # a sparse tensor has no storage of its own: its parts have been met before
-            if isinstance(leaf, Tensor) and leaf.layout is torch.strided and leaf.device.type != "meta":
-                storage = leaf.untyped_storage()
-                self._bytes[StorageWeakRef(storage)] = storage.nbytes()
-        return result
-
-    def alive(self, besides: Iterable[Tensor]) -> int:
-        """Bytes of the storages that are still there, each once and whole, without those of the tensors given."""
-        gc.collect()  # what only cycles hold on to would go at any moment
-        outside = {StorageWeakRef(tensor.untyped_storage()) for tensor in besides}
-        return sum(size for ref, size in self._bytes.items() if ref not in outside and not ref.expired())
+from snella.training.memory import Storages
 
 
 def kept_bytes(forward: Callable[[], Tensor], model: nn.Module, batch: Iterable[Tensor]) -> int:

@@ -26,6 +26,7 @@ from snella.errors import UserError
 Method = Literal["snella", "snell", "lora", "dora", "adalora", "shira", "oft", "bitfit", "linear", "full"]
 Kernel = Literal["mixk", "pwl"]
 Gate = Literal["published", "soft", "hard", "none"]
+Rematerialize = Literal["none", "inputs", "mlp"]
 Split = Literal["train", "val", "test", "all"]
 
 
@@ -82,6 +83,9 @@ class TrainConfig:
     """Dropout on the input of the update, 0 to 1; needs a second product while training, so off by default."""
     update_drop_path: float = 0.0
     """Share of samples that do without the update while training, 0 to 1. The published recipes set 0.1."""
+    rematerialize: Rematerialize = "inputs"
+    """What is computed a second time to save memory, for snella and snell; gradients stay the same to the bit.
+    inputs: outputs of normalisations and activations. mlp: also an MLP's first product, for about a tenth more time."""
     drop_path: float = 0.0
     """Drop-path of the backbone itself at its last block, 0 to 1; rises from 0 over depth. Off by default."""
 
@@ -156,7 +160,7 @@ class TrainConfig:
 # How a run is started, not what it is: kept out of recipes and of config.yaml, which is itself a recipe.
 START = ("out", "resume", "overwrite")
 # Do not change what a run computes, so a resumed run may have others.
-FREE_TO_CHANGE = (*START, "device", "workers", "checkpoint_every", "tensorboard")
+FREE_TO_CHANGE = (*START, "device", "workers", "checkpoint_every", "tensorboard", "rematerialize")
 HINTS: dict[str, Any] = get_type_hints(TrainConfig)
 KEYS = tuple(f.name for f in fields(TrainConfig) if f.name not in START)
 

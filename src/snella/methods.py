@@ -55,6 +55,7 @@ class MethodSettings:
         target_modules: in PEFT's meaning; None: the family's.
         update_dropout: dropout on the update's input (snella, snell, lora, dora, adalora).
         update_drop_path: share of samples without the update while training (snella, snell).
+        rematerialize: as in `SnellaConfig` (snella, snell).
     """
 
     r: int = 32
@@ -71,6 +72,7 @@ class MethodSettings:
     target_modules: str | list[str] | None = None
     update_dropout: float = 0.0
     update_drop_path: float = 0.0
+    rematerialize: bool | str = True
 
 
 @dataclass(frozen=True)

@@ -242,6 +242,7 @@ def _method_settings(config: TrainConfig, batches: int) -> MethodSettings:
         allocate_every=config.allocate_every or steps_per_epoch,
         total_step=config.epochs * steps_per_epoch,
         target_modules=_targets(config.target_modules),
+        rematerialize={"none": False, "inputs": True, "mlp": "mlp"}[config.rematerialize],
         **{name: getattr(config, name) for name in names},
     )
 

@@ -56,8 +56,7 @@ def library() -> ctypes.CDLL | None:
     if compiler is None or os.name != "posix":
         return None
     try:
-        path = _compiled(source, compiler)
-        loaded = ctypes.CDLL(str(path)) if path else None
+        loaded = _compiled_and_loaded(source, compiler)
     except OSError:
         return None
     if loaded is not None:
@@ -77,31 +76,29 @@ def library() -> ctypes.CDLL | None:
     return loaded
 
 
-def _compiled(source: Path, compiler: str) -> Path | None:
-    """The shared library, from the user's cache folder or made now; None if the compiler refuses."""
+def _compiled_and_loaded(source: Path, compiler: str) -> ctypes.CDLL | None:
+    """The library from the user's cache folder, or made now and put there; None if the compiler refuses."""
     key = hashlib.sha256("\0".join((source.read_text(), compiler, *_FLAGS, _processor())).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snella"
-    path = cache / f"native-{key}.so"
-    if path.is_file():
-        return path
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.mkdtemp(dir=cache)
-    except OSError:  # read-only home: for this process only
-        cache, folder = None, tempfile.mkdtemp()
-    made = Path(folder) / path.name
-    for variant in _VARIANTS:
-        command = [compiler, *_FLAGS, *variant, str(source), "-o", str(made), "-lm"]
-        if subprocess.run(command, capture_output=True, check=False).returncode == 0:
-            break
-    else:
-        shutil.rmtree(folder)
-        return None
-    if cache is None:
-        return made
-    os.replace(made, path)
-    shutil.rmtree(folder)
-    return path
+    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snella" / f"native-{key}.so"
+    if cached.is_file():
+        return ctypes.CDLL(str(cached))
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / cached.name
+        for variant in _VARIANTS:
+            command = [compiler, *_FLAGS, *variant, str(source), "-o", str(made), "-lm"]
+            if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+                break
+        else:
+            return None
+        loaded = ctypes.CDLL(str(made))  # stays when the file goes
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            beside = cached.with_suffix(f".{os.getpid()}")
+            shutil.copy(made, beside)
+            os.replace(beside, cached)
+        except OSError:  # a home that cannot be written: made again in the next process
+            pass
+        return loaded
 
 
 def _processor() -> str:

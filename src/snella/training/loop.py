@@ -155,7 +155,7 @@ def optimiser_step(run: Run, task: Task, group: list[dict[str, Tensor]]) -> floa
     losses = []
     for batch in group:
         moved: Any = send_to_device(batch, accelerator.device)
-        with accelerator.autocast(), run.memory.forward():
+        with accelerator.autocast(), run.memory.forward(moved.values()):
             loss = task.loss(run.model, moved)
         accelerator.backward(loss / len(group))
         losses.append(loss.detach().float())

@@ -5,50 +5,51 @@ counter, and it is computed:
 
     saved + 4 · (all parameters) + 12 · (trainable parameters)
 
-`saved` is what one forward pass keeps for the backward pass, counted exactly: each storage that autograd saved and
-that is alive at the end of the forward pass counts once, with its full size, and parameters do not count. The other
+`saved` is what one forward pass keeps for the backward pass, counted exactly: each storage that an operation of it met
+and that is alive at its end counts once, with its full size; parameters, buffers and the batch do not count. The other
 terms are weights in fp32, and for trainable ones the gradient and AdamW's two moments. Not in it: what exists only
 during an operation, and what gradient checkpointing recomputes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
-class SavedTensors:
-    """Counts the bytes that autograd keeps for the backward pass of what runs inside `with SavedTensors(model)`."""
+class Storages(TorchDispatchMode):
+    """Knows, without keeping it alive, each storage that an operation reads or makes while this is on.
 
-    def __init__(self, model: nn.Module) -> None:
-        self.bytes = 0
-        self._parameters = {StorageWeakRef(p.untyped_storage()) for p in model.parameters()}
-        # weak: a strong reference would keep alive what the forward pass itself lets go
-        self._saved: dict[StorageWeakRef, int] = {}
-        # detached: a hook that returns an operation's own output makes a reference cycle
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+    It stands below autograd, so it makes no difference where a tensor is kept afterwards: by autograd, on a `ctx`, by a
+    module, a hook or a checkpoint. Tensors that come from outside PyTorch (NumPy) are met where they are first read.
+    """
 
-    def _pack(self, tensor: Tensor) -> Tensor:
-        if tensor.layout is not torch.strided:
-            return tensor  # sparse: no storage to know it by, and few values
-        storage = tensor.untyped_storage()
-        reference = StorageWeakRef(storage)
-        if reference not in self._parameters:
-            self._saved[reference] = storage.nbytes()
-        return tensor.detach()
+    def __init__(self) -> None:
+        super().__init__()
+        self._bytes: dict[StorageWeakRef, int] = {}
 
-    def __enter__(self) -> SavedTensors:
-        self._hooks.__enter__()
-        return self
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves((args, kwargs, result)):
+            # a sparse tensor has no storage of its own: its parts have been met before
+            if isinstance(leaf, Tensor) and leaf.layout is torch.strided and leaf.device.type != "meta":
+                storage = leaf.untyped_storage()
+                self._bytes[StorageWeakRef(storage)] = storage.nbytes()
+        return result
 
-    def __exit__(self, *error: object) -> None:
-        self._hooks.__exit__(*error)
-        self.bytes = sum(size for reference, size in self._saved.items() if not reference.expired())
-        self._saved.clear()
+    def alive(self, besides: Iterable[Tensor]) -> int:
+        """Bytes of the storages that are still there, each once and whole, without those of the tensors given."""
+        gc.collect()  # what only cycles hold on to would go at any moment
+        outside = {StorageWeakRef(tensor.untyped_storage()) for tensor in besides}
+        return sum(size for ref, size in self._bytes.items() if ref not in outside and not ref.expired())
 
 
 class PeakMemory:
@@ -61,17 +62,19 @@ class PeakMemory:
         self._measured = False
 
     @contextmanager
-    def forward(self) -> Iterator[None]:
-        """Around a forward pass; where nothing counts for us, the first one of a process is measured."""
+    def forward(self, batch: Iterable[Any]) -> Iterator[None]:
+        """Around the forward pass of a batch; where nothing counts for us, the first one of a process is measured."""
         if self._cuda is not None or self._measured:
             yield
             return
-        with SavedTensors(self._model) as saved:
+        with Storages() as storages:
             yield
         self._measured = True
+        tensors = (value for value in batch if isinstance(value, Tensor))
+        saved = storages.alive((*tensors, *self._model.parameters(), *self._model.buffers()))
         trainable = sum(p.numel() for p in self._model.parameters() if p.requires_grad)
         every = sum(p.numel() for p in self._model.parameters())
-        self.bytes = max(self.bytes, saved.bytes + 4 * every + 12 * trainable)
+        self.bytes = max(self.bytes, saved + 4 * every + 12 * trainable)
 
     def restart(self) -> None:
         """Before the training steps of an epoch: forget what came in between."""

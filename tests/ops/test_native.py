@@ -1,0 +1,84 @@
+"""The compiled passes: made once, kept in the user's cache, and done without where they cannot be made."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from snella.ops import blocks, native
+
+COMPILER = native.library() is not None
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder, and no library loaded yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "library", native.library.__wrapped__)
+    return tmp_path / "snella"
+
+
+@pytest.mark.skipif(not COMPILER, reason="no C compiler")
+def test_made_once_and_then_read_from_the_cache(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert native.library() is not None
+    (made,) = fresh.iterdir()
+    assert made.suffix == ".so"
+    monkeypatch.setattr(native.subprocess, "run", lambda *a, **k: pytest.fail("compiled again"))
+    assert native.library() is not None
+
+
+@pytest.mark.skipif(not COMPILER, reason="no C compiler")
+def test_another_processor_gets_another_library(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert native.library() is not None
+    monkeypatch.setattr(native, "_processor", lambda: "another")
+    assert native.library() is not None
+    assert len(list(fresh.iterdir())) == 2
+
+
+@pytest.mark.skipif(not COMPILER, reason="no C compiler")
+def test_a_cache_that_cannot_be_written(fresh: Path) -> None:
+    fresh.write_text("a file where the folder should be")
+    assert native.library() is not None
+
+
+def test_without_a_compiler(fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert native.library() is None
+    assert not native.available(torch.randn(2, 3, 4))
+    assert not fresh.exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a program that fails")
+def test_with_a_compiler_that_fails(fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    assert native.library() is None
+    assert not fresh.exists()
+
+
+def test_what_it_does_not_handle() -> None:
+    assert not native.available(torch.randn(2, 3, 4, dtype=torch.float64))
+    assert not native.available(torch.randn(native.MAX_HEADS + 1, 3, 4))
+    assert not native.available(torch.empty(2, 3, 4, device="meta"))
+
+
+@pytest.mark.slow
+def test_a_large_layer() -> None:
+    """16384 x 16384: at most two tensors of the weight's size besides the weight itself."""
+    size = 16384
+    A, B = torch.randn(2, size, 4), torch.randn(2, size, 4)
+    scalars = (torch.tensor(1.0), torch.tensor(1.0), torch.tensor(0.0))
+    K = torch.empty(size, size)
+    for ways in (native, blocks) if COMPILER else (blocks,):
+        lse = ways.kernel_and_stats(A, B, scalars, K, kernel="mixk", scale=0.1)
+        sample = torch.randint(size, (200,))
+        D = 0.1 * (torch.cdist(B[0], A[0, sample]) - torch.cdist(B[1], A[1, sample]))
+        expected = D + torch.softmax(D, 0)
+        torch.testing.assert_close(K[:, sample], expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(lse[sample], torch.logsumexp(D, 0), rtol=1e-4, atol=1e-4)

@@ -108,3 +108,23 @@ def test_half_precision_products_of_a_full_precision_update(dtype: torch.dtype) 
     for mine, theirs in zip(gradients(actual, x, factors), gradients(expected, x, factors), strict=True):
         assert mine.dtype == theirs.dtype
         assert relative_error(mine.float(), theirs.float()) < (2e-3 if dtype == torch.float16 else 2e-2)
+
+
+@pytest.mark.parametrize("shape", [(24,), (0, 24), (2, 0, 24)])
+def test_inputs_of_unusual_shapes(shape: tuple[int, ...]) -> None:
+    x, weight = torch.randn(shape, requires_grad=True), torch.randn(20, 24)
+    factors, kept = factors_for(1, 24, 20), torch.tensor([200])
+    actual = adapted_product(x, weight, None, factors, kept, form=FORM, product=Linear(), dtype=torch.float32)
+    expected = F.linear(x, adapted_weight(weight, factors, kept, FORM, torch.float32))
+    torch.testing.assert_close(actual, expected)
+    for mine, theirs in zip(gradients(actual, x, factors), gradients(expected, x, factors), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gradient_that_is_an_expanded_number() -> None:
+    x, weight = torch.randn(3, 24, requires_grad=True), torch.randn(20, 24)
+    factors, kept = factors_for(1, 24, 20), torch.tensor([200])
+    y = adapted_product(x, weight, None, factors, kept, form=FORM, product=Linear(), dtype=torch.float32)
+    y.sum().backward()
+    expected = adapted_weight(weight, factors, kept, FORM, torch.float32).sum(0).expand(3, 24)
+    torch.testing.assert_close(x.grad, expected.detach())

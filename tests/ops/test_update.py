@@ -177,3 +177,12 @@ def test_nothing_of_the_weights_size_is_kept() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
         adapted_weight(None, factors, torch.tensor([4000]), Form("mixk", "published", 0.1), torch.float32)
     assert max(kept) < 96 * 80
+
+
+@pytest.mark.parametrize("ways", WAYS)
+def test_a_factor_that_is_not_a_number_shows(ways: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update_module, "_ways", lambda A: ways)
+    A, B, *scalars = draw_factors(0, 1, 2, 40, 40, 4, torch.float32)
+    A[0, 0, 7, 1] = torch.nan
+    actual = adapted_weight(None, Factors(A, B, *scalars), torch.tensor([900]), Form("mixk", "hard", 0.1), A.dtype)
+    assert actual[:, 7].isnan().all()

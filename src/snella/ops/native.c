@@ -73,7 +73,7 @@ __attribute__((noinline)) static void distances(const Shape *s, const float *lef
             float *d = distance[q][h];
             store(d, low[q]);
             store(d + LANES, high[q]);
-            for (int i = 0; i < BLOCK; i++) d[i] = sqrtf(d[i] > 0 ? d[i] : 0);
+            for (int i = 0; i < BLOCK; i++) d[i] = sqrtf(d[i] < 0 ? 0 : d[i]); /* NaN stays */
             if (h == 0)
                 for (int i = 0; i < BLOCK; i++) D[q][i] = s->scale * d[i];
             else if (h % 2)

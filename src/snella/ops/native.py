@@ -118,9 +118,11 @@ def available(A: Tensor) -> bool:
 
 def _padded(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A, B, left and right as native.c wants them."""
-    width = -A.shape[-1] % LANES
-    A = F.pad(A.detach(), (0, width)).contiguous()
-    B = F.pad(B.detach(), (0, width, 0, -B.shape[1] % ROWS)).contiguous()
+    A, B = A.detach(), B.detach()
+    columns, rows = -A.shape[-1] % LANES, -B.shape[1] % ROWS
+    if columns or rows:
+        A, B = F.pad(A, (0, columns)), F.pad(B, (0, columns, 0, rows))
+    A, B = A.contiguous(), B.contiguous()
     a2, b2 = (factor.square().sum(-1, keepdim=True) for factor in (A, B))
     left = torch.cat([-2 * B, b2, torch.ones_like(b2)], dim=-1)
     right = torch.cat([A, torch.ones_like(a2), a2], dim=-1).mT.contiguous()

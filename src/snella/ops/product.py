@@ -62,7 +62,7 @@ class Linear(NamedTuple):
 
     def weight_gradient(self, g: Tensor, x: Tensor) -> Tensor:
         """Gradient (out, in) of the weight."""
-        return g.flatten(0, -2).mT @ x.flatten(0, -2)
+        return g.reshape(-1, g.shape[-1]).mT @ x.reshape(-1, x.shape[-1])
 
 
 class DropPath(NamedTuple):

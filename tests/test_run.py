@@ -396,3 +396,26 @@ def test_a_manifest_trains_too(images, tmp_path):
 def test_the_other_methods_train_and_load(method: str, images: Path, tmp_path: Path) -> None:
     assert train(images, tmp_path / "run", "--method", method) == 0
     assert main(["evaluate", str(tmp_path / "run"), "--device", "cpu"]) == 0
+
+
+def test_a_transformers_backbone_trains_predicts_and_merges(images: Path, tmp_path: Path, capsys) -> None:
+    transformers = pytest.importorskip("transformers")
+    size = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    config = transformers.ViTConfig(**size, image_size=32, patch_size=16)
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "backbone")
+    run = tmp_path / "run"
+
+    assert train(images, run, "--backbone", f"hf:{tmp_path / 'backbone'}", "--pretrained") == 0
+    capsys.readouterr()
+    assert main(["predict", str(run), str(images / "c0"), "--json"]) == 0
+    predicted = json.loads(capsys.readouterr().out)
+    assert main(["merge", str(run), "--out", str(tmp_path / "merged")]) == 0
+
+    merged = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "merged").eval()
+    assert set(merged.config.id2label.values()) == {"c0", "c1", "c2"}
+    assert len(predicted) == 10
+    loaded = load_run(run)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        ours = loaded.model.eval()(x)
+        torch.testing.assert_close(merged(x).logits, getattr(ours, "logits", ours), rtol=1e-4, atol=1e-4)

@@ -43,6 +43,19 @@ def test_a_linear_layer(trained_weight: bool) -> None:
         assert relative_error(mine, theirs) < 1e-5
 
 
+def test_a_single_image_and_a_weight_in_channels_last() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(6, 9, 8, requires_grad=True), torch.randn(12, 6, 3, 3).to(memory_format=torch.channels_last)
+    factors, kept = factors_for(1, 54, 12), torch.tensor([300])
+    adapted = adapted_weight(weight.flatten(1), factors, kept, FORM, torch.float32).view(12, 6, 3, 3)
+    expected = F.conv2d(x, adapted, None, 1, 1)
+    product = Convolution((3, 3), (1, 1), (1, 1), (1, 1))
+    actual = adapted_product(x, weight, None, factors, kept, form=FORM, product=product, dtype=torch.float32)
+    torch.testing.assert_close(actual, expected)
+    for mine, theirs in zip(gradients(actual, x, factors), gradients(expected, x, factors), strict=True):
+        assert relative_error(mine, theirs) < 1e-5
+
+
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [((1, 1), (1, 1), (0, 0)), ((3, 2), (2, 1), (1, 1))])
 def test_a_convolution(kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> None:
     torch.manual_seed(0)
@@ -110,14 +123,15 @@ def test_half_precision_products_of_a_full_precision_update(dtype: torch.dtype) 
         assert relative_error(mine.float(), theirs.float()) < (2e-3 if dtype == torch.float16 else 2e-2)
 
 
-@pytest.mark.parametrize("shape", [(24,), (0, 24), (2, 0, 24)])
+@pytest.mark.parametrize("shape", [(24,), (1, 24), (0, 24), (2, 0, 24)])
 def test_inputs_of_unusual_shapes(shape: tuple[int, ...]) -> None:
     x, weight = torch.randn(shape, requires_grad=True), torch.randn(20, 24)
+    bias = torch.randn(20, requires_grad=True)
     factors, kept = factors_for(1, 24, 20), torch.tensor([200])
-    actual = adapted_product(x, weight, None, factors, kept, form=FORM, product=Linear(), dtype=torch.float32)
-    expected = F.linear(x, adapted_weight(weight, factors, kept, FORM, torch.float32))
+    actual = adapted_product(x, weight, bias, factors, kept, form=FORM, product=Linear(), dtype=torch.float32)
+    expected = F.linear(x, adapted_weight(weight, factors, kept, FORM, torch.float32), bias)
     torch.testing.assert_close(actual, expected)
-    for mine, theirs in zip(gradients(actual, x, factors), gradients(expected, x, factors), strict=True):
+    for mine, theirs in zip(gradients(actual, x, factors, bias), gradients(expected, x, factors, bias), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import peft
 import pytest
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from snella import SnellaConfig
 from snella.ops import source_of
+from snella.training.memory import Storages
 
 LEVELS = (False, True, "mlp")
 
@@ -26,6 +28,8 @@ class Mlp(nn.Module):
         super().__init__()
         self.stem = nn.Linear(16, 16)
         self.norm = norm or nn.LayerNorm(16)
+        for parameter in self.norm.parameters():  # at its initial weights a norm of a norm is hardly another
+            nn.init.normal_(parameter, 1.5)
         self.fc1 = nn.Linear(16, 64)
         self.act = act or nn.GELU()
         self.drop = nn.Sequential(nn.Dropout(p), nn.Identity())
@@ -247,6 +251,100 @@ def test_several_adapters() -> None:
         results.append([*one, *gradients(model, x), x.grad])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+class Quick(nn.Module):
+    """An activation of several operations, of which the last does not keep the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * x * (1.0 + torch.tanh(x))
+
+
+Quick.__name__, Quick.__module__ = "NewGELUActivation", "transformers.activations"
+
+
+class NoisyGELU(nn.GELU):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * torch.rand_like(x)
+
+
+def test_activations_of_several_operations() -> None:
+    assert_bits_equal(Mlp(act=Quick()), X)
+
+
+def test_a_norm_right_behind_an_adapted_layer() -> None:
+    class Behind(Mlp):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc2(self.act(self.norm(self.fc1(self.stem(x)))))
+
+    for norm in (nn.LayerNorm(64), nn.RMSNorm(64)):
+        assert_bits_equal(Behind(norm), X, modules_to_save=["stem", "norm"])
+
+
+def test_off_for_classes_of_others() -> None:
+    assert sources(tuned(Mlp(act=NoisyGELU()), True), X) == {"fc1": True, "fc2": False}
+    assert_bits_equal(Mlp(act=NoisyGELU()), X)
+
+
+def test_off_under_global_hooks() -> None:
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, args, out: out * 2 if isinstance(module, nn.LayerNorm | nn.GELU) else None
+    )
+    try:
+        assert_bits_equal(Mlp(), X)
+    finally:
+        handle.remove()
+
+
+def test_parameters_given_from_outside() -> None:
+    def run(model: nn.Module, x: Tensor) -> Tensor:
+        norms = {name: 1.5 * p.detach() for name, p in model.named_parameters() if "norm" in name}
+        return torch.func.functional_call(model, norms, (x,))
+
+    assert_bits_equal(Mlp(), X, run)
+
+
+def test_a_norm_changed_between_the_passes_is_told() -> None:
+    model = tuned(Mlp(), True)
+    loss = model(X).square().mean()
+    with torch.no_grad():
+        model.base_model.model.norm.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("outer", ["checkpoint", "save_on_cpu"])
+def test_a_checkpoint_inside_others(outer: str) -> None:
+    class Nested(Mlp):
+        def forward(self, x: Tensor) -> Tensor:
+            def inside(h: Tensor) -> Tensor:
+                return h + checkpoint(self.fc2, self.act(self.fc1(self.norm(h))), use_reentrant=False)
+
+            if outer == "checkpoint":
+                return checkpoint(inside, self.stem(x), use_reentrant=False)
+            with torch.autograd.graph.save_on_cpu():
+                return inside(self.stem(x))
+
+    assert_bits_equal(Nested(), X)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_nothing_stays_behind_the_backward_pass(level: bool | str) -> None:
+    model = tuned(Mlp(), level)
+    with Storages() as storages:
+        loss = model(X).square().mean()
+        loss.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert storages.alive((X, loss, *gradients, *model.parameters(), *model.buffers())) == 0
+
+
+def test_activations_can_still_be_saved(tmp_path: Path) -> None:
+    kept = []
+    model = tuned(Mlp(), "mlp")
+    model.base_model.model.fc2.register_forward_pre_hook(lambda m, args: kept.append(args[0]))
+    model(X)
+    torch.save(kept[0].detach(), tmp_path / "x.pt")
+    assert torch.equal(torch.load(tmp_path / "x.pt", weights_only=True), kept[0])
 
 
 def test_unload_leaves_no_hooks() -> None:

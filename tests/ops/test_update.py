@@ -186,3 +186,19 @@ def test_a_factor_that_is_not_a_number_shows(ways: ModuleType, monkeypatch: pyte
     A[0, 0, 7, 1] = torch.nan
     actual = adapted_weight(None, Factors(A, B, *scalars), torch.tensor([900]), Form("mixk", "hard", 0.1), A.dtype)
     assert actual[:, 7].isnan().all()
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_does_not_matter(default: torch.dtype) -> None:
+    values, results = draw_factors(0, 1, 2, 40, 30, 4, torch.float32), []
+    for dtype in (torch.float32, default):
+        torch.set_default_dtype(dtype)
+        try:
+            factors = Factors(*(tensor.clone().requires_grad_() for tensor in values))
+            made = adapted_weight(None, factors, torch.tensor([900]), Form("mixk", "published", 0.1), torch.float32)
+            made.sin().sum().backward()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        results.append([made.detach(), *(tensor.grad for tensor in factors)])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)

@@ -46,9 +46,9 @@ static inline float exp_(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    int bits;
+    unsigned bits; /* of a NaN any are right: p is NaN, or x was and K is */
     memcpy(&bits, &p, 4);
-    bits += (int)k * (1 << 23);
+    bits += (unsigned)(int)k << 23;
     memcpy(&p, &bits, 4);
     return p;
 }
@@ -329,7 +329,7 @@ static void distance_backward(const Shape *s, const Backward *p, long count,
             for (long h = 0; h < s->heads; h++) {
                 const float scale = h % 2 ? -s->scale : s->scale;
                 const float *d = stored + (3 + h) * BLOCK;
-                for (int i = 0; i < BLOCK; i++) ratio[q][h][i] = d[i] > 0 ? scale * dD[i] / d[i] : 0;
+                for (int i = 0; i < BLOCK; i++) ratio[q][h][i] = d[i] == 0 ? 0 : scale * dD[i] / d[i];
                 float *row_b = to_b + (h * s->rows + j + q) * (w + 1);
                 if (w == LANES)
                     add_row(LANES, ratio[q][h], a + h * BLOCK * w, row_b);

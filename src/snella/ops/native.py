@@ -79,7 +79,7 @@ def library() -> ctypes.CDLL | None:
 def _compiled_and_loaded(source: Path, compiler: str) -> ctypes.CDLL | None:
     """The library from the user's cache folder, or made now and put there; None if the compiler refuses."""
     key = hashlib.sha256("\0".join((source.read_text(), compiler, *_FLAGS, _processor())).encode()).hexdigest()[:16]
-    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snella" / f"native-{key}.so"
+    cached = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "snella" / f"native-{key}.so"
     if cached.is_file():
         return ctypes.CDLL(str(cached))
     with tempfile.TemporaryDirectory() as folder:
@@ -131,9 +131,10 @@ def _padded(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _shape(A: Tensor, B: Tensor, m: int, scalars: tuple[Tensor, Tensor, Tensor] | None, scale: float) -> _Shape:
     heads, n, w = A.shape
-    alpha, gamma, beta = scalars or (torch.zeros(()), torch.ones(()), torch.zeros(()))
-    inverse_gamma = 1 / clamped_gamma(gamma).item()
-    return _Shape(m, B.shape[1], n, w, heads, scale, alpha.item(), inverse_gamma, beta.item(), scalars is not None)
+    alpha, inverse_gamma, beta = 0.0, 1.0, 0.0
+    if scalars is not None:
+        alpha, inverse_gamma, beta = scalars[0].item(), 1 / clamped_gamma(scalars[1]).item(), scalars[2].item()
+    return _Shape(m, B.shape[1], n, w, heads, scale, alpha, inverse_gamma, beta, scalars is not None)
 
 
 def _check(failed: int) -> None:
@@ -147,7 +148,7 @@ def kernel_and_stats(
     """See `blocks.kernel_and_stats`. K is contiguous."""
     m, n = B.shape[1], A.shape[1]
     A, B, left, right = _padded(A, B)
-    lse = torch.empty(n)
+    lse = A.new_empty(n)
     shape = _shape(A, B, m, scalars if kernel == "mixk" else None, scale)
     _check(
         _loaded().snella_kernel(
@@ -209,15 +210,15 @@ def update_backward(
     """See `blocks.update_backward`."""
     (heads, n, width), m = A.shape, B.shape[1]
     direct = adapted is None or (adapted.dtype == torch.float32 and (weight is None or weight.dtype == torch.float32))
-    into = adapted if direct else torch.empty(m, n)
+    into = adapted if direct else A.new_empty(m, n)
     A, B, left, right = _padded(A, B)
     shape = _shape(A, B, m, scalars if kernel == "mixk" else None, scale)
     added = weight.detach().contiguous() if weight is not None and direct and adapted is not None else None
     tensors = {
         **dict(left=left, right=right, A=A, B=B, G=G.float().contiguous(), weight=added, lse=lse, adapted=into),
-        "to_a": torch.empty(heads, A.shape[2] + 1, n),
-        "to_b": torch.zeros(CHUNKS, heads, B.shape[1], A.shape[2] + 1),
-        "scalars": torch.zeros(CHUNKS, 3, dtype=torch.float64),
+        "to_a": A.new_empty(heads, A.shape[2] + 1, n),
+        "to_b": A.new_zeros(CHUNKS, heads, B.shape[1], A.shape[2] + 1),
+        "scalars": A.new_zeros(CHUNKS, 3, dtype=torch.float64),
     }
     pointers = {name: None if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
     arguments = _Backward(t=0.0 if t is None else t.item(), gate=_GATE_CODES[gate], **pointers)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -90,7 +91,7 @@ class Call:
     form: Form
     product: Linear | Convolution
     dtype: torch.dtype  # of the product
-    source: Source | None  # of x
+    recompute: Callable[..., Tensor] | None  # x, of tensors kept instead of it
     drop: DropPath | None = None
 
     @property
@@ -173,24 +174,25 @@ class Call:
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, call, x, weight, bias, kept, *factors):
+    def forward(ctx, call, x, weight, bias, kept, A, B, alpha, gamma, beta, *sources):
+        factors = Factors(A, B, alpha, gamma, beta)
         with torch.autocast(x.device.type, enabled=False):
-            adapted, stats = call.built(weight, Factors(*factors), kept)
+            adapted, stats = call.built(weight, factors, kept)
             x_cast = x.to(call.dtype)
             y = call.apply(x_cast, adapted, weight, bias)
-        inputs = (x_cast,) if call.source is None else call.source.tensors
-        ctx.call, ctx.input_count, ctx.x_dtype = call, len(inputs), x.dtype
-        ctx.save_for_backward(*inputs, weight, *stats, *factors)
+        ctx.call, ctx.x_dtype = call, x.dtype
+        # not `call`: what is saved here goes with the backward pass, what else is on ctx with the last output
+        ctx.save_for_backward(weight, *stats, *factors, *(sources or (x_cast,)))
         return y.data  # not a view, which F.linear's result is: activations may work on it in place
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        call, saved = ctx.call, ctx.saved_tensors
-        inputs, (weight, t, lse, *factors) = saved[: ctx.input_count], saved[ctx.input_count :]
+        call = ctx.call
+        weight, t, lse, A, B, alpha, gamma, beta, *inputs = ctx.saved_tensors
         _, needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         with torch.autocast(g.device.type, enabled=False):
-            x = inputs[0] if call.source is None else call.source.recompute(*inputs).to(call.dtype)
+            x = inputs[0] if call.recompute is None else call.recompute(*inputs).to(call.dtype)
             of_weight = of_bias = of_x = None
             if needs_weight:
                 of_weight = call.product.weight_gradient(g, x).view_as(weight).to(weight.dtype)
@@ -198,11 +200,13 @@ class _Product(torch.autograd.Function):
                 channels = call.channels % g.ndim
                 of_bias = g.sum([d for d in range(g.ndim) if d != channels])
             G = call.weight_gradient(g, x).contiguous()
-            adapted, gradients = call.built_backward(G, weight, Factors(*factors), Stats(t, lse), needs_x)
+            factors = Factors(A, B, alpha, gamma, beta)
+            adapted, gradients = call.built_backward(G, weight, factors, Stats(t, lse), needs_x)
             del G
             if adapted is not None:
                 of_x = call.input_gradient(g, x, adapted, weight).to(ctx.x_dtype)
-        return None, of_x, of_weight, of_bias, None, *gradients
+        unneeded = (None,) * (0 if call.recompute is None else len(inputs))
+        return None, of_x, of_weight, of_bias, None, *gradients, *unneeded
 
 
 def adapted_product(
@@ -231,24 +235,30 @@ def adapted_product(
         drop: samples that do without the update.
         recompute_output: let an activation that follows keep none of y, which is then made again for it.
     """
+    if x.ndim == (3 if isinstance(product, Convolution) else 1):  # a single sample
+        options = dict(form=form, product=product, dtype=dtype, drop=drop)
+        return adapted_product(x[None], weight, bias, factors, kept, **options)[0]  # type: ignore[arg-type]
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         dtype = autocast_state(device)[1]
-    call = Call(form, product, dtype, source, drop)
-    y = _Product.apply(call, x, weight, bias, kept, *factors)
+    call = Call(form, product, dtype, None if source is None else source.recompute, drop)
+    # detached: they share storage and version with the originals, but bring no edges into the graph
+    sources = () if source is None else tuple(tensor.detach() for tensor in source.tensors)
+    y = _Product.apply(call, x, weight, bias, kept, *factors, *sources)
     if recompute_output and y.requires_grad:
         inputs = (x,) if source is None else source.tensors
-        note_product(y, Source(inputs, _output_again(call, weight, bias, kept, factors)))
+        rest = (weight, bias, kept, *factors)
+        again = partial(_output_again, call, len(inputs), tuple(tensor is not None for tensor in rest))
+        note_product(y, Source((*inputs, *(tensor for tensor in rest if tensor is not None)), again))
     return y
 
 
-def _output_again(
-    call: Call, weight: Tensor | None, bias: Tensor | None, kept: Tensor, factors: Factors
-) -> Callable[..., Tensor]:
-    def again(*tensors: Tensor) -> Tensor:
-        with torch.no_grad(), torch.autocast(tensors[0].device.type, enabled=False):
-            x = tensors[0] if call.source is None else call.source.recompute(*tensors)
-            adapted, _ = call.built(weight, factors, kept)
-            return call.apply(x.to(call.dtype), adapted, weight, bias)
-
-    return again
+def _output_again(call: Call, inputs: int, present: tuple[bool, ...], *tensors: Tensor) -> Tensor:
+    """y of the inputs, and of those of weight, bias, kept and factors that are present."""
+    rest = iter(tensors[inputs:])
+    weight, bias, kept, *factors = (next(rest) if there else None for there in present)
+    assert kept is not None
+    with torch.no_grad(), torch.autocast(kept.device.type, enabled=False):
+        x = tensors[0] if call.recompute is None else call.recompute(*tensors[:inputs])
+        adapted, _ = call.built(weight, Factors(*factors), kept)  # type: ignore[arg-type]
+        return call.apply(x.to(call.dtype), adapted, weight, bias)

@@ -1,13 +1,14 @@
 """Inputs that a layer need not keep, because what they are made from is kept anyway.
 
 The input of a linear layer is often the output of a normalisation or an activation, whose own backward pass keeps
-*its* input. A forward hook on such modules notes on the output how it came about; the adapted layer then keeps that
+*its* input. A forward hook on such modules notes of the output how it came about; the adapted layer then keeps that
 recipe's tensors instead of the output and makes the output again, by the very same code, in its backward pass.
 
     LayerNorm ── x ── linear            kept: LayerNorm's input, by both
     linear ── z ── GELU ── x ── linear  kept: z, by both; with "mlp" z itself is made again, and neither keeps it
 
-A note is only taken for what is certain to come out the same: no other hooks, no in-place operation, one tensor in.
+A note is only taken of what is certain to come out the same: a known class, no other hooks, no in-place operation,
+no hooks on saved tensors (gradient checkpointing), one tensor in, which the graph keeps anyway.
 """
 
 from __future__ import annotations
@@ -19,20 +20,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.utils.weak import WeakTensorKeyDictionary
 
-# Class names, with all that derive from them: timm and transformers have classes of their own.
+# Classes whose output depends on their input and parameters alone, by name, in these packages.
+PACKAGES = ("torch", "timm", "transformers", "diffusers")
 RECOMPUTABLE = frozenset(
     {
-        *("LayerNorm", "RMSNorm", "RmsNorm", "GELU", "SiLU"),
-        *("GELUTanh", "QuickGELU", "Swish", "SimpleNorm"),  # timm
+        *("LayerNorm", "RMSNorm", "GELU", "SiLU"),
+        *("LayerNorm2d", "LayerNormFp32", "LayerNorm2dFp32", "RmsNorm", "RmsNorm2d", "SimpleNorm"),  # timm
+        *("GELUTanh", "QuickGELU", "Swish"),  # timm
         *("GELUActivation", "QuickGELUActivation", "SiLUActivation", "NewGELUActivation"),  # transformers
     }
 )
-# Attributes of a tensor that hold a `_Note`: it may be made again for whom it is passed to, or only for an activation.
-_SOURCE, _PRODUCT = "_snella_source", "_snella_product"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Source:
     """How a tensor came about: recompute(*tensors) gives it again, to the bit."""
 
@@ -40,10 +43,10 @@ class Source:
     recompute: Callable[..., Tensor]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Note:
     source: Source
-    versions: tuple[int, int]  # of the output, and of what it was made from: in-place operations raise them
+    versions: tuple[int, ...]  # of the output and what it was made from: in-place operations raise them
 
 
 @dataclass
@@ -62,36 +65,46 @@ class _Once:
         return self.recompute(*tensors) if value is None else value
 
 
+# Notes by tensor: it may be made again for whom it is passed to, or (a layer's output) only for an activation.
+_sources, _products = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
+
+
 def source_of(x: Tensor) -> Source | None:
     """How x came about, if a note says so and still holds."""
-    return _read(x, _SOURCE)
+    return _read(_sources, x)
 
 
 def note_product(y: Tensor, source: Source) -> None:
     """Note that y is a linear layer's output that an activation need not keep ("mlp")."""
-    _write(y, _PRODUCT, source)
+    _write(_products, y, source)
 
 
-def _read(x: Tensor, name: str) -> Source | None:
-    note = getattr(x, name, None)
-    if not isinstance(note, _Note) or note.versions != (x._version, note.source.tensors[0]._version):
+def _read(notes: WeakTensorKeyDictionary, x: Tensor) -> Source | None:
+    note = notes.get(x)
+    if note is None or _saved_tensors_are_hooked():
         return None
-    return note.source
+    return note.source if note.versions == _versions(x, note.source) else None
 
 
-def _write(x: Tensor, name: str, source: Source) -> None:
-    setattr(x, name, _Note(source, (x._version, source.tensors[0]._version)))
+def _write(notes: WeakTensorKeyDictionary, x: Tensor, source: Source) -> None:
+    notes[x] = _Note(source, _versions(x, source))
+
+
+def _versions(x: Tensor, source: Source) -> tuple[int, ...]:
+    return tuple(tensor._version for tensor in (x, *source.tensors))
 
 
 def recomputable(module: nn.Module) -> bool:
-    """Whether a module is one whose output need not be kept."""
-    return any(cls.__name__ in RECOMPUTABLE for cls in type(module).__mro__) and not list(module.children())
+    """Whether a module is one whose output can be made again from its input."""
+    kind = type(module)
+    known = kind.__name__ in RECOMPUTABLE and kind.__module__.partition(".")[0] in PACKAGES
+    return known and not module._modules and "forward" not in vars(module) and not getattr(module, "inplace", False)
 
 
 def watch(module: nn.Module) -> None:
     """Have the module note how its outputs come about."""
     if _remember not in module._forward_hooks.values():
-        module.register_forward_hook(_remember)
+        module.register_forward_hook(_remember, with_kwargs=True)
 
 
 def unwatch(module: nn.Module) -> None:
@@ -99,26 +112,54 @@ def unwatch(module: nn.Module) -> None:
     for key, hook in list(module._forward_hooks.items()):
         if hook is _remember:
             del module._forward_hooks[key]
+            module._forward_hooks_with_kwargs.pop(key, None)
 
 
-def _remember(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or len(args) != 1:
+def _remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or len(args) != 1 or kwargs:
         return
     (x,) = args
-    if not isinstance(x, Tensor) or not isinstance(output, Tensor) or not x.requires_grad:
+    if not isinstance(x, Tensor) or not isinstance(output, Tensor) or not x.requires_grad or output is x:
         return
-    # what other hooks or a replaced forward do cannot be repeated
-    if len(module._forward_hooks) > 1 or module._forward_pre_hooks or "forward" in vars(module):
+    others = len(module._forward_hooks) > 1 or module._forward_pre_hooks
+    if others or torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return  # what they do cannot be repeated
+    if not recomputable(module) or _saved_tensors_are_hooked() or not _is_kept(x, output):
         return
-    if getattr(module, "inplace", False) or output is x:
-        return
-    again = partial(_again, module, autocast_state(x.device.type))
-    made = _read(x, _PRODUCT)
+    names = tuple(name for name, value in (*module._parameters.items(), *module._buffers.items()) if value is not None)
+    values = tuple(getattr(module, name) for name in names)  # not the module's own under functional_call
+    again = partial(_again, module, names, autocast_state(x.device.type))
+    made = _read(_products, x)
     once = None if made is None else _Once(made.recompute)
-    if made is not None and once is not None and _let_go(output, made.tensors, once):
-        _write(output, _SOURCE, Source(made.tensors, lambda *tensors: again(once.first(*tensors))))
+    if made is not None and once is not None and not names and _let_go(output, x, made.tensors, once):
+        _write(_sources, output, Source(made.tensors, partial(_through, again, once)))
     else:
-        _write(output, _SOURCE, Source((x,), again))
+        _write(_sources, output, Source((x, *values), again))
+
+
+def _saved_tensors_are_hooked() -> bool:
+    """Whether a checkpoint, or others, have a say in what is saved.
+
+    A checkpoint's second forward pass would not find the notes of the first, and put other tensors in their places.
+    """
+    autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
+    return autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def _is_kept(x: Tensor, output: Tensor) -> bool:
+    """Whether some node between x and output keeps x for its backward pass."""
+    storage = x.untyped_storage()._cdata
+    nodes: list[Any] = [output.grad_fn]
+    for _ in range(16):  # more than any of the classes above needs
+        if not nodes:
+            return False
+        node = nodes.pop(0)
+        for name in ("_saved_self", "_saved_input", "_saved_other", "_saved_mat1"):
+            saved = getattr(node, name, None)
+            if isinstance(saved, Tensor) and saved.dtype == x.dtype and saved.untyped_storage()._cdata == storage:
+                return True
+        nodes += [parent for parent, _ in node.next_functions if parent is not None and parent is not x.grad_fn]
+    return False
 
 
 def autocast_state(device_type: str) -> tuple[str, torch.dtype, bool]:
@@ -126,18 +167,24 @@ def autocast_state(device_type: str) -> tuple[str, torch.dtype, bool]:
     return device_type, torch.get_autocast_dtype(device_type), torch.is_autocast_enabled(device_type)
 
 
-def _again(module: nn.Module, autocast: tuple[str, torch.dtype, bool], x: Tensor) -> Tensor:
+def _again(
+    module: nn.Module, names: tuple[str, ...], autocast: tuple[str, torch.dtype, bool], x: Tensor, *values: Tensor
+) -> Tensor:
     with torch.no_grad(), torch.autocast(*autocast):
-        return module.forward(x)
+        if not names:
+            return module.forward(x)
+        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
 
 
-def _let_go(output: Tensor, tensors: tuple[Tensor, ...], once: _Once) -> bool:
-    """Have the activation that made `output` not keep its input; False where it cannot be told to."""
-    saved = getattr(output.grad_fn, "_raw_saved_self", None)
-    if saved is None:
-        return False
-    try:
-        saved.register_hooks(lambda _: tensors, lambda kept: once.second(*kept))
-    except RuntimeError:  # others' hooks are there already: gradient checkpointing, or a count of saved tensors
-        return False
+def _through(again: Callable[[Tensor], Tensor], once: _Once, *tensors: Tensor) -> Tensor:
+    return again(once.first(*tensors))
+
+
+def _let_go(output: Tensor, x: Tensor, tensors: tuple[Tensor, ...], once: _Once) -> bool:
+    """Have the activation that made `output` not keep its input x; False where it cannot be told to."""
+    node: Any = output.grad_fn
+    if getattr(node, "_saved_self", None) is not x:
+        return False  # its last operation keeps something else
+    detached = tuple(tensor.detach() for tensor in tensors)
+    node._raw_saved_self.register_hooks(lambda _: detached, lambda kept: once.second(*kept))
     return True

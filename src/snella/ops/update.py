@@ -85,7 +85,7 @@ def build(
     _, _, n, _ = factors.A.shape
     splits, _, m, _ = factors.B.shape
     adapted = torch.empty(splits, m, n, dtype=dtype, device=factors.A.device)
-    parts = None if weight is None else weight.detach().view(splits, m, n)
+    parts = None if weight is None else weight.detach().reshape(splits, m, n)
     thresholds, lses = [], []
     for i in range(splits):
         A, B, scalars = factors.matrix(i)
@@ -112,7 +112,7 @@ def build_backward(
     _, _, n, _ = factors.A.shape
     splits, _, m, _ = factors.B.shape
     adapted = None if dtype is None else torch.empty(splits, m, n, dtype=dtype, device=G.device)
-    parts = None if weight is None else weight.detach().view(splits, m, n)
+    parts = None if weight is None else weight.detach().reshape(splits, m, n)
     gradients = cast(Factors, Factors._make(None if tensor is None else torch.empty_like(tensor) for tensor in factors))
     for i, part in enumerate(G.view(splits, m, n)):
         A, B, scalars = factors.matrix(i)

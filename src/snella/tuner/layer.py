@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,13 @@ class UpdateSettings:
     dropout: float
     drop_path: float
     rematerialize: bool | Literal["mlp"]
+
+
+def _is_traced(x: Tensor) -> bool:
+    """Whether operations are looked into (torch.compile, torch.func) or only planned (meta tensors)."""
+    functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
+    inside = functorch.peek_interpreter_stack() is not None
+    return torch.compiler.is_compiling() or inside or x.device.type == "meta"
 
 
 class SnellaLayer(nn.Module, BaseTunerLayer):
@@ -131,7 +138,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         """The update (out, in) of all S matrices, in at least fp32; differentiable."""
         factors = self._factors(adapter_name)
         dtype = torch.promote_types(factors.A.dtype, torch.float32)
-        if torch.compiler.is_compiling():
+        if _is_traced(factors.A):
             return self._traceable_delta(adapter_name)
         return adapted_weight(None, factors, self.kept(adapter_name), self.settings[adapter_name].form, dtype)
 
@@ -213,7 +220,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         names = self._in_force()
         if not names:
             return self.base_layer(x)
-        if len(names) == 1 and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if len(names) == 1 and torch.is_grad_enabled() and not _is_traced(x):
             return self._lean(x, names[0])
         if self.training and any(self.settings[name].dropout or self.settings[name].drop_path for name in names):
             y = self.base_layer(x)

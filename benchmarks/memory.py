@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from snella.training.memory import Storages
+from snella.training.memory import Storages, step_bytes
 
 
 def kept_bytes(forward: Callable[[], Tensor], model: nn.Module, batch: Iterable[Tensor]) -> int:
@@ -37,13 +37,11 @@ class Memory:
 
 
 def step_memory(model: nn.Module, saved_bytes: int, peak_bytes: int | None = None) -> Memory:
-    """The sum for a model in training; in fp32: saved + 4 · (all parameters) + 12 · (trainable parameters)."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    """What `step_bytes` sums up for a model in training, with its parts."""
     return Memory(
         parameters=sum(p.numel() for p in model.parameters()),
-        trainable=sum(p.numel() for p in trainable),
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         saved_bytes=saved_bytes,
-        total_bytes=saved_bytes + weights + 3 * sum(p.numel() * p.element_size() for p in trainable),
+        total_bytes=step_bytes(model, saved_bytes),
         peak_bytes=peak_bytes,
     )

@@ -76,7 +76,7 @@ def test_a_large_layer() -> None:
     scalars = (torch.tensor(1.0), torch.tensor(1.0), torch.tensor(0.0))
     K = torch.empty(size, size)
     for ways in (native, blocks) if COMPILER else (blocks,):
-        lse = ways.kernel_and_stats(A, B, scalars, K, kernel="mixk", scale=0.1)
+        lse = ways.kernel_and_stats(A, B, scalars, K, scale=0.1)
         sample = torch.randint(size, (200,))
         D = 0.1 * (torch.cdist(B[0], A[0, sample]) - torch.cdist(B[1], A[1, sample]))
         expected = D + torch.softmax(D, 0)

@@ -87,10 +87,10 @@ class Case:
     size: float  # of what the scalars' gradients are sums of
 
     def forward(self) -> tuple[Tensor, Tensor | None]:
-        return kernel_and_stats(*self.inputs, kernel=self.kernel, scale=0.1)
+        return kernel_and_stats(*self.inputs, scale=0.1)
 
     def backward(self, lse: Tensor | None, **options: object) -> tuple[Tensor | None, ...]:
-        settings = dict(kernel=self.kernel, gate=self.gate, scale=0.1, out_dtype=torch.float32) | options
+        settings = dict(gate=self.gate, scale=0.1, out_dtype=torch.float32) | options
         return update_backward(self.G, self.weight, *self.inputs, self.t, lse, **settings)
 
 
@@ -251,7 +251,7 @@ class TestKernels:
         K, lse = expected.forward()
         t = delta.threshold(K.abs(), 1000)
         adapted = update_backward(
-            expected.G, None, *expected.inputs, t, lse, kernel="mixk", gate=gate, scale=0.1, out_dtype=torch.float32
+            expected.G, None, *expected.inputs, t, lse, gate=gate, scale=0.1, out_dtype=torch.float32
         )[0]
         assert int((adapted != 0).sum()) == 1000
         assert torch.equal(adapted, delta.gated(K, t, gate))
@@ -275,7 +275,7 @@ class TestKernels:
         assert_near(K, near.K, 1e-5)
         made = update_backward(
             near.G, near.weight, *expected.inputs, None, lse,
-            kernel="mixk", gate="none", scale=0.1, out_dtype=torch.float32,
+            gate="none", scale=0.1, out_dtype=torch.float32,
         )  # fmt: skip
         assert_gradients(made[1:], near)
 
@@ -290,10 +290,10 @@ class TestKernels:
         A, B = (torch.randn(2, count, 3).bfloat16() for count in (20, 31))
         expected = case(gate="none", n=20, m=31, factors=(A.float(), B.float()))
         A, B, *scalars = A.to(DEVICE), B.to(DEVICE), *expected.inputs[2:]
-        _, lse = kernel_and_stats(A, B, *scalars, kernel="mixk", scale=0.1)
+        _, lse = kernel_and_stats(A, B, *scalars, scale=0.1)
         _, *gradients = update_backward(
             expected.G.T.contiguous().T, None, A, B, *scalars, None, lse,
-            kernel="mixk", gate="none", scale=0.1, out_dtype=torch.float32,
+            gate="none", scale=0.1, out_dtype=torch.float32,
         )  # fmt: skip
         assert (gradients[0].dtype, gradients[1].dtype) == (torch.bfloat16, torch.bfloat16)
         for actual, wanted in zip(gradients, expected.gradients, strict=True):

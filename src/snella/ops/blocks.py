@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from snella.delta import Gate, Kernel, clamped_gamma, gate_factor, gated
+from snella.delta import Gate, clamped_gamma, gate_factor, gated
 
 # Entries of a block: a few blocks fit into a core's cache, or fill a GPU.
 _BLOCK = {"cpu": 1 << 16}
@@ -33,18 +33,18 @@ def _distances(A: Tensor, B: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 
 
 def kernel_and_stats(
-    A: Tensor, B: Tensor, scalars: tuple[Tensor, Tensor, Tensor] | None, K: Tensor, *, kernel: Kernel, scale: float
+    A: Tensor, B: Tensor, scalars: tuple[Tensor, Tensor, Tensor] | None, K: Tensor, *, scale: float
 ) -> Tensor | None:
     """Set K (m, n) to the kernel matrix, and return what its backward needs besides the factors.
 
     Args:
         A, B: factors (H, n, r/H) and (H, m, r/H), in the dtype to compute in.
-        scalars: alpha, gamma and beta, 0-d; None for `pwl`.
+        scalars: alpha, gamma and beta, 0-d, of `mixk`; None for `pwl`.
 
     Returns:
         For `mixk` the log-sum-exp (n) of D / gamma over the out axis.
     """
-    lse = A.new_empty(A.shape[1]) if kernel == "mixk" else None
+    lse = None if scalars is None else A.new_empty(A.shape[1])
     for columns in _columns(A, B):
         _, D = _distances(A[:, columns], B, scale)
         if lse is not None and scalars is not None:
@@ -75,7 +75,6 @@ def update_backward(
     lse: Tensor | None,
     adapted: Tensor | None,
     *,
-    kernel: Kernel,
     gate: Gate,
     scale: float,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
@@ -117,7 +116,7 @@ def update_backward(
             ratio.masked_fill_(distance[h] == 0, 0)
             grad_A[h, columns] = a[h] * ratio.sum(0)[:, None] - ratio.mT @ B[h]
             grad_B[h] += B[h] * ratio.sum(1)[:, None] - ratio @ a[h]
-    if kernel == "pwl" or scalars is None:
+    if scalars is None:
         return grad_A, grad_B, None
     inside = clamped_gamma(scalars[1]) == scalars[1]
     return grad_A, grad_B, (sums[0], torch.where(inside, sums[1], 0), sums[2])

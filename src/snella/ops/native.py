@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from snella.delta import GATES, Gate, Kernel, clamped_gamma
+from snella.delta import GATES, Gate, clamped_gamma
 
 # as in native.c
 LANES, ROWS, CHUNKS, MAX_HEADS = 16, 4, 8, 16
@@ -143,13 +143,13 @@ def _check(failed: int) -> None:
 
 
 def kernel_and_stats(
-    A: Tensor, B: Tensor, scalars: tuple[Tensor, Tensor, Tensor] | None, K: Tensor, *, kernel: Kernel, scale: float
+    A: Tensor, B: Tensor, scalars: tuple[Tensor, Tensor, Tensor] | None, K: Tensor, *, scale: float
 ) -> Tensor | None:
     """See `blocks.kernel_and_stats`. K is contiguous."""
     m, n = B.shape[1], A.shape[1]
     A, B, left, right = _padded(A, B)
     lse = A.new_empty(n)
-    shape = _shape(A, B, m, scalars if kernel == "mixk" else None, scale)
+    shape = _shape(A, B, m, scalars, scale)
     _check(
         _loaded().snella_kernel(
             ctypes.byref(shape),
@@ -157,7 +157,7 @@ def kernel_and_stats(
             torch.get_num_threads(),
         )
     )
-    return lse if kernel == "mixk" else None
+    return None if scalars is None else lse
 
 
 def between(K: Tensor, low: float, high: float) -> tuple[int, np.ndarray] | None:
@@ -175,9 +175,14 @@ def between(K: Tensor, low: float, high: float) -> tuple[int, np.ndarray] | None
     return (below.value, inside[:found]) if found <= inside.size else None
 
 
+def _are_fp32(out: Tensor, weight: Tensor | None) -> bool:
+    """Whether native.c can add to this weight and write this result itself."""
+    return out.dtype == torch.float32 and (weight is None or weight.dtype == torch.float32)
+
+
 def add_gated(weight: Tensor | None, K: Tensor, t: Tensor | None, out: Tensor, *, gate: Gate) -> None:
     """See `blocks.add_gated`."""
-    direct = out.dtype == torch.float32 and (weight is None or weight.dtype == torch.float32)
+    direct = _are_fp32(out, weight)
     added = weight.detach().contiguous() if weight is not None and direct else None
     into = out if direct else K
     _loaded().snella_add_gated(
@@ -203,16 +208,15 @@ def update_backward(
     lse: Tensor | None,
     adapted: Tensor | None,
     *,
-    kernel: Kernel,
     gate: Gate,
     scale: float,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
     """See `blocks.update_backward`."""
     (heads, n, width), m = A.shape, B.shape[1]
-    direct = adapted is None or (adapted.dtype == torch.float32 and (weight is None or weight.dtype == torch.float32))
+    direct = adapted is None or _are_fp32(adapted, weight)
     into = adapted if direct else A.new_empty(m, n)
     A, B, left, right = _padded(A, B)
-    shape = _shape(A, B, m, scalars if kernel == "mixk" else None, scale)
+    shape = _shape(A, B, m, scalars, scale)
     added = weight.detach().contiguous() if weight is not None and direct and adapted is not None else None
     tensors = {
         **dict(left=left, right=right, A=A, B=B, G=G.float().contiguous(), weight=added, lse=lse, adapted=into),
@@ -229,7 +233,7 @@ def update_backward(
     grad_A = A * to_a[:, -1, :, None] - to_a[:, :-1].mT
     grad_B = B * to_b[..., -1:] - to_b[..., :-1]
     grads = None
-    if kernel == "mixk" and scalars is not None:
+    if scalars is not None:
         of_alpha, of_gamma, of_beta = tensors["scalars"].sum(0).float()
         gamma = clamped_gamma(scalars[1])
         grads = of_alpha, torch.where(gamma == scalars[1], of_gamma / gamma**2, 0), of_beta

@@ -1,12 +1,14 @@
 """y = x (W + delta)ᵀ + bias, keeping x, or what x is made from, and nothing of the weight's size.
 
-forward     build W + delta, one product, let it go
-backward    x again if need be; G = gᵀ x; W + delta again, with the factors' gradients; g (W + delta)
+    forward     build W + delta, one product, let it go
+    backward    x again if need be; G = gᵀ x; W + delta again, with the factors' gradients; g (W + delta)
+
+The product is that of a linear layer or of a convolution.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -106,11 +108,8 @@ class Call:
             return self.product.forward(x, adapted, bias)
         splits = len(self.drop.kept)
         biases = [None] * splits if bias is None else bias.chunk(splits)
-        frozen = [None] * splits if weight is None else weight.detach().to(self.dtype).flatten(1).chunk(splits)
         parts = []
-        for with_update, base, b, kept, dropped in zip(
-            adapted.chunk(splits), frozen, biases, self.drop.kept, self.drop.dropped, strict=True
-        ):
+        for (with_update, base, kept, dropped), b in zip(self._matrices(adapted, weight), biases, strict=True):
             of_kept = self.product.forward(x[kept], with_update, b)
             part = of_kept.new_zeros(len(x), *of_kept.shape[1:])
             part[kept] = of_kept
@@ -118,6 +117,15 @@ class Call:
                 part[dropped] = self.product.forward(x[dropped], base, b)
             parts.append(part)
         return torch.cat(parts, dim=self.channels)
+
+    def _matrices(
+        self, adapted: Tensor, weight: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
+        """Of each of the S matrices: with update and without, and the samples that see the one and the other."""
+        assert self.drop is not None
+        splits = len(self.drop.kept)
+        frozen = [None] * splits if weight is None else weight.detach().to(self.dtype).flatten(1).chunk(splits)
+        return zip(adapted.chunk(splits), frozen, self.drop.kept, self.drop.dropped, strict=True)
 
     def weight_gradient(self, g: Tensor, x: Tensor) -> Tensor:
         """Gradient (out, n) of the adapted weight, as `built` makes it."""
@@ -135,13 +143,9 @@ class Call:
         """Gradient of x."""
         if self.drop is None:
             return self.product.input_gradient(g, x, adapted)
-        splits = len(self.drop.kept)
-        frozen = [None] * splits if weight is None else weight.detach().to(self.dtype).flatten(1).chunk(splits)
+        parts = g.chunk(len(self.drop.kept), dim=self.channels)
         of_x = torch.zeros_like(x)
-        for part, with_update, base, kept, dropped in zip(
-            *(g.chunk(splits, dim=self.channels), adapted.chunk(splits), frozen, self.drop.kept, self.drop.dropped),
-            strict=True,
-        ):
+        for (with_update, base, kept, dropped), part in zip(self._matrices(adapted, weight), parts, strict=True):
             of_x.index_add_(0, kept, self.product.input_gradient(part[kept], x[kept], with_update))
             if base is not None:
                 of_x.index_add_(0, dropped, self.product.input_gradient(part[dropped], x[dropped], base))
@@ -152,7 +156,7 @@ class Call:
         if self.drop is None:
             return build(weight, factors, kept, self.form, self.dtype)
         update, stats = build(None, factors, kept, self.form, torch.promote_types(factors.A.dtype, torch.float32))
-        return self._divided(update, weight, self.drop.keep), stats
+        return self._joined(update.div_(self.drop.keep), weight), stats
 
     def built_backward(
         self, G: Tensor, weight: Tensor | None, factors: Factors, stats: Stats, needed: bool
@@ -163,10 +167,9 @@ class Call:
         dtype = torch.promote_types(factors.A.dtype, torch.float32)
         G = G.to(dtype).div_(self.drop.keep)
         update, gradients = build_backward(G, None, factors, stats, self.form, dtype if needed else None)
-        return None if update is None else self._divided(update, weight, self.drop.keep), gradients
+        return None if update is None else self._joined(update.div_(self.drop.keep), weight), gradients
 
-    def _divided(self, update: Tensor, weight: Tensor | None, keep: float) -> Tensor:
-        update.div_(keep)
+    def _joined(self, update: Tensor, weight: Tensor | None) -> Tensor:
         if weight is not None:
             update.add_(weight.detach().flatten(1))
         return update.to(self.dtype)
@@ -181,7 +184,7 @@ class _Product(torch.autograd.Function):
             x_cast = x.to(call.dtype)
             y = call.apply(x_cast, adapted, weight, bias)
         ctx.call, ctx.x_dtype = call, x.dtype
-        # not `call`: what is saved here goes with the backward pass, what else is on ctx with the last output
+        # Tensors go nowhere but here: what is saved goes with the backward pass, what is on ctx with the last output.
         ctx.save_for_backward(weight, *stats, *factors, *(sources or (x_cast,)))
         return y.data  # not a view, which F.linear's result is: activations may work on it in place
 
@@ -194,12 +197,13 @@ class _Product(torch.autograd.Function):
         with torch.autocast(g.device.type, enabled=False):
             x = inputs[0] if call.recompute is None else call.recompute(*inputs).to(call.dtype)
             of_weight = of_bias = of_x = None
-            if needs_weight:
-                of_weight = call.product.weight_gradient(g, x).view_as(weight).to(weight.dtype)
             if needs_bias:
                 channels = call.channels % g.ndim
                 of_bias = g.sum([d for d in range(g.ndim) if d != channels])
             G = call.weight_gradient(g, x).contiguous()
+            if needs_weight:
+                of_weight = G if call.drop is None else call.product.weight_gradient(g, x)
+                of_weight = of_weight.view_as(weight).to(weight.dtype)
             factors = Factors(A, B, alpha, gamma, beta)
             adapted, gradients = call.built_backward(G, weight, factors, Stats(t, lse), needs_x)
             del G
@@ -238,9 +242,9 @@ def adapted_product(
     if x.ndim == (3 if isinstance(product, Convolution) else 1):  # a single sample
         options = dict(form=form, product=product, dtype=dtype, drop=drop)
         return adapted_product(x[None], weight, bias, factors, kept, **options)[0]  # type: ignore[arg-type]
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        dtype = autocast_state(device)[1]
+    _, autocast_dtype, enabled = autocast_state(x.device.type)
+    if enabled and x.dtype != torch.float64:
+        dtype = autocast_dtype
     call = Call(form, product, dtype, None if source is None else source.recompute, drop)
     # detached: they share storage and version with the originals, but bring no edges into the graph
     sources = () if source is None else tuple(tensor.detach() for tensor in source.tensors)

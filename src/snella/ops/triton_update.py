@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.autotuner import Autotuner
 
-from snella.delta import GAMMA_MIN, Gate, Kernel
+from snella.delta import GAMMA_MIN, Gate
 
 MOST_CHUNKS = 32  # their partial sums are added up within one program's registers
 ROWS = 32  # a chunk is a multiple of the largest block along it
@@ -310,12 +310,12 @@ def _points(factor: Tensor) -> Tensor:
 
 
 def kernel_and_stats(
-    A: Tensor, B: Tensor, scalars: tuple[Tensor, Tensor, Tensor] | None, K: Tensor, *, kernel: Kernel, scale: float
+    A: Tensor, B: Tensor, scalars: tuple[Tensor, Tensor, Tensor] | None, K: Tensor, *, scale: float
 ) -> Tensor | None:
     """See `blocks.kernel_and_stats`; in fp32. K is contiguous."""
     (heads, n, width), m = A.shape, B.shape[1]
     chunk, chunks = _chunks(m)
-    mix = kernel == "mixk"
+    mix = scalars is not None
     alpha, gamma, beta = scalars or (None, None, None)
     parts = K.new_empty((chunks, n)) if mix else None
     _launch(
@@ -348,7 +348,6 @@ def update_backward(
     lse: Tensor | None,
     adapted: Tensor | None,
     *,
-    kernel: Kernel,
     gate: Gate,
     scale: float,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
@@ -357,7 +356,7 @@ def update_backward(
     Needs one fp32 (m, n) besides the results, and about half of one at most for partial sums.
     """
     (heads, n, width), m = A.shape, B.shape[1]
-    mix = kernel == "mixk"
+    mix = scalars is not None
     chunk, chunks = _chunks(m)
     G = G.detach().contiguous()
     weight = weight.detach().contiguous() if weight is not None and adapted is not None else None

@@ -91,7 +91,7 @@ def build(
         A, B, scalars = factors.matrix(i)
         ways = _ways(A)
         K = adapted[i] if dtype == A.dtype else A.new_empty(m, n)
-        lse = ways.kernel_and_stats(A, B, scalars, K, kernel=form.kernel, scale=form.scale)
+        lse = ways.kernel_and_stats(A, B, scalars, K, scale=form.scale)
         t = None if form.gate == "none" else budget_threshold(K, kept[i], form.gate == "soft")
         ways.add_gated(None if parts is None else parts[i], K, t, adapted[i], gate=form.gate)
         thresholds.append(t)
@@ -119,7 +119,7 @@ def build_backward(
         t, lse = stats.matrix(i)
         into = None if adapted is None else adapted[i]
         of_A, of_B, of_scalars = _ways(A).update_backward(
-            part, None if parts is None else parts[i], A, B, scalars, t, lse, into, **form._asdict()
+            part, None if parts is None else parts[i], A, B, scalars, t, lse, into, gate=form.gate, scale=form.scale
         )
         for gradient, values in zip(gradients, (of_A, of_B, *(of_scalars or ())), strict=False):
             if gradient is not None:

@@ -52,6 +52,12 @@ class Storages(TorchDispatchMode):
         return sum(size for ref, size in self._bytes.items() if ref not in outside and not ref.expired())
 
 
+def step_bytes(model: nn.Module, saved: int) -> int:
+    """Bytes of a training step that keeps `saved` bytes: with weights, gradients and AdamW's two moments."""
+    every = sum(p.nbytes for p in model.parameters())
+    return saved + every + 3 * sum(p.nbytes for p in model.parameters() if p.requires_grad)
+
+
 class PeakMemory:
     """The highest memory of the training steps so far; see the top of this file for what counts."""
 
@@ -72,9 +78,7 @@ class PeakMemory:
         self._measured = True
         tensors = (value for value in batch if isinstance(value, Tensor))
         saved = storages.alive((*tensors, *self._model.parameters(), *self._model.buffers()))
-        trainable = sum(p.numel() for p in self._model.parameters() if p.requires_grad)
-        every = sum(p.numel() for p in self._model.parameters())
-        self.bytes = max(self.bytes, saved + 4 * every + 12 * trainable)
+        self.bytes = max(self.bytes, step_bytes(self._model, saved))
 
     def restart(self) -> None:
         """Before the training steps of an epoch: forget what came in between."""

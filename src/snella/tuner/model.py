@@ -51,7 +51,6 @@ class SnellaModel(BaseTuner):
                 f"target_modules={self.peft_config[adapter_name].target_modules!r} matches grouped convolutions "
                 f"only, which cannot be adapted; choose from: {', '.join(candidates(model))}"
             )
-
         if self.peft_config[adapter_name].rematerialize:
             for module in filter(recomputable, model.modules()):
                 watch(module)

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import snella.run
 from runs import TINY, train, write_images
 from snella.cli import COMMANDS, main
 from snella.errors import UserError
+from snella.tasks import classify
 from snella.version import __version__
 
 
@@ -186,7 +186,7 @@ def test_bad_data_is_one_line_before_any_model_is_built(spoil, data, tmp_path, m
     def build(spec):
         raise AssertionError("a model was built")
 
-    monkeypatch.setattr(snella.run, "build_backbone", build)
+    monkeypatch.setattr(classify, "build_backbone", build)
     expected = spoil(data)
     assert train(data, tmp_path / "run") == 2
     assert expected in said(capsys)
@@ -287,7 +287,7 @@ def test_ctrl_c_before_training_starts_says_how_to_start_again(images, tmp_path,
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(snella.run, "read_data", interrupted)
+    monkeypatch.setattr(classify, "read_data", interrupted)
     assert train(images, tmp_path / "run") == 130
     message = said(capsys)
     assert f"snella train --data {images} --out {tmp_path / 'run'} {TINY[0]}" in message
@@ -295,7 +295,7 @@ def test_ctrl_c_before_training_starts_says_how_to_start_again(images, tmp_path,
 
 
 def test_sigterm_before_training_starts_is_told_apart(images, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(snella.run, "read_data", lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(classify, "read_data", lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGTERM))
     assert train(images, tmp_path / "run") == 143
     assert "stopped; this goes on: snella train --data" in said(capsys)
 

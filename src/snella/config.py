@@ -49,7 +49,7 @@ class TrainConfig:
     """File with the backbone's weights (.safetensors, .pth, .npz), instead of the ones its name stands for."""
     image_size: int | None = None
     """Side of the square the model sees, in pixels. None: the size the backbone was pre-trained at."""
-    resize: Literal["squash", "crop"] = "squash"
+    resize: Literal["squash", "crop", "none"] = "squash"
     """How an image becomes square: squash resizes both sides, as VTAB-1k does; nothing is cut off.
     crop resizes the short side and cuts out the centre, as FGVC does."""
 

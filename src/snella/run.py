@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,22 +22,12 @@ from torch import Tensor, nn
 
 from snella.config import SMOKE_PER_CLASS, TrainConfig, run_folder, shrunk, validate
 from snella.console import checking_images, plain
-from snella.data import (
-    Augmentation,
-    Batches,
-    ImageData,
-    Images,
-    Preprocessing,
-    class_weights,
-    eval_transform,
-    read_data,
-    train_transform,
-)
+from snella.data import Batches, ImageData, Preprocessing
 from snella.data.elpv import BASELINE
 from snella.errors import UserError
 from snella.methods import MethodSettings, after_step, save_adapter, wrap
 from snella.report.allocation import allocation_figure
-from snella.report.figures import confusion_figure, training_curves_figure
+from snella.report.figures import training_curves_figure
 from snella.report.tables import summary_table
 from snella.runfolder import (
     ABOUT,
@@ -56,13 +45,12 @@ from snella.runfolder import (
     writing,
 )
 from snella.tasks import bundled
-from snella.tasks.backbone import BackboneSpec, build_backbone, check_backbone_name, fingerprint, preprocessing_of
-from snella.tasks.classify import Classify, Evaluation
+from snella.tasks.backbone import BackboneSpec, fingerprint
+from snella.tasks.interface import Spec, Task
+from snella.tasks.table import TASKS
 from snella.training.devices import accelerator_for
 from snella.training.evaluation import evaluate
 from snella.training.loop import FitResult, LoopSettings, fit
-
-FRACTIONS = ("top1", "top5", "balanced_accuracy")  # what summary.json says of a split, each from 0 to 1
 
 
 @dataclass(frozen=True)
@@ -70,12 +58,12 @@ class Prepared:
     """All that a training needs, ready before the run folder is touched."""
 
     data: ImageData
-    spec: BackboneSpec
+    spec: Spec
     preprocessing: Preprocessing
     fingerprint: str  # of the backbone, before the method changed it
-    base: dict[str, Tensor] | None  # the backbone's weights, where neither a name nor a file can restore them
+    base: dict[str, Tensor] | None  # the model's weights, where neither a name nor a file can restore them
     model: nn.Module
-    task: Classify
+    task: Task
     batches: dict[str, Batches]
 
 
@@ -92,15 +80,14 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     validate(config)
     config = shrunk(config) if config.smoke else config
     folder = run_folder(config)
-    augmentation = _augmentation(config)
     _check_machine(config)
-    check_backbone_name(_spec(config, num_classes=2))
+    TASKS[config.task].check(config)
     check_claim(folder, config)
     if config.resume and state_of(folder) == "finished":
         plain(console, f"{folder} is finished; --overwrite trains it again")
         return read_summary(folder)
 
-    ready = _prepare(config, augmentation, console)
+    ready = _prepare(config, console)
     claim(folder, config)
     if ready.base is not None:
         with writing(folder / BASE) as partial:
@@ -129,71 +116,35 @@ def _check_machine(config: TrainConfig) -> None:
         raise UserError("--tensorboard needs the package tensorboard; run: pip install 'snella[tensorboard]'")
 
 
-def _prepare(config: TrainConfig, augmentation: Augmentation, console: Console) -> Prepared:
+def _prepare(config: TrainConfig, console: Console) -> Prepared:
+    module = TASKS[config.task]
     data = read_run_data(config, console)
     tell(data, console)
-    spec = _spec(config, num_classes=len(data.classes))
-    _tell_backbone(spec, console)
-    base = build_backbone(spec)
-    preprocessing = replace(preprocessing_of(spec, base), resize=config.resize)
+    spec = module.make_spec(config, len(data.classes))
+    _tell_backbone(spec.backbone, console)
+    base = module.build(spec)
+    preprocessing = replace(module.preprocessing(spec, base), resize=config.resize)
     mark = fingerprint(base)
-    restorable = spec.pretrained or spec.checkpoint
+    restorable = config.pretrained or config.checkpoint
     weights = None if restorable else {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    batches = _batches(config, data, preprocessing, augmentation)
+    batches = _batches(config, data, preprocessing)
+    task = module.make_task(config, data, preprocessing)
     model = wrap(config.method, base, _method_settings(config, len(batches["train"])))
-    return Prepared(data, spec, preprocessing, mark, weights, model, _task(config, data), batches)
+    return Prepared(data, spec, preprocessing, mark, weights, model, task, batches)
 
 
 def _trainable(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def _spec(config: TrainConfig, num_classes: int) -> BackboneSpec:
-    return BackboneSpec(
-        name=config.backbone,
-        pretrained=config.pretrained,
-        checkpoint=config.checkpoint,
-        image_size=config.image_size,
-        num_classes=num_classes,
-        drop_path=config.drop_path,
-        seed=config.seed,
-    )
-
-
-def _augmentation(config: TrainConfig) -> Augmentation:
-    return Augmentation(
-        name=config.augment,
-        auto_augment=config.auto_augment,
-        color_jitter=config.color_jitter,
-        random_erasing=config.random_erasing,
-    )
-
-
 def read_run_data(config: TrainConfig, console: Console) -> ImageData:
     """The data of a run, the same at every call: the splits come from the seed, --smoke's few images from them."""
-    assert config.data is not None  # validated
+    module = TASKS[config.task]
     with checking_images(console) as progress:
-        data = read_data(
-            config.data,
-            seed=config.seed,
-            val_fraction=config.val_fraction,
-            test_fraction=config.test_fraction,
-            progress=progress,
-        )
+        data = module.read(config, progress)
     if config.smoke:
-        data = replace(data, splits={name: _few(images) for name, images in data.splits.items()})
+        data = replace(data, splits={name: module.few(part, SMOKE_PER_CLASS) for name, part in data.splits.items()})
     return data
-
-
-def _few(images: Images) -> Images:
-    """The first SMOKE_PER_CLASS images of each class."""
-    seen: Counter[int] = Counter()
-    chosen = []
-    for index, label in enumerate(images.labels):
-        seen[label] += 1
-        if seen[label] <= SMOKE_PER_CLASS:
-            chosen.append(index)
-    return replace(images, paths=tuple(images.paths[i] for i in chosen), labels=tuple(images.labels[i] for i in chosen))
 
 
 def tell(data: ImageData, console: Console) -> None:
@@ -215,16 +166,15 @@ def _tell_backbone(spec: BackboneSpec, console: Console) -> None:
             plain(console, f"  {note}")
 
 
-def _batches(
-    config: TrainConfig, data: ImageData, preprocessing: Preprocessing, augmentation: Augmentation
-) -> dict[str, Batches]:
+def _batches(config: TrainConfig, data: ImageData, preprocessing: Preprocessing) -> dict[str, Batches]:
+    module = TASKS[config.task]
     workers = config.workers
     if workers is None:
         workers = min(8, os.cpu_count() or 1) if torch.cuda.is_available() and config.device != "cpu" else 0
     return {
         name: Batches(
             images,
-            train_transform(preprocessing, augmentation) if name == "train" else eval_transform(preprocessing),
+            module.train_transform(preprocessing, config) if name == "train" else module.eval_transform(preprocessing),
             batch_size=config.batch_size,
             shuffle=name == "train",
             seed=config.seed,
@@ -255,16 +205,6 @@ def _targets(names: tuple[str, ...] | None) -> list[str] | str | None:
     return names[0] if one else list(names)
 
 
-def _task(config: TrainConfig, data: ImageData) -> Classify:
-    return Classify(
-        data.classes,
-        class_weights=class_weights(data.splits["train"], data.classes) if config.class_weights else None,
-        label_smoothing=config.label_smoothing,
-        mixup=config.mixup,
-        cutmix=config.cutmix,
-    )
-
-
 def _loop_settings(config: TrainConfig) -> LoopSettings:
     names = ("epochs", "lr", "min_lr", "warmup_lr", "warmup", "weight_decay", "clip_grad", "accumulate", "ema")
     names += ("early_stopping", "checkpoint_every", "precision", "device", "seed", "tensorboard")
@@ -275,8 +215,9 @@ def _save_adapter(folder: Path, config: TrainConfig, ready: Prepared) -> None:
     about = {
         "task": config.task,
         "method": config.method,
-        "backbone": asdict(ready.spec),
+        **asdict(ready.spec),  # pyright: ignore[reportArgumentType] (dataclasses, all of them)
         "classes": list(ready.data.classes),
+        **TASKS[config.task].about(ready.data),
         "preprocessing": ready.preprocessing.to_dict(),
         "fingerprint": ready.fingerprint,
         "versions": versions(),
@@ -289,15 +230,23 @@ def _save_adapter(folder: Path, config: TrainConfig, ready: Prepared) -> None:
 def _finish(folder: Path, config: TrainConfig, ready: Prepared, result: FitResult, console: Console) -> dict[str, Any]:
     """Test once, with the best epoch on val; draw the figures; the summary comes last and says the run is whole."""
     accelerator = accelerator_for(config.device, config.precision)
-    val: Evaluation = evaluate(ready.model, ready.task, ready.batches["val"], accelerator, seed=config.seed)
-    test: Evaluation = evaluate(ready.model, ready.task, ready.batches["test"], accelerator, seed=config.seed)
+    names, task = TASKS[config.task].METRICS, ready.task
+    found = {
+        split: evaluate(ready.model, task, ready.batches[split], accelerator, seed=config.seed)
+        for split in ("val", "test")
+    }
     if allocations := read_rows(folder / "allocation.jsonl"):
         allocation_figure(allocations, folder / "allocation.png")
-    training_curves_figure(read_rows(folder / "metrics.jsonl"), folder / "curves.png")
-    confusion_figure(test.confusion, ready.data.classes, folder / "confusion.png")
+    training_curves_figure(
+        read_rows(folder / "metrics.jsonl"),
+        folder / "curves.png",
+        metric=task.selection,
+        higher_is_better=task.higher_is_better,
+    )
+    for kind, draw in task.figures(found["test"]).items():
+        draw(folder / f"{kind}.png")
     summary = {
-        "test": {name: test.metrics[name] for name in FRACTIONS},
-        "val": {name: val.metrics[name] for name in FRACTIONS},
+        **{split: {name: found[split].metrics[name] for name in names} for split in ("test", "val")},
         "trainable_parameters": _trainable(ready.model),
         "adapter_bytes": size_of(folder / ADAPTER),
         "peak_memory_bytes": result.peak_memory_bytes,
@@ -306,7 +255,7 @@ def _finish(folder: Path, config: TrainConfig, ready: Prepared, result: FitResul
         "versions": versions(),
     }
     write_json(folder / SUMMARY, summary)
-    console.print(summary_table(summary, title=f"{config.method} on {Path(ready.data.root).name}"))
+    console.print(summary_table(summary, names, title=f"{config.method} on {Path(ready.data.root).name}"))
     if BASELINE in ready.data.notes:
         plain(console, BASELINE)
     plain(console, f"best epoch on val: {result.best_epoch} of {result.epochs_done}; results and figures in {folder}")

@@ -11,30 +11,27 @@ from __future__ import annotations
 import csv as csv_format
 import io
 import json as json_format
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from snella.config import TrainConfig
 from snella.console import checking_images, plain
-from snella.data import Batches, Images, Preprocessing, UnreadableImage, eval_transform, image_files, read_test_data
+from snella.data import Batches, Images, Preprocessing, UnreadableImage, image_files
 from snella.errors import UserError
-from snella.export import check_onnx, export_onnx, loading_hint, save_merged
+from snella.export import check_onnx, export_onnx
 from snella.methods import load_adapter, merged
-from snella.report.figures import confusion_figure
-from snella.report.tables import class_table, prediction_table
 from snella.run import read_run_data, tell
 from snella.runfolder import ADAPTER, BASE, read_about, read_config, write_json, write_text
-from snella.tasks.backbone import BackboneSpec, build_backbone, fingerprint
-from snella.tasks.classify import Classify, Evaluation
+from snella.tasks.backbone import fingerprint
+from snella.tasks.interface import Task, TaskModule
+from snella.tasks.table import TASKS
 from snella.training.devices import accelerator_for, check_device
 from snella.training.evaluation import evaluate as evaluate_batches
 
@@ -46,8 +43,9 @@ class LoadedRun:
     """A run's tuned model, in eval mode, and what is needed to feed it."""
 
     config: TrainConfig
-    spec: BackboneSpec
-    classes: tuple[str, ...]
+    about: dict[str, Any]  # adapter/snella.json
+    module: TaskModule
+    task: Task
     preprocessing: Preprocessing
     model: nn.Module
 
@@ -59,18 +57,20 @@ def load_run(folder: Path, device: str = "auto") -> LoadedRun:
         UserError: no finished run, damaged files, or the backbone found is not the one that was trained on.
     """
     config, about = read_config(folder), read_about(folder)
-    spec = BackboneSpec(**about["backbone"])
-    base = build_backbone(spec)
+    module = TASKS[about["task"]]
+    spec = module.spec_from(about)
+    base = module.build(spec)
     if (folder / BASE).is_file():
         _reading(folder / BASE, lambda: base.load_state_dict(load_file(folder / BASE)))
     if fingerprint(base) != about["fingerprint"]:
         raise UserError(
-            f"{folder / ADAPTER} is an adapter for another backbone: the weights of {spec.name} found here are not "
-            "those it was trained on; restore them or train again"
+            f"{folder / ADAPTER} is an adapter for another backbone: the weights of {spec.backbone.name} found here "
+            "are not those it was trained on; restore them or train again"
         )
     model = _reading(folder / ADAPTER, lambda: load_adapter(about["method"], base, folder / ADAPTER))
     model.to(accelerator_for(device, "fp32").device).eval()
-    return LoadedRun(config, spec, tuple(about["classes"]), Preprocessing.from_dict(about["preprocessing"]), model)
+    preprocessing = Preprocessing.from_dict(about["preprocessing"])
+    return LoadedRun(config, about, module, module.task_from(about), preprocessing, model)
 
 
 def _reading(path: Path, read: Callable[[], Any]) -> Any:
@@ -91,7 +91,7 @@ def evaluate(
     batch_size: int = 64,
     device: str = "auto",
     console: Console | None = None,
-) -> Evaluation:
+) -> Any:
     """Test a run on a split of its own data, or on other data; writes RUN/evaluation/NAME.json and NAME.png.
 
     Raises:
@@ -102,45 +102,36 @@ def evaluate(
     _check(batch_size, device)
     if data is not None and split != "test":
         raise UserError("--split chooses from the run's own data; of --data the test split is taken, or all")
-    classes = tuple(about["classes"])
-    images, name = _images_of(folder, data, split, classes, console)
+    images, name = _images_of(folder, data, split, about, console)
     run = load_run(folder, device)
-    batches = Batches(images, eval_transform(run.preprocessing), batch_size=batch_size, shuffle=False, seed=0)
+    batches = Batches(
+        images, run.module.eval_transform(run.preprocessing), batch_size=batch_size, shuffle=False, seed=0
+    )
     accelerator = accelerator_for(device, run.config.precision)
-    result: Evaluation = evaluate_batches(run.model, Classify(classes), batches, accelerator)
+    result = evaluate_batches(run.model, run.task, batches, accelerator)
     if batches.unreadable:
         plain(console, f"{len(batches.unreadable)} unreadable images left out, the first: {batches.unreadable[0]}")
     target = folder / "evaluation"
-    report = {
-        "metrics": result.metrics,
-        "classes": [asdict(row) for row in result.table],
-        "confusion": result.confusion.tolist(),
-    }
-    write_json(target / f"{name}.json", report)
-    confusion_figure(result.confusion, classes, target / f"{name}.png")
-    console.print(class_table(result.table))
-    metrics = result.metrics
-    plain(
-        console,
-        f"{name}: top-1 {metrics['top1']:.2%}, top-5 {metrics['top5']:.2%}, "
-        f"balanced accuracy {metrics['balanced_accuracy']:.2%}; figures in {target}",
-    )
+    write_json(target / f"{name}.json", {"metrics": result.metrics, **run.task.report(result)})
+    for i, (kind, draw) in enumerate(run.task.figures(result).items()):
+        draw(target / (f"{name}-{kind}.png" if i else f"{name}.png"))
+    console.print(run.task.table(result))
+    shares = ", ".join(f"{label} {result.metrics[metric]:.2%}" for metric, label in run.module.METRICS.items())
+    plain(console, f"{name}: {shares}; figures in {target}")
     return result
 
 
-def _images_of(
-    folder: Path, data: str | None, split: str, classes: tuple[str, ...], console: Console
-) -> tuple[Images, str]:
+def _images_of(folder: Path, data: str | None, split: str, about: dict[str, Any], console: Console) -> tuple[Any, str]:
     """The images to test on, and what to call them."""
     config = read_config(folder)
     if data is None:
         own = read_run_data(config, console)
-        if own.classes != classes:
+        if own.classes != tuple(about["classes"]):
             raise UserError(f"{own.root} has other classes than when {folder} was trained; name data by --data")
         tell(own, console)
         return own.splits[split], split
     with checking_images(console) as progress:
-        found = read_test_data(data, classes, seed=config.seed, progress=progress)
+        found = TASKS[about["task"]].read_test(data, about, seed=config.seed, progress=progress)
     tell(found, console)
     return found.splits["test"], Path(data).resolve().stem or "data"
 
@@ -168,20 +159,21 @@ def predict(
     chosen = Images(image_files(images)) if images else _own_examples(folder)
     run = load_run(folder, device)
     rows, unreadable = [], []
-    for found in _predictions(run, chosen, batch_size):
+    transform = run.module.eval_transform(run.preprocessing)
+    for found in run.task.predict(run.model, chosen, transform, batch_size=batch_size):
         if isinstance(found, UnreadableImage):
             unreadable.append(found)
             plain(Console(stderr=True), f"snella: not predicted: {found}")
         else:
-            rows.append(found)
+            rows.append(found.row)
     if not rows:
         raise UserError("none of the images can be read; give PNG, JPEG, WebP, BMP or TIFF files")
     if json or (out and out.endswith(".json") and not csv):
         text = json_format.dumps(rows, indent=2, ensure_ascii=False) + "\n"
     elif csv or out:
-        text = _csv_text(rows, run.classes)
+        text = _csv_text([run.task.flat(row) for row in rows])
     else:
-        (console or Console()).print(prediction_table(rows))
+        (console or Console()).print(run.task.prediction_table(rows))
         return len(unreadable)
     if out:
         write_text(Path(out), text)
@@ -191,50 +183,18 @@ def predict(
     return len(unreadable)
 
 
-def _own_examples(folder: Path) -> Images:
-    """A few test images of the run's own data, spread over it."""
-    test = read_run_data(read_config(folder), Console(stderr=True)).splits["test"]
+def _own_examples(folder: Path) -> Any:
+    """A few test images of the run's own data, spread over it, without their labels."""
+    test: Any = read_run_data(read_config(folder), Console(stderr=True)).splits["test"]
     chosen = [i * len(test) // EXAMPLES for i in range(min(EXAMPLES, len(test)))]
     return Images(tuple(test.paths[i] for i in chosen), read=test.read)
 
 
-def _predictions(run: LoadedRun, images: Images, batch_size: int) -> Iterator[dict[str, Any] | UnreadableImage]:
-    """In order of the images: the prediction, or why there is none."""
-    transform, task = eval_transform(run.preprocessing), Classify(run.classes)
-    device = next(run.model.parameters()).device
-
-    def opened(index: int) -> Tensor | UnreadableImage:
-        try:
-            return transform(images[index])["image"]
-        except UnreadableImage as error:
-            return error
-
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(images), batch_size):
-            names = images.paths[start : start + batch_size]
-            found = list(pool.map(opened, range(start, start + len(names))))
-            pixels = [image for image in found if isinstance(image, Tensor)]
-            shares = iter(task.predict(run.model, torch.stack(pixels).to(device)).tolist() if pixels else ())
-            for name, image in zip(names, found, strict=True):
-                yield image if isinstance(image, UnreadableImage) else _prediction(name, next(shares), run.classes)
-
-
-def _prediction(name: str, probabilities: list[float], classes: tuple[str, ...]) -> dict[str, Any]:
-    best = max(range(len(classes)), key=probabilities.__getitem__)
-    return {
-        "image": name,
-        "class": classes[best],
-        "probability": probabilities[best],
-        "probabilities": dict(zip(classes, probabilities, strict=True)),
-    }
-
-
-def _csv_text(rows: list[dict[str, Any]], classes: tuple[str, ...]) -> str:
+def _csv_text(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
-    writer = csv_format.writer(text, lineterminator="\n")
-    writer.writerow(["image", "class", "probability", *classes])
-    for row in rows:
-        writer.writerow([row["image"], row["class"], row["probability"], *(row["probabilities"][c] for c in classes)])
+    writer = csv_format.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue()
 
 
@@ -253,8 +213,8 @@ def merge(folder: Path, *, out: str, onnx: str | None = None, console: Console |
         check_onnx()
     run = load_run(folder, "cpu")
     model = merged(run.config.method, run.model).eval()
-    save_merged(model, out, spec=run.spec, classes=run.classes, preprocessing=run.preprocessing)
-    plain(console, f"merged model in {out}; load it with {loading_hint(run.spec, out)}")
+    hint = run.module.save_merged(model, Path(out), run.about)
+    plain(console, f"merged model in {out}; load it with {hint}")
     if onnx:
         difference = export_onnx(model, onnx, image_size=run.preprocessing.image_size)
         plain(console, f"ONNX model in {onnx}; its logits differ by {difference:.1e} at most")

@@ -5,7 +5,7 @@ from snella.data.images import UnreadableImage, check_images, image_files, open_
 from snella.data.loading import Batches
 from snella.data.readers import read_data, read_test_data
 from snella.data.summary import data_report, describe
-from snella.data.transforms import Augmentation, Preprocessing, eval_transform, train_transform
+from snella.data.transforms import Augmentation, Preprocessing, Transform, eval_transform, train_transform
 
 __all__ = [
     "Augmentation",
@@ -13,6 +13,7 @@ __all__ = [
     "ImageData",
     "Images",
     "Preprocessing",
+    "Transform",
     "UnreadableImage",
     "check_images",
     "class_weights",

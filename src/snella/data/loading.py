@@ -11,6 +11,7 @@ import random
 import signal
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +24,7 @@ from snella.data.transforms import Transform
 from snella.errors import UserError
 
 Key = tuple[int, int]  # epoch, index of an example
+Batch = dict[str, Any]  # a tensor for each key, or a list of tensors where their shapes differ
 
 
 class Examples(Protocol):
@@ -80,10 +82,10 @@ class Batches:
         """Batches in an epoch."""
         return self._order.batches
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
 
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Tensor]]:
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """The epoch's batches after the first `skip`. One epoch at a time.
 
         Raises:
@@ -155,12 +157,33 @@ def seeded(entropy: tuple[int, ...]) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-def _collate(
-    examples: list[dict[str, Any] | UnreadableImage],
-) -> tuple[dict[str, Tensor] | None, list[UnreadableImage]]:
+def transformed(
+    examples: Examples, transform: Transform, batch_size: int
+) -> Iterator[list[dict[str, Any] | UnreadableImage]]:
+    """Lists of `batch_size` transformed examples in their order, loaded in threads; what is unreadable says why."""
+
+    def load(index: int) -> dict[str, Any] | UnreadableImage:
+        try:
+            return transform(examples[index])
+        except UnreadableImage as error:
+            return error
+
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(examples), batch_size):
+            yield list(pool.map(load, range(start, min(start + batch_size, len(examples)))))
+
+
+def _collate(examples: list[dict[str, Any] | UnreadableImage]) -> tuple[Batch | None, list[UnreadableImage]]:
     unreadable = [example for example in examples if isinstance(example, UnreadableImage)]
     readable = [example for example in examples if not isinstance(example, UnreadableImage)]
-    return (default_collate(readable) if readable else None), unreadable
+    if not readable:
+        return None, unreadable
+    return {key: _stacked([example[key] for example in readable]) for key in readable[0]}, unreadable
+
+
+def _stacked(values: list[Any]) -> Any:
+    shapes = {value.shape for value in values if isinstance(value, Tensor)}
+    return values if len(shapes) > 1 else default_collate(values)
 
 
 def _ignore_interrupt(worker: int) -> None:

@@ -40,21 +40,19 @@ def prediction_table(rows: Sequence[Mapping[str, Any]], *, runners_up: int = 2) 
     return table
 
 
-def summary_table(summary: Mapping[str, Any], *, title: str, published: tuple[str, float] | None = None) -> Table:
+def summary_table(summary: Mapping[str, Any], metrics: Mapping[str, str], *, title: str) -> Table:
     """The end of a training, in a few lines.
 
     Args:
         summary: what summary.json holds.
+        metrics: the metrics of the test split to show -> what to call them.
         title: what was trained on what.
-        published: source and top-1 (0 to 1) of a published result to stand beside ours.
     """
     table = Table(title=Text(title), title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    table.add_row("test top-1", _percent(summary["test"]["top1"]))
-    if published is not None:
-        table.add_row(Text(f"published: {published[0]}"), _percent(published[1]))
-    table.add_row("test balanced accuracy", _percent(summary["test"]["balanced_accuracy"]))
+    for metric, name in metrics.items():
+        table.add_row(f"test {name}", _percent(summary["test"][metric]))
     table.add_row("trainable parameters", f"{summary['trainable_parameters']:,}")
     table.add_row("adapter size", _bytes(summary["adapter_bytes"]))
     table.add_row("peak memory", _bytes(summary["peak_memory_bytes"]))

@@ -1,1 +1,1 @@
-"""What differs between tasks: model, loss, metrics and predictions."""
+"""What differs between tasks: data, model, loss, metrics and predictions. `table` lists them, `interface` says how."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snella.config import TrainConfig
 from snella.data.transforms import Preprocessing
 from snella.errors import UserError
 from snella.tasks import bundled, timm_backbone, transformers_backbone
@@ -45,6 +46,19 @@ class BackboneSpec:
     num_classes: int
     drop_path: float = 0.0
     seed: int = 0
+
+    @classmethod
+    def of(cls, config: TrainConfig, num_classes: int) -> BackboneSpec:
+        """The backbone that a run's settings ask for."""
+        return cls(
+            name=config.backbone,
+            pretrained=config.pretrained,
+            checkpoint=config.checkpoint,
+            image_size=config.image_size,
+            num_classes=num_classes,
+            drop_path=config.drop_path,
+            seed=config.seed,
+        )
 
 
 def check_backbone_name(spec: BackboneSpec) -> None:

@@ -1,22 +1,56 @@
-"""Image classification: loss, metrics and predictions.
+"""Image classification: loss, metrics and predictions, and the functions of a task's module (`tasks.interface`).
 
 A batch is {"image": (b, 3, s, s), "label": (b,) int64}, on the model's device; K is the number of classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rich.console import RenderableType
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 from torchvision.transforms import v2
 
+from snella.config import TrainConfig
+from snella.data import (
+    Augmentation,
+    ImageData,
+    Images,
+    Preprocessing,
+    Transform,
+    UnreadableImage,
+    class_weights,
+    data_report,
+    read_data,
+    read_test_data,
+    transforms,
+)
+from snella.data.images import Progress
+from snella.data.loading import transformed
 from snella.errors import UserError
-from snella.tasks.backbone import logits_of
+from snella.export import loading_hint
+from snella.export import save_merged as save_plain
+from snella.report.figures import confusion_figure
+from snella.report.tables import class_table, prediction_table
+from snella.tasks.backbone import (
+    BackboneSpec,
+    build_backbone,
+    check_backbone_name,
+    logits_of,
+    preprocessing_of,
+)
+from snella.tasks.interface import Prediction
+
+METRICS = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced accuracy"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +88,7 @@ class Classify:
 
     Example:
         >>> task = Classify(("sound", "cracked"))
-        >>> task.predict(model, images).shape
+        >>> task.probabilities(model, images).shape
         torch.Size([8, 2])
     """
 
@@ -137,11 +171,46 @@ class Classify:
         }
         return Evaluation(metrics=metrics, table=table, confusion=matrix)
 
+    def report(self, evaluation: Evaluation) -> dict[str, Any]:
+        """The table and the confusion matrix, as JSON holds them."""
+        return {"classes": [asdict(row) for row in evaluation.table], "confusion": evaluation.confusion.tolist()}
+
+    def table(self, evaluation: Evaluation) -> RenderableType:
+        return class_table(evaluation.table)
+
+    def figures(self, evaluation: Evaluation) -> dict[str, Callable[[Path], object]]:
+        return {"confusion": partial(confusion_figure, evaluation.confusion, self.classes)}
+
     @torch.no_grad()
-    def predict(self, model: nn.Module, images: Tensor) -> Tensor:
+    def probabilities(self, model: nn.Module, images: Tensor) -> Tensor:
         """Probabilities (b, K) in fp32 for images (b, 3, s, s). The model is left in eval mode."""
         model.eval()
         return logits_of(model(images)).float().softmax(dim=-1)
+
+    def predict(
+        self, model: nn.Module, images: Images, transform: Transform, *, batch_size: int
+    ) -> Iterator[Prediction | UnreadableImage]:
+        """In order of the images: class and probabilities, or why there are none. The model is left in eval mode."""
+        device = next(model.parameters()).device
+        names = iter(images.paths)
+        for examples in transformed(images, transform, batch_size):
+            pixels = [example["image"] for example in examples if not isinstance(example, UnreadableImage)]
+            shares = iter(self.probabilities(model, torch.stack(pixels).to(device)).tolist() if pixels else ())
+            for example in examples:
+                name = next(names)
+                yield example if isinstance(example, UnreadableImage) else self._prediction(name, next(shares))
+
+    def _prediction(self, name: str, probabilities: list[float]) -> Prediction:
+        best = max(range(len(self.classes)), key=probabilities.__getitem__)
+        row = {"image": name, "class": self.classes[best], "probability": probabilities[best]}
+        return Prediction({**row, "probabilities": dict(zip(self.classes, probabilities, strict=True))})
+
+    def prediction_table(self, rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+        return prediction_table(rows)
+
+    def flat(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The columns image, class, probability, and one for each class."""
+        return {**{name: row[name] for name in ("image", "class", "probability")}, **row["probabilities"]}
 
 
 def class_rows(classes: Sequence[str], confusion: Tensor) -> tuple[ClassRow, ...]:
@@ -163,3 +232,106 @@ def class_rows(classes: Sequence[str], confusion: Tensor) -> tuple[ClassRow, ...
 
 def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
+
+
+# ---- the functions of a task's module
+
+
+@dataclass(frozen=True)
+class ClassifierSpec:
+    """How to build the classifier again: a backbone with a head."""
+
+    backbone: BackboneSpec
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse an unknown backbone or policy, before anything is read or built. Raises UserError."""
+    _augmentation(config)
+    if config.resize == "none":
+        raise UserError("--resize none gives images of different sizes; use squash or crop to classify")
+    check_backbone_name(make_spec(config, num_classes=2).backbone)
+
+
+def recognised(data: str) -> bool:
+    """Any data may be labelled images: this task is the last one to ask."""
+    return True
+
+
+def read(config: TrainConfig, progress: Progress | None) -> ImageData:
+    """The data of a run, the same at every call: what is missing of its splits comes from the seed."""
+    assert config.data is not None  # validated
+    fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
+    return read_data(config.data, seed=config.seed, **fractions, progress=progress)
+
+
+def read_test(data: str, about: Mapping[str, Any], *, seed: int, progress: Progress | None) -> ImageData:
+    return read_test_data(data, about["classes"], seed=seed, progress=progress)
+
+
+describe = data_report
+eval_transform = transforms.eval_transform
+
+
+def few(images: Images, count: int) -> Images:
+    """The first `count` images of each class."""
+    seen: Counter[int] = Counter()
+    chosen = []
+    for index, label in enumerate(images.labels):
+        seen[label] += 1
+        if seen[label] <= count:
+            chosen.append(index)
+    return replace(images, paths=tuple(images.paths[i] for i in chosen), labels=tuple(images.labels[i] for i in chosen))
+
+
+def make_spec(config: TrainConfig, num_classes: int) -> ClassifierSpec:
+    return ClassifierSpec(BackboneSpec.of(config, num_classes))
+
+
+def spec_from(about: Mapping[str, Any]) -> ClassifierSpec:
+    return ClassifierSpec(BackboneSpec(**about["backbone"]))
+
+
+def build(spec: ClassifierSpec) -> nn.Module:
+    return build_backbone(spec.backbone)
+
+
+def preprocessing(spec: ClassifierSpec, model: nn.Module) -> Preprocessing:
+    return preprocessing_of(spec.backbone, model)
+
+
+def train_transform(preprocessing: Preprocessing, config: TrainConfig) -> Transform:
+    return transforms.train_transform(preprocessing, _augmentation(config))
+
+
+def about(data: ImageData) -> dict[str, Any]:
+    return {}
+
+
+def make_task(config: TrainConfig, data: ImageData, preprocessing: Preprocessing) -> Classify:
+    return Classify(
+        data.classes,
+        class_weights=class_weights(data.splits["train"], data.classes) if config.class_weights else None,
+        label_smoothing=config.label_smoothing,
+        mixup=config.mixup,
+        cutmix=config.cutmix,
+    )
+
+
+def task_from(about: Mapping[str, Any]) -> Classify:
+    return Classify(about["classes"])
+
+
+def save_merged(model: nn.Module, folder: Path, about: Mapping[str, Any]) -> str:
+    spec = spec_from(about).backbone
+    preprocessing = Preprocessing.from_dict(about["preprocessing"])
+    save_plain(model, folder, spec=spec, classes=about["classes"], preprocessing=preprocessing)
+    return loading_hint(spec, folder)
+
+
+def _augmentation(config: TrainConfig) -> Augmentation:
+    return Augmentation(
+        name=config.augment,
+        auto_augment=config.auto_augment,
+        color_jitter=config.color_jitter,
+        random_erasing=config.random_erasing,
+    )

@@ -1,0 +1,127 @@
+"""What a task is to the rest: the functions that its module has, and the object that learns and predicts.
+
+    config ─ read ─ data ─┬─ spec ─ build ─ model
+                          ├─ transforms ─ batches
+                          └─ make_task ─ task: loss, evaluate, predict, figures
+
+`snella.tasks.table` names the modules. Training, evaluation, prediction and merging go through these names alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+from rich.console import RenderableType
+from torch import Tensor, nn
+
+from snella.config import TrainConfig
+from snella.data import ImageData, Preprocessing, Transform, UnreadableImage
+from snella.data.images import Progress
+from snella.tasks.backbone import BackboneSpec
+
+
+class Spec(Protocol):
+    """What is needed to build the same model again: a dataclass of values that JSON holds; saved with the adapter."""
+
+    @property
+    def backbone(self) -> BackboneSpec: ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in one image."""
+
+    row: dict[str, Any]  # as --json prints it; "image" is its name
+    pictures: dict[str, Image.Image] = field(default_factory=dict)  # kind -> a picture to write, such as a mask
+
+
+class Task(Protocol):
+    """What is learnt from batches, and what becomes of a model that has learnt it."""
+
+    @property
+    def selection(self) -> str: ...  # the metric that chooses the best epoch
+
+    @property
+    def higher_is_better(self) -> bool: ...
+
+    def loss(self, model: nn.Module, batch: dict[str, Any], /) -> Tensor: ...
+
+    def evaluate(self, model: nn.Module, batches: Any, /) -> Any: ...
+
+    def report(self, evaluation: Any, /) -> dict[str, Any]:
+        """What an evaluation found besides its metrics, as JSON holds it."""
+        ...
+
+    def table(self, evaluation: Any, /) -> RenderableType:
+        """How each class fared."""
+        ...
+
+    def figures(self, evaluation: Any, /) -> dict[str, Callable[[Path], object]]:
+        """Kind -> what draws that figure to a file; the most telling one first."""
+        ...
+
+    def predict(
+        self, model: nn.Module, images: Any, transform: Transform, *, batch_size: int
+    ) -> Iterator[Prediction | UnreadableImage]:
+        """In order of the images: what was found, or why nothing was. The model is left in eval mode."""
+        ...
+
+    def prediction_table(self, rows: Sequence[Mapping[str, Any]], /) -> RenderableType: ...
+
+    def flat(self, row: Mapping[str, Any], /) -> dict[str, Any]:
+        """A prediction's row as a line of CSV: column -> value."""
+        ...
+
+
+class TaskModule(Protocol):
+    """The functions of a task's module. `about` is what is saved with the adapter (adapter/snella.json)."""
+
+    METRICS: dict[str, str]  # what summary.json says of a split, fractions from 0 to 1: metric -> its name for people
+
+    def check(self, config: TrainConfig) -> None:
+        """Refuse a config that cannot be trained, before anything is read, built or downloaded."""
+        ...
+
+    def recognised(self, data: str) -> bool:
+        """Whether a path or name looks like data of this task; cheap."""
+        ...
+
+    def read(self, config: TrainConfig, progress: Progress | None) -> ImageData: ...
+
+    def read_test(self, data: str, about: Mapping[str, Any], *, seed: int, progress: Progress | None) -> ImageData:
+        """Only the split "test", with the classes of a trained model."""
+        ...
+
+    def describe(self, data: str, *, seed: int, progress: Progress | None) -> RenderableType: ...
+
+    def few(self, images: Any, count: int) -> Any:
+        """A few of a split's examples, for --smoke."""
+        ...
+
+    def make_spec(self, config: TrainConfig, num_classes: int) -> Spec: ...
+
+    def spec_from(self, about: Mapping[str, Any]) -> Spec: ...
+
+    def build(self, spec: Any) -> nn.Module: ...
+
+    def preprocessing(self, spec: Any, model: nn.Module) -> Preprocessing: ...
+
+    def train_transform(self, preprocessing: Preprocessing, config: TrainConfig) -> Transform: ...
+
+    def eval_transform(self, preprocessing: Preprocessing) -> Transform: ...
+
+    def about(self, data: Any) -> dict[str, Any]:
+        """What must be known of the data, besides the classes' names, to read and predict such data later."""
+        ...
+
+    def make_task(self, config: TrainConfig, data: Any, preprocessing: Preprocessing) -> Task: ...
+
+    def task_from(self, about: Mapping[str, Any]) -> Task: ...
+
+    def save_merged(self, model: nn.Module, folder: Path, about: Mapping[str, Any]) -> str:
+        """Write a model without adapters as a plain checkpoint; returns the call that loads it."""
+        ...

@@ -1,0 +1,9 @@
+"""The tasks by name."""
+
+from __future__ import annotations
+
+from snella.tasks import classify
+from snella.tasks.interface import TaskModule
+
+# in this order asked whether they recognise data; the last one takes any
+TASKS: dict[str, TaskModule] = {"classify": classify}

@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
-from snella.config import TrainConfig, choice_error, flag, nearest, read_recipe, run_folder, validate
+from snella.config import Task, TrainConfig, choice_error, flag, nearest, read_recipe, run_folder, validate
 from snella.errors import UserError
 from snella.version import __version__
 
@@ -33,9 +33,9 @@ HELP = f"""\
 snella {__version__}: fine-tune pre-trained vision backbones by a sparse update that fits its budget.
 
   snella train --data FOLDER      fine-tune; --recipe NAME_OR_FILE gives defaults (snella train --recipe demo)
-  snella evaluate RUN             test a run: accuracy, per-class table, confusion matrix
-  snella predict RUN [IMAGE...]   classify images, or the images of a folder
-  snella merge RUN --out FOLDER   write a plain timm or transformers checkpoint, and ONNX with --onnx
+  snella evaluate RUN             test a run: metrics, per-class table, figures
+  snella predict RUN [IMAGE...]   predict images, or the images of a folder
+  snella merge RUN --out FOLDER   write a checkpoint that loads without snella, and ONNX with --onnx
   snella data PATH                show what is found in a data set
 
 snella COMMAND --help lists a command's flags with their defaults. --debug, with any command, shows tracebacks.
@@ -57,7 +57,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Test a run: accuracy, a table per class, a confusion matrix; all of it in RUN/evaluation as well."""
+    """Test a run: metrics, a table per class, figures; all of it in RUN/evaluation as well."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")] = ""
     """Run folder that snella train wrote."""
@@ -74,18 +74,20 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Predict:
-    """Classify images: the class and its probability, as a table, JSON or CSV on standard output."""
+    """Predict images, as a table, JSON or CSV on standard output; what is a picture (a mask) goes to a folder."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")] = ""
     """Run folder that snella train wrote."""
     images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE...")] = ()
     """Image files, or folders of them (searched in depth). None: three test images of the run's own data."""
     json: bool = False
-    """Print JSON with the probabilities of all classes."""
+    """Print JSON, with all that was found: probabilities, or areas, of all classes."""
     csv: bool = False
-    """Print CSV with the probabilities of all classes."""
+    """Print CSV, a line for each image."""
     out: str | None = None
     """Write to this file instead of standard output (JSON or CSV by its ending, unless a format is given)."""
+    pictures: str | None = None
+    """Folder for pictures (masks, overlays), where the task makes any; a new one. None: RUN/predictions."""
     batch_size: int = 64
     """Images per forward pass."""
     device: str = "auto"
@@ -110,6 +112,8 @@ class Data:
 
     data: Annotated[Positional[str], arg(metavar="PATH")] = ""
     """A folder, a manifest or a name, as snella train --data takes it."""
+    task: Task | None = None
+    """What the data is for. None: what its layout looks like."""
     seed: int = 0
     """Seed of the splits, where the data has none of its own."""
 
@@ -218,10 +222,11 @@ def _data(args: list[str]) -> int:
     from rich.console import Console
 
     from snella.console import checking_images
-    from snella.data import data_report
+    from snella.tasks.table import TASKS
 
+    task = command.task or next(name for name, module in TASKS.items() if module.recognised(command.data))
     with checking_images(Console(stderr=True)) as progress:
-        report = data_report(command.data, seed=command.seed, progress=progress)
+        report = TASKS[task].describe(command.data, seed=command.seed, progress=progress)
     Console().print(report, soft_wrap=True)  # a path that is broken over lines cannot be copied
     return 0
 
@@ -276,10 +281,18 @@ def _check_flags(args: Sequence[str], command: type, name: str) -> None:
         if given not in flags and given not in negated:
             raise UserError(f"unknown flag {given}{nearest(given, [*flags, *negated])} (see snella {name} --help)")
         hint = flags.get(given)
-        if get_origin(hint) is Literal and (equals or i + 1 < len(args)):
+        choices = _choices(hint)
+        if choices and (equals or i + 1 < len(args)):
             value = value if equals else args[i + 1]
-            if value not in get_args(hint):
-                raise choice_error(given[2:], value, get_args(hint))
+            if value not in choices:
+                raise choice_error(given[2:], value, choices)
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    """The values of a Literal, or of one that may be None; () for other types."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return next((get_args(part) for part in get_args(hint) if get_origin(part) is Literal), ())
 
 
 def _first_paragraph(framed: str) -> str:

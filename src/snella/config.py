@@ -27,6 +27,9 @@ Method = Literal["snella", "snell", "lora", "dora", "adalora", "shira", "oft", "
 Kernel = Literal["mixk", "pwl"]
 Gate = Literal["published", "soft", "hard", "none"]
 Rematerialize = Literal["none", "inputs", "mlp"]
+Task = Literal["classify", "segment"]
+Loss = Literal["ce", "dice", "ce+dice"]
+Decoder = Literal["plain", "unet", "fpn", "upernet", "segformer", "dpt"]
 Split = Literal["train", "val", "test", "all"]
 
 
@@ -34,12 +37,13 @@ Split = Literal["train", "val", "test", "all"]
 class TrainConfig:
     """Fine-tune a pre-trained vision backbone on images."""
 
-    task: Literal["classify"] = "classify"
-    """What is learnt: one class per image."""
+    task: Task = "classify"
+    """What is learnt: classify gives a class to each image, segment to each pixel."""
     data: str | None = None
     """Where the images are. Needed; has no default.
     A folder of class folders, or of train, val and test with class folders; a CSV or JSONL manifest;
-    a VTAB-1k or FGVC folder; hfds/NAME, torch/NAME or wds/NAME; elpv or elpv-levels (in a package)."""
+    a VTAB-1k or FGVC folder; hfds/NAME, torch/NAME or wds/NAME; elpv or elpv-levels (in a package).
+    To segment: a folder with images and masks, an ADE20K or Pascal VOC folder, or brain (in a package)."""
     backbone: str = "vit_base_patch16_224.augreg_in21k"
     """A timm name (also hf-hub:NAME), hf:NAME_OR_FOLDER (transformers), or vit_small_focus (in a package).
     The default is the published one."""
@@ -51,7 +55,15 @@ class TrainConfig:
     """Side of the square the model sees, in pixels. None: the size the backbone was pre-trained at."""
     resize: Literal["squash", "crop", "none"] = "squash"
     """How an image becomes square: squash resizes both sides, as VTAB-1k does; nothing is cut off.
-    crop resizes the short side and cuts out the centre, as FGVC does."""
+    crop resizes the short side and cuts out the centre, as FGVC does. To segment, crop and none (pixels as they are)
+    train on random squares and find the classes of a whole image by sliding a square over it."""
+
+    decoder: Decoder | None = None
+    """What makes a map of classes out of the backbone's features, to segment.
+    None: plain (two convolutions) for plain ViTs, unet for backbones with several scales; hf: models have their own."""
+    adapt_decoder: bool = False
+    """Tune the decoder's layers as the backbone's are and train its last one only; for a pre-trained decoder.
+    Off: the decoder is trained as a whole."""
 
     method: Method = "snella"
     """How the backbone is tuned. snella and snell are this package's; bitfit trains biases, linear the head."""
@@ -107,6 +119,11 @@ class TrainConfig:
     """Largest norm of the gradient. None: not clipped, as published."""
     accumulate: int = 1
     """Batches per optimiser step: a larger batch in the same memory."""
+    loss: Loss = "ce"
+    """What is minimised, to segment: ce (cross-entropy of each pixel), dice (overlap of each class), or ce+dice, their
+    sum, for small or rare classes."""
+    ignore_index: int | None = None
+    """Value in the masks that stands for no class, to segment: neither trained on nor evaluated. 255 is usual."""
     label_smoothing: float = 0.0
     """Share of the target spread over the other classes, 0 to 1. Off as published."""
     class_weights: bool = False
@@ -157,10 +174,16 @@ class TrainConfig:
     """Replace an existing run folder, once data and model are ready."""
 
 
+DEFAULTS = TrainConfig()
 # How a run is started, not what it is: kept out of recipes and of config.yaml, which is itself a recipe.
 START = ("out", "resume", "overwrite")
 # Do not change what a run computes, so a resumed run may have others.
 FREE_TO_CHANGE = (*START, "device", "workers", "checkpoint_every", "tensorboard", "rematerialize")
+# Read by one task alone: given with another, they are refused rather than left unread.
+TASK_FIELDS: dict[str, tuple[str, ...]] = {
+    "classify": ("auto_augment", "random_erasing", "mixup", "cutmix"),
+    "segment": ("decoder", "adapt_decoder", "loss", "ignore_index"),
+}
 HINTS: dict[str, Any] = get_type_hints(TrainConfig)
 KEYS = tuple(f.name for f in fields(TrainConfig) if f.name not in START)
 
@@ -175,6 +198,7 @@ _RANGES: dict[str, tuple[float, float, bool, bool]] = {
         (0, math.inf, True, False),
     ),
     "seed": (0, 2**32 - 1, True, True),  # what numpy takes
+    "ignore_index": (0, 65535, True, True),  # masks have up to 16 bits
     **dict.fromkeys(("scale", "lr", "clip_grad"), (0, math.inf, False, False)),
     **dict.fromkeys(
         ("min_lr", "warmup_lr", "weight_decay", "mixup", "cutmix", "color_jitter"), (0, math.inf, True, False)
@@ -213,6 +237,10 @@ def validate(config: TrainConfig) -> None:
         )
         if not inside:
             raise UserError(f"{flag(name)} {value} is outside {_interval(low, high, with_low, with_high)}")
+    for task, names in TASK_FIELDS.items():
+        for name in names if task != config.task else ():
+            if getattr(config, name) != getattr(DEFAULTS, name):
+                raise UserError(f"{flag(name)} is read with --task {task} only; leave it out, or change --task")
     if not config.data:
         raise UserError("no data: --data names a folder, a manifest or a known data set (snella train --help)")
     if config.method in ("snella", "snell") and config.r % config.heads:

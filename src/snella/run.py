@@ -52,6 +52,8 @@ from snella.training.devices import accelerator_for
 from snella.training.evaluation import evaluate
 from snella.training.loop import FitResult, LoopSettings, fit
 
+LISTED = 20  # classes up to which the end of a training tells of each
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -247,6 +249,7 @@ def _finish(folder: Path, config: TrainConfig, ready: Prepared, result: FitResul
         draw(folder / f"{kind}.png")
     summary = {
         **{split: {name: found[split].metrics[name] for name in names} for split in ("test", "val")},
+        **task.details(found["test"]),
         "trainable_parameters": _trainable(ready.model),
         "adapter_bytes": size_of(folder / ADAPTER),
         "peak_memory_bytes": result.peak_memory_bytes,
@@ -255,6 +258,8 @@ def _finish(folder: Path, config: TrainConfig, ready: Prepared, result: FitResul
         "versions": versions(),
     }
     write_json(folder / SUMMARY, summary)
+    if len(ready.data.classes) <= LISTED:
+        console.print(task.table(found["test"]))
     console.print(summary_table(summary, names, title=f"{config.method} on {Path(ready.data.root).name}"))
     if BASELINE in ready.data.notes:
         plain(console, BASELINE)

@@ -13,6 +13,7 @@ import io
 import json as json_format
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,14 @@ from snella.errors import UserError
 from snella.export import check_onnx, export_onnx
 from snella.methods import load_adapter, merged
 from snella.run import read_run_data, tell
-from snella.runfolder import ADAPTER, BASE, read_about, read_config, write_json, write_text
+from snella.runfolder import ADAPTER, BASE, read_about, read_config, write_json, write_text, writing
 from snella.tasks.backbone import fingerprint
 from snella.tasks.interface import Task, TaskModule
 from snella.tasks.table import TASKS
 from snella.training.devices import accelerator_for, check_device
 from snella.training.evaluation import evaluate as evaluate_batches
 
+PREDICTIONS = "predictions"  # in the run folder: pictures that `predict` makes
 EXAMPLES = 3  # images of its own test split that `predict RUN` shows
 
 
@@ -143,44 +145,81 @@ def predict(
     json: bool = False,
     csv: bool = False,
     out: str | None = None,
+    pictures: str | None = None,
     batch_size: int = 64,
     device: str = "auto",
     console: Console | None = None,
 ) -> int:
-    """Classify image files, the images of folders, or three test images; returns how many could not be read.
+    """Predict image files, the images of folders, or three test images; returns how many could not be read.
 
-    Those are named on standard error. Predictions go to standard output, as a table, JSON or CSV, or to the file `out`.
+    Those are named on standard error. Predictions go to standard output, as a table, JSON or CSV, or to the file `out`;
+    pictures (masks) to the folder `pictures`, or to RUN/predictions.
 
     Raises:
-        UserError: no finished run, a path that is not there, or no readable image.
+        UserError: no finished run, a path that is not there, no readable image, a folder for pictures that is not new.
     """
-    read_about(folder)
+    gallery = _gallery(folder, pictures)
     _check(batch_size, device)
     chosen = Images(image_files(images)) if images else _own_examples(folder)
     run = load_run(folder, device)
-    rows, unreadable = [], []
-    transform = run.module.eval_transform(run.preprocessing)
-    for found in run.task.predict(run.model, chosen, transform, batch_size=batch_size):
-        if isinstance(found, UnreadableImage):
-            unreadable.append(found)
-            plain(Console(stderr=True), f"snella: not predicted: {found}")
-        else:
-            rows.append(found.row)
-    if not rows:
-        raise UserError("none of the images can be read; give PNG, JPEG, WebP, BMP or TIFF files")
+    rows, unreadable = _predicted(run, chosen, batch_size, gallery)
     if json or (out and out.endswith(".json") and not csv):
         text = json_format.dumps(rows, indent=2, ensure_ascii=False) + "\n"
     elif csv or out:
         text = _csv_text([run.task.flat(row) for row in rows])
     else:
-        (console or Console()).print(run.task.prediction_table(rows))
-        return len(unreadable)
+        console = console or Console()
+        console.print(run.task.prediction_table(rows))
+        if run.module.PICTURES:
+            plain(console, f"pictures in {gallery}")
+        return unreadable
     if out:
         write_text(Path(out), text)
         plain(console or Console(), f"{len(rows)} predictions in {out}")
     else:
         print(text, end="")
-    return len(unreadable)
+    return unreadable
+
+
+def _gallery(folder: Path, pictures: str | None) -> Path:
+    """The folder for pictures: the given one, which must be new, or the run's own."""
+    about = read_about(folder)
+    if pictures is None:
+        return folder / PREDICTIONS
+    if not TASKS[about["task"]].PICTURES:
+        raise UserError(f"--pictures: {folder} makes no pictures (its task is {about['task']}); leave it out")
+    gallery = Path(pictures)
+    if gallery.exists() and not (gallery.is_dir() and not any(gallery.iterdir())):
+        raise UserError(f"{gallery} exists already; choose another name")
+    return gallery
+
+
+def _predicted(run: LoadedRun, images: Images, batch_size: int, gallery: Path) -> tuple[list[dict[str, Any]], int]:
+    """The predictions' rows, and how many images could not be read; pictures are written to the gallery."""
+    rows: list[dict[str, Any]] = []
+    unreadable, taken = 0, set[str]()
+    transform = run.module.eval_transform(run.preprocessing)
+    for found in run.task.predict(run.model, images, transform, batch_size=batch_size):
+        if isinstance(found, UnreadableImage):
+            unreadable += 1
+            plain(Console(stderr=True), f"snella: not predicted: {found}")
+            continue
+        stem = _free(Path(found.row["image"]).stem, taken)
+        files = {kind: gallery / f"{stem}-{kind}.png" for kind in found.pictures}
+        for kind, picture in found.pictures.items():
+            with writing(files[kind]) as partial:
+                picture.save(partial, "PNG")
+        rows.append({**found.row, **{kind: str(file) for kind, file in files.items()}})
+    if not rows:
+        raise UserError("none of the images can be read; give PNG, JPEG, WebP, BMP or TIFF files")
+    return rows, unreadable
+
+
+def _free(stem: str, taken: set[str]) -> str:
+    """A name that no other image has: images of different folders may share one."""
+    name = next(name for name in chain([stem], (f"{stem}-{i}" for i in count(2))) if name not in taken)
+    taken.add(name)
+    return name
 
 
 def _own_examples(folder: Path) -> Any:

@@ -33,13 +33,16 @@ NAMED = 60  # classes up to which every class is named
 LONGEST = 24  # letters of a class name in a figure
 
 
-def confusion_figure(confusion: Tensor, classes: Sequence[str], path: str | os.PathLike[str]) -> Path:
+def confusion_figure(
+    confusion: Tensor, classes: Sequence[str], path: str | os.PathLike[str], *, unit: str = "images"
+) -> Path:
     """Draw a confusion matrix as shares of each true class; with the counts written in up to 20 classes.
 
     Args:
         confusion: (K, K) counts, true class x predicted class.
         classes: the K names.
         path: file to write (its ending says the format); replaced if it is there.
+        unit: what is counted.
 
     Returns:
         The path.
@@ -76,8 +79,8 @@ def confusion_figure(confusion: Tensor, classes: Sequence[str], path: str | os.P
     heading(
         figure,
         "Which classes are taken for which",
-        f"shares of each true class (rows); {counts.trace():,} of {counts.sum():,} images are right"
-        + ("; hatched: no image" if (total == 0).any() else ""),
+        f"shares of each true class (rows); {counts.trace():,} of {counts.sum():,} {unit} are right"
+        + (f"; hatched: no {unit}" if (total == 0).any() else ""),
     )
     return save_figure(figure, path)
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from snella.tasks.classify import ClassRow
+    from snella.tasks.segment import RegionRow
 
 NOTHING = "–"
 
@@ -37,6 +38,31 @@ def prediction_table(rows: Sequence[Mapping[str, Any]], *, runners_up: int = 2) 
         best = sorted(others, key=lambda name: -others[name])[:runners_up]
         following = ", ".join(f"{name} {_percent(others[name])}" for name in best)
         table.add_row(Text(row["image"]), Text(row["class"]), _percent(row["probability"]), Text(following))
+    return table
+
+
+def region_table(rows: Sequence[RegionRow]) -> Table:
+    """How each class of a segmentation fared; – where there is nothing to divide by."""
+    table = _table("by class", left=("class",), right=("pixels", "IoU", "Dice", "recall", "precision"))
+    for row in rows:
+        shares = (_percent(share) for share in (row.iou, row.dice, row.recall, row.precision))
+        table.add_row(Text(row.name), f"{row.pixels:,}", *shares)
+    return table
+
+
+def area_table(rows: Sequence[Mapping[str, Any]], *, most: int = 4) -> Table:
+    """The largest classes of each image.
+
+    Args:
+        rows: {"image": path, "areas": {class: {"pixels", "share" of the image}}, and files that were written}.
+        most: how many classes to show.
+    """
+    table = _table(None, left=("image", "areas", "mask"), right=())
+    for row in rows:
+        areas = sorted(row["areas"].items(), key=lambda item: -item[1]["pixels"])
+        found = [f"{name} {_percent(area['share'])}" for name, area in areas if area["pixels"]]
+        more = f", {len(found) - most} more" if len(found) > most else ""
+        table.add_row(Text(row["image"]), Text(", ".join(found[:most]) + more), Text(str(row.get("mask", NOTHING))))
     return table
 
 

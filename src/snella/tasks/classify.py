@@ -51,6 +51,7 @@ from snella.tasks.backbone import (
 from snella.tasks.interface import Prediction
 
 METRICS = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced accuracy"}
+PICTURES = ()
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,9 @@ class Classify:
     def report(self, evaluation: Evaluation) -> dict[str, Any]:
         """The table and the confusion matrix, as JSON holds them."""
         return {"classes": [asdict(row) for row in evaluation.table], "confusion": evaluation.confusion.tolist()}
+
+    def details(self, evaluation: Evaluation) -> dict[str, Any]:
+        return {}
 
     def table(self, evaluation: Evaluation) -> RenderableType:
         return class_table(evaluation.table)

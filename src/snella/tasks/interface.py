@@ -56,6 +56,10 @@ class Task(Protocol):
         """What an evaluation found besides its metrics, as JSON holds it."""
         ...
 
+    def details(self, evaluation: Any, /) -> dict[str, Any]:
+        """What summary.json says of the test besides its metrics: name -> value."""
+        ...
+
     def table(self, evaluation: Any, /) -> RenderableType:
         """How each class fared."""
         ...
@@ -81,6 +85,8 @@ class TaskModule(Protocol):
     """The functions of a task's module. `about` is what is saved with the adapter (adapter/snella.json)."""
 
     METRICS: dict[str, str]  # what summary.json says of a split, fractions from 0 to 1: metric -> its name for people
+
+    PICTURES: tuple[str, ...]  # kinds of pictures that a prediction makes
 
     def check(self, config: TrainConfig) -> None:
         """Refuse a config that cannot be trained, before anything is read, built or downloaded."""

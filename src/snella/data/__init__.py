@@ -3,6 +3,7 @@
 from snella.data.dataset import ImageData, Images, class_weights
 from snella.data.images import UnreadableImage, check_images, image_files, open_image
 from snella.data.loading import Batches
+from snella.data.masks import MaskCode, MaskData, MaskedImages
 from snella.data.readers import read_data, read_test_data
 from snella.data.summary import data_report, describe
 from snella.data.transforms import Augmentation, Preprocessing, Transform, eval_transform, train_transform
@@ -12,6 +13,9 @@ __all__ = [
     "Batches",
     "ImageData",
     "Images",
+    "MaskCode",
+    "MaskData",
+    "MaskedImages",
     "Preprocessing",
     "Transform",
     "UnreadableImage",

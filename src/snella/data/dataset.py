@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -54,7 +55,7 @@ class ImageData:
     layout: str
     root: str
     classes: tuple[str, ...]
-    splits: dict[str, Images]
+    splits: dict[str, Any]  # of Images; other kinds of data hold their own
     skipped: tuple[UnreadableImage, ...] = ()
     notes: tuple[str, ...] = ()
 

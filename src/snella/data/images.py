@@ -52,7 +52,22 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     return decode(path, str(path))
 
 
-def decode(file: str | os.PathLike[str] | BinaryIO, name: str, *, draft: bool = False) -> Image.Image:
+def open_raw(path: str | os.PathLike[str]) -> Image.Image:
+    """Read an image file with the values, palette and mode that it has, its EXIF orientation applied.
+
+    Raises:
+        UnreadableImage: as `open_image`, but for the range of values.
+    """
+    return decode(path, str(path), convert=lambda image, name: image.copy())
+
+
+def decode(
+    file: str | os.PathLike[str] | BinaryIO,
+    name: str,
+    *,
+    draft: bool = False,
+    convert: Callable[[Image.Image, str], Image.Image] | None = None,
+) -> Image.Image:
     """`open_image` for a path or an open binary file; `name` is what the error calls it.
 
     A draft may be smaller than the image (JPEG at 1/8 of its size): all of the file is read in a third of the time.
@@ -61,7 +76,7 @@ def decode(file: str | os.PathLike[str] | BinaryIO, name: str, *, draft: bool = 
         with _opened(file, name) as image:
             if draft:
                 image.draft(None, (1, 1))  # pyright: ignore[reportArgumentType] (None keeps the mode)
-            return rgb(ImageOps.exif_transpose(image), name)
+            return (convert or rgb)(ImageOps.exif_transpose(image), name)
     except UnreadableImage:
         raise
     except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to

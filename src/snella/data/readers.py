@@ -14,6 +14,7 @@ from snella.data.folders import image_folder
 from snella.data.images import Progress, UnreadableImage, check_images, is_image
 from snella.data.manifests import SUFFIXES as MANIFEST_SUFFIXES
 from snella.data.manifests import manifest
+from snella.data.pairs import is_paired
 from snella.data.paths import existing
 from snella.data.splits import complete_splits
 from snella.data.timm_source import PREFIXES, is_timm_name, timm_source
@@ -111,7 +112,11 @@ def _path_listing(path: str) -> Listing:
     if os.path.isdir(path):
         if is_vtab(path):
             return vtab(path)
-        return fgvc(path) if is_fgvc(path) else image_folder(path)
+        if is_fgvc(path):
+            return fgvc(path)
+        if is_paired(path):
+            raise UserError(f"{path} holds images with masks; add --task segment")
+        return image_folder(path)
     if path.lower().endswith(MANIFEST_SUFFIXES):
         return manifest(path)
     if is_image(os.path.basename(path)):

@@ -51,7 +51,7 @@ def split_off(entries: Sequence[Entry], fractions: Mapping[str, float], *, seed:
     """
     part_of: dict[int, str] = {}
     for members in _strata([label for _, label in entries]).values():
-        left = _ranked([entries[i][0] for i in members], seed)
+        left = ranked([entries[i][0] for i in members], seed)
         start = 0
         for part, count in _part_sizes(len(members), fractions).items():
             part_of |= {members[k]: part for k in left[start : start + count]}
@@ -68,7 +68,7 @@ def split_counts(
     """Indices of exactly `counts[part]` names for each part, every stratum in proportion, and the "rest"."""
     groups = _strata(strata)
     sizes = [len(members) for members in groups.values()]
-    queues = [[members[k] for k in _ranked([names[i] for i in members], seed)] for members in groups.values()]
+    queues = [[members[k] for k in ranked([names[i] for i in members], seed)] for members in groups.values()]
     parts: dict[str, list[int]] = {}
     for part, count in counts.items():
         taken = _proportional(count, sizes)
@@ -85,7 +85,8 @@ def _strata(keys: Sequence[Stratum]) -> dict[Stratum, list[int]]:
     return {key: groups[key] for key in sorted(groups, key=repr)}  # not in the order of the listing
 
 
-def _ranked(names: Sequence[str], seed: int) -> list[int]:
+def ranked(names: Sequence[str], seed: int) -> list[int]:
+    """Positions of the names, in an order that the seed and the names alone decide."""
     digests = [blake2b(f"{seed}:{name}".encode(errors="surrogateescape")).digest() for name in names]
     return sorted(range(len(names)), key=lambda i: (digests[i], i))
 

@@ -23,7 +23,7 @@ def data_report(data: str, *, seed: int, progress: Progress | None = None) -> Re
 def describe(data: ImageData) -> RenderableType:
     """Layout, counts per class and split, image sizes, unreadable images by name, notes."""
     parts: list[RenderableType] = [Text(f"{data.root}: {data.layout}, {len(data.classes)} classes"), _counts(data)]
-    parts.append(Text(_sizes(data)))
+    parts.append(Text(sizes_of(data)))
     if data.skipped:
         parts.append(Text(f"{len(data.skipped)} unreadable images left out:"))
         parts += [Text(f"  {error}") for error in data.skipped]
@@ -45,7 +45,7 @@ def _counts(data: ImageData) -> Table:
     return table
 
 
-def _sizes(data: ImageData) -> str:
+def sizes_of(data: ImageData) -> str:
     """Smallest, median and largest image by area, of evenly chosen images."""
     images = [(part, i) for part in data.splits.values() for i in range(len(part))]
     chosen = images[:: -(-len(images) // SIZES_OF)]

@@ -20,7 +20,7 @@ from snella.errors import UserError
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
-RESIZES = ("squash", "crop")
+RESIZES = ("squash", "crop", "none")
 AUGMENTATIONS = ("none", "flip", "crop")
 
 
@@ -33,7 +33,7 @@ class Preprocessing:
         mean, std: normalisation of RGB values in 0..1.
         interpolation: bicubic, bilinear, nearest, ...
         resize: "squash" to the square whatever the sides (VTAB), or "crop": the short side to image_size * 256 / 224,
-            then the centre.
+            then the centre. With masks see `masked_transforms`, where "none" leaves the pixels as they are.
 
     >>> eval_transform(Preprocessing(224))({"image": Image.new("RGB", (640, 480))})["image"].shape
     torch.Size([3, 224, 224])
@@ -54,7 +54,7 @@ class Preprocessing:
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise UserError(f"mean {self.mean} and std {self.std} must have three values, std above 0")
         if self.resize not in RESIZES:
-            raise UserError(f"resize is {self.resize!r}; use {' or '.join(RESIZES)}")
+            raise UserError(f"resize is {self.resize!r}; use {', '.join(RESIZES)}")
         try:
             str_to_interp_mode(self.interpolation)
         except KeyError:
@@ -153,6 +153,8 @@ class _OnImage:
 
 def _geometry(p: Preprocessing) -> list[Any]:
     mode = str_to_interp_mode(p.interpolation)
+    if p.resize == "none":
+        raise UserError("resize is 'none': images of different sizes make no batch; use squash or crop")
     if p.resize == "squash":
         return [v2.Resize((p.image_size, p.image_size), interpolation=mode)]
     return [v2.Resize(p.image_size * 256 // 224, interpolation=mode), v2.CenterCrop(p.image_size)]

@@ -10,7 +10,7 @@ import copy
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,19 +60,30 @@ def save_merged(
         UserError: the folder exists and is not empty, or what was written gives other logits (by more than 1e-4).
     """
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
-        raise UserError(f"{folder} exists already; choose another name" + _or_overwrite(folder.is_dir()))
+    check_free(folder, overwrite=overwrite)
     model.eval()
-    with _beside(folder) as temporary:
+    with beside(folder) as temporary:
         if spec.name.startswith(HF):
             _save_transformers(model, temporary, classes, preprocessing)
         else:
             _save_timm(model, temporary, spec, classes, preprocessing)
-        _check_reload(model, temporary, spec, preprocessing.image_size)
-        folder.mkdir(exist_ok=True)
-        for file in temporary.iterdir():
-            os.replace(file, folder / file.name)
+        library = "transformers" if spec.name.startswith(HF) else "timm"
+        check_reload(model, lambda: _load(temporary, library), spec.name, library, preprocessing.image_size)
+        put_in_place(temporary, folder)
     return folder
+
+
+def check_free(folder: Path, *, overwrite: bool = False) -> None:
+    """Raises UserError where something stands in the folder already."""
+    if folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
+        raise UserError(f"{folder} exists already; choose another name" + _or_overwrite(folder.is_dir()))
+
+
+def put_in_place(temporary: Path, folder: Path) -> None:
+    """Move all files of a folder into another one, which is made where it is not there."""
+    folder.mkdir(exist_ok=True)
+    for file in temporary.iterdir():
+        os.replace(file, folder / file.name)
 
 
 def loading_hint(spec: BackboneSpec, folder: str | os.PathLike[str]) -> str:
@@ -112,7 +123,7 @@ def export_onnx(
         raise UserError(f"{file} exists already; choose another name" + _or_overwrite(file.is_file()))
     plain = _Logits(copy.deepcopy(model)).float().eval().to(device)
     images = torch.randn(3, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
-    with _beside(file) as folder:
+    with beside(file) as folder:
         temporary = folder / file.name
         _trace(plain, images, temporary)
         difference = max(_onnx_difference(plain, temporary, batch) for batch in (images[:1], images))
@@ -165,7 +176,7 @@ class _Logits(nn.Module):
 
 
 @contextmanager
-def _beside(target: Path) -> Iterator[Path]:
+def beside(target: Path) -> Iterator[Path]:
     """A temporary folder on the target's file system; a failure to write is a UserError."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -234,31 +245,35 @@ def _save_transformers(model: Any, folder: Path, classes: Sequence[str], p: Prep
 
 
 @torch.no_grad()
-def _check_reload(model: nn.Module, folder: Path, spec: BackboneSpec, image_size: int) -> None:
+def check_reload(model: nn.Module, load: Callable[[], nn.Module], name: str, library: str, image_size: int) -> None:
+    """Load what was written of a model and compare the logits.
+
+    Raises:
+        UserError: they differ by more than 1e-4, or it cannot be loaded.
+    """
     weight = next(model.parameters())
-    library = "transformers" if spec.name.startswith(HF) else "timm"
     try:
-        loaded = _load(folder, library).to(device=weight.device, dtype=weight.dtype).eval()
+        loaded = load().to(device=weight.device, dtype=weight.dtype)
     except RuntimeError as error:  # weights that do not fit the configuration
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"nothing was written: {library} does not load the merged {spec.name} ({reason}); try a newer {library}"
+            f"nothing was written: {library} does not load the merged {name} ({reason}); try a newer {library}"
         ) from error
     images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(weight)
     difference = (logits_of(loaded(images)) - logits_of(model(images))).abs().max().item()
     if not difference <= MERGED_TOLERANCE:
         raise UserError(
-            f"nothing was written: {library} loads the merged {spec.name} with logits that differ by "
+            f"nothing was written: {library} loads the merged {name} with logits that differ by "
             f"{difference:.1e} (allowed: {MERGED_TOLERANCE}); try a newer {library}"
         )
 
 
 def _load(folder: Path, library: str) -> nn.Module:
     if library == "timm":
-        return timm.create_model(f"local-dir:{folder}", pretrained=True)
+        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     from transformers import AutoModelForImageClassification
 
-    return AutoModelForImageClassification.from_pretrained(folder)
+    return AutoModelForImageClassification.from_pretrained(folder).eval()
 
 
 @torch.no_grad()

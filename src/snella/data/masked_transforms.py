@@ -25,7 +25,7 @@ from snella.errors import UserError
 MIN_CROP_AREA = 0.25  # of the image, for augmentation by crops: a smaller part hardly shows what it is of
 
 
-def masked_train_transform(p: Preprocessing, a: Augmentation) -> Transform:
+def masked_train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Transform:
     """`{"image", "mask"}` -> `{"image": float32 (3, s, s), "mask": int64 (s, s)}`.
 
     Augmentation "crop" takes a part of a quarter of the image or more and stretches it. Where the image is smaller than
@@ -34,8 +34,10 @@ def masked_train_transform(p: Preprocessing, a: Augmentation) -> Transform:
     Raises:
         UserError: an automatic policy or random erasing, which would change the image and not the mask.
     """
+    a = augmentation
     if a.auto_augment or a.random_erasing:
         raise UserError("auto_augment and random_erasing change images without their masks; leave them out")
+    p = preprocessing
     size, mode = p.image_size, str_to_interp_mode(p.interpolation)
     steps: list[Any] = []
     if a.name == "crop":
@@ -57,11 +59,12 @@ def masked_train_transform(p: Preprocessing, a: Augmentation) -> Transform:
     return v2.Compose([*steps, v2.ToDtype({tv_tensors.Mask: torch.int64, "others": None}), v2.ToPureTensor()])
 
 
-def masked_eval_transform(p: Preprocessing) -> Transform:
+def masked_eval_transform(preprocessing: Preprocessing) -> Transform:
     """`{"image", "mask"}` -> `{"image": float32 (3, h, w), "mask": int64 (H, W)}`: the mask as its file has it.
 
     The mask may be absent.
     """
+    p = preprocessing
     mode = str_to_interp_mode(p.interpolation)
     geometry = {
         "squash": [v2.Resize((p.image_size, p.image_size), interpolation=mode)],

@@ -51,7 +51,7 @@ from snella.tasks.backbone import (
 from snella.tasks.interface import Prediction
 
 METRICS = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced accuracy"}
-PICTURES = ()
+PICTURES: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

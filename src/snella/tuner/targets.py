@@ -35,6 +35,12 @@ FAMILIES = (
     Family("timm", ("ConvNeXt",), r"stages\.\d+\.blocks\.\d+\.mlp\.fc\d"),
     Family("timm", ("ResNet",), r"layer\d\.\d+\.conv\d"),
     Family("timm", ("EfficientNet", "MobileNetV3"), r"blocks\.\d+\.\d+\.conv(_pw|_pwl|_exp)?"),
+    Family(  # one of the above as a list of its stages, whose class and dots are lost
+        "timm",
+        ("FeatureListNet", "FeatureDictNet"),
+        r"(layer\d\.\d+\.conv\d|(layers_\d+\.blocks|stages_\d+\.blocks)\.\d+\.(attn\.(qkv|proj)|mlp\.fc\d)"
+        r"|blocks\.\d+\.\d+\.conv(_pw|_pwl|_exp)?)",
+    ),
     Family(
         "transformers",
         ("ViTModel", "DeiTModel", "Dinov2Model", "Dinov2WithRegistersModel", "SwinModel", "Swinv2Model"),

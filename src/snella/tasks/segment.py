@@ -1,0 +1,389 @@
+"""Semantic segmentation: loss, metrics and predictions, and the functions of a task's module (`tasks.interface`).
+
+A training batch is {"image": (b, 3, s, s), "mask": (b, s, s) int64}; to evaluate, images are of any size and masks as
+the files have them, in lists where sizes differ. K is the number of classes; IGNORE in a mask stands for none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from rich.console import RenderableType
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from snella.config import TrainConfig
+from snella.data import Augmentation, MaskCode, MaskData, MaskedImages, Preprocessing, Transform, UnreadableImage
+from snella.data.images import Progress
+from snella.data.loading import transformed
+from snella.data.masked_summary import describe_masked
+from snella.data.masked_transforms import masked_eval_transform, masked_train_transform
+from snella.data.masks import IGNORE, RGB, mask_picture
+from snella.data.segmentation import is_masked, read_masked_data, read_masked_test_data
+from snella.errors import UserError
+from snella.report.figures import confusion_figure
+from snella.report.overlays import Example, overlays_figure, painted
+from snella.report.tables import area_table, region_table
+from snella.tasks.backbone import BackboneSpec
+from snella.tasks.interface import Prediction
+from snella.tasks.segmenter import (
+    Segmenter,
+    SegmenterSpec,
+    build_segmenter,
+    check_segmenter,
+    preprocessing_of_segmenter,
+)
+from snella.tasks.segmenter_export import save_segmenter
+from snella.tasks.windows import windowed_logits
+
+METRICS = {"miou": "mIoU", "mdice": "mDice", "pixel_accuracy": "pixel accuracy"}
+PICTURES: tuple[str, ...] = ("mask", "overlay")
+EXAMPLES = 4  # images of an evaluation that its figure shows
+
+
+@dataclass(frozen=True)
+class RegionRow:
+    """How one class fared over all pixels; fractions from 0 to 1, None where there is nothing to divide by."""
+
+    name: str
+    pixels: int  # of the class in the masks
+    iou: float | None  # None: neither there nor predicted
+    dice: float | None
+    recall: float | None  # None: not there
+    precision: float | None  # None: never predicted
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of `Segment.evaluate`."""
+
+    metrics: dict[str, float]  # miou, mdice, pixel_accuracy: fractions from 0 to 1; loss: nats per pixel
+    table: tuple[RegionRow, ...]  # a row per class
+    confusion: Tensor  # (K, K) int64 on the CPU: true class x predicted class, in pixels
+    examples: tuple[Example, ...]  # a few images with both masks
+
+
+class Segment:
+    """One of the named classes for each pixel.
+
+    Args:
+        classes: the K names.
+        preprocessing: of the images; its size is the model's window, its normalisation is undone for figures.
+        code: how mask files say classes; predicted masks say them alike.
+        palette: the classes' colours.
+        loss: "ce", "dice" or "ce+dice", their sum. Dice is soft, over the batch, of the classes that it has.
+        class_weights: (K,) weights in the cross-entropy; None: all 1.
+        label_smoothing: share of the cross-entropy's target spread over all classes, in [0, 1).
+
+    Raises:
+        UserError: fewer than two classes, or Dice without the package that has it.
+
+    Example:
+        >>> task = Segment(("background", "cell"), preprocessing=Preprocessing(224), code=code, palette=palette)
+        >>> task.loss(model, {"image": images, "mask": masks}).shape
+        torch.Size([])
+    """
+
+    selection = "miou"
+    higher_is_better = True
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        *,
+        preprocessing: Preprocessing,
+        code: MaskCode,
+        palette: Sequence[RGB],
+        loss: str = "ce",
+        class_weights: Tensor | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        if len(classes) < 2:
+            raise UserError(f"{len(classes)} class to tell apart: give masks with at least two classes")
+        self.classes = tuple(classes)
+        self.preprocessing, self.code, self.palette = preprocessing, code, tuple(palette)
+        self.class_weights = torch.ones(len(classes)) if class_weights is None else class_weights.float()
+        self.label_smoothing = label_smoothing
+        self.cross_entropy, self.dice = "ce" in loss, _dice() if "dice" in loss else None
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """The training loss (0-d) in fp32; of a batch without a pixel that counts it is 0."""
+        logits, masks = model(batch["image"]).float(), batch["mask"]  # (b, K, s, s), (b, s, s)
+        total = logits.sum() * 0
+        if self.cross_entropy:
+            total = total + self._cross_entropy(logits, masks, self.label_smoothing)
+        if self.dice is not None:
+            total = total + self.dice(logits, masks)
+        return total
+
+    def _cross_entropy(self, logits: Tensor, masks: Tensor, smoothing: float) -> Tensor:
+        weights = self.class_weights = self.class_weights.to(logits.device)
+        options: dict[str, Any] = {"weight": weights, "ignore_index": IGNORE, "label_smoothing": smoothing}
+        counted = weights[masks[masks != IGNORE]].sum()
+        return F.cross_entropy(logits, masks, **options, reduction="sum") / counted.clamp(min=1e-12)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Evaluation:
+        """Metrics over all pixels of all images, at the masks' own resolution. The model is left in eval mode.
+
+        mIoU and mDice are means over the classes that are there or predicted. Of two classes the second one is the
+        foreground, whose IoU and Dice are metrics too.
+
+        Raises:
+            UserError: there is no batch.
+        """
+        model.eval()
+        confusion = MulticlassConfusionMatrix(len(self.classes), ignore_index=IGNORE, validate_args=False)
+        loss, counted = 0.0, 0
+        examples: list[Example] = []
+        shown = _spread(len(batches), EXAMPLES) if hasattr(batches, "__len__") else set()  # type: ignore[arg-type]
+        for number, batch in enumerate(batches):
+            images, masks = batch["image"], batch["mask"]
+            for i, (found, image, mask) in enumerate(zip(self._logits(model, images), images, masks, strict=True)):
+                logits = _resized(found, mask.shape)  # (1, K, H, W)
+                confusion.to(logits.device).update(logits.argmax(dim=1), mask[None])
+                loss += F.cross_entropy(logits, mask[None], ignore_index=IGNORE, reduction="sum").item()
+                counted += int((mask != IGNORE).sum())
+                if i == 0 and number in shown:
+                    examples.append(self._example(image, mask, logits.argmax(dim=1)[0]))
+        matrix = confusion.compute().cpu().long()
+        if not counted:
+            raise UserError("nothing to evaluate: no pixel of the split's masks counts; give --data with at least one")
+        table = region_rows(self.classes, matrix)
+        metrics = {
+            "miou": _mean([row.iou for row in table]),
+            "mdice": _mean([row.dice for row in table]),
+            "pixel_accuracy": matrix.diagonal().sum().item() / matrix.sum().item(),
+            "loss": loss / counted,
+        }
+        if len(table) == 2:
+            metrics |= {"foreground_iou": table[1].iou or 0.0, "foreground_dice": table[1].dice or 0.0}
+        return Evaluation(metrics, table, matrix, tuple(examples))
+
+    def _logits(self, model: nn.Module, images: Sequence[Tensor]) -> Iterator[Tensor]:
+        return windowed_logits(model, images, self.preprocessing.image_size, batch_size=len(images))
+
+    def _example(self, image: Tensor, mask: Tensor, predicted: Tensor) -> Example:
+        p = self.preprocessing
+        pixels = image.cpu() * torch.tensor(p.std).view(3, 1, 1) + torch.tensor(p.mean).view(3, 1, 1)
+        pixels = F.interpolate(pixels[None], size=tuple(mask.shape), mode="bilinear", align_corners=False)[0]
+        picture = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+        return Example(picture, mask.cpu().numpy(), predicted.cpu().numpy())
+
+    def report(self, evaluation: Evaluation) -> dict[str, Any]:
+        """The table and the confusion matrix, as JSON holds them."""
+        return {"classes": [asdict(row) for row in evaluation.table], "confusion": evaluation.confusion.tolist()}
+
+    def details(self, evaluation: Evaluation) -> dict[str, Any]:
+        return {"classes": [asdict(row) for row in evaluation.table]}
+
+    def table(self, evaluation: Evaluation) -> RenderableType:
+        return region_table(evaluation.table)
+
+    def figures(self, evaluation: Evaluation) -> dict[str, Callable[[Path], object]]:
+        return {
+            "overlays": partial(overlays_figure, evaluation.examples, self.classes, self.palette),
+            "confusion": partial(confusion_figure, evaluation.confusion, self.classes, unit="pixels"),
+        }
+
+    @torch.no_grad()
+    def predict(
+        self, model: nn.Module, images: MaskedImages, transform: Transform, *, batch_size: int
+    ) -> Iterator[Prediction | UnreadableImage]:
+        """In order of the images: areas and pictures, or why there are none. The model is left in eval mode."""
+        model.eval()
+        device = next(model.parameters()).device
+        names = iter(images.paths)
+        for examples in transformed(images, partial(_with_picture, transform), batch_size):
+            pixels = [e["image"].to(device) for e in examples if not isinstance(e, UnreadableImage)]
+            found = self._logits(model, pixels)
+            for example in examples:
+                name = next(names)
+                if isinstance(example, UnreadableImage):
+                    yield example
+                    continue
+                picture: Image.Image = example["picture"]
+                logits = _resized(next(found), (picture.height, picture.width))
+                yield self._prediction(name, picture, logits[0].argmax(dim=0).cpu())
+
+    def _prediction(self, name: str, picture: Image.Image, mask: Tensor) -> Prediction:
+        counts = torch.bincount(mask.flatten(), minlength=len(self.classes)).tolist()
+        areas = {
+            class_name: {"pixels": count, "share": count / mask.numel()}
+            for class_name, count in zip(self.classes, counts, strict=True)
+        }
+        pictures = {
+            "mask": mask_picture(mask, self.code, self.palette),
+            "overlay": Image.fromarray(painted(picture, mask.numpy(), self.palette)),
+        }
+        return Prediction({"image": name, "width": picture.width, "height": picture.height, "areas": areas}, pictures)
+
+    def prediction_table(self, rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+        return area_table(rows)
+
+    def flat(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The columns image, mask, overlay, and each class's pixels."""
+        areas = {name: area["pixels"] for name, area in row["areas"].items()}
+        return {name: value for name, value in row.items() if name != "areas"} | areas
+
+
+def region_rows(classes: Sequence[str], confusion: Tensor) -> tuple[RegionRow, ...]:
+    """The per-class figures of a confusion matrix (K, K) of pixels, true class x predicted class."""
+    hits = confusion.diagonal().tolist()
+    true = confusion.sum(dim=1).tolist()
+    predicted = confusion.sum(dim=0).tolist()
+    return tuple(
+        RegionRow(
+            name=name,
+            pixels=true[k],
+            iou=_share(hits[k], true[k] + predicted[k] - hits[k]),
+            dice=_share(2 * hits[k], true[k] + predicted[k]),
+            recall=_share(hits[k], true[k]),
+            precision=_share(hits[k], predicted[k]),
+        )
+        for k, name in enumerate(classes)
+    )
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known)
+
+
+def _resized(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits (K, h, w) at another size: (1, K, *size)."""
+    return F.interpolate(logits[None], size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def _spread(length: int, count: int) -> set[int]:
+    """Up to `count` positions, spread evenly over `length`."""
+    return {(2 * i + 1) * length // (2 * count) for i in range(count)}
+
+
+def _with_picture(transform: Transform, example: dict[str, Any]) -> dict[str, Any]:
+    return {**transform(example), "picture": example["image"]}
+
+
+def _dice() -> nn.Module:
+    if find_spec("segmentation_models_pytorch") is None:
+        raise UserError("--loss dice needs the package segmentation-models-pytorch; run: pip install 'snella[segment]'")
+    from segmentation_models_pytorch.losses import DiceLoss
+
+    return DiceLoss("multiclass", ignore_index=IGNORE)
+
+
+# ---- the functions of a task's module
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse an unknown backbone, decoder or missing package, before anything is read or built. Raises UserError."""
+    if "dice" in config.loss:
+        _dice()
+    check_segmenter(make_spec(config, num_classes=2))
+
+
+recognised = is_masked
+
+
+def read(config: TrainConfig, progress: Progress | None) -> MaskData:
+    """The data of a run, the same at every call: what is missing of its splits comes from the seed."""
+    assert config.data is not None  # validated
+    return read_masked_data(
+        config.data,
+        seed=config.seed,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        ignore_index=config.ignore_index,
+        progress=progress,
+    )
+
+
+def read_test(data: str, about: Mapping[str, Any], *, seed: int, progress: Progress | None) -> MaskData:
+    code, palette = MaskCode.from_dict(about["masks"]), [tuple(color) for color in about["palette"]]
+    return read_masked_test_data(
+        data, classes=about["classes"], code=code, palette=palette, seed=seed, progress=progress
+    )
+
+
+def describe(data: str, *, seed: int, progress: Progress | None) -> RenderableType:
+    return describe_masked(read_masked_data(data, seed=seed, progress=progress))
+
+
+def few(images: MaskedImages, count: int) -> MaskedImages:
+    """`count` images, spread evenly."""
+    chosen = sorted(_spread(len(images), count)) if len(images) > count else range(len(images))
+    return replace(images, paths=tuple(images.paths[i] for i in chosen), masks=tuple(images.masks[i] for i in chosen))
+
+
+def make_spec(config: TrainConfig, num_classes: int) -> SegmenterSpec:
+    return SegmenterSpec(BackboneSpec.of(config, num_classes), config.decoder, config.adapt_decoder)
+
+
+def spec_from(about: Mapping[str, Any]) -> SegmenterSpec:
+    return SegmenterSpec.from_dict({name: about[name] for name in ("backbone", "decoder", "adapt_decoder")})
+
+
+build = build_segmenter
+preprocessing = preprocessing_of_segmenter
+eval_transform = masked_eval_transform
+
+
+def train_transform(preprocessing: Preprocessing, config: TrainConfig) -> Transform:
+    return masked_train_transform(preprocessing, Augmentation(name=config.augment, color_jitter=config.color_jitter))
+
+
+def about(data: MaskData) -> dict[str, Any]:
+    """How masks say the classes, and in which colours."""
+    return {"masks": data.code.to_dict(), "palette": [list(color) for color in data.palette]}
+
+
+def make_task(config: TrainConfig, data: MaskData, preprocessing: Preprocessing) -> Segment:
+    return Segment(
+        data.classes,
+        preprocessing=preprocessing,
+        code=data.code,
+        palette=data.palette,
+        loss=config.loss,
+        class_weights=_class_weights(data.pixels["train"]) if config.class_weights else None,
+        label_smoothing=config.label_smoothing,
+    )
+
+
+def _class_weights(pixels: Sequence[int]) -> Tensor:
+    """In inverse proportion to the classes' pixels, (K,), mean 1 over those that occur; 1 for the others."""
+    counts = torch.tensor(pixels, dtype=torch.float64)
+    weights = torch.where(counts > 0, 1 / counts.clamp(min=1), 0)
+    return torch.where(counts > 0, weights / weights[counts > 0].mean(), 1).float()
+
+
+def task_from(about: Mapping[str, Any]) -> Segment:
+    return Segment(
+        about["classes"],
+        preprocessing=Preprocessing.from_dict(about["preprocessing"]),
+        code=MaskCode.from_dict(about["masks"]),
+        palette=[tuple(color) for color in about["palette"]],
+    )
+
+
+def save_merged(model: Segmenter, folder: Path, about: Mapping[str, Any]) -> str:
+    return save_segmenter(
+        model,
+        folder,
+        spec=spec_from(about),
+        classes=about["classes"],
+        code=MaskCode.from_dict(about["masks"]),
+        palette=about["palette"],
+        preprocessing=Preprocessing.from_dict(about["preprocessing"]),
+    )

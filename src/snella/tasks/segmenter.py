@@ -73,7 +73,8 @@ class Segmenter(nn.Module):
         super().__init__()
         self.net = net
         self.pretrained_cfg = pretrained_cfg
-        self._heads, self._multiple = heads, multiple
+        self.multiple = multiple
+        self._heads = heads
 
     def get_classifier(self) -> tuple[nn.Module, ...]:
         """The modules that are trained fully, under the name that timm's classifiers have for theirs."""
@@ -81,33 +82,40 @@ class Segmenter(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         h, w = images.shape[-2:]
-        padded = F.pad(images, (0, -w % self._multiple, 0, -h % self._multiple))
+        padded = F.pad(images, (0, -w % self.multiple, 0, -h % self.multiple))
         logits = logits_of(self.net(padded))
         if logits.shape[-2:] != padded.shape[-2:]:
             logits = F.interpolate(logits, size=padded.shape[-2:], mode="bilinear", align_corners=False)
         return logits[..., :h, :w]
 
 
-class PlainSegmenter(nn.Module):
-    """A plain ViT with two convolutions on its last patch tokens: (b, 3, h, w) -> (b, K, 4 h / patch, 4 w / patch).
+class PlainDecoder(nn.Sequential):
+    """Two convolutions on patch tokens: (b, d, gh, gw) -> (b, K, 4 gh, 4 gw).
 
     The first one makes 256 channels, batch-normed; of these the second one says the classes of 4 x 4 parts of a patch.
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int) -> None:
-        super().__init__()
-        self.backbone: Any = backbone
-        self.head = nn.Sequential(
-            nn.Conv2d(self.backbone.num_features, PLAIN_WIDTH, 3, padding=1, bias=False),
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__(
+            nn.Conv2d(width, PLAIN_WIDTH, 3, padding=1, bias=False),
             nn.BatchNorm2d(PLAIN_WIDTH),
             nn.GELU(),
             nn.Conv2d(PLAIN_WIDTH, num_classes * PLAIN_PARTS**2, 1),
             nn.PixelShuffle(PLAIN_PARTS),
         )
 
+
+class PlainSegmenter(nn.Module):
+    """A plain ViT of timm and `PlainDecoder` on its last tokens: (b, 3, h, w) -> (b, K, 4 h / patch, 4 w / patch)."""
+
+    def __init__(self, backbone: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.backbone: Any = backbone
+        self.decoder = PlainDecoder(self.backbone.num_features, num_classes)
+
     def forward(self, images: Tensor) -> Tensor:
         (tokens,) = self.backbone.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)
-        return self.head(tokens)  # tokens: (b, d, h / patch, w / patch)
+        return self.decoder(tokens)
 
 
 def check_segmenter(spec: SegmenterSpec) -> None:
@@ -148,7 +156,7 @@ def build_segmenter(spec: SegmenterSpec) -> Segmenter:
         if decoder == "plain":
             backbone.reset_classifier(0)
             net = PlainSegmenter(backbone, spec.backbone.num_classes)
-            heads = ("head.3",) if spec.adapt_decoder else ("head",)
+            heads = ("decoder.3",) if spec.adapt_decoder else ("decoder",)
             model = Segmenter(net, heads, pretrained_cfg=backbone.pretrained_cfg)
         else:
             model = _from_smp(spec, decoder, backbone)
@@ -188,8 +196,9 @@ def _from_smp(spec: SegmenterSpec, decoder: str, backbone: Any) -> Segmenter:
     fixed = backbone.pretrained_cfg.get("fixed_input_size", False)
     if fixed:
         options["img_size"] = _input_size(backbone)
-    if decoder == "dpt" and not getattr(backbone, "num_prefix_tokens", 0):
-        options["decoder_readout"] = "ignore"
+    if decoder == "dpt":
+        backbone.reset_classifier(0)
+        options |= {"num_classes": 0, "decoder_readout": "cat" if backbone.num_prefix_tokens else "ignore"}
     try:
         net = getattr(smp, SMP[decoder])(
             f"tu-{backbone.pretrained_cfg['architecture']}",

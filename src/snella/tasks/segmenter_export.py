@@ -7,6 +7,7 @@ each with preprocessing.json: class names, mask values, colours, image size and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ def save_segmenter(
     """Write a segmenter without adapters, load it again, compare the logits, and only then put it in place.
 
     Returns:
-        The call that loads it: images (b, 3, s, s) -> logits (b, K, s, s), for transformers a quarter of the size.
+        The call that loads it: images (b, 3, s, s) -> logits (b, K, s, s), from transformers as coarse as its own are.
 
     Raises:
         UserError: the folder exists and is not empty; what was written gives other logits.
@@ -60,7 +61,8 @@ def save_segmenter(
         else:
             library, hint, written = "segmentation_models_pytorch", f'smp.from_pretrained("{folder}")', net
             net.save_pretrained(temporary)
-        check_reload(written, lambda: _load(temporary, library), spec.backbone.name, library, preprocessing.image_size)
+        size = -(-preprocessing.image_size // model.multiple) * model.multiple
+        check_reload(written, lambda: _load(temporary, library), spec.backbone.name, library, size)
         put_in_place(temporary, folder)
     return hint
 
@@ -99,4 +101,5 @@ def _load(folder: Path, library: str) -> nn.Module:
         return AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
     import segmentation_models_pytorch as smp
 
-    return smp.from_pretrained(str(folder)).eval()
+    with contextlib.redirect_stdout(None):  # it prints where the weights come from
+        return smp.from_pretrained(str(folder)).eval()

@@ -13,12 +13,14 @@ from snella.errors import UserError
 
 @dataclass(frozen=True)
 class Family:
-    """Models of one shape: class names of a package, and the layers to adapt below such a module."""
+    """Parts of one shape: class names of a package, and the layers to adapt below such a module."""
 
     package: str
     classes: tuple[str, ...]
     pattern: str
 
+
+EVERY = ""  # in place of a pattern: each layer that can be adapted
 
 # Attention's q, k, v and output and both MLP layers, as published for ViT, Swin and ConvNeXt (there fc1 and fc2 only).
 FAMILIES = (
@@ -34,7 +36,11 @@ FAMILIES = (
     ),
     Family("timm", ("ConvNeXt",), r"stages\.\d+\.blocks\.\d+\.mlp\.fc\d"),
     Family("timm", ("ResNet",), r"layer\d\.\d+\.conv\d"),
-    Family("timm", ("EfficientNet", "MobileNetV3"), r"blocks\.\d+\.\d+\.conv(_pw|_pwl|_exp)?"),
+    Family(
+        "timm",
+        ("EfficientNet", "EfficientNetFeatures", "MobileNetV3", "MobileNetV3Features"),
+        r"blocks\.\d+\.\d+\.conv(_pw|_pwl|_exp)?",
+    ),
     Family(  # one of the above as a list of its stages, whose class and dots are lost
         "timm",
         ("FeatureListNet", "FeatureDictNet"),
@@ -43,16 +49,39 @@ FAMILIES = (
     ),
     Family(
         "transformers",
-        ("ViTModel", "DeiTModel", "Dinov2Model", "Dinov2WithRegistersModel", "SwinModel", "Swinv2Model"),
+        (
+            *("ViTModel", "DeiTModel", "BeitModel", "BeitBackbone", "DPTModel", "MobileViTModel", "SegformerModel"),
+            *("Dinov2Model", "Dinov2Backbone", "Dinov2WithRegistersModel", "Dinov2WithRegistersBackbone"),
+            *("SwinModel", "SwinBackbone", "Swinv2Model", "Swinv2Backbone"),
+            *("ConvNextModel", "ConvNextBackbone", "ConvNextV2Model", "ConvNextV2Backbone"),
+        ),
         # the second half of each pair is what the layer was called before transformers 5
-        r"(encoder\.)?layers?\.\d+\.(blocks\.\d+\.)?"
-        r"(attention\.([qkvo]_proj|(attention|self)\.(query|key|value)|output\.dense)"
-        r"|mlp\.(fc\d|weights_in|weights_out)|(intermediate|output)\.dense)",
+        r"(\w+\.)+\d+\.(attention\.([qkvo]_proj|(attention|self)\.(query|key|value)|output\.dense)"
+        r"|mlp\.(fc\d|dense\d|weights_in|weights_out)|(intermediate|output)\.dense|pwconv\d)",
     ),
     Family(
         "diffusers",
         ("ModelMixin",),
         r"(.*\.)?(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|ff(_context)?\.net\.(0\.proj|2))",
+    ),
+    # Decoders. Where they are trained fully, among the modules to save, PEFT leaves them out of the targets.
+    Family("snella", ("PlainDecoder",), EVERY),
+    Family(
+        "segmentation_models_pytorch",
+        ("UnetDecoder", "FPNDecoder", "UPerNetDecoder", "SegformerDecoder", "DPTDecoder"),
+        EVERY,
+    ),
+    Family(
+        "transformers",
+        (
+            "SegformerDecodeHead",
+            "UperNetHead",
+            "DPTNeck",
+            "DPTSemanticSegmentationHead",
+            "BeitUperHead",
+            "MobileViTDeepLabV3",
+        ),
+        EVERY,
     ),
 )
 
@@ -88,7 +117,8 @@ def default_targets(model: nn.Module) -> str:
         family = next((family for family in FAMILIES if _belongs(module, family)), None)
         if family is not None:
             below.append(f"{path}." if path else "")
-            patterns.append(re.escape(below[-1]) + f"(?:{family.pattern})")
+            names = (re.escape(name) for name, part in module.named_modules() if name and adaptable(part))
+            patterns.append(re.escape(below[-1]) + f"(?:{family.pattern or '|'.join(names)})")
     if not patterns:
         raise UserError(
             f"no default targets for {type(model).__name__}; name them, "

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from masked import blobs, picture, train, write_pairs
+from masked_runs import blobs, picture, train, write_pairs
 from snella.cli import main
 from snella.methods import METHODS
 
@@ -146,7 +146,8 @@ def test_a_resumed_run_ends_with_the_same_bits(pairs, run, tmp_path):
         ((), "logits = torch.export.load('{out}/model.pt2').module()(torch.zeros(2, 3, 32, 32))"),
         (
             ("--backbone", "test_resnet", "--decoder", "fpn"),
-            "import segmentation_models_pytorch as smp; logits = smp.from_pretrained('{out}')(torch.zeros(2, 3, 32, 32))",
+            "import segmentation_models_pytorch as smp; "
+            "logits = smp.from_pretrained('{out}')(torch.zeros(2, 3, 32, 32))",
         ),
     ],
 )

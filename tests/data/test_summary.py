@@ -3,22 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from rich.console import Console, RenderableType
 
+from printed import rows, text
 from snella.data import data_report, describe, read_data, read_test_data
 from snella.errors import UserError
-
-
-def text(report: RenderableType) -> str:
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(report)
-    return console.export_text()
-
-
-def rows(report: str) -> dict[str, list[str]]:
-    """Table rows by their first cell."""
-    cells = [[cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")] for line in report.splitlines()]
-    return {row[0]: row[1:] for row in cells if len(row) > 1}
 
 
 def test_counts_sizes_and_unreadable_files(tmp_path: Path, class_folders, picture) -> None:

@@ -3,12 +3,16 @@
 from snella.data.dataset import ImageData, Images, class_weights
 from snella.data.images import UnreadableImage, check_images, image_files, open_image
 from snella.data.loading import Batches
-from snella.data.masks import MaskCode, MaskData, MaskedImages
+from snella.data.masked_summary import describe_masked
+from snella.data.masked_transforms import masked_eval_transform, masked_train_transform
+from snella.data.masks import IGNORE, MaskCode, MaskData, MaskedImages, read_mask
 from snella.data.readers import read_data, read_test_data
+from snella.data.segmentation import is_masked, read_masked_data, read_masked_test_data
 from snella.data.summary import data_report, describe
 from snella.data.transforms import Augmentation, Preprocessing, Transform, eval_transform, train_transform
 
 __all__ = [
+    "IGNORE",
     "Augmentation",
     "Batches",
     "ImageData",
@@ -23,10 +27,17 @@ __all__ = [
     "class_weights",
     "data_report",
     "describe",
+    "describe_masked",
     "eval_transform",
     "image_files",
+    "is_masked",
+    "masked_eval_transform",
+    "masked_train_transform",
     "open_image",
     "read_data",
+    "read_mask",
+    "read_masked_data",
+    "read_masked_test_data",
     "read_test_data",
     "train_transform",
 ]

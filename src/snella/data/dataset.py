@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
 
 import torch
 from PIL import Image
@@ -48,14 +48,20 @@ class Images:
         return example
 
 
+Split = TypeVar("Split")
+
+
 @dataclass(frozen=True)
-class ImageData:
-    """A data set as training uses it. Labels index `classes`; notes tell licence, source and how splits were made."""
+class ImageData(Generic[Split]):
+    """A data set as training uses it. Labels index `classes`; notes tell licence, source and how splits were made.
+
+    `splits` holds `Images`, or what another task has in their place.
+    """
 
     layout: str
     root: str
     classes: tuple[str, ...]
-    splits: dict[str, Any]  # of Images; other kinds of data hold their own
+    splits: dict[str, Split]
     skipped: tuple[UnreadableImage, ...] = ()
     notes: tuple[str, ...] = ()
 

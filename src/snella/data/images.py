@@ -52,35 +52,20 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     return decode(path, str(path))
 
 
-def open_raw(path: str | os.PathLike[str]) -> Image.Image:
-    """Read an image file with the values, palette and mode that it has, its EXIF orientation applied.
-
-    Raises:
-        UnreadableImage: as `open_image`, but for the range of values.
-    """
-    return decode(path, str(path), convert=lambda image, name: image.copy())
-
-
-def decode(
-    file: str | os.PathLike[str] | BinaryIO,
-    name: str,
-    *,
-    draft: bool = False,
-    convert: Callable[[Image.Image, str], Image.Image] | None = None,
-) -> Image.Image:
+def decode(file: str | os.PathLike[str] | BinaryIO, name: str, *, draft: bool = False) -> Image.Image:
     """`open_image` for a path or an open binary file; `name` is what the error calls it.
 
     A draft may be smaller than the image (JPEG at 1/8 of its size): all of the file is read in a third of the time.
     """
     try:
-        with _opened(file, name) as image:
+        with opened(file, name) as image:
             if draft:
                 image.draft(None, (1, 1))  # pyright: ignore[reportArgumentType] (None keeps the mode)
-            return (convert or rgb)(ImageOps.exif_transpose(image), name)
+            return rgb(ImageOps.exif_transpose(image), name)
     except UnreadableImage:
         raise
     except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
-        raise UnreadableImage(name, _reason(error)) from None
+        raise UnreadableImage(name, reason(error)) from None
 
 
 def rgb(image: Image.Image, name: str) -> Image.Image:
@@ -100,13 +85,13 @@ def rgb(image: Image.Image, name: str) -> Image.Image:
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Width and height as displayed, in pixels, from the header alone. Raises UnreadableImage."""
     try:
-        with _opened(path, str(path)) as image:
+        with opened(path, str(path)) as image:
             turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 swap the sides
             return (image.height, image.width) if turned else image.size
     except UnreadableImage:
         raise
     except Exception as error:
-        raise UnreadableImage(str(path), _reason(error)) from None
+        raise UnreadableImage(str(path), reason(error)) from None
 
 
 def check_images(
@@ -124,7 +109,7 @@ def check_images(
     many = len(paths) > CHECK_ALL
     if many and not files:
         return []
-    check: Callable[[str], object] = image_size if many else _check_file if files else read
+    check: Callable[[str], object] = image_size if many else check_file if files else read
 
     def failure(path: str) -> UnreadableImage | None:
         try:
@@ -192,7 +177,7 @@ def hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _opened(file: str | os.PathLike[str] | BinaryIO, name: str) -> Image.Image:
+def opened(file: str | os.PathLike[str] | BinaryIO, name: str) -> Image.Image:
     if isinstance(file, (str, os.PathLike)) and os.path.isfile(file) and os.path.getsize(file) == 0:
         raise UnreadableImage(name, "empty file (0 bytes)")
     image = Image.open(file)
@@ -208,11 +193,11 @@ def _opened(file: str | os.PathLike[str] | BinaryIO, name: str) -> Image.Image:
     return image
 
 
-def _check_file(path: str) -> None:
+def check_file(path: str) -> None:
     decode(path, path, draft=True)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not an image, or in a format that Pillow does not read"
     if isinstance(error, Image.DecompressionBombError):

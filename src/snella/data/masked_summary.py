@@ -7,16 +7,18 @@ from rich.table import Table
 from rich.text import Text
 
 from snella.data.dataset import SPLITS
-from snella.data.masks import MaskData
-from snella.data.summary import sizes_of
+from snella.data.masks import MaskData, listed
+from snella.data.summary import sizes
 
 
 def describe_masked(data: MaskData) -> RenderableType:
-    """Layout, images of each split, share of the pixels by class and split, sizes, what was left out, notes."""
+    """Layout, share of the pixels of each class and split, images, sizes, unusable pairs by name, notes."""
     parts: list[RenderableType] = [Text(f"{data.root}: {data.layout}, {len(data.classes)} classes"), _shares(data)]
-    parts.append(Text(sizes_of(data)))
+    parts.append(Text(sizes(data)))
+    if data.code.ignore:
+        parts.append(Text(f"ignored in the masks: {listed(data.code.ignore)}; shares are of the other pixels"))
     if data.skipped:
-        parts.append(Text(f"{len(data.skipped)} images left out, with an unreadable or mismatched file:"))
+        parts.append(Text(f"{len(data.skipped)} pairs left out, unreadable or of two sizes:"))
         parts += [Text(f"  {error}") for error in data.skipped]
     parts += [Text(note) for note in data.notes]
     return Group(*parts)
@@ -24,14 +26,13 @@ def describe_masked(data: MaskData) -> RenderableType:
 
 def _shares(data: MaskData) -> Table:
     splits = [split for split in SPLITS if split in data.splits]
-    table = Table("class", "value", *splits, title="share of the pixels", title_justify="left", show_footer=True)
+    table = Table("class", *splits, show_footer=True, caption="share of the pixels", caption_justify="left")
     table.columns[0].footer = "images"
-    for column, split in zip(table.columns[2:], splits, strict=True):
+    for column, split in zip(table.columns[1:], splits, strict=True):
         column.justify = "right"
-        column.footer = f"{len(data.splits[split]):,}"
-    for k, name in enumerate(data.classes):
-        shares = (data.pixels[split][k] / max(sum(data.pixels[split]), 1) for split in splits)
-        color = data.palette[k]
-        said = "#{:02x}{:02x}{:02x}".format(*color) if data.code.colors else str(data.code.values[k])
-        table.add_row(Text(name), said, *(f"{share:.2%}" for share in shares))
+        column.footer = str(len(data.splits[split]))
+    for label, name in enumerate(data.classes):
+        r, g, b = data.palette[label]
+        shares = (data.pixels[split][label] / max(1, sum(data.pixels[split])) for split in splits)
+        table.add_row(Text.assemble(("■ ", f"rgb({r},{g},{b})"), name), *(f"{100 * share:.2f} %" for share in shares))
     return table

@@ -1,32 +1,31 @@
-"""Masks: files that say the class of each pixel, as values, palette indices or colours.
+"""Mask files to class indices.
 
-file ─ values (h, w), or colours (h, w, 3) ─ code ─ class indices (h, w), IGNORE where none counts
+mask file -> values (grey levels, palette indices) or colours -> the class of each pixel, or IGNORE
 """
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision import tv_tensors
+from torchvision.tv_tensors import Mask
 
 from snella.data.dataset import ImageData
-from snella.data.images import UnreadableImage, open_image, open_raw
+from snella.data.images import UnreadableImage, open_image, opened, reason
+from snella.errors import UserError
 
 IGNORE = -1  # in a mask as tensors hold it: not trained on, not evaluated
-RGB = tuple[int, int, int]
+MAX_VALUE = 65_535
+MAX_GREY = 0.25  # share of the middle greys in a mask of two levels
+JPEG_TINT = 16  # channels of a grey JPEG differ by rounding, those of a coloured one by more
 
-# well told apart, also without colour vision; after them come hues at even steps
-_QUALITATIVE: tuple[RGB, ...] = (
-    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),
-    (0, 114, 178), (213, 94, 0), (204, 121, 167), (120, 94, 240),
-)  # fmt: skip
+RGB = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,10 @@ class MaskCode:
     """How mask files say classes.
 
     Args:
-        values: the value of class k in the files, 0 to 65535.
-        colors: where files are colour-coded: the colour of class k.
-        ignore: values that stand for no class.
-        binary: grey masks of two levels, whatever noise JPEG adds: above half is class 1.
+        values: the value of class k in the files (0..65535); where they are colour-coded just 0..K-1.
+        colors: where files are colour-coded, the colour of class k.
+        ignore: values that stand for no class; in a colour-coded file N stands for the colour (N, N, N).
+        binary: grey masks of two levels (JPEG noise and all): above half of the largest is class 1.
     """
 
     values: tuple[int, ...]
@@ -47,105 +46,125 @@ class MaskCode:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
-        return asdict(self)
+        colors = None if self.colors is None else [list(color) for color in self.colors]
+        return {**asdict(self), "values": list(self.values), "colors": colors, "ignore": list(self.ignore)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MaskCode:
-        """The inverse of `to_dict`, lists for tuples."""
+        """The inverse of `to_dict`. Raises UserError on unknown or missing names."""
+        names = [field.name for field in fields(cls)]
+        if set(values) != set(names):
+            raise UserError(f"mask code has {sorted(values)}; expected {sorted(names)}")
         colors = values["colors"]
         return cls(
             tuple(values["values"]),
-            None if colors is None else tuple(_rgb(color) for color in colors),
+            None if colors is None else tuple((r, g, b) for r, g, b in colors),
             tuple(values["ignore"]),
             values["binary"],
         )
 
 
-def mask_values(path: str) -> np.ndarray:
-    """A mask file's values, (h, w): greys or palette indices; colours as (h, w, 3) where the channels differ.
-
-    Raises:
-        UnreadableImage: as `open_image`; values that are no whole numbers of up to 16 bits.
-    """
-    image = open_raw(path)
-    lossy = path.lower().endswith((".jpg", ".jpeg"))  # no colour survives it, so none can say a class
-    if lossy or image.mode in ("RGBA", "LA", "PA", "CMYK", "YCbCr"):
-        image = image.convert("L" if lossy or image.mode == "LA" else "RGB")
-    values = np.asarray(image)
-    if values.dtype == bool:
-        return values.astype(np.int32)
-    if values.dtype.kind not in "ui" or values.min() < 0 or values.max() > 65535:
-        raise UnreadableImage(path, "a mask has whole numbers of up to 16 bits; save it as a grey PNG")
-    if values.ndim == 3 and (values == values[..., :1]).all():
-        values = values[..., 0]
-    return values.astype(np.int32)
-
-
-def file_palette(path: str) -> tuple[RGB, ...] | None:
-    """The palette of a palette image, a colour for each index; None for other images."""
-    image = open_raw(path)
-    if image.mode != "P":
-        return None
-    flat = image.getpalette("RGB") or []
-    return tuple(_rgb(flat[i : i + 3]) for i in range(0, len(flat) - 2, 3))
-
-
 def read_mask(path: str, code: MaskCode) -> Tensor:
-    """A mask file as class indices, (h, w) int16, IGNORE where the code ignores the value.
+    """Read a mask file as class indices of shape (h, w), int16, IGNORE where it stands for no class.
 
     Raises:
-        UnreadableImage: names the file and the value or colour that stands for no class.
+        UnreadableImage: a file that `open_image` would refuse too, or a value that the code does not know.
     """
-    return encoded(mask_values(path), code, path)
+    pixels, jpeg = mask_pixels(path)
+    return classes_of(pixels, code, path, jpeg=jpeg)
 
 
-def encoded(values: np.ndarray, code: MaskCode, name: str) -> Tensor:
-    """Values (h, w), or colours (h, w, 3), as class indices (h, w) int16; `name` is what errors call them."""
+def mask_pixels(path: str) -> tuple[np.ndarray, bool]:
+    """The file's own values, (h, w) uint16, or colours, (h, w, 3) uint8; and whether it is a JPEG.
+
+    Of a palette file the values are the indices; a 1-bit file has 0 and 255; three equal channels are one. Raises
+    UnreadableImage.
+    """
+    try:
+        with opened(path, path) as image:
+            jpeg = image.format in ("JPEG", "MPO")
+            pixels = _values(ImageOps.exif_transpose(image), path, JPEG_TINT if jpeg else 0)
+    except UnreadableImage:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
+        raise UnreadableImage(path, reason(error)) from None
+    if jpeg and pixels.ndim == 3:
+        raise UnreadableImage(path, "a coloured JPEG, whose colours are not exact; save masks as PNG")
+    return pixels, jpeg
+
+
+def mask_palette(path: str) -> tuple[RGB, ...]:
+    """The colours of a palette file's indices; none where it has no palette or cannot be read."""
+    try:
+        with opened(path, path) as image:
+            values = (image.getpalette("RGB") or []) if image.mode == "P" else []
+    except Exception:  # the mask itself is read, and reported, elsewhere
+        return ()
+    return tuple(zip(values[::3], values[1::3], values[2::3], strict=False))
+
+
+def classes_of(
+    pixels: np.ndarray, code: MaskCode, path: str, *, jpeg: bool = False, counts: np.ndarray | None = None
+) -> Tensor:
+    """Values (h, w) or colours (h, w, 3) to class indices, (h, w) int16.
+
+    Args:
+        path: what the error calls the mask.
+        jpeg: values may be a little off.
+        counts: how often each of the pixels occurs, (h, w); None for once.
+
+    Raises:
+        UnreadableImage: a value or colour that stands for no class.
+    """
     if code.colors is not None:
-        return _from_colors(values, code.colors, name)
-    if values.ndim == 3:
-        raise UnreadableImage(name, "coloured, where the other masks are grey; save all in one way")
-    table = np.full(max(*code.values, *code.ignore, int(values.max()), 255) + 1, IGNORE - 1, dtype=np.int16)
+        return torch.from_numpy(_by_color(pixels, code, path))
+    if pixels.ndim == 3:
+        raise UnreadableImage(path, "colours where grey levels stand for the classes")
+    classes = _table(code)[pixels]
     if code.binary:
-        table[:128], table[128:] = 0, 1
-    table[list(code.ignore)] = IGNORE
-    if not code.binary:
-        table[list(code.values)] = np.arange(len(code.values))
-    classes = table[values]
-    if (classes < IGNORE).any():
-        unknown = int(values[classes < IGNORE][0])
-        raise UnreadableImage(name, f"value {unknown} stands for no class ({_listed(code.values)})")
+        _check_two_levels(pixels, classes != IGNORE, path, jpeg, counts)
+    elif classes.size and classes.min() == _UNKNOWN:
+        value = int(pixels[classes == _UNKNOWN][0])
+        raise UnreadableImage(path, f"value {value} stands for no class ({listed(code.values)})")
     return torch.from_numpy(classes)
 
 
+def listed(values: tuple[int, ...]) -> str:
+    """Values in words: "0 to 3" where they follow each other, else the first few.
+
+    >>> listed((0, 1, 2, 3)), listed((0, 128, 255))
+    ('0 to 3', '0, 128, 255')
+    """
+    ordered = sorted(values)
+    if len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1)):
+        return f"{ordered[0]} to {ordered[-1]}"
+    return ", ".join(map(str, ordered[:12])) + (", ..." if len(ordered) > 12 else "")
+
+
 def mask_picture(mask: Tensor, code: MaskCode, palette: Sequence[RGB]) -> Image.Image:
-    """Class indices (h, w) as an image that `read_mask` reads back: a palette PNG, 16-bit grey, or colours."""
+    """Class indices (h, w) as the image that `read_mask` reads back: with a palette, in 16-bit grey, or in colours."""
     classes = mask.numpy()
     if code.colors is not None:
         return Image.fromarray(np.array(code.colors, dtype=np.uint8)[classes])
-    values = np.array((0, 255) if code.binary else code.values)[classes]
-    if values.max(initial=0) > 255:
+    values = np.array(code.values)[classes]
+    if max(code.values) > 255:
         return Image.fromarray(values.astype(np.uint16))
     picture = Image.fromarray(values.astype(np.uint8))
-    picture.putpalette(_full_palette((0, 255) if code.binary else code.values, palette))
+    flat = [0] * 768
+    for value, color in zip(code.values, palette, strict=True):
+        flat[3 * value : 3 * value + 3] = color
+    picture.putpalette(flat)
     return picture
-
-
-def default_palette(count: int, *, background: bool) -> tuple[RGB, ...]:
-    """Colours of `count` classes; the first is black where it is the background."""
-    if background:
-        return ((0, 0, 0), *default_palette(count - 1, background=False))
-    extra = max(count - len(_QUALITATIVE), 0)
-    hues = [colorsys.hsv_to_rgb(i / max(extra, 1), 0.55 + 0.3 * (i % 2), 0.95 - 0.2 * (i % 3)) for i in range(extra)]
-    return (*_QUALITATIVE[:count], *(_rgb([round(255 * part) for part in hue]) for hue in hues))
 
 
 @dataclass(frozen=True)
 class MaskedImages:
     """The images of one split: `images[i]` is `{"image": 8-bit RGB PIL image, "mask": Mask (h, w) int16}`.
 
-    Without masks (for prediction) the examples hold only the image. Where images and masks are no files, paths are
-    names that `read` and `read_mask` know.
+    Without masks (for prediction) the examples hold only the image. Where images are no files (a packaged data set),
+    a path is just a name that `read` and `read_mask` know.
+
+    >>> images = MaskedImages(("cat.jpg",), ("cat.png",), MaskCode((0, 1)))
     """
 
     paths: tuple[str, ...]
@@ -154,62 +173,108 @@ class MaskedImages:
     read: Callable[[str], Image.Image] = open_image
     read_mask: Callable[[str, MaskCode], Tensor] = read_mask
 
+    def __post_init__(self) -> None:
+        if self.masks and len(self.masks) != len(self.paths):
+            raise ValueError(f"{len(self.paths)} paths but {len(self.masks)} masks")
+
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, object]:
-        """Raises UnreadableImage, also where image and mask differ in size."""
+        """Raises UnreadableImage, also where the mask's size is not the image's."""
         image = self.read(self.paths[index])
         if not self.masks:
             return {"image": image}
         mask = self.read_mask(self.masks[index], self.code)
-        if tuple(mask.shape) != (image.height, image.width):
-            raise UnreadableImage(self.masks[index], size_difference(mask.shape, image.size))
-        return {"image": image, "mask": tv_tensors.Mask(mask)}
+        check_sizes(self.paths[index], image.size, (mask.shape[1], mask.shape[0]))
+        return {"image": image, "mask": Mask(mask)}
 
 
-def size_difference(mask: Sequence[int], image: Sequence[int]) -> str:
-    """What is wrong with a mask (h, w) of an image (w, h) of another size."""
-    return f"the mask is {mask[1]} x {mask[0]} pixels, its image {image[0]} x {image[1]}"
+def check_sizes(path: str, image: tuple[int, int], mask: tuple[int, int]) -> None:
+    """Raises UnreadableImage where image and mask differ in (width, height)."""
+    if image != mask:
+        raise UnreadableImage(path, f"mask is {mask[0]} x {mask[1]}, image {image[0]} x {image[1]}")
 
 
-@dataclass(frozen=True)
-class MaskData(ImageData):
-    """A data set of images with masks, as training uses it; its splits hold `MaskedImages`."""
+@dataclass(frozen=True, kw_only=True)
+class MaskData(ImageData[MaskedImages]):
+    """Images with masks as training uses them.
 
-    code: MaskCode = MaskCode(())
-    palette: tuple[RGB, ...] = ()  # the colour of class k
-    pixels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # split -> pixels of each class
+    Args:
+        code: how the mask files say classes.
+        palette: the colour of class k, RGB 0..255.
+        pixels: split -> pixels of each class; ignored ones are not counted.
+    """
+
+    code: MaskCode
+    palette: tuple[RGB, ...]
+    pixels: dict[str, tuple[int, ...]]
 
 
-def _from_colors(values: np.ndarray, colors: Sequence[RGB], name: str) -> Tensor:
-    if values.ndim == 2:
-        values = np.repeat(values[..., None], 3, axis=2)
-    numbers = values[..., 0] << 16 | values[..., 1] << 8 | values[..., 2]  # (h, w)
-    known = np.array([r << 16 | g << 8 | b for r, g, b in colors])
-    order = np.argsort(known)
-    place = np.searchsorted(known[order], numbers).clip(max=len(known) - 1)
-    classes = order[place]
-    wrong = known[classes] != numbers
+_UNKNOWN = -2
+
+
+@lru_cache(maxsize=8)
+def _table(code: MaskCode) -> np.ndarray:
+    """The class of every value, (65536,) int16."""
+    table = np.full(MAX_VALUE + 1, _UNKNOWN, dtype=np.int16)
+    if code.binary:
+        table[:] = np.arange(len(table)) > max(code.values) / 2
+    else:
+        table[list(code.values)] = np.arange(len(code.values))
+    table[list(code.ignore)] = IGNORE
+    return table
+
+
+def _check_two_levels(pixels: np.ndarray, used: np.ndarray, path: str, jpeg: bool, counts: np.ndarray | None) -> None:
+    """A few grey pixels are the noise or soft edges of two levels; many, or 0 and 1, mean something else."""
+    if not used.any():
+        return
+    values, weights = pixels[used], None if counts is None else counts[used]
+    if values.max() == 1 and not jpeg:
+        raise UnreadableImage(path, "value 1 stands for no class (0 or 255)")
+    middle = (values >= 64) & (values < 192)
+    share = np.average(middle, weights=weights)
+    if share > MAX_GREY:
+        value = int(values[middle][0])
+        raise UnreadableImage(path, f"value {value} stands for no class (0 or 255; {share:.0%} of it is grey)")
+
+
+def _by_color(pixels: np.ndarray, code: MaskCode, path: str) -> np.ndarray:
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    colors = [*(code.colors or ()), *((value, value, value) for value in code.ignore)]
+    classes = np.array([*range(len(code.colors or ())), *(IGNORE for _ in code.ignore)], dtype=np.int16)
+    keys = packed(np.array(colors, dtype=np.int64))
+    order = np.argsort(keys, kind="stable")
+    found = packed(pixels)
+    at = order[np.searchsorted(keys[order], found).clip(max=len(keys) - 1)]
+    wrong = keys[at] != found
     if wrong.any():
-        color = tuple(int(part) for part in values[wrong][0])
-        raise UnreadableImage(name, f"colour {color} stands for no class; add it to the names file")
-    return torch.from_numpy(classes.astype(np.int16))
+        color = tuple(map(int, pixels[wrong][0]))
+        raise UnreadableImage(path, f"colour {color} stands for no class ({len(code.colors or ())} colours are known)")
+    return classes[at]
 
 
-def _full_palette(values: Sequence[int], palette: Sequence[RGB]) -> list[int]:
-    flat = [0] * 768
-    for value, color in zip(values, palette, strict=True):
-        flat[3 * value : 3 * value + 3] = color
-    return flat
+def packed(colors: np.ndarray) -> np.ndarray:
+    """Colours (..., 3) as one integer each, 0xRRGGBB."""
+    wide = colors.astype(np.int64)
+    return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
 
 
-def _listed(values: Sequence[int]) -> str:
-    if list(values) == list(range(values[0], values[0] + len(values))):
-        return f"{values[0]} to {values[-1]}"
-    return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
-
-
-def _rgb(color: Sequence[int]) -> RGB:
-    r, g, b = color
-    return (int(r), int(g), int(b))
+def _values(image: Image.Image, path: str, tint: int) -> np.ndarray:
+    if image.mode == "1":
+        return np.asarray(image).astype(np.uint16) * 255
+    if image.mode in ("P", "L") or image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.size and (values.min() < 0 or values.max() > MAX_VALUE):
+            raise UnreadableImage(path, "32-bit values; save as 8 or 16 bits")
+        return values.astype(np.uint16)
+    if image.mode in ("LA", "PA"):
+        return np.asarray(image)[..., 0].astype(np.uint16)
+    if image.mode == "F":
+        raise UnreadableImage(path, "floating-point values; save as 8 or 16 bits")
+    colors = np.asarray(image.convert("RGB"))
+    if np.ptp(colors, axis=2).max(initial=0) <= tint:
+        return colors[..., 1].astype(np.uint16)  # green: nearest to the grey that a tinted JPEG means
+    return colors

@@ -14,9 +14,9 @@ from snella.data.folders import image_folder
 from snella.data.images import Progress, UnreadableImage, check_images, is_image
 from snella.data.manifests import SUFFIXES as MANIFEST_SUFFIXES
 from snella.data.manifests import manifest
-from snella.data.pairs import is_paired
+from snella.data.masked_folders import is_masked_folder
 from snella.data.paths import existing
-from snella.data.splits import complete_splits
+from snella.data.splits import check_fractions, complete_splits
 from snella.data.timm_source import PREFIXES, is_timm_name, timm_source
 from snella.errors import UserError
 
@@ -33,7 +33,7 @@ def read_data(
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
     progress: Progress | None = None,
-) -> ImageData:
+) -> ImageData[Images]:
     """Read a labelled image data set of any layout into train, val and test.
 
     Unreadable images are left out and listed in `skipped`. Splits that are missing are taken out of train, stratified
@@ -47,11 +47,7 @@ def read_data(
     Raises:
         UserError: data that cannot be trained on; one line with the remedy.
     """
-    for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-        if not 0 < share < 1:
-            raise UserError(f"{name} is {share}; use a share above 0 and below 1, such as 0.15")
-    if val_fraction + test_fraction >= 1:
-        raise UserError(f"val_fraction + test_fraction is {val_fraction + test_fraction}; keep it below 1")
+    check_fractions(val_fraction, test_fraction)
     listing = _listing(data, seed)
     _check_classes(data, listing)
     listing = _readable(data, listing, progress)
@@ -62,7 +58,9 @@ def read_data(
     return ImageData(listing.layout, data, listing.classes, splits, listing.skipped, notes)
 
 
-def read_test_data(data: str, classes: Sequence[str], *, seed: int, progress: Progress | None = None) -> ImageData:
+def read_test_data(
+    data: str, classes: Sequence[str], *, seed: int, progress: Progress | None = None
+) -> ImageData[Images]:
     """Read data to evaluate a trained model on: only the split "test", labelled by the model's classes.
 
     Of data without a test split the only split is taken whole, of train and val the val. Classes are matched by name
@@ -114,7 +112,7 @@ def _path_listing(path: str) -> Listing:
             return vtab(path)
         if is_fgvc(path):
             return fgvc(path)
-        if is_paired(path):
+        if is_masked_folder(path):
             raise UserError(f"{path} holds images with masks; add --task segment")
         return image_folder(path)
     if path.lower().endswith(MANIFEST_SUFFIXES):

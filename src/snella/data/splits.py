@@ -18,6 +18,15 @@ from snella.errors import UserError
 Stratum = TypeVar("Stratum", bound=Hashable)
 
 
+def check_fractions(val_fraction: float, test_fraction: float) -> None:
+    """Raises UserError where the shares leave nothing to train on."""
+    for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+        if not 0 < share < 1:
+            raise UserError(f"{name} is {share}; use a share above 0 and below 1, such as 0.15")
+    if val_fraction + test_fraction >= 1:
+        raise UserError(f"val_fraction + test_fraction is {val_fraction + test_fraction}; keep it below 1")
+
+
 def complete_splits(listing: Listing, *, seed: int, val_fraction: float, test_fraction: float) -> Listing:
     """Take the splits that are missing out of train (or out of the one split there is) and say so in the notes.
 
@@ -51,7 +60,7 @@ def split_off(entries: Sequence[Entry], fractions: Mapping[str, float], *, seed:
     """
     part_of: dict[int, str] = {}
     for members in _strata([label for _, label in entries]).values():
-        left = ranked([entries[i][0] for i in members], seed)
+        left = _ranked([entries[i][0] for i in members], seed)
         start = 0
         for part, count in _part_sizes(len(members), fractions).items():
             part_of |= {members[k]: part for k in left[start : start + count]}
@@ -68,7 +77,7 @@ def split_counts(
     """Indices of exactly `counts[part]` names for each part, every stratum in proportion, and the "rest"."""
     groups = _strata(strata)
     sizes = [len(members) for members in groups.values()]
-    queues = [[members[k] for k in ranked([names[i] for i in members], seed)] for members in groups.values()]
+    queues = [[members[k] for k in _ranked([names[i] for i in members], seed)] for members in groups.values()]
     parts: dict[str, list[int]] = {}
     for part, count in counts.items():
         taken = _proportional(count, sizes)
@@ -85,8 +94,7 @@ def _strata(keys: Sequence[Stratum]) -> dict[Stratum, list[int]]:
     return {key: groups[key] for key in sorted(groups, key=repr)}  # not in the order of the listing
 
 
-def ranked(names: Sequence[str], seed: int) -> list[int]:
-    """Positions of the names, in an order that the seed and the names alone decide."""
+def _ranked(names: Sequence[str], seed: int) -> list[int]:
     digests = [blake2b(f"{seed}:{name}".encode(errors="surrogateescape")).digest() for name in names]
     return sorted(range(len(names)), key=lambda i: (digests[i], i))
 

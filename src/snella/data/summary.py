@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from snella.data.dataset import SPLITS, ImageData
+from snella.data.dataset import SPLITS, ImageData, Images
 from snella.data.images import Progress, UnreadableImage, image_size, open_image
 from snella.data.readers import read_data
 
@@ -20,10 +20,10 @@ def data_report(data: str, *, seed: int, progress: Progress | None = None) -> Re
     return describe(read_data(data, seed=seed, progress=progress))
 
 
-def describe(data: ImageData) -> RenderableType:
+def describe(data: ImageData[Images]) -> RenderableType:
     """Layout, counts per class and split, image sizes, unreadable images by name, notes."""
     parts: list[RenderableType] = [Text(f"{data.root}: {data.layout}, {len(data.classes)} classes"), _counts(data)]
-    parts.append(Text(sizes_of(data)))
+    parts.append(Text(sizes(data)))
     if data.skipped:
         parts.append(Text(f"{len(data.skipped)} unreadable images left out:"))
         parts += [Text(f"  {error}") for error in data.skipped]
@@ -31,7 +31,7 @@ def describe(data: ImageData) -> RenderableType:
     return Group(*parts)
 
 
-def _counts(data: ImageData) -> Table:
+def _counts(data: ImageData[Images]) -> Table:
     splits = [split for split in SPLITS if split in data.splits]
     counts = {split: Counter(data.splits[split].labels) for split in splits}
     table = Table("class", *splits, "all", show_footer=True)
@@ -45,23 +45,23 @@ def _counts(data: ImageData) -> Table:
     return table
 
 
-def sizes_of(data: ImageData) -> str:
+def sizes(data: ImageData) -> str:
     """Smallest, median and largest image by area, of evenly chosen images."""
     images = [(part, i) for part in data.splits.values() for i in range(len(part))]
     chosen = images[:: -(-len(images) // SIZES_OF)]
-    sizes = []
+    found = []
     for part, i in chosen:
         path = part.paths[i]
         try:
-            sizes.append(image_size(path) if part.read is open_image else part.read(path).size)
+            found.append(image_size(path) if part.read is open_image else part.read(path).size)
         except UnreadableImage:  # found only where headers alone were checked
             continue
-    sizes.sort(key=lambda size: (size[0] * size[1], size))
-    if not sizes:
+    found.sort(key=lambda size: (size[0] * size[1], size))
+    if not found:
         return "sizes: unknown"
-    smallest, median, largest = (f"{w} x {h}" for w, h in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
+    smallest, median, largest = (f"{w} x {h}" for w, h in (found[0], found[len(found) // 2], found[-1]))
     if smallest == largest:
         text = f"sizes: all {smallest} pixels"
     else:
         text = f"sizes: {smallest} to {largest} pixels, median {median}"
-    return text if len(chosen) == len(images) else f"{text} (of {len(sizes)} images looked at)"
+    return text if len(chosen) == len(images) else f"{text} (of {len(found)} images looked at)"

@@ -33,7 +33,7 @@ class Preprocessing:
         mean, std: normalisation of RGB values in 0..1.
         interpolation: bicubic, bilinear, nearest, ...
         resize: "squash" to the square whatever the sides (VTAB), or "crop": the short side to image_size * 256 / 224,
-            then the centre. With masks see `masked_transforms`, where "none" leaves the pixels as they are.
+            then the centre; "none" (with masks only: `masked_transforms`) leaves the pixels as they are.
 
     >>> eval_transform(Preprocessing(224))({"image": Image.new("RGB", (640, 480))})["image"].shape
     torch.Size([3, 224, 224])
@@ -54,7 +54,7 @@ class Preprocessing:
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise UserError(f"mean {self.mean} and std {self.std} must have three values, std above 0")
         if self.resize not in RESIZES:
-            raise UserError(f"resize is {self.resize!r}; use {', '.join(RESIZES)}")
+            raise UserError(f"resize is {self.resize!r}; use {', '.join(RESIZES[:-1])} or {RESIZES[-1]}")
         try:
             str_to_interp_mode(self.interpolation)
         except KeyError:
@@ -80,7 +80,7 @@ class Augmentation:
     Args:
         name: "none" (as in evaluation), "flip" (left-right, half of the time) or "crop" (random-resized crop and flip).
         vertical_flip: upside-down flip, probability; for images without an up.
-        min_crop_area: smallest share of the image that a random crop takes.
+        min_crop_area: smallest share of the image that a random crop takes; None for 0.08, with masks 0.25.
         auto_augment: timm policy, such as "rand-m9-mstd0.5-inc1", "augmix-m3-w3" or "original"; None for none.
         color_jitter: strength of brightness, contrast and saturation changes; 0 for none.
         random_erasing: probability that a rectangle is blanked.
@@ -91,7 +91,7 @@ class Augmentation:
 
     name: str = "crop"
     vertical_flip: float = 0.0
-    min_crop_area: float = 0.08
+    min_crop_area: float | None = None
     auto_augment: str | None = None
     color_jitter: float = 0.0
     random_erasing: float = 0.0
@@ -102,7 +102,7 @@ class Augmentation:
         for name in ("vertical_flip", "random_erasing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; use a probability from 0 to 1")
-        if not 0 < self.min_crop_area <= 1:
+        if self.min_crop_area is not None and not 0 < self.min_crop_area <= 1:
             raise UserError(f"min_crop_area is {self.min_crop_area}; use a share above 0, at most 1")
         if self.color_jitter < 0:
             raise UserError(f"color_jitter is {self.color_jitter}; use 0 or more")
@@ -111,17 +111,27 @@ class Augmentation:
 
 
 def eval_transform(preprocessing: Preprocessing) -> Transform:
-    """`{"image": PIL}` -> `{"image": float32 (3, s, s)}`, other keys as they are."""
-    return v2.Compose([*_geometry(preprocessing), *_to_tensor(preprocessing)])
+    """`{"image": PIL}` -> `{"image": float32 (3, s, s)}`, other keys as they are.
+
+    Raises:
+        UserError: resize is "none".
+    """
+    _check_square(preprocessing)
+    return v2.Compose([*_geometry(preprocessing), *to_tensor(preprocessing)])
 
 
 def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Transform:
-    """As `eval_transform`, with augmentation. Draws from the global generators of Python, numpy and torch."""
+    """As `eval_transform`, with augmentation. Draws from the global generators of Python, numpy and torch.
+
+    Raises:
+        UserError: resize is "none".
+    """
     p, a = preprocessing, augmentation
+    _check_square(p)
     if a.name == "crop":
         steps: list[Any] = [
             v2.RandomResizedCrop(
-                p.image_size, scale=(a.min_crop_area, 1.0), interpolation=str_to_interp_mode(p.interpolation)
+                p.image_size, scale=(a.min_crop_area or 0.08, 1.0), interpolation=str_to_interp_mode(p.interpolation)
             )
         ]
     else:
@@ -135,7 +145,7 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
     if a.color_jitter:
         strength = a.color_jitter
         steps.append(v2.ColorJitter(strength, strength, strength))
-    steps += _to_tensor(p)
+    steps += to_tensor(p)
     if a.random_erasing:
         steps.append(v2.RandomErasing(a.random_erasing))  # after normalisation: 0 is the mean colour
     return v2.Compose(steps)
@@ -151,16 +161,20 @@ class _OnImage:
         return {**example, "image": self.transform(example["image"])}
 
 
-def _geometry(p: Preprocessing) -> list[Any]:
-    mode = str_to_interp_mode(p.interpolation)
+def _check_square(p: Preprocessing) -> None:
     if p.resize == "none":
         raise UserError("resize is 'none': images of different sizes make no batch; use squash or crop")
+
+
+def _geometry(p: Preprocessing) -> list[Any]:
+    mode = str_to_interp_mode(p.interpolation)
     if p.resize == "squash":
         return [v2.Resize((p.image_size, p.image_size), interpolation=mode)]
     return [v2.Resize(p.image_size * 256 // 224, interpolation=mode), v2.CenterCrop(p.image_size)]
 
 
-def _to_tensor(p: Preprocessing) -> list[Any]:
+def to_tensor(p: Preprocessing) -> list[Any]:
+    """The last steps: PIL image to normalised float32 tensor."""
     return [
         v2.ToImage(),
         v2.ToDtype(torch.float32, scale=True),

@@ -1,0 +1,17 @@
+"""What rich prints, as text."""
+
+from __future__ import annotations
+
+from rich.console import Console, RenderableType
+
+
+def text(report: RenderableType) -> str:
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(report)
+    return console.export_text()
+
+
+def rows(report: str) -> dict[str, list[str]]:
+    """Table rows by their first cell."""
+    cells = [[cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")] for line in report.splitlines()]
+    return {row[0]: row[1:] for row in cells if len(row) > 1}

@@ -112,7 +112,8 @@ class Segment:
         self.preprocessing, self.code, self.palette = preprocessing, code, tuple(palette)
         self.class_weights = torch.ones(len(classes)) if class_weights is None else class_weights.float()
         self.label_smoothing = label_smoothing
-        self.cross_entropy, self.dice = "ce" in loss, _dice() if "dice" in loss else None
+        parts = loss.split("+")
+        self.cross_entropy, self.dice = "ce" in parts, _dice() if "dice" in parts else None
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """The training loss (0-d) in fp32; of a batch without a pixel that counts it is 0."""

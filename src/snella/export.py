@@ -59,13 +59,11 @@ def save_merged(
     Raises:
         UserError: the folder exists and is not empty, or what was written gives other logits (by more than 1e-4).
     """
-    folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
-        raise UserError(f"{folder} exists already; choose another name" + _or_overwrite(folder.is_dir()))
+    folder = check_free(folder, overwrite)
     model.eval()
-    with _beside(folder) as temporary:
+    with beside(folder) as temporary:
         if spec.name.startswith(HF):
-            _save_transformers(model, temporary, classes, preprocessing)
+            save_transformers(model, temporary, classes, _processor(preprocessing))
         else:
             _save_timm(model, temporary, spec, classes, preprocessing)
         _check_reload(model, temporary, spec, preprocessing.image_size)
@@ -112,7 +110,7 @@ def export_onnx(
         raise UserError(f"{file} exists already; choose another name" + _or_overwrite(file.is_file()))
     plain = _Logits(copy.deepcopy(model)).float().eval().to(device)
     images = torch.randn(3, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
-    with _beside(file) as folder:
+    with beside(file) as folder:
         temporary = folder / file.name
         _trace(plain, images, temporary)
         difference = max(_onnx_difference(plain, temporary, batch) for batch in (images[:1], images))
@@ -164,8 +162,16 @@ class _Logits(nn.Module):
         return logits_of(self.model(images))
 
 
+def check_free(folder: str | os.PathLike[str], overwrite: bool) -> Path:
+    """The folder's path. Raises UserError where it exists and is not to be written into."""
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
+        raise UserError(f"{folder} exists already; choose another name" + _or_overwrite(folder.is_dir()))
+    return folder
+
+
 @contextmanager
-def _beside(target: Path) -> Iterator[Path]:
+def beside(target: Path) -> Iterator[Path]:
     """A temporary folder on the target's file system; a failure to write is a UserError."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -213,24 +219,27 @@ def _save_timm(model: Any, folder: Path, spec: BackboneSpec, classes: Sequence[s
     save_for_hf(model, str(folder), model_config=model_config, safe_serialization=True)
 
 
-def _save_transformers(model: Any, folder: Path, classes: Sequence[str], p: Preprocessing) -> None:
-    from transformers import BitImageProcessor, ViTImageProcessor
-
+def save_transformers(model: Any, folder: Path, classes: Sequence[str], processor: Any) -> None:
+    """transformers' own format, with the class names in its configuration, and the image processor."""
     model.config.id2label = dict(enumerate(classes))
     model.config.label2id = {name: label for label, name in enumerate(classes)}
     # one file: parts left from a larger model would be read in the place of a single one
     model.save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
-    square = {"height": p.image_size, "width": p.image_size}
-    values: dict[str, Any] = {
-        "image_mean": list(p.mean),
-        "image_std": list(p.std),
-        "resample": int(str_to_pil_interp(p.interpolation)),
-    }
-    if p.resize == "squash":
-        processor = ViTImageProcessor(size=square, **values)
-    else:
-        processor = BitImageProcessor(size={"shortest_edge": p.image_size * 256 // 224}, crop_size=square, **values)
     processor.save_pretrained(folder)
+
+
+def processor_values(p: Preprocessing) -> dict[str, Any]:
+    """Normalisation and interpolation as transformers' image processors take them."""
+    return {"image_mean": list(p.mean), "image_std": list(p.std), "resample": int(str_to_pil_interp(p.interpolation))}
+
+
+def _processor(p: Preprocessing) -> Any:
+    from transformers import BitImageProcessor, ViTImageProcessor
+
+    square, values = {"height": p.image_size, "width": p.image_size}, processor_values(p)
+    if p.resize == "squash":
+        return ViTImageProcessor(size=square, **values)
+    return BitImageProcessor(size={"shortest_edge": p.image_size * 256 // 224}, crop_size=square, **values)
 
 
 @torch.no_grad()

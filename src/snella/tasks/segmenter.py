@@ -1,0 +1,338 @@
+"""The model that gives each pixel a class: a pre-trained encoder, a decoder, and how both are kept.
+
+backbone ─┬─ plain ViT ......... plain (two convolutions, `plain_head`) or dpt
+          ├─ with a pyramid .... unet, fpn, upernet or segformer (`segmenter_smp`)
+          └─ hf:NAME ........... the decoder that it comes with (`segmenter_transformers`)
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import timm.models
+import torch
+import torch.nn.functional as F
+from timm.models import Beit, Eva, VisionTransformer
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from snella.config import Decoder, TrainConfig
+from snella.data.transforms import Preprocessing
+from snella.errors import UserError
+from snella.export import MERGED_TOLERANCE, beside, check_free, save_transformers
+from snella.tasks import bundled, segmenter_smp, segmenter_transformers, timm_backbone, transformers_backbone
+from snella.tasks.backbone import HF, BackboneSpec, build_backbone, check_backbone_name, logits_of, preprocessing_of
+from snella.tasks.plain_head import PlainSegmentation
+
+PLAIN_MODULES = ("vision_transformer", "deit", "eva", "beit")  # of timm, with the classes below only
+PLAIN_CLASSES = (VisionTransformer, Eva, Beit)
+PLAIN_DECODERS = ("plain", "dpt")
+PYRAMID_DECODERS = ("unet", "fpn", "upernet", "segformer")
+PREPROCESSING_FILE = "preprocessing.json"
+PROGRAM_FILE = "model.pt2"
+
+
+@dataclass(frozen=True)
+class SegmenterSpec:
+    """What is needed to build the same model again; saved with the adapter.
+
+    Args:
+        backbone: the encoder, with K as its `num_classes`; for `hf:` the whole model.
+        decoder: one of `config.Decoder`; None: plain for plain ViTs, unet for encoders with features of several
+            scales. `hf:` models bring their own.
+        adapt_decoder: the decoder's layers are adapted as the encoder's are; only its norms and its last layer train as a
+            whole.
+    """
+
+    backbone: BackboneSpec
+    decoder: str | None = None
+    adapt_decoder: bool = False
+
+    @classmethod
+    def of(cls, config: TrainConfig, num_classes: int) -> SegmenterSpec:
+        """The model that a run's settings ask for."""
+        return cls(BackboneSpec.of(config, num_classes), config.decoder, config.adapt_decoder)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SegmenterSpec:
+        """The inverse of `dataclasses.asdict`."""
+        return cls(**{**values, "backbone": BackboneSpec(**values["backbone"])})
+
+
+class Segmenter(nn.Module):
+    """Images (b, 3, h, w) -> logits (b, K, h, w).
+
+    Args:
+        net: images to scores of any size.
+        trained: names, in `net`, of the modules that train as a whole.
+        stride: h and w are filled up with zeros, right and below, to multiples of it.
+
+    Example:
+        >>> spec = SegmenterSpec(BackboneSpec("resnet18", True, None, None, num_classes=5), "unet")
+        >>> build_segmenter(spec)(torch.rand(2, 3, 250, 300)).shape
+        torch.Size([2, 5, 250, 300])
+    """
+
+    def __init__(self, net: nn.Module, *, trained: Sequence[str], stride: int = 1) -> None:
+        super().__init__()
+        self.net = net
+        self.trained = tuple(trained)
+        self.stride = stride
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % self.stride, 0, -height % self.stride))
+        scores = logits_of(self.net(images))
+        if scores.shape[-2:] != images.shape[-2:]:
+            scores = F.interpolate(scores, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        return scores[..., :height, :width]
+
+    def get_classifier(self) -> tuple[nn.Module, ...]:
+        """What trains as a whole whatever the method: the decoder, or its norms and last layer where it is adapted."""
+        return tuple(self.net.get_submodule(name) for name in self.trained)
+
+
+def check_segmenter(spec: SegmenterSpec) -> None:
+    """Refuse what cannot be built; builds and downloads nothing.
+
+    Raises:
+        UserError: an unknown decoder, or one that does not go with the backbone; as `check_backbone_name`; a package
+            is missing.
+    """
+    name, decoder = spec.backbone.name, spec.decoder
+    if decoder is not None and decoder not in get_args(Decoder):
+        near = difflib.get_close_matches(decoder, get_args(Decoder), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"decoder {decoder!r} is unknown{hint}; choose from {', '.join(get_args(Decoder))}")
+    if name.startswith(HF) and decoder is not None:
+        raise UserError(f"--decoder {decoder} does not go with {name}, which brings its own; leave it out")
+    check_backbone_name(spec.backbone)
+    if name.startswith(HF):
+        return
+    plain = _plain_by_name(name)
+    if plain is not None:
+        decoder = _decoder(spec, plain)
+    if decoder is not None and decoder != "plain":
+        segmenter_smp.check_package(decoder)
+
+
+def build_segmenter(spec: SegmenterSpec) -> Segmenter:
+    """Build the model; it is a function of `spec` and the weights, as `build_backbone` is.
+
+    Raises:
+        UserError: as `check_segmenter` and `build_backbone`; an encoder that the decoder cannot use.
+    """
+    check_segmenter(spec)
+    backbone = spec.backbone
+    if backbone.name.startswith(HF):
+        return _build_transformers(spec)
+    outline = timm_backbone.outline(bundled.ARCHITECTURE if backbone.name == bundled.FOCUS else backbone.name)
+    plain = isinstance(outline, PLAIN_CLASSES)
+    decoder = _decoder(spec, plain)
+    if decoder == "plain":
+        encoder = build_backbone(backbone)
+        torch.manual_seed(backbone.seed)
+        net = PlainSegmentation(encoder, backbone.num_classes)
+        return Segmenter(net, trained=_trained(net, ("decoder",), ("decoder.classify",), spec.adapt_decoder))
+    segmenter_smp.check_package(decoder)
+    size = None
+    if outline.pretrained_cfg.get("fixed_input_size", False):
+        own = bundled.DEFAULT_SIZE if backbone.name == bundled.FOCUS else outline.pretrained_cfg["input_size"][-1]
+        size = backbone.image_size or own
+        multiple = segmenter_smp.dpt_multiple(outline) if plain else segmenter_smp.STRIDE
+        _check_multiple(size, multiple, f"{backbone.name} with {decoder}")
+    net = segmenter_smp.build(
+        decoder,
+        bundled.ARCHITECTURE if backbone.name == bundled.FOCUS else backbone.name,
+        build_backbone(replace(backbone, image_size=size)),
+        num_classes=backbone.num_classes,
+        image_size=size,
+        drop_path=backbone.drop_path,
+        seed=backbone.seed,
+    )
+    last = "segmentation_head.head.4" if decoder == "dpt" else "segmentation_head.0"
+    trained = _trained(net, ("decoder", "segmentation_head"), (last,), spec.adapt_decoder)
+    return Segmenter(net, trained=trained, stride=1 if size else segmenter_smp.STRIDE)
+
+
+def preprocessing_of_segmenter(spec: SegmenterSpec, model: Segmenter) -> Preprocessing:
+    """The preprocessing of the encoder's pre-training, at the size asked for; `model` is what was built."""
+    net: Any = model.net
+    if spec.backbone.name.startswith(HF):
+        return preprocessing_of(spec.backbone, net)
+    return preprocessing_of(spec.backbone, net.encoder if isinstance(net, PlainSegmentation) else net.encoder.model)
+
+
+def save_merged_segmenter(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    spec: SegmenterSpec,
+    classes: Sequence[str],
+    values: Sequence[int],
+    palette: Sequence[Sequence[int]] | None,
+    preprocessing: Preprocessing,
+    overwrite: bool = False,
+) -> Path:
+    """Write a folder that loads without this package (see `loading_hint_segmenter`).
+
+    Beside the weights lies `preprocessing.json`: image size, normalisation, what sides must be a multiple of, and
+    for each class its name, its value in the masks and its colour. The model is loaded again and must give the same
+    logits before the folder is put in place.
+
+    Args:
+        model: without adapters; left in eval mode.
+        folder: the folder to make. With `overwrite` files of the same names in it are replaced, others are kept.
+        spec: what it was built from.
+        classes, values: K names, and K values of pixels in masks, in the order of the logits.
+        palette: K colours (red, green, blue), 0 to 255; None for none.
+        preprocessing: of the images that the model was tuned on.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: the folder exists and is not empty, or what was written gives other logits (by more than 1e-4).
+    """
+    assert isinstance(model, Segmenter)
+    folder = check_free(folder, overwrite)
+    model.eval()
+    about = {
+        **preprocessing.to_dict(),
+        "multiple_of": model.stride,
+        "classes": list(classes),
+        "values": [int(value) for value in values],
+        "palette": None if palette is None else [list(map(int, colour)) for colour in palette],
+    }
+    with beside(folder) as temporary:
+        _save(model, temporary, spec, classes, preprocessing)
+        (temporary / PREPROCESSING_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        _check_reload(model, temporary, spec, preprocessing.image_size)
+        folder.mkdir(exist_ok=True)
+        for file in temporary.iterdir():
+            os.replace(file, folder / file.name)
+    return folder
+
+
+def loading_hint_segmenter(spec: SegmenterSpec, folder: str | os.PathLike[str]) -> str:
+    """The call that loads what `save_merged_segmenter` wrote there."""
+    if spec.backbone.name.startswith(HF):
+        return f'transformers.{segmenter_transformers.SEGMENTER.auto}.from_pretrained("{folder}")'
+    if (file := Path(folder) / PROGRAM_FILE).exists():
+        return f'torch.export.load("{file}").module()'
+    return f'segmentation_models_pytorch.from_pretrained("{folder}")'
+
+
+# ---- parts
+
+
+def _plain_by_name(name: str) -> bool | None:
+    """Whether it is a plain ViT; None where only the hub knows."""
+    if name == bundled.FOCUS:
+        return True
+    if name.startswith("local-dir:"):
+        with open(os.path.join(name.removeprefix("local-dir:"), "config.json"), encoding="utf-8") as file:
+            name = json.load(file).get("architecture", "")
+    if name.startswith("hf-hub:") or not timm.models.is_model(name):
+        return None
+    return timm.models.is_model_in_modules(name, PLAIN_MODULES)
+
+
+def _decoder(spec: SegmenterSpec, plain: bool) -> str:
+    fitting = PLAIN_DECODERS if plain else PYRAMID_DECODERS
+    decoder = spec.decoder or fitting[0]
+    if decoder not in fitting:
+        kind = "a plain ViT, whose features have one scale" if plain else "no plain ViT"
+        raise UserError(
+            f"--decoder {decoder} does not go with {spec.backbone.name}, {kind}; use {' or '.join(fitting)}"
+        )
+    return decoder
+
+
+def _check_multiple(size: int, multiple: int, what: str) -> None:
+    if rest := size % multiple:
+        below, above = size - rest, size - rest + multiple
+        sizes = f"{below} or {above}" if below else str(above)
+        raise UserError(f"image size {size} is no multiple of {multiple}, which {what} needs; try {sizes}")
+
+
+def _trained(net: nn.Module, decoder: Sequence[str], last: Sequence[str], adapt: bool) -> tuple[str, ...]:
+    """The names of what trains as a whole. Norms too where the rest is adapted: their statistics are new."""
+    if not adapt:
+        return tuple(decoder)
+    norms = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+    names = [
+        ".".join(filter(None, (part, name)))
+        for part in decoder
+        for name, module in net.get_submodule(part).named_modules()
+        if isinstance(module, norms) and next(module.parameters(), None) is not None
+    ]
+    return (*names, *last)
+
+
+def _build_transformers(spec: SegmenterSpec) -> Segmenter:
+    backbone = spec.backbone
+    net = transformers_backbone.build(
+        backbone.name.removeprefix(HF),
+        pretrained=backbone.pretrained,
+        image_size=backbone.image_size,
+        num_classes=backbone.num_classes,
+        drop_path=backbone.drop_path,
+        seed=backbone.seed,
+        kind=segmenter_transformers.SEGMENTER,
+    )
+    layers, last = segmenter_transformers.decoder_layers(net), segmenter_transformers.last_layers(net)
+    return Segmenter(net, trained=_trained(net, layers, last, spec.adapt_decoder))
+
+
+# ---- files
+
+
+def _save(model: Segmenter, folder: Path, spec: SegmenterSpec, classes: Sequence[str], p: Preprocessing) -> None:
+    net: Any = model.net
+    if spec.backbone.name.startswith(HF):
+        save_transformers(net, folder, classes, segmenter_transformers.processor(p))
+    elif isinstance(net, PlainSegmentation) or not segmenter_smp.loads_with_smp(net):
+        weight = next(model.parameters())
+        images = torch.zeros(2, 3, p.image_size, p.image_size).to(weight)  # one image would be taken for a fixed size
+        program = torch.export.export(model, (images,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
+        torch.export.save(program, folder / PROGRAM_FILE)
+    else:
+        segmenter_smp.save(net, folder)
+
+
+def _load(folder: Path, spec: SegmenterSpec) -> nn.Module:
+    if spec.backbone.name.startswith(HF):
+        with transformers_backbone.quiet():
+            return segmenter_transformers.SEGMENTER.library_class.from_pretrained(folder).eval()
+    if (folder / PROGRAM_FILE).exists():
+        return torch.export.load(folder / PROGRAM_FILE).module()
+    return segmenter_smp.load(folder).eval()
+
+
+@torch.no_grad()
+def _check_reload(model: Segmenter, folder: Path, spec: SegmenterSpec, image_size: int) -> None:
+    weight = next(model.parameters())
+    try:
+        loaded = _load(folder, spec).to(device=weight.device, dtype=weight.dtype)
+    except RuntimeError as error:  # weights that do not fit the configuration
+        reason = str(error).splitlines()[0]
+        raise UserError(f"nothing was written: the merged {spec.backbone.name} does not load ({reason})") from error
+    size = image_size + -image_size % model.stride  # what the library's own model takes
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(weight)
+    expected = model(images)
+    found = logits_of(loaded(images))
+    if found.shape != expected.shape:
+        found = F.interpolate(found, size=expected.shape[-2:], mode="bilinear", align_corners=False)
+    difference = (found - expected).abs().max().item()
+    if not difference <= MERGED_TOLERANCE:
+        raise UserError(
+            f"nothing was written: the merged {spec.backbone.name} loads with logits that differ by "
+            f"{difference:.1e} (allowed: {MERGED_TOLERANCE})"
+        )

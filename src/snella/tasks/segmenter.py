@@ -30,8 +30,8 @@ from snella.tasks import bundled, segmenter_smp, segmenter_transformers, timm_ba
 from snella.tasks.backbone import HF, BackboneSpec, build_backbone, check_backbone_name, logits_of, preprocessing_of
 from snella.tasks.plain_head import PlainSegmentation
 
-PLAIN_MODULES = ("vision_transformer", "deit", "eva", "beit")  # of timm, with the classes below only
-PLAIN_CLASSES = (VisionTransformer, Eva, Beit)
+PLAIN_MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva", "beit")  # of timm
+PLAIN_CLASSES = (VisionTransformer, Eva, Beit)  # what these make
 PLAIN_DECODERS = ("plain", "dpt")
 PYRAMID_DECODERS = ("unet", "fpn", "upernet", "segformer")
 PREPROCESSING_FILE = "preprocessing.json"
@@ -46,7 +46,7 @@ class SegmenterSpec:
         backbone: the encoder, with K as its `num_classes`; for `hf:` the whole model.
         decoder: one of `config.Decoder`; None: plain for plain ViTs, unet for encoders with features of several
             scales. `hf:` models bring their own.
-        adapt_decoder: the decoder's layers are adapted as the encoder's are; only its norms and its last layer train as a
+        adapt_decoder: adapt the decoder's layers as the encoder's are, and train only its norms and its last layer as a
             whole.
     """
 

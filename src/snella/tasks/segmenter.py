@@ -70,7 +70,7 @@ class Segmenter(nn.Module):
 
     Args:
         net: images to scores of any size.
-        trained: names, in `net`, of the modules that train as a whole.
+        trained: names, in `net`, of the layers that train as a whole.
         stride: h and w are filled up with zeros, right and below, to multiples of it.
 
     Example:
@@ -94,7 +94,7 @@ class Segmenter(nn.Module):
         return scores[..., :height, :width]
 
     def get_classifier(self) -> tuple[nn.Module, ...]:
-        """What trains as a whole whatever the method: the decoder, or its norms and last layer where it is adapted."""
+        """What trains as a whole, whatever the method: the decoder's layers, or a few of them where it is adapted."""
         return tuple(self.net.get_submodule(name) for name in self.trained)
 
 
@@ -132,32 +132,28 @@ def build_segmenter(spec: SegmenterSpec) -> Segmenter:
     backbone = spec.backbone
     if backbone.name.startswith(HF):
         return _build_transformers(spec)
-    outline = timm_backbone.outline(bundled.ARCHITECTURE if backbone.name == bundled.FOCUS else backbone.name)
+    name = bundled.ARCHITECTURE if backbone.name == bundled.FOCUS else backbone.name
+    outline = timm_backbone.outline(name)
     plain = isinstance(outline, PLAIN_CLASSES)
     decoder = _decoder(spec, plain)
     if decoder == "plain":
         encoder = build_backbone(backbone)
         torch.manual_seed(backbone.seed)
         net = PlainSegmentation(encoder, backbone.num_classes)
-        return Segmenter(net, trained=_trained(net, ("decoder",), ("decoder.classify",), spec.adapt_decoder))
+        return Segmenter(net, trained=_trained(net, ["decoder"], spec.adapt_decoder))
     segmenter_smp.check_package(decoder)
-    size = None
-    if outline.pretrained_cfg.get("fixed_input_size", False):
-        own = bundled.DEFAULT_SIZE if backbone.name == bundled.FOCUS else outline.pretrained_cfg["input_size"][-1]
-        size = backbone.image_size or own
-        multiple = segmenter_smp.dpt_multiple(outline) if plain else segmenter_smp.STRIDE
-        _check_multiple(size, multiple, f"{backbone.name} with {decoder}")
+    size = backbone.image_size or (bundled.DEFAULT_SIZE if backbone.name == bundled.FOCUS else None)
+    size = segmenter_smp.fixed_size(decoder, name, outline, size)
     net = segmenter_smp.build(
         decoder,
-        bundled.ARCHITECTURE if backbone.name == bundled.FOCUS else backbone.name,
+        name,
         build_backbone(replace(backbone, image_size=size)),
         num_classes=backbone.num_classes,
         image_size=size,
         drop_path=backbone.drop_path,
         seed=backbone.seed,
     )
-    last = "segmentation_head.head.4" if decoder == "dpt" else "segmentation_head.0"
-    trained = _trained(net, ("decoder", "segmentation_head"), (last,), spec.adapt_decoder)
+    trained = _trained(net, ["decoder", "segmentation_head"], spec.adapt_decoder)
     return Segmenter(net, trained=trained, stride=1 if size else segmenter_smp.STRIDE)
 
 
@@ -255,25 +251,24 @@ def _decoder(spec: SegmenterSpec, plain: bool) -> str:
     return decoder
 
 
-def _check_multiple(size: int, multiple: int, what: str) -> None:
-    if rest := size % multiple:
-        below, above = size - rest, size - rest + multiple
-        sizes = f"{below} or {above}" if below else str(above)
-        raise UserError(f"image size {size} is no multiple of {multiple}, which {what} needs; try {sizes}")
+def _trained(net: nn.Module, decoder: Sequence[str], adapt: bool) -> list[str]:
+    """The names of the decoder's layers that train as a whole: all, or, where the rest is adapted, norms and the last.
 
-
-def _trained(net: nn.Module, decoder: Sequence[str], last: Sequence[str], adapt: bool) -> tuple[str, ...]:
-    """The names of what trains as a whole. Norms too where the rest is adapted: their statistics are new."""
-    if not adapt:
-        return tuple(decoder)
-    norms = (_NormBase, nn.GroupNorm, nn.LayerNorm)
-    names = [
-        ".".join(filter(None, (part, name)))
+    Layers and not the modules that they are in: PEFT merges only what has a weight of its own. Norms train in any case,
+    since their statistics are new, and PEFT saves those of what trains alone.
+    """
+    layers = {
+        f"{part}.{name}" if name else part: layer
         for part in decoder
-        for name, module in net.get_submodule(part).named_modules()
-        if isinstance(module, norms) and next(module.parameters(), None) is not None
-    ]
-    return (*names, *last)
+        for name, layer in net.get_submodule(part).named_modules()
+        if next(layer.parameters(recurse=False), None) is not None
+    }
+    if not adapt:
+        return list(layers)
+    convolutions = [name for name, layer in layers.items() if isinstance(layer, nn.Conv2d)]
+    last = [name for name in convolutions if "classifier" in name.split(".")] or convolutions[-1:]
+    norms = [name for name, layer in layers.items() if isinstance(layer, _NormBase | nn.GroupNorm | nn.LayerNorm)]
+    return [*norms, *last]
 
 
 def _build_transformers(spec: SegmenterSpec) -> Segmenter:
@@ -287,8 +282,7 @@ def _build_transformers(spec: SegmenterSpec) -> Segmenter:
         seed=backbone.seed,
         kind=segmenter_transformers.SEGMENTER,
     )
-    layers, last = segmenter_transformers.decoder_layers(net), segmenter_transformers.last_layers(net)
-    return Segmenter(net, trained=_trained(net, layers, last, spec.adapt_decoder))
+    return Segmenter(net, trained=_trained(net, segmenter_transformers.decoder_parts(net), spec.adapt_decoder))
 
 
 # ---- files

@@ -29,7 +29,8 @@ from snella.tasks.pretrained import one_line
 
 CLASSES = {"unet": "Unet", "fpn": "FPN", "upernet": "UPerNet", "segformer": "Segformer", "dpt": "DPT"}
 STRIDE = 32  # pixels a side of what becomes one position of the coarsest features
-WIDTHS = (256, 128, 64, 32, 16)  # smp's own channels of a U-Net with five scales
+UNET_WIDTHS = (256, 128, 64, 32, 16)  # channels, smp's own for five scales
+DPT_WIDTHS = (256, 512, 1024, 1024)  # and for four blocks
 INSTALL = "pip install 'snella[segment]'"
 
 
@@ -80,10 +81,30 @@ def build(
     return net
 
 
-def dpt_multiple(vit: Any) -> int:
-    """What the image size must be a multiple of: DPT halves the grid of patches until one stands for 32 pixels."""
-    patch = vit.patch_embed.patch_size[0]
-    return patch * max(1, STRIDE // _power(patch))
+def fixed_size(decoder: str, name: str, outline: Any, image_size: int | None) -> int | None:
+    """Side of the input, pixels, of an encoder that is made for one size; None for one that takes any.
+
+    Args:
+        outline: the timm model, weights or not.
+        image_size: the one asked for; None: that of the pre-training.
+
+    Raises:
+        UserError: a size that the decoder cannot use, with ones that it can.
+    """
+    config, dpt = outline.pretrained_cfg, decoder == "dpt"
+    if not (dpt or config.get("fixed_input_size") or "img_size" in _arguments(name)):
+        return None
+    size, multiple = image_size or config["input_size"][-1], STRIDE
+    if dpt:  # halves the grid of patches until one stands for 32 pixels
+        patch = outline.patch_embed.patch_size[0]
+        multiple = patch * max(1, STRIDE // _power(patch))
+    if rest := size % multiple:
+        below, above = size - rest, size - rest + multiple
+        raise UserError(
+            f"image size {size} is no multiple of {multiple}, which {name} with {decoder} needs; "
+            f"try {f'{below} or {above}' if below else above}"
+        )
+    return size
 
 
 def loads_with_smp(net: Any) -> bool:
@@ -105,22 +126,23 @@ def load(folder: Path) -> nn.Module:
 
 
 def _encoder(name: str, timm_model: Any) -> tuple[str, dict[str, Any]]:
-    """The name that timm's registry has for the model, and what it was made with besides, for one that has a file."""
-    arguments: dict[str, Any] = {}
+    """The name that timm's registry has for the model, and what it was made with besides."""
+    if timm.models.is_model(name):
+        return name, {}
+    set_here = ("in_chans", "num_classes", "features_only", "out_indices", "pretrained", "img_size", "drop_path_rate")
+    arguments = {key: value for key, value in _arguments(name).items() if key not in set_here}
+    return timm_model.pretrained_cfg["architecture"], arguments
+
+
+def _arguments(name: str) -> dict[str, Any]:
+    """What a model in timm's hub format was made with; nothing for one of the registry."""
+    if name.startswith("hf-hub:"):
+        return timm.models.load_model_config_from_hf(name.removeprefix("hf-hub:"))[2] or {}
     if name.startswith("local-dir:"):
         file = os.path.join(name.removeprefix("local-dir:"), "config.json")
         with open(file, encoding="utf-8") as stream:
-            arguments = json.load(stream).get("model_args") or {}
-    elif name.startswith("hf-hub:"):
-        arguments = timm.models.load_model_config_from_hf(name.removeprefix("hf-hub:"))[2] or {}
-    else:
-        return _registered(name, timm_model), {}
-    ours = ("in_chans", "num_classes", "features_only", "out_indices", "pretrained", "img_size", "drop_path_rate")
-    return timm_model.pretrained_cfg["architecture"], {k: v for k, v in arguments.items() if k not in ours}
-
-
-def _registered(name: str, timm_model: Any) -> str:
-    return name if timm.models.is_model(name) else timm_model.pretrained_cfg["architecture"]
+            return json.load(stream).get("model_args") or {}
+    return {}
 
 
 def _pyramid_options(decoder: str, name: str, timm_model: Any) -> dict[str, Any]:
@@ -134,17 +156,15 @@ def _pyramid_options(decoder: str, name: str, timm_model: Any) -> dict[str, Any]
             f"{name} has features of {', '.join(f'1/{scale}' for scale in scales)} of the image's size, too few for "
             f"{decoder}; choose another backbone"
         )
-    return {"encoder_depth": depth} | ({"decoder_channels": WIDTHS[:depth]} if decoder == "unet" else {})
+    return {"encoder_depth": depth} | ({"decoder_channels": UNET_WIDTHS[:depth]} if decoder == "unet" else {})
 
 
 def _dpt_options(timm_model: Any) -> dict[str, Any]:
-    readout = "cat" if timm_model.num_prefix_tokens else "ignore"
     depth = min(4, len(timm_model.blocks))
-    widths = (256, 512, 1024, 1024)[:depth]  # smp's own
     return {
         "encoder_depth": depth,
-        "decoder_intermediate_channels": widths,
-        "decoder_readout": readout,
+        "decoder_intermediate_channels": DPT_WIDTHS[:depth],
+        "decoder_readout": "cat" if timm_model.num_prefix_tokens else "ignore",
         "num_classes": 0,
     }
 

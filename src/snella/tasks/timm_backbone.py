@@ -104,8 +104,8 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
     config = timm.data.resolve_model_data_config(model)
     return Preprocessing(
         image_size=config["input_size"][-1],
-        mean=config["mean"],
-        std=config["std"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
         interpolation=config["interpolation"],
     )
 

@@ -161,7 +161,13 @@ def _from_config(config: PretrainedConfig, name: str, kind: Kind) -> PreTrainedM
     try:
         return kind.library_class.from_config(config, dtype=torch.float32)
     except ValueError as error:
-        raise UserError(f"hf:{name} ({config.model_type}) is not {kind.what} ({one_line(error)}); {REMEDY}") from error
+        raise _refusal(error, config, name, kind) from error
+
+
+def _refusal(error: Exception, config: PretrainedConfig, name: str, kind: Kind) -> UserError:
+    if "Unrecognized configuration" in str(error):
+        return UserError(f"hf:{name} ({config.model_type}) is not {kind.what}; {REMEDY}")
+    return UserError(f"hf:{name} cannot be loaded ({one_line(error)}); {REMEDY}")
 
 
 def _check_size(config: PretrainedConfig, name: str, image_size: int, kind: Kind) -> None:
@@ -179,7 +185,7 @@ def _load(config: PretrainedConfig, name: str, kind: Kind) -> PreTrainedModel:
             name, config=config, ignore_mismatched_sizes=True, output_loading_info=True, dtype=torch.float32
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"hf:{name} cannot be loaded ({one_line(error)}); {REMEDY}") from error
+        raise _refusal(error, config, name, kind) from error
     head = re.compile(kind.head)
     missing = [key for key in found["missing_keys"] if not head.fullmatch(key)]
     other = [key for key, *_ in found["mismatched_keys"] if not head.fullmatch(key)]

@@ -68,7 +68,6 @@ BACKBONES = (
         ("MobileViTModel",),
         rf"encoder\.layer\.\d+\.transformer\.layer\.\d+\.({_HF_ATTENTION}|{_HF_MLP})",
     ),
-    Family("transformers", ("MobileNetV2Model",), r"layer\.\d+\.(expand|reduce)_1x1\.convolution"),
     Family(
         "diffusers",
         ("ModelMixin",),
@@ -109,8 +108,8 @@ DECODERS = (
     Family("transformers", ("DPTSemanticSegmentationHead",), r"head\.0"),
     Family(
         "transformers",
-        ("MobileViTDeepLabV3", "MobileNetV2DeepLabV3Plus"),
-        r"(aspp\..+|conv_(pool|aspp|projection))\.convolution",
+        ("MobileViTDeepLabV3",),  # without the dilated ones, which PEFT's LoRA gets wrong
+        r"aspp\.(convs\.(0|\d+\.conv_1x1)|project)\.convolution",
     ),
 )
 FAMILIES = BACKBONES + DECODERS

@@ -72,7 +72,7 @@ def build(
             net = getattr(smp, CLASSES[decoder])(
                 encoder_name=f"tu-{encoder_name}", encoder_weights=None, classes=num_classes, **options
             )
-    except (ValueError, AssertionError, IndexError, RuntimeError, AttributeError) as error:
+    except (ValueError, AssertionError, IndexError, RuntimeError, AttributeError, TypeError) as error:
         raise UserError(f"decoder {decoder} cannot use {name} ({one_line(error)}); choose another backbone") from error
     if decoder == "dpt" and not loads_with_smp(net):
         _mend_dpt(net, options, seed)
@@ -91,10 +91,11 @@ def fixed_size(decoder: str, name: str, outline: Any, image_size: int | None) ->
     Raises:
         UserError: a size that the decoder cannot use, with ones that it can.
     """
-    config, dpt = outline.pretrained_cfg, decoder == "dpt"
-    if not (dpt or config.get("fixed_input_size") or "img_size" in _arguments(name)):
+    config, dpt, made_for = outline.pretrained_cfg, decoder == "dpt", _arguments(name).get("img_size")
+    if not (dpt or config.get("fixed_input_size") or made_for):
         return None
-    size, multiple = image_size or config["input_size"][-1], STRIDE
+    own = made_for or config["input_size"]
+    size, multiple = image_size or (own if isinstance(own, int) else own[-1]), STRIDE
     if dpt:  # halves the grid of patches until one stands for 32 pixels
         patch = outline.patch_embed.patch_size[0]
         multiple = patch * max(1, STRIDE // _power(patch))

@@ -167,7 +167,7 @@ def test_merged_models_load_without_snella(flags, load, pairs, tmp_path):
     ("flags", "expected"),
     [
         (("--decoder", "unet"), "decoder unet does not go with test_vit"),
-        (("--backbone", "test_resnet", "--decoder", "plain"), "use unet, fpn, upernet, segformer"),
+        (("--backbone", "test_resnet", "--decoder", "plain"), "use unet or fpn or upernet or segformer"),
         (("--mixup", "0.2"), "--mixup is read with --task classify only"),
         (("--auto-augment", "original"), "--auto-augment is read with --task classify only"),
         (("--task", "classify", "--loss", "dice"), "--loss is read with --task segment only"),

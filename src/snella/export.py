@@ -10,7 +10,7 @@ import copy
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,31 +59,18 @@ def save_merged(
     Raises:
         UserError: the folder exists and is not empty, or what was written gives other logits (by more than 1e-4).
     """
-    folder = Path(folder)
-    check_free(folder, overwrite=overwrite)
+    folder = check_free(folder, overwrite)
     model.eval()
     with beside(folder) as temporary:
         if spec.name.startswith(HF):
-            _save_transformers(model, temporary, classes, preprocessing)
+            save_transformers(model, temporary, classes, _processor(preprocessing))
         else:
             _save_timm(model, temporary, spec, classes, preprocessing)
-        library = "transformers" if spec.name.startswith(HF) else "timm"
-        check_reload(model, lambda: _load(temporary, library), spec.name, library, preprocessing.image_size)
-        put_in_place(temporary, folder)
+        _check_reload(model, temporary, spec, preprocessing.image_size)
+        folder.mkdir(exist_ok=True)
+        for file in temporary.iterdir():
+            os.replace(file, folder / file.name)
     return folder
-
-
-def check_free(folder: Path, *, overwrite: bool = False) -> None:
-    """Raises UserError where something stands in the folder already."""
-    if folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
-        raise UserError(f"{folder} exists already; choose another name" + _or_overwrite(folder.is_dir()))
-
-
-def put_in_place(temporary: Path, folder: Path) -> None:
-    """Move all files of a folder into another one, which is made where it is not there."""
-    folder.mkdir(exist_ok=True)
-    for file in temporary.iterdir():
-        os.replace(file, folder / file.name)
 
 
 def loading_hint(spec: BackboneSpec, folder: str | os.PathLike[str]) -> str:
@@ -175,6 +162,14 @@ class _Logits(nn.Module):
         return logits_of(self.model(images))
 
 
+def check_free(folder: str | os.PathLike[str], overwrite: bool) -> Path:
+    """The folder's path. Raises UserError where it exists and is not to be written into."""
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
+        raise UserError(f"{folder} exists already; choose another name" + _or_overwrite(folder.is_dir()))
+    return folder
+
+
 @contextmanager
 def beside(target: Path) -> Iterator[Path]:
     """A temporary folder on the target's file system; a failure to write is a UserError."""
@@ -224,56 +219,55 @@ def _save_timm(model: Any, folder: Path, spec: BackboneSpec, classes: Sequence[s
     save_for_hf(model, str(folder), model_config=model_config, safe_serialization=True)
 
 
-def _save_transformers(model: Any, folder: Path, classes: Sequence[str], p: Preprocessing) -> None:
-    from transformers import BitImageProcessor, ViTImageProcessor
-
+def save_transformers(model: Any, folder: Path, classes: Sequence[str], processor: Any) -> None:
+    """transformers' own format, with the class names in its configuration, and the image processor."""
     model.config.id2label = dict(enumerate(classes))
     model.config.label2id = {name: label for label, name in enumerate(classes)}
     # one file: parts left from a larger model would be read in the place of a single one
     model.save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
-    square = {"height": p.image_size, "width": p.image_size}
-    values: dict[str, Any] = {
-        "image_mean": list(p.mean),
-        "image_std": list(p.std),
-        "resample": int(str_to_pil_interp(p.interpolation)),
-    }
-    if p.resize == "squash":
-        processor = ViTImageProcessor(size=square, **values)
-    else:
-        processor = BitImageProcessor(size={"shortest_edge": p.image_size * 256 // 224}, crop_size=square, **values)
     processor.save_pretrained(folder)
 
 
-@torch.no_grad()
-def check_reload(model: nn.Module, load: Callable[[], nn.Module], name: str, library: str, image_size: int) -> None:
-    """Load what was written of a model and compare the logits.
+def processor_values(p: Preprocessing) -> dict[str, Any]:
+    """Normalisation and interpolation as transformers' image processors take them."""
+    return {"image_mean": list(p.mean), "image_std": list(p.std), "resample": int(str_to_pil_interp(p.interpolation))}
 
-    Raises:
-        UserError: they differ by more than 1e-4, or it cannot be loaded.
-    """
+
+def _processor(p: Preprocessing) -> Any:
+    from transformers import BitImageProcessor, ViTImageProcessor
+
+    square, values = {"height": p.image_size, "width": p.image_size}, processor_values(p)
+    if p.resize == "squash":
+        return ViTImageProcessor(size=square, **values)
+    return BitImageProcessor(size={"shortest_edge": p.image_size * 256 // 224}, crop_size=square, **values)
+
+
+@torch.no_grad()
+def _check_reload(model: nn.Module, folder: Path, spec: BackboneSpec, image_size: int) -> None:
     weight = next(model.parameters())
+    library = "transformers" if spec.name.startswith(HF) else "timm"
     try:
-        loaded = load().to(device=weight.device, dtype=weight.dtype)
+        loaded = _load(folder, library).to(device=weight.device, dtype=weight.dtype).eval()
     except RuntimeError as error:  # weights that do not fit the configuration
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"nothing was written: {library} does not load the merged {name} ({reason}); try a newer {library}"
+            f"nothing was written: {library} does not load the merged {spec.name} ({reason}); try a newer {library}"
         ) from error
     images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(weight)
     difference = (logits_of(loaded(images)) - logits_of(model(images))).abs().max().item()
     if not difference <= MERGED_TOLERANCE:
         raise UserError(
-            f"nothing was written: {library} loads the merged {name} with logits that differ by "
+            f"nothing was written: {library} loads the merged {spec.name} with logits that differ by "
             f"{difference:.1e} (allowed: {MERGED_TOLERANCE}); try a newer {library}"
         )
 
 
 def _load(folder: Path, library: str) -> nn.Module:
     if library == "timm":
-        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        return timm.create_model(f"local-dir:{folder}", pretrained=True)
     from transformers import AutoModelForImageClassification
 
-    return AutoModelForImageClassification.from_pretrained(folder).eval()
+    return AutoModelForImageClassification.from_pretrained(folder)
 
 
 @torch.no_grad()

@@ -35,7 +35,6 @@ from torch import Tensor, nn
 from snella.errors import UserError
 from snella.hooks import AdaLoraAllocation, AfterStep, SnellaAllocation, left_ranks
 from snella.tuner import SnellaConfig
-from snella.tuner.model import unload_trained
 from snella.tuner.targets import adaptable, candidates, default_targets, head_names
 
 PLAIN_FILE = "model.safetensors"  # what bitfit, linear and full save
@@ -150,7 +149,6 @@ def merged(method: str, model: nn.Module) -> nn.Module:
     """The plain model with the update in its weights, without any part of PEFT. The wrapped model is used up."""
     if _row(method).config is None:
         return model
-    unload_trained(model)
     return model.merge_and_unload()  # type: ignore[operator]
 
 

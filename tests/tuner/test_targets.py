@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import peft
 import pytest
@@ -10,6 +11,7 @@ import timm
 import torch
 from torch import nn
 
+from hf_segmenters import FAMILIES, config
 from snella import SnellaConfig
 from snella.errors import UserError
 from snella.tuner import SnellaLayer
@@ -64,6 +66,69 @@ def test_transformers_families(family: str) -> None:
     assert len(found) == 6 * blocks
     assert left == {"classifier"}
     assert head_names(model) == ["classifier"]
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "convnext_atto", "swin_tiny_patch4_window7_224", "efficientnet_lite0", "mobilenetv3_small_050"]
+)
+def test_extractors_of_features_have_the_layers_of_the_whole_model(name: str) -> None:
+    with torch.device("meta"):
+        whole, features = timm.create_model(name), timm.create_model(name, features_only=True)
+    assert type(whole) is not type(features)
+
+    def layers(model: nn.Module) -> list[str]:
+        pattern = default_targets(model)
+        return [name.replace("_", ".") for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
+
+    assert layers(features) == layers(whole)
+
+
+ATTENTION_AND_MLP = 6  # layers of a block: q, k, v, output, and two of the MLP
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "MobileNetV2"])
+def test_transformers_segmentation_backbones(family: str) -> None:
+    from transformers import AutoModelForSemanticSegmentation
+
+    model: Any = AutoModelForSemanticSegmentation.from_config(config(family, 3))
+    backbone = next(iter(model.named_children()))[0]
+    pattern = default_targets(model)
+    found = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
+    assert all(isinstance(model.get_submodule(name), nn.Linear | nn.Conv2d) for name in found)
+    inside = [name for name in found if name.startswith(f"{backbone}.")]
+    blocks = {
+        "Segformer": 2,
+        "MobileViT": sum(type(part).__name__ == "MobileViTTransformerLayer" for part in model.modules()),
+        "UperNetConvNext": 4 / 3,  # two layers of an MLP each, and no attention
+    }.get(family, 4)
+    assert len(inside) == ATTENTION_AND_MLP * blocks
+    decoder = {
+        name
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear | nn.Conv2d) and not name.startswith((f"{backbone}.", "auxiliary_head."))
+    }
+    left = decoder - set(found)
+    last = {name for name in left if "classifier" in name or name == "head.head.4"}
+    assert len(last) == 1
+    odd = {name for name in left - last if not re.search(r"\.resize$|aspp\.convs\.[123]\.", name)}
+    assert not odd  # DPT's resizing is transposed but for one; dilated convolutions are passed over
+
+
+@pytest.mark.parametrize("decoder", ["Unet", "FPN", "UPerNet", "Segformer", "DPT"])
+def test_decoders(decoder: str) -> None:
+    import segmentation_models_pytorch as smp
+
+    options: dict[str, Any] = {"decoder_intermediate_channels": (8, 8, 8, 8)} if decoder == "DPT" else {}
+    encoder = "test_vit" if decoder == "DPT" else "test_resnet"
+    model = getattr(smp, decoder)(f"tu-{encoder}", encoder_weights=None, classes=3, **options)
+    pattern = default_targets(model)
+    found = {name for name, _ in model.named_modules() if re.fullmatch(pattern, name)}
+    matrices = {name for name, part in model.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
+    assert found <= matrices
+    last = "segmentation_head.head.4" if decoder == "DPT" else "segmentation_head.0"
+    left = {name for name in matrices - found if not name.startswith("encoder.")}
+    assert left - {"decoder.reassemble_blocks.3.upsample"} == {last}  # three of DPT's four are transposed
+    assert any(name.startswith("encoder.") for name in found)
 
 
 def test_diffusers_attention() -> None:

@@ -32,16 +32,16 @@ from snella.errors import UserError
 from snella.report.figures import confusion_figure
 from snella.report.overlays import Example, overlays_figure, painted
 from snella.report.tables import area_table, region_table
-from snella.tasks.backbone import BackboneSpec
 from snella.tasks.interface import Prediction
 from snella.tasks.segmenter import (
     Segmenter,
     SegmenterSpec,
     build_segmenter,
     check_segmenter,
+    loading_hint_segmenter,
     preprocessing_of_segmenter,
+    save_merged_segmenter,
 )
-from snella.tasks.segmenter_export import save_segmenter
 from snella.tasks.windows import windowed_logits
 
 METRICS = {"miou": "mIoU", "mdice": "mDice", "pixel_accuracy": "pixel accuracy"}
@@ -329,7 +329,7 @@ def few(images: MaskedImages, count: int) -> MaskedImages:
 
 
 def make_spec(config: TrainConfig, num_classes: int) -> SegmenterSpec:
-    return SegmenterSpec(BackboneSpec.of(config, num_classes), config.decoder, config.adapt_decoder)
+    return SegmenterSpec.of(config, num_classes)
 
 
 def spec_from(about: Mapping[str, Any]) -> SegmenterSpec:
@@ -379,12 +379,14 @@ def task_from(about: Mapping[str, Any]) -> Segment:
 
 
 def save_merged(model: Segmenter, folder: Path, about: Mapping[str, Any]) -> str:
-    return save_segmenter(
+    spec = spec_from(about)
+    save_merged_segmenter(
         model,
         folder,
-        spec=spec_from(about),
+        spec=spec,
         classes=about["classes"],
-        code=MaskCode.from_dict(about["masks"]),
+        values=about["masks"]["values"],
         palette=about["palette"],
         preprocessing=Preprocessing.from_dict(about["preprocessing"]),
     )
+    return loading_hint_segmenter(spec, folder)

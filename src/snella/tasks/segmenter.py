@@ -1,50 +1,63 @@
-"""Segmenters: a pre-trained backbone with a decoder that makes a map of classes.
+"""The model that gives each pixel a class: a pre-trained encoder, a decoder, and how both are kept.
 
-backbone ─┬─ plain ViT ............... plain: two convolutions; dpt
-          ├─ several scales .......... unet, fpn, upernet, segformer (segmentation-models-pytorch)
-          └─ hf:NAME ................. a segmenter of transformers, with the decoder that it has
+backbone ─┬─ plain ViT ......... plain (two convolutions, `plain_head`) or dpt
+          ├─ with a pyramid .... unet, fpn, upernet or segformer (`segmenter_smp`)
+          └─ hf:NAME ........... the decoder that it comes with (`segmenter_transformers`)
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import Any
+import difflib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
 
-import timm
+import timm.models
 import torch
 import torch.nn.functional as F
+from timm.models import Beit, Eva, VisionTransformer
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
+from snella.config import Decoder, TrainConfig
 from snella.data.transforms import Preprocessing
 from snella.errors import UserError
-from snella.tasks import bundled, timm_backbone, transformers_backbone
+from snella.export import MERGED_TOLERANCE, beside, check_free, save_transformers
+from snella.tasks import bundled, segmenter_smp, segmenter_transformers, timm_backbone, transformers_backbone
 from snella.tasks.backbone import HF, BackboneSpec, build_backbone, check_backbone_name, logits_of, preprocessing_of
-from snella.tasks.pretrained import one_line
-from snella.tasks.transformers_backbone import SEGMENTER
+from snella.tasks.plain_head import PlainSegmentation
 
-# decoder -> class of segmentation-models-pytorch
-SMP = {"unet": "Unet", "fpn": "FPN", "upernet": "UPerNet", "segformer": "Segformer", "dpt": "DPT"}
-FOR_VITS = ("plain", "dpt")  # the others need features of several scales
-PLAIN_WIDTH = 256  # channels between the plain decoder's two convolutions
-PLAIN_PARTS = 4  # a patch's side in the plain decoder's logits: finer than 1, since tokens know more than one class
+PLAIN_MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva", "beit")  # of timm
+PLAIN_CLASSES = (VisionTransformer, Eva, Beit)  # what these make
+PLAIN_DECODERS = ("plain", "dpt")
+PYRAMID_DECODERS = ("unet", "fpn", "upernet", "segformer")
+PREPROCESSING_FILE = "preprocessing.json"
+PROGRAM_FILE = "model.pt2"
 
 
 @dataclass(frozen=True)
 class SegmenterSpec:
-    """What is needed to build the same segmenter again; saved with the adapter.
+    """What is needed to build the same model again; saved with the adapter.
 
     Args:
-        backbone: its `num_classes` is the number of classes K of a pixel.
-        decoder: None: plain for plain ViTs, unet for other backbones; transformers' models have their own.
-        adapt_decoder: the decoder's layers are tuned as the backbone's are; only the last one is trained fully.
+        backbone: the encoder, with K as its `num_classes`; for `hf:` the whole model.
+        decoder: one of `config.Decoder`; None: plain for plain ViTs, unet for encoders with features of several
+            scales. `hf:` models bring their own.
+        adapt_decoder: adapt the decoder's layers as the encoder's are, and train only its norms and its last layer as a
+            whole.
     """
 
     backbone: BackboneSpec
     decoder: str | None = None
     adapt_decoder: bool = False
+
+    @classmethod
+    def of(cls, config: TrainConfig, num_classes: int) -> SegmenterSpec:
+        """The model that a run's settings ask for."""
+        return cls(BackboneSpec.of(config, num_classes), config.decoder, config.adapt_decoder)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SegmenterSpec:
@@ -56,213 +69,264 @@ class Segmenter(nn.Module):
     """Images (b, 3, h, w) -> logits (b, K, h, w).
 
     Args:
-        net: the model; its logits may be coarser than its input.
-        heads: names of its modules that are trained fully.
-        multiple: the sides that it takes; images are padded to them and the logits cut back.
-        pretrained_cfg: timm's configuration of the backbone's weights.
+        net: images to scores of any size.
+        trained: names, in `net`, of the layers that train as a whole.
+        stride: h and w are filled up with zeros, right and below, to multiples of it.
+
+    Example:
+        >>> spec = SegmenterSpec(BackboneSpec("resnet18", True, None, None, num_classes=5), "unet")
+        >>> build_segmenter(spec)(torch.rand(2, 3, 250, 300)).shape
+        torch.Size([2, 5, 250, 300])
     """
 
-    def __init__(
-        self,
-        net: nn.Module,
-        heads: tuple[str, ...],
-        *,
-        multiple: int = 1,
-        pretrained_cfg: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, net: nn.Module, *, trained: Sequence[str], stride: int = 1) -> None:
         super().__init__()
         self.net = net
-        self.pretrained_cfg = pretrained_cfg
-        self.multiple = multiple
-        self._heads = heads
+        self.trained = tuple(trained)
+        self.stride = stride
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % self.stride, 0, -height % self.stride))
+        scores = logits_of(self.net(images))
+        if scores.shape[-2:] != images.shape[-2:]:
+            scores = F.interpolate(scores, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        return scores[..., :height, :width]
 
     def get_classifier(self) -> tuple[nn.Module, ...]:
-        """The modules that are trained fully, under the name that timm's classifiers have for theirs."""
-        return tuple(self.net.get_submodule(name) for name in self._heads)
-
-    def forward(self, images: Tensor) -> Tensor:
-        h, w = images.shape[-2:]
-        padded = F.pad(images, (0, -w % self.multiple, 0, -h % self.multiple))
-        logits = logits_of(self.net(padded))
-        if logits.shape[-2:] != padded.shape[-2:]:
-            logits = F.interpolate(logits, size=padded.shape[-2:], mode="bilinear", align_corners=False)
-        return logits[..., :h, :w]
-
-
-class PlainDecoder(nn.Sequential):
-    """Two convolutions on patch tokens: (b, d, gh, gw) -> (b, K, 4 gh, 4 gw).
-
-    The first one makes 256 channels, batch-normed; of these the second one says the classes of 4 x 4 parts of a patch.
-    """
-
-    def __init__(self, width: int, num_classes: int) -> None:
-        super().__init__(
-            nn.Conv2d(width, PLAIN_WIDTH, 3, padding=1, bias=False),
-            nn.BatchNorm2d(PLAIN_WIDTH),
-            nn.GELU(),
-            nn.Conv2d(PLAIN_WIDTH, num_classes * PLAIN_PARTS**2, 1),
-            nn.PixelShuffle(PLAIN_PARTS),
-        )
-
-
-class PlainSegmenter(nn.Module):
-    """A plain ViT of timm and `PlainDecoder` on its last tokens: (b, 3, h, w) -> (b, K, 4 h / patch, 4 w / patch)."""
-
-    def __init__(self, backbone: nn.Module, num_classes: int) -> None:
-        super().__init__()
-        self.backbone: Any = backbone
-        self.decoder = PlainDecoder(self.backbone.num_features, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        (tokens,) = self.backbone.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)
-        return self.decoder(tokens)
+        """What trains as a whole, whatever the method: the decoder's layers, or a few of them where it is adapted."""
+        return tuple(self.net.get_submodule(name) for name in self.trained)
 
 
 def check_segmenter(spec: SegmenterSpec) -> None:
-    """Refuse what cannot be built; builds no weights and downloads nothing.
+    """Refuse what cannot be built; builds and downloads nothing.
 
     Raises:
-        UserError: as `check_backbone_name`; a decoder that does not go with the backbone; a missing package.
+        UserError: an unknown decoder, or one that does not go with the backbone; as `check_backbone_name`; a package
+            is missing.
     """
+    name, decoder = spec.backbone.name, spec.decoder
+    if decoder is not None and decoder not in get_args(Decoder):
+        near = difflib.get_close_matches(decoder, get_args(Decoder), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"decoder {decoder!r} is unknown{hint}; choose from {', '.join(get_args(Decoder))}")
+    if name.startswith(HF) and decoder is not None:
+        raise UserError(f"--decoder {decoder} does not go with {name}, which brings its own; leave it out")
     check_backbone_name(spec.backbone)
-    name = spec.backbone.name
     if name.startswith(HF):
-        if spec.decoder is not None:
-            raise UserError(f"--decoder {spec.decoder} does not go with {name}: it has a decoder of its own")
         return
-    architecture = bundled.ARCHITECTURE if name == bundled.FOCUS else name
-    if not architecture.startswith(timm_backbone.SOURCES):  # those are known only once their files are read
-        with torch.device("meta"):
-            decoder = _decoder(spec, timm.create_model(architecture))
-        if decoder != "plain" and find_spec("segmentation_models_pytorch") is None:
-            raise UserError(f"decoder {decoder} needs segmentation-models-pytorch; run: pip install 'snella[segment]'")
+    plain = _plain_by_name(name)
+    if plain is not None:
+        decoder = _decoder(spec, plain)
+    if decoder is not None and decoder != "plain":
+        segmenter_smp.check_package(decoder)
 
 
 def build_segmenter(spec: SegmenterSpec) -> Segmenter:
-    """Build the segmenter: images (b, 3, s, s) -> logits (b, K, s, s).
-
-    What is drawn comes from the seed: the decoder, and everything where no weights are loaded.
+    """Build the model; it is a function of `spec` and the weights, as `build_backbone` is.
 
     Raises:
-        UserError: as `check_segmenter`; weights that cannot be had or do not fit; a size that the model cannot take.
+        UserError: as `check_segmenter` and `build_backbone`; an encoder that the decoder cannot use.
     """
     check_segmenter(spec)
+    backbone = spec.backbone
+    if backbone.name.startswith(HF):
+        return _build_transformers(spec)
+    name = bundled.ARCHITECTURE if backbone.name == bundled.FOCUS else backbone.name
+    outline = timm_backbone.outline(name)
+    plain = isinstance(outline, PLAIN_CLASSES)
+    decoder = _decoder(spec, plain)
+    if decoder == "plain":
+        encoder = build_backbone(backbone)
+        torch.manual_seed(backbone.seed)
+        net = PlainSegmentation(encoder, backbone.num_classes)
+        return Segmenter(net, trained=_trained(net, ["decoder"], spec.adapt_decoder))
+    segmenter_smp.check_package(decoder)
+    size = backbone.image_size or (bundled.DEFAULT_SIZE if backbone.name == bundled.FOCUS else None)
+    size = segmenter_smp.fixed_size(decoder, name, outline, size)
+    net = segmenter_smp.build(
+        decoder,
+        name,
+        build_backbone(replace(backbone, image_size=size)),
+        num_classes=backbone.num_classes,
+        image_size=size,
+        drop_path=backbone.drop_path,
+        seed=backbone.seed,
+    )
+    trained = _trained(net, ["decoder", "segmentation_head"], spec.adapt_decoder)
+    return Segmenter(net, trained=trained, stride=1 if size else segmenter_smp.STRIDE)
+
+
+def preprocessing_of_segmenter(spec: SegmenterSpec, model: Segmenter) -> Preprocessing:
+    """The preprocessing of the encoder's pre-training, at the size asked for; `model` is what was built."""
+    net: Any = model.net
     if spec.backbone.name.startswith(HF):
-        model = _from_transformers(spec)
-    else:
-        backbone: Any = build_backbone(spec.backbone)
-        decoder = _decoder(spec, backbone)
-        torch.manual_seed(spec.backbone.seed)  # so that the decoder does not depend on what the backbone has drawn
-        if decoder == "plain":
-            backbone.reset_classifier(0)
-            net = PlainSegmenter(backbone, spec.backbone.num_classes)
-            heads = ("decoder.3",) if spec.adapt_decoder else ("decoder",)
-            model = Segmenter(net, heads, pretrained_cfg=backbone.pretrained_cfg)
-        else:
-            model = _from_smp(spec, decoder, backbone)
-    return model
+        return preprocessing_of(spec.backbone, net)
+    return preprocessing_of(spec.backbone, net.encoder if isinstance(net, PlainSegmentation) else net.encoder.model)
 
 
-def preprocessing_of_segmenter(spec: SegmenterSpec, model: Any) -> Preprocessing:
-    """The preprocessing of the backbone's pre-training, at the size asked for."""
-    return preprocessing_of(spec.backbone, model.net if spec.backbone.name.startswith(HF) else model)
+def save_merged_segmenter(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    spec: SegmenterSpec,
+    classes: Sequence[str],
+    values: Sequence[int],
+    palette: Sequence[Sequence[int]] | None,
+    preprocessing: Preprocessing,
+    overwrite: bool = False,
+) -> Path:
+    """Write a folder that loads without this package (see `loading_hint_segmenter`).
+
+    Beside the weights lies `preprocessing.json`: image size, normalisation, what sides must be a multiple of, and
+    for each class its name, its value in the masks and its colour. The model is loaded again and must give the same
+    logits before the folder is put in place.
+
+    Args:
+        model: without adapters; left in eval mode.
+        folder: the folder to make. With `overwrite` files of the same names in it are replaced, others are kept.
+        spec: what it was built from.
+        classes, values: K names, and K values of pixels in masks, in the order of the logits.
+        palette: K colours (red, green, blue), 0 to 255; None for none.
+        preprocessing: of the images that the model was tuned on.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: the folder exists and is not empty, or what was written gives other logits (by more than 1e-4).
+    """
+    assert isinstance(model, Segmenter)
+    folder = check_free(folder, overwrite)
+    model.eval()
+    about = {
+        **preprocessing.to_dict(),
+        "multiple_of": model.stride,
+        "classes": list(classes),
+        "values": [int(value) for value in values],
+        "palette": None if palette is None else [list(map(int, colour)) for colour in palette],
+    }
+    with beside(folder) as temporary:
+        _save(model, temporary, spec, classes, preprocessing)
+        (temporary / PREPROCESSING_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        _check_reload(model, temporary, spec, preprocessing.image_size)
+        folder.mkdir(exist_ok=True)
+        for file in temporary.iterdir():
+            os.replace(file, folder / file.name)
+    return folder
 
 
-def is_plain_vit(backbone: Any) -> bool:
-    """Whether a timm model has features of one scale, as plain ViTs do."""
-    scales = {info["reduction"] for info in backbone.feature_info}
-    return hasattr(backbone, "patch_embed") and len(scales) == 1
+def loading_hint_segmenter(spec: SegmenterSpec, folder: str | os.PathLike[str]) -> str:
+    """The call that loads what `save_merged_segmenter` wrote there."""
+    if spec.backbone.name.startswith(HF):
+        return f'transformers.{segmenter_transformers.SEGMENTER.auto}.from_pretrained("{folder}")'
+    if (file := Path(folder) / PROGRAM_FILE).exists():
+        return f'torch.export.load("{file}").module()'
+    return f'segmentation_models_pytorch.from_pretrained("{folder}")'
 
 
-def _decoder(spec: SegmenterSpec, backbone: Any) -> str:
-    """The decoder to build, or why the one asked for does not go with the backbone."""
-    name, plain = spec.backbone.name, is_plain_vit(backbone)
-    fitting = FOR_VITS if plain else tuple(decoder for decoder in SMP if decoder not in FOR_VITS)
+# ---- parts
+
+
+def _plain_by_name(name: str) -> bool | None:
+    """Whether it is a plain ViT; None where only the hub knows."""
+    if name == bundled.FOCUS:
+        return True
+    if name.startswith("local-dir:"):
+        with open(os.path.join(name.removeprefix("local-dir:"), "config.json"), encoding="utf-8") as file:
+            name = json.load(file).get("architecture", "")
+    if name.startswith("hf-hub:") or not timm.models.is_model(name):
+        return None
+    return timm.models.is_model_in_modules(name, PLAIN_MODULES)
+
+
+def _decoder(spec: SegmenterSpec, plain: bool) -> str:
+    fitting = PLAIN_DECODERS if plain else PYRAMID_DECODERS
     decoder = spec.decoder or fitting[0]
     if decoder not in fitting:
-        scales = "one scale" if plain else "several scales"
+        kind = "a plain ViT, whose features have one scale" if plain else "no plain ViT"
         raise UserError(
-            f"decoder {decoder} does not go with {name}, whose features have {scales}; use {', '.join(fitting)}"
+            f"--decoder {decoder} does not go with {spec.backbone.name}, {kind}; use {' or '.join(fitting)}"
         )
     return decoder
 
 
-def _from_smp(spec: SegmenterSpec, decoder: str, backbone: Any) -> Segmenter:
-    """A model of segmentation-models-pytorch whose encoder has the backbone's tensors."""
-    import segmentation_models_pytorch as smp
+def _trained(net: nn.Module, decoder: Sequence[str], adapt: bool) -> list[str]:
+    """The names of the decoder's layers that train as a whole: all, or, where the rest is adapted, norms and the last.
 
-    name, size = spec.backbone.name, spec.backbone.image_size
-    options: dict[str, Any] = {"drop_path_rate": spec.backbone.drop_path} if spec.backbone.drop_path else {}
-    fixed = backbone.pretrained_cfg.get("fixed_input_size", False)
-    if fixed:
-        options["img_size"] = _input_size(backbone)
-    if decoder == "dpt":
-        backbone.reset_classifier(0)
-        options |= {"num_classes": 0, "decoder_readout": "cat" if backbone.num_prefix_tokens else "ignore"}
-    try:
-        net = getattr(smp, SMP[decoder])(
-            f"tu-{backbone.pretrained_cfg['architecture']}",
-            encoder_weights=None,
-            classes=spec.backbone.num_classes,
-            **options,
-        )
-        _carry_over(backbone, net.encoder.model)
-        heads = ("segmentation_head",) if spec.adapt_decoder else ("decoder", "segmentation_head")
-        multiple = 1 if fixed else net.encoder.output_stride
-        model = Segmenter(net, heads, multiple=multiple, pretrained_cfg=backbone.pretrained_cfg)
-        side = size or _input_size(backbone)
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, side, side))
-    except (ValueError, RuntimeError, TypeError, AssertionError, KeyError) as error:
-        raise UserError(
-            f"{name} at image size {size or 'None'} cannot have decoder {decoder} ({one_line(error)})"
-        ) from error
-    return model.train()
-
-
-def _input_size(backbone: Any) -> int:
-    size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
-    return size[0] if size else backbone.pretrained_cfg["input_size"][-1]
-
-
-def _carry_over(backbone: nn.Module, encoder: nn.Module) -> None:
-    """Give the encoder, the backbone as timm makes it for its features alone, the backbone's tensors.
-
-    timm keeps the names, puts the model inside another one, or joins the parts of a list: stages.0 to stages_0.
+    Layers and not the modules that they are in: PEFT merges only what has a weight of its own. Norms train in any case,
+    since their statistics are new, and PEFT saves those of what trains alone.
     """
-    source = backbone.state_dict()
-    state = {}
-    for name, tensor in encoder.state_dict().items():
-        places = (name, name.removeprefix("model."), re.sub(r"^([a-z_]+)_(\d+)\.", r"\1.\2.", name))
-        found = next((source[place] for place in places if place in source), None)
-        if found is None or found.shape != tensor.shape:
-            raise ValueError(f"its features need a tensor {name} that the backbone does not have")
-        state[name] = found
-    encoder.load_state_dict(state)
+    layers = {
+        f"{part}.{name}" if name else part: layer
+        for part in decoder
+        for name, layer in net.get_submodule(part).named_modules()
+        if next(layer.parameters(recurse=False), None) is not None
+    }
+    if not adapt:
+        return list(layers)
+    convolutions = [name for name, layer in layers.items() if isinstance(layer, nn.Conv2d)]
+    last = [name for name in convolutions if "classifier" in name.split(".")] or convolutions[-1:]
+    norms = [name for name, layer in layers.items() if isinstance(layer, _NormBase | nn.GroupNorm | nn.LayerNorm)]
+    return [*norms, *last]
 
 
-def _from_transformers(spec: SegmenterSpec) -> Segmenter:
-    b = spec.backbone
-    net: Any = transformers_backbone.build(
-        b.name.removeprefix(HF),
-        kind=SEGMENTER,
-        pretrained=b.pretrained,
-        image_size=b.image_size,
-        num_classes=b.num_classes,
-        drop_path=b.drop_path,
-        seed=b.seed,
+def _build_transformers(spec: SegmenterSpec) -> Segmenter:
+    backbone = spec.backbone
+    net = transformers_backbone.build(
+        backbone.name.removeprefix(HF),
+        pretrained=backbone.pretrained,
+        image_size=backbone.image_size,
+        num_classes=backbone.num_classes,
+        drop_path=backbone.drop_path,
+        seed=backbone.seed,
+        kind=segmenter_transformers.SEGMENTER,
     )
-    encoder = {net.base_model_prefix, "backbone"}
-    heads = tuple(
-        name for name, part in net.named_children() if name not in encoder and any(True for _ in part.parameters())
-    )
-    if spec.adapt_decoder:
-        last = [
-            name for name, part in net.named_modules() if name.startswith(heads) and _outputs(part) == b.num_classes
-        ]
-        heads = (last[-1],)
-    return Segmenter(net, heads)
+    return Segmenter(net, trained=_trained(net, segmenter_transformers.decoder_parts(net), spec.adapt_decoder))
 
 
-def _outputs(layer: nn.Module) -> int | None:
-    return layer.out_channels if isinstance(layer, nn.Conv2d) else getattr(layer, "out_features", None)
+# ---- files
+
+
+def _save(model: Segmenter, folder: Path, spec: SegmenterSpec, classes: Sequence[str], p: Preprocessing) -> None:
+    net: Any = model.net
+    if spec.backbone.name.startswith(HF):
+        save_transformers(net, folder, classes, segmenter_transformers.processor(p))
+    elif isinstance(net, PlainSegmentation) or not segmenter_smp.loads_with_smp(net):
+        weight = next(model.parameters())
+        images = torch.zeros(2, 3, p.image_size, p.image_size).to(weight)  # one image would be taken for a fixed size
+        program = torch.export.export(model, (images,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
+        torch.export.save(program, folder / PROGRAM_FILE)
+    else:
+        segmenter_smp.save(net, folder)
+
+
+def _load(folder: Path, spec: SegmenterSpec) -> nn.Module:
+    if spec.backbone.name.startswith(HF):
+        with transformers_backbone.quiet():
+            return segmenter_transformers.SEGMENTER.library_class.from_pretrained(folder).eval()
+    if (folder / PROGRAM_FILE).exists():
+        return torch.export.load(folder / PROGRAM_FILE).module()
+    return segmenter_smp.load(folder).eval()
+
+
+@torch.no_grad()
+def _check_reload(model: Segmenter, folder: Path, spec: SegmenterSpec, image_size: int) -> None:
+    weight = next(model.parameters())
+    try:
+        loaded = _load(folder, spec).to(device=weight.device, dtype=weight.dtype)
+    except RuntimeError as error:  # weights that do not fit the configuration
+        reason = str(error).splitlines()[0]
+        raise UserError(f"nothing was written: the merged {spec.backbone.name} does not load ({reason})") from error
+    size = image_size + -image_size % model.stride  # what the library's own model takes
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(weight)
+    expected = model(images)
+    found = logits_of(loaded(images))
+    if found.shape != expected.shape:
+        found = F.interpolate(found, size=expected.shape[-2:], mode="bilinear", align_corners=False)
+    difference = (found - expected).abs().max().item()
+    if not difference <= MERGED_TOLERANCE:
+        raise UserError(
+            f"nothing was written: the merged {spec.backbone.name} loads with logits that differ by "
+            f"{difference:.1e} (allowed: {MERGED_TOLERANCE})"
+        )

@@ -70,7 +70,7 @@ def build(
         UserError: weights that cannot be had or do not fit, a size or a drop-path that the model cannot take.
     """
     if name.startswith("hf-hub:"):
-        require_hub(name.removeprefix("hf-hub:"), remedy="name a local copy, local-dir:FOLDER, or another backbone")
+        _require_named(name)
     options: dict[str, Any] = {"num_classes": num_classes}
     if drop_path:
         options["drop_path_rate"] = drop_path
@@ -84,15 +84,34 @@ def build(
     return _from_file(name, options, checkpoint, seed)
 
 
+def outline(name: str) -> Any:
+    """The model that the name stands for without weights, in no memory where timm can: its class, stages and sizes.
+
+    Raises:
+        UserError: a name on a hub that cannot be reached.
+    """
+    if name.startswith("hf-hub:"):
+        _require_named(name)
+    try:
+        with torch.device("meta"):
+            return _create(name, {"num_classes": 0})
+    except (RuntimeError, NotImplementedError):  # an architecture that computes with what it draws
+        return _create(name, {"num_classes": 0})
+
+
 def preprocessing_of(model: nn.Module) -> Preprocessing:
     """What the model's weights were trained with, at that size."""
     config = timm.data.resolve_model_data_config(model)
     return Preprocessing(
         image_size=config["input_size"][-1],
-        mean=config["mean"],
-        std=config["std"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
         interpolation=config["interpolation"],
     )
+
+
+def _require_named(name: str) -> None:
+    require_hub(name.removeprefix("hf-hub:"), remedy="name a local copy, local-dir:FOLDER, or another backbone")
 
 
 def _choices(architecture: str, known: list[str]) -> str:

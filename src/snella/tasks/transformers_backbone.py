@@ -1,4 +1,4 @@
-"""Backbones from transformers: image classifiers and segmenters, by hub name or from a local folder."""
+"""Models from transformers, by hub name or from a local folder: image classifiers, or another `Kind`."""
 
 from __future__ import annotations
 
@@ -23,21 +23,33 @@ from snella.tasks.pretrained import check_input_size, one_line, require_hub
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-
-@dataclass(frozen=True)
-class Kind:
-    """What a model of transformers is for."""
-
-    auto: str  # transformers' class that finds the model
-    noun: str
-    heads: tuple[str, ...]  # parts whose tensors may be missing from a file: they are made anew
-
-
-CLASSIFIER = Kind("AutoModelForImageClassification", "image classifier", ("classifier",))
-SEGMENTER = Kind("AutoModelForSemanticSegmentation", "semantic segmenter", ("classifier", "head", "neck", "fpn"))
 REMEDY = "name a local folder, hf:FOLDER, or another backbone"
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What transformers makes of a configuration.
+
+    Args:
+        auto: name of its class for such models.
+        what: such a model, in words, with its article.
+        head: regular expression of the tensors that need not be in a file, since they are trained anew.
+    """
+
+    auto: str
+    what: str
+    head: str
+
+    @property
+    def library_class(self) -> Any:
+        import transformers
+
+        return getattr(transformers, self.auto)
+
+
+CLASSIFIER = Kind("AutoModelForImageClassification", "an image classifier", r".*classifier.*")
 
 
 def check_name(name: str) -> None:
@@ -58,12 +70,12 @@ def check_name(name: str) -> None:
 def build(
     name: str,
     *,
-    kind: Kind = CLASSIFIER,
     pretrained: bool,
     image_size: int | None,
     num_classes: int,
     drop_path: float,
     seed: int,
+    kind: Kind = CLASSIFIER,
 ) -> nn.Module:
     """The model of that kind in float32 with `num_classes` labels.
 
@@ -76,7 +88,7 @@ def build(
     """
     if not os.path.isdir(name):
         require_hub(name, remedy=REMEDY)
-    with _quiet():
+    with quiet():
         config = _config(name, num_classes, drop_path)
         if image_size is not None:
             _check_size(config, name, image_size, kind)
@@ -85,28 +97,28 @@ def build(
             return _from_config(_at_size(config, image_size), name, kind)
         model = _load(config, name, kind)
         if image_size is not None and not _takes(model, image_size):
-            model = _resized(model, image_size)
+            model = _resized(model, name, image_size)
         return model
 
 
 def preprocessing_of(name: str, model: nn.Module) -> Preprocessing:
-    """That of the model's image processor; ImageNet's normalisation, with a warning, where it has none."""
+    """That of the model's image processor; ImageNet's normalisation, with a warning, where it has none.
+
+    The size is the model's own, else the processor's, else 224.
+    """
     from transformers import AutoImageProcessor
 
     size = getattr(model.config, "image_size", None)
-    size = size[0] if isinstance(size, (list, tuple)) else size
+    size = size if isinstance(size, int | None) else size[0]
     try:
-        with _quiet():
+        with quiet():
             processor: Any = AutoImageProcessor.from_pretrained(name)
-        if size is None:  # a model that takes any size
-            size = dict(getattr(processor, "size", None) or {}).get("height")
-        size = size or 224
     except (OSError, ValueError):
-        size = size or 224
         _log.warning("hf:%s has no preprocessor_config.json; images are normalised with ImageNet's mean and std", name)
-        return Preprocessing(size)
+        return Preprocessing(size or 224)
+    sides: Any = getattr(processor, "crop_size", None) or processor.size
     return Preprocessing(
-        image_size=size,
+        image_size=size or sides.get("height") or sides.get("shortest_edge") or 224,
         mean=tuple(processor.image_mean),
         std=tuple(processor.image_std),
         interpolation=Resampling(int(processor.resample)).name.lower(),
@@ -121,37 +133,45 @@ def _config(name: str, num_classes: int, drop_path: float) -> PretrainedConfig:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"hf:{name} cannot be loaded ({one_line(error)}); {REMEDY}") from error
     config.num_labels = num_classes
-    if getattr(config, "use_auxiliary_head", False):
-        config.use_auxiliary_head = False  # it serves the model's own loss alone
-    if drop_path and not hasattr(config, "drop_path_rate"):
+    if hasattr(config, "use_auxiliary_head"):
+        config.use_auxiliary_head = False  # it serves a loss that only the library computes
+    part = _part(config, "drop_path_rate")
+    if part is not None:
+        part.drop_path_rate = drop_path  # 0 too: Swin's and BEiT's own is 0.1
+    elif drop_path:
         raise UserError(f"backbone hf:{name} has no drop-path; leave --drop-path at 0")
-    if hasattr(config, "drop_path_rate"):
-        config.drop_path_rate = drop_path  # 0 too: Swin's and BEiT's own is 0.1
     return config
+
+
+def _part(config: PretrainedConfig, setting: str) -> Any:
+    """The configuration that has this setting: the model's, or that of the backbone inside; None if neither has it."""
+    parts: list[Any] = [config, getattr(config, "backbone_config", None)]
+    return next((part for part in parts if hasattr(part, setting)), None)
 
 
 def _at_size(config: PretrainedConfig, image_size: int | None) -> PretrainedConfig:
     config = copy.deepcopy(config)
-    if image_size is not None and hasattr(config, "image_size"):
-        config.image_size = image_size
+    part = _part(config, "image_size")
+    if image_size is not None and part is not None:
+        part.image_size = image_size
     return config
 
 
 def _from_config(config: PretrainedConfig, name: str, kind: Kind) -> PreTrainedModel:
     try:
-        return _auto(kind).from_config(config, dtype=torch.float32)
+        return kind.library_class.from_config(config, dtype=torch.float32)
     except ValueError as error:
-        raise UserError(f"hf:{name} ({config.model_type}) is no {kind.noun}; {REMEDY}") from error
+        raise _refusal(error, config, name, kind) from error
 
 
-def _auto(kind: Kind) -> Any:
-    import transformers
-
-    return getattr(transformers, kind.auto)
+def _refusal(error: Exception, config: PretrainedConfig, name: str, kind: Kind) -> UserError:
+    if "Unrecognized configuration" in str(error):
+        return UserError(f"hf:{name} ({config.model_type}) is not {kind.what}; {REMEDY}")
+    return UserError(f"hf:{name} cannot be loaded ({one_line(error)}); {REMEDY}")
 
 
 def _check_size(config: PretrainedConfig, name: str, image_size: int, kind: Kind) -> None:
-    own_size = getattr(config, "image_size", None)
+    own_size = getattr(_part(config, "image_size"), "image_size", None)
     try:
         check_input_size(_from_config(_at_size(config, image_size), name, kind), f"hf:{name}", image_size)
     except (RuntimeError, AssertionError, IndexError) as error:
@@ -161,13 +181,14 @@ def _check_size(config: PretrainedConfig, name: str, image_size: int, kind: Kind
 
 def _load(config: PretrainedConfig, name: str, kind: Kind) -> PreTrainedModel:
     try:
-        model, found = _auto(kind).from_pretrained(
+        model, found = kind.library_class.from_pretrained(
             name, config=config, ignore_mismatched_sizes=True, output_loading_info=True, dtype=torch.float32
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"hf:{name} cannot be loaded ({one_line(error)}); {REMEDY}") from error
-    missing = [key for key in found["missing_keys"] if not _in_head(key, kind)]
-    other = [key for key, *_ in found["mismatched_keys"] if not _in_head(key, kind)]
+        raise _refusal(error, config, name, kind) from error
+    head = re.compile(kind.head)
+    missing = [key for key in found["missing_keys"] if not head.fullmatch(key)]
+    other = [key for key, *_ in found["mismatched_keys"] if not head.fullmatch(key)]
     if missing or other:  # transformers would leave these random
         raise UserError(
             f"hf:{name} does not hold the weights of {type(model).__name__}: {len(missing)} are missing, "
@@ -175,22 +196,20 @@ def _load(config: PretrainedConfig, name: str, kind: Kind) -> PreTrainedModel:
         )
     if found["mismatched_keys"]:
         _log.warning("hf:%s: its head is dropped; a new one for %d classes is trained", name, config.num_labels)
+    elif found["missing_keys"]:
+        _log.warning("hf:%s has no such head; a new one for %d classes is trained", name, config.num_labels)
     return model
-
-
-def _in_head(key: str, kind: Kind) -> bool:
-    return any(head in key.split(".")[0] for head in kind.heads)
 
 
 def _takes(model: PreTrainedModel, image_size: int) -> bool:
     try:
         check_input_size(model, type(model).__name__, image_size)
-    except ValueError:  # what the models raise on another size than their own
+    except (ValueError, RuntimeError):  # what the models raise on another size than their own
         return False
     return True
 
 
-def _resized(model: PreTrainedModel, image_size: int) -> PreTrainedModel:
+def _resized(model: PreTrainedModel, name: str, image_size: int) -> PreTrainedModel:
     """The same model for another image size, with the position embeddings interpolated once and for all."""
     resized = type(model)(_at_size(model.config, image_size))
     state, shapes = model.state_dict(), {name: tensor.shape for name, tensor in resized.state_dict().items()}
@@ -200,12 +219,15 @@ def _resized(model: PreTrainedModel, image_size: int) -> PreTrainedModel:
         if key in state and interpolate is not None:
             with torch.no_grad():
                 state[key] = interpolate(torch.zeros(shapes[key]), image_size, image_size)
-    resized.load_state_dict(state)
+    try:
+        resized.load_state_dict(state)
+    except RuntimeError as error:  # position biases of another kind
+        raise UserError(f"hf:{name} takes its own image size only, {model.config.image_size}; use that") from error
     return resized.eval()
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """transformers' tables of what it did not load are replaced by our own line or error."""
     from transformers.utils import logging as library
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from snella.allocation import Importance, Schedule, budgets
@@ -56,9 +55,8 @@ class SnellaModel(BaseTuner):
             for module in filter(recomputable, model.modules()):
                 watch(module)
 
-    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
-        unload_trained(self.model, merge=merge, adapter_names=kwargs.get("adapter_names"))
-        model: nn.Module = super()._unload_and_optionally_merge(merge, *args, **kwargs)  # type: ignore[assignment]
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+        model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)  # type: ignore[assignment]
         for module in model.modules():
             unwatch(module)
         return model
@@ -202,20 +200,6 @@ class SnellaModel(BaseTuner):
     def load_allocator_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `allocator_state_dict` gave."""
         self._importance(self._trained()[0]).load_state_dict(state)
-
-
-def unload_trained(model: nn.Module, *, merge: bool = True, adapter_names: list[str] | None = None) -> None:
-    """Put the modules that are trained fully in the place of PEFT's wrappers.
-
-    PEFT does so itself, but asks each for a weight, which a module of several layers does not have.
-    """
-    for name, module in list(model.named_modules()):
-        if isinstance(module, ModulesToSaveWrapper):
-            parent, _, child = name.rpartition(".")
-            plain = module.unload_and_optionally_merge_module(
-                merge=merge, safe_merge=False, adapter_names=adapter_names
-            )
-            setattr(model.get_submodule(parent), child, plain)
 
 
 def _schedule(config: SnellaConfig, total_step: int) -> Schedule:

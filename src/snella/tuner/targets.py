@@ -13,27 +13,25 @@ from snella.errors import UserError
 
 @dataclass(frozen=True)
 class Family:
-    """Parts of one shape: class names of a package, and the layers to adapt below such a module."""
+    """Models of one shape: class names of a package, and the layers to adapt below such a module."""
 
     package: str
     classes: tuple[str, ...]
     pattern: str
 
 
-EVERY = ""  # in place of a pattern: each layer that can be adapted
-
 # Attention's q, k, v and output and both MLP layers, as published for ViT, Swin and ConvNeXt (there fc1 and fc2 only).
-FAMILIES = (
+_QKV = r"attn\.(qkv|[qkv]_proj|proj)"
+_HF_ATTENTION = r"attention\.([qkvo]_proj|(attention|self)\.(query|key|value)|output\.dense)"  # transformers 5, before
+_HF_MLP = r"mlp\.(fc\d|weights_in|weights_out)|(intermediate|output)\.dense"
+
+BACKBONES = (
     Family(
         "timm",
         ("VisionTransformer", "Eva", "Beit"),  # DeiT and DINOv2 are VisionTransformers, DINOv3 is an Eva
-        r"blocks\.\d+\.(attn\.(qkv|[qkv]_proj|proj)|mlp\.fc\d\w*)",
+        rf"blocks\.\d+\.({_QKV}|mlp\.fc\d\w*)",
     ),
-    Family(
-        "timm",
-        ("SwinTransformer", "SwinTransformerV2"),
-        r"layers\.\d+\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc\d)",
-    ),
+    Family("timm", ("SwinTransformer", "SwinTransformerV2"), rf"layers\.\d+\.blocks\.\d+\.({_QKV}|mlp\.fc\d)"),
     Family("timm", ("ConvNeXt",), r"stages\.\d+\.blocks\.\d+\.mlp\.fc\d"),
     Family("timm", ("ResNet",), r"layer\d\.\d+\.conv\d"),
     Family(
@@ -41,49 +39,80 @@ FAMILIES = (
         ("EfficientNet", "EfficientNetFeatures", "MobileNetV3", "MobileNetV3Features"),
         r"blocks\.\d+\.\d+\.conv(_pw|_pwl|_exp)?",
     ),
-    Family(  # one of the above as a list of its stages, whose class and dots are lost
+    Family(  # what is left of Swin, ConvNeXt and ResNet where only their features are asked for
         "timm",
         ("FeatureListNet", "FeatureDictNet"),
-        r"(layer\d\.\d+\.conv\d|(layers_\d+\.blocks|stages_\d+\.blocks)\.\d+\.(attn\.(qkv|proj)|mlp\.fc\d)"
-        r"|blocks\.\d+\.\d+\.conv(_pw|_pwl|_exp)?)",
+        rf"layers_\d+\.blocks\.\d+\.({_QKV}|mlp\.fc\d)|stages_\d+\.blocks\.\d+\.mlp\.fc\d|layer\d\.\d+\.conv\d",
     ),
     Family(
         "transformers",
         (
-            *("ViTModel", "DeiTModel", "BeitModel", "BeitBackbone", "DPTModel", "MobileViTModel", "SegformerModel"),
-            *("Dinov2Model", "Dinov2Backbone", "Dinov2WithRegistersModel", "Dinov2WithRegistersBackbone"),
-            *("SwinModel", "SwinBackbone", "Swinv2Model", "Swinv2Backbone"),
-            *("ConvNextModel", "ConvNextBackbone", "ConvNextV2Model", "ConvNextV2Backbone"),
+            *("ViTModel", "DeiTModel", "BeitModel", "Data2VecVisionModel", "DPTModel", "SwinModel", "Swinv2Model"),
+            *("Dinov2Model", "Dinov2WithRegistersModel", "BeitBackbone", "Dinov2Backbone", "SwinBackbone"),
+            *("Dinov2WithRegistersBackbone", "Swinv2Backbone"),
         ),
-        # the second half of each pair is what the layer was called before transformers 5
-        r"(\w+\.)+\d+\.(attention\.([qkvo]_proj|(attention|self)\.(query|key|value)|output\.dense)"
-        r"|mlp\.(fc\d|dense\d|weights_in|weights_out)|(intermediate|output)\.dense|pwconv\d)",
+        rf"(\w+\.)?(encoder\.)?layers?\.\d+\.(blocks\.\d+\.)?({_HF_ATTENTION}|{_HF_MLP})",
+    ),
+    Family(
+        "transformers",
+        ("SegformerModel",),
+        rf"(stages\.\d+\.blocks|encoder\.block\.\d+)\.\d+\.({_HF_ATTENTION}|mlp\.(fc|dense)\d)",
+    ),
+    Family(
+        "transformers",
+        ("ConvNextModel", "ConvNextV2Model", "ConvNextBackbone", "ConvNextV2Backbone"),
+        r"encoder\.stages\.\d+\.layers\.\d+\.pwconv\d",
+    ),
+    Family(
+        "transformers",
+        ("MobileViTModel",),
+        rf"encoder\.layer\.\d+\.transformer\.layer\.\d+\.({_HF_ATTENTION}|{_HF_MLP})",
     ),
     Family(
         "diffusers",
         ("ModelMixin",),
         r"(.*\.)?(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|ff(_context)?\.net\.(0\.proj|2))",
     ),
-    # Decoders. Where they are trained fully, among the modules to save, PEFT leaves them out of the targets.
-    Family("snella", ("PlainDecoder",), EVERY),
+)
+# All convolutions and linear layers but the last one and transposed convolutions. In a model whose head holds them they
+# train as a whole, and PEFT leaves them alone.
+DECODERS = (
+    Family("snella", ("PlainHead",), r"mix"),
+    Family("segmentation_models_pytorch", ("UnetDecoder",), r"(blocks\.\d+\.conv\d|center\.\d)\.0"),
+    Family("segmentation_models_pytorch", ("FPNDecoder",), r"p5|p\d\.skip_conv|seg_blocks\.\d+\.block\.\d+\.block\.0"),
     Family(
         "segmentation_models_pytorch",
-        ("UnetDecoder", "FPNDecoder", "UPerNetDecoder", "SegformerDecoder", "DPTDecoder"),
-        EVERY,
+        ("UPerNetDecoder",),
+        r"(psp\.(blocks\.\d+\.1|out_conv)|fpn_lateral_blocks\.\d+\.conv_norm_relu|fpn_conv_blocks\.\d+|fusion_block)\.0",
+    ),
+    Family("segmentation_models_pytorch", ("SegformerDecoder",), r"mlp_stage\.\d+\.linear|fuse_stage\.0"),
+    Family(
+        "segmentation_models_pytorch",
+        ("DPTDecoder",),
+        r"projection_blocks\.\d+\.project\.0|reassemble_blocks\.\d+\.project_to_(out_channel|feature_dim)"
+        r"|fusion_blocks\.\d+\.(residual_conv_block\d\.conv_\d|project)",
+    ),
+    Family("segmentation_models_pytorch", ("DPTSegmentationHead",), r"head\.0"),
+    Family("transformers", ("SegformerDecodeHead",), r"linear_(projections|c)\.\d+\.proj|linear_fuse"),
+    Family(
+        "transformers",
+        ("UperNetHead", "BeitUperHead", "Data2VecVisionUperHead"),
+        r"(psp_modules\.(\d+\.\d+|blocks\.\d+\.conv)|(psp_|fpn_)?bottleneck|(lateral|fpn)_convs\.\d+)\.conv(olution)?",
     ),
     Family(
         "transformers",
-        (
-            "SegformerDecodeHead",
-            "UperNetHead",
-            "DPTNeck",
-            "DPTSemanticSegmentationHead",
-            "BeitUperHead",
-            "MobileViTDeepLabV3",
-        ),
-        EVERY,
+        ("DPTNeck",),
+        r"reassemble_stage\.(layers\.\d+\.projection|readout_projects\.\d+\.0)|convs\.\d+"
+        r"|fusion_stage\.layers\.\d+\.(projection|residual_layer\d\.convolution\d)",
+    ),
+    Family("transformers", ("DPTSemanticSegmentationHead",), r"head\.0"),
+    Family(
+        "transformers",
+        ("MobileViTDeepLabV3",),  # without the dilated ones, which PEFT's LoRA gets wrong
+        r"aspp\.(convs\.(0|\d+\.conv_1x1)|project)\.convolution",
     ),
 )
+FAMILIES = BACKBONES + DECODERS
 
 
 def adaptable(module: nn.Module) -> bool:
@@ -117,8 +146,7 @@ def default_targets(model: nn.Module) -> str:
         family = next((family for family in FAMILIES if _belongs(module, family)), None)
         if family is not None:
             below.append(f"{path}." if path else "")
-            names = (re.escape(name) for name, part in module.named_modules() if name and adaptable(part))
-            patterns.append(re.escape(below[-1]) + f"(?:{family.pattern or '|'.join(names)})")
+            patterns.append(re.escape(below[-1]) + f"(?:{family.pattern})")
     if not patterns:
         raise UserError(
             f"no default targets for {type(model).__name__}; name them, "

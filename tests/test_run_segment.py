@@ -184,6 +184,17 @@ def test_what_cannot_be_trained_is_one_line(flags, expected, pairs, tmp_path, ca
     assert not (tmp_path / "run").exists()
 
 
+def test_a_last_batch_of_one_image_is_left_out_and_batches_of_one_are_refused(pairs, tmp_path, capsys):
+    """UPerNet has a batch norm over pooled images, which cannot be trained on one."""
+    flags = ("--backbone", "test_resnet", "--decoder", "upernet", "--epochs", "1")
+    assert train(pairs, tmp_path / "run", *flags, "--batch-size", "7") == 0  # of 8 images
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [1]
+    capsys.readouterr()
+    assert train(pairs, tmp_path / "one", *flags, "--batch-size", "1") == 2
+    assert "use --batch-size 2 or more" in capsys.readouterr().err
+
+
 def test_data_shows_the_shares_of_the_classes(pairs, capsys):
     assert main(["data", str(pairs)]) == 0
     shown = capsys.readouterr().out

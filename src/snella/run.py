@@ -181,6 +181,8 @@ def _batches(config: TrainConfig, data: ImageData, preprocessing: Preprocessing)
             shuffle=name == "train",
             seed=config.seed,
             workers=workers,
+            # one image alone is too little for a batch norm over it; in the next epoch it is another one
+            drop_last=name == "train" and 1 < config.batch_size < len(images) and len(images) % config.batch_size == 1,
         )
         for name, images in data.splits.items()
     }

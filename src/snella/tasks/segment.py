@@ -116,8 +116,18 @@ class Segment:
         self.cross_entropy, self.dice = "ce" in parts, _dice() if "dice" in parts else None
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """The training loss (0-d) in fp32; of a batch without a pixel that counts it is 0."""
-        logits, masks = model(batch["image"]).float(), batch["mask"]  # (b, K, s, s), (b, s, s)
+        """The training loss (0-d) in fp32; of a batch without a pixel that counts it is 0.
+
+        Raises:
+            UserError: one image alone, for a decoder with a batch norm over whole images.
+        """
+        masks = batch["mask"]  # (b, s, s)
+        try:
+            logits = model(batch["image"]).float()  # (b, K, s, s)
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                raise UserError("one image a batch is too little for the decoder; use --batch-size 2 or more") from None
+            raise
         total = logits.sum() * 0
         if self.cross_entropy:
             total = total + self._cross_entropy(logits, masks, self.label_smoothing)

@@ -7,6 +7,7 @@ backbone ─┬─ plain ViT ......... plain (two convolutions, `plain_head`) or
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import os
@@ -183,7 +184,7 @@ def save_merged_segmenter(
     logits before the folder is put in place.
 
     Args:
-        model: without adapters; left in eval mode.
+        model: without adapters; left as it is.
         folder: the folder to make. With `overwrite` files of the same names in it are replaced, others are kept.
         spec: what it was built from.
         classes, values: K names, and K values of pixels in masks, in the order of the logits.
@@ -198,7 +199,7 @@ def save_merged_segmenter(
     """
     assert isinstance(model, Segmenter)
     folder = check_free(folder, overwrite)
-    model.eval()
+    model = copy.deepcopy(model).cpu().eval()  # a program keeps the device that it was traced on
     about = {
         **preprocessing.to_dict(),
         "multiple_of": model.stride,
@@ -314,7 +315,7 @@ def _load(folder: Path, spec: SegmenterSpec) -> nn.Module:
 def _check_reload(model: Segmenter, folder: Path, spec: SegmenterSpec, image_size: int) -> None:
     weight = next(model.parameters())
     try:
-        loaded = _load(folder, spec).to(device=weight.device, dtype=weight.dtype)
+        loaded = _load(folder, spec).to(weight.dtype)
     except RuntimeError as error:  # weights that do not fit the configuration
         reason = str(error).splitlines()[0]
         raise UserError(f"nothing was written: the merged {spec.backbone.name} does not load ({reason})") from error

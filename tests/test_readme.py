@@ -29,10 +29,10 @@ def test_python_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_commands_exist_and_train_parses() -> None:
     lines = [line.split("#")[0] for snippet in snippets("bash") for line in snippet.splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("snella ")]
-    assert [command[0] for command in commands] == ["train", "evaluate", "predict"]
+    assert [command[0] for command in commands] == ["train", "evaluate", "predict", "train", "predict"]
     assert all(command[0] in COMMANDS for command in commands)
-    parsed = tyro.cli(Train, args=commands[0][1:])
-    assert parsed.config.data == "photos/"
+    trained = [tyro.cli(Train, args=command[1:]).config for command in commands if command[0] == "train"]
+    assert [(config.task, config.data) for config in trained] == [("classify", "photos/"), ("segment", "cells/")]
     makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
     for target in (shlex.split(line)[1] for line in lines if line.startswith("make ")):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)

@@ -245,6 +245,7 @@ def _finish(folder: Path, config: TrainConfig, ready: Prepared, result: FitResul
         read_rows(folder / "metrics.jsonl"),
         folder / "curves.png",
         metric=task.selection,
+        name=names[task.selection],
         higher_is_better=task.higher_is_better,
     )
     for kind, draw in task.figures(found["test"]).items():

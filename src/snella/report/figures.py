@@ -99,6 +99,7 @@ def training_curves_figure(
     path: str | os.PathLike[str],
     *,
     metric: str = "top1",
+    name: str | None = None,
     higher_is_better: bool = True,
 ) -> Path:
     """Draw the loss and a validation metric over the epochs, with the best epoch marked.
@@ -107,6 +108,7 @@ def training_curves_figure(
         rows: of metrics.jsonl: {"kind": "train", "step", "loss"} and {"kind": "val", "step", "epoch", metrics...}.
         path: file to write (its ending says the format); replaced if it is there.
         metric: the one that chooses the best epoch.
+        name: what to call it; None: the metric's own name.
         higher_is_better: whether it is the highest that is best.
 
     Returns:
@@ -139,7 +141,7 @@ def training_curves_figure(
     right.plot(epochs, scores, color=ORANGE, **line)
     right.plot(epochs[best], scores[best], "o", markersize=8, markerfacecolor="none", markeredgecolor=INK)
     _curve_axes(left, "loss", epochs[-1])
-    _curve_axes(right, f"validation {metric}", epochs[-1])
+    _curve_axes(right, f"validation {name or metric}", epochs[-1])
     left.legend(loc="upper right", fontsize=8, frameon=False, labelcolor="linecolor", handlelength=1.2)
     is_share = higher_is_better and all(0 <= score <= 1 for score in scores)
     if is_share:
@@ -148,7 +150,7 @@ def training_curves_figure(
     heading(
         figure,
         "How the training went",
-        f"best epoch: {epochs[best]} of {epochs[-1]}, with {value} {metric} on the validation images (circle)",
+        f"best epoch: {epochs[best]} of {epochs[-1]}, with {value} {name or metric} on the validation images (circle)",
     )
     return save_figure(figure, path)
 

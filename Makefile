@@ -26,7 +26,7 @@ demo: $(STAMP)
 	$(BIN)/snella evaluate $(RUN)
 	$(BIN)/snella predict $(RUN)
 
-# Each method at the learning rate that was best on val; the tables of the four stand one below the other.
+# Each method at the best of a few learning rates on val; the tables of the four stand one below the other.
 demo-segment: $(STAMP)
 	set -e; for run in snella:1e-2 lora:1e-3 linear:3e-3 full:3e-4; do \
 	  $(BIN)/snella train --recipe segment-demo --method $${run%:*} --lr $${run#*:} \

@@ -6,12 +6,12 @@ the files have them, in lists where sizes differ. K is the number of classes; IG
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +69,14 @@ class Evaluation:
     table: tuple[RegionRow, ...]  # a row per class
     confusion: Tensor  # (K, K) int64 on the CPU: true class x predicted class, in pixels
     examples: tuple[Example, ...]  # a few images with both masks
+
+
+class Batches(Protocol):
+    """Batches of images with masks, and how many there are."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]: ...
 
 
 class Segment:
@@ -142,7 +150,7 @@ class Segment:
         return F.cross_entropy(logits, masks, **options, reduction="sum") / counted.clamp(min=1e-12)
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Evaluation:
+    def evaluate(self, model: nn.Module, batches: Batches) -> Evaluation:
         """Metrics over all pixels of all images, at the masks' own resolution. The model is left in eval mode.
 
         mIoU and mDice are means over the classes that are there or predicted. Of two classes the second one is the
@@ -155,7 +163,7 @@ class Segment:
         confusion = MulticlassConfusionMatrix(len(self.classes), ignore_index=IGNORE, validate_args=False)
         loss, counted = 0.0, 0
         examples: list[Example] = []
-        shown = _spread(len(batches), EXAMPLES) if hasattr(batches, "__len__") else set()  # type: ignore[arg-type]
+        shown = _spread(len(batches), EXAMPLES)
         for number, batch in enumerate(batches):
             images, masks = batch["image"], batch["mask"]
             for i, (found, image, mask) in enumerate(zip(self._logits(model, images), images, masks, strict=True)):

@@ -10,7 +10,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from snella.tasks.classify import ClassRow
-    from snella.tasks.segment import RegionRow
+    from snella.tasks.regions import RegionRow
 
 NOTHING = "–"
 

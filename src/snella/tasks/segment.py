@@ -33,6 +33,7 @@ from snella.report.figures import confusion_figure
 from snella.report.overlays import Example, overlays_figure, painted
 from snella.report.tables import area_table, region_table
 from snella.tasks.interface import Prediction
+from snella.tasks.regions import RegionRow, region_rows
 from snella.tasks.segmenter import (
     Segmenter,
     SegmenterSpec,
@@ -47,18 +48,6 @@ from snella.tasks.windows import windowed_logits
 METRICS = {"miou": "mIoU", "mdice": "mDice", "pixel_accuracy": "pixel accuracy"}
 PICTURES: tuple[str, ...] = ("mask", "overlay")
 EXAMPLES = 4  # images of an evaluation that its figure shows
-
-
-@dataclass(frozen=True)
-class RegionRow:
-    """How one class fared over all pixels; fractions from 0 to 1, None where there is nothing to divide by."""
-
-    name: str
-    pixels: int  # of the class in the masks
-    iou: float | None  # None: neither there nor predicted
-    dice: float | None
-    recall: float | None  # None: not there
-    precision: float | None  # None: never predicted
 
 
 @dataclass(frozen=True)
@@ -252,28 +241,6 @@ class Segment:
         """The columns image, mask, overlay, and each class's pixels."""
         areas = {name: area["pixels"] for name, area in row["areas"].items()}
         return {name: value for name, value in row.items() if name != "areas"} | areas
-
-
-def region_rows(classes: Sequence[str], confusion: Tensor) -> tuple[RegionRow, ...]:
-    """The per-class figures of a confusion matrix (K, K) of pixels, true class x predicted class."""
-    hits = confusion.diagonal().tolist()
-    true = confusion.sum(dim=1).tolist()
-    predicted = confusion.sum(dim=0).tolist()
-    return tuple(
-        RegionRow(
-            name=name,
-            pixels=true[k],
-            iou=_share(hits[k], true[k] + predicted[k] - hits[k]),
-            dice=_share(2 * hits[k], true[k] + predicted[k]),
-            recall=_share(hits[k], true[k]),
-            precision=_share(hits[k], predicted[k]),
-        )
-        for k, name in enumerate(classes)
-    )
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
 
 
 def _mean(values: Sequence[float | None]) -> float:

@@ -67,9 +67,7 @@ def save_merged(
         else:
             _save_timm(model, temporary, spec, classes, preprocessing)
         _check_reload(model, temporary, spec, preprocessing.image_size)
-        folder.mkdir(exist_ok=True)
-        for file in temporary.iterdir():
-            os.replace(file, folder / file.name)
+        put_in_place(temporary, folder)
     return folder
 
 
@@ -168,6 +166,13 @@ def check_free(folder: str | os.PathLike[str], overwrite: bool) -> Path:
     if folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
         raise UserError(f"{folder} exists already; choose another name" + _or_overwrite(folder.is_dir()))
     return folder
+
+
+def put_in_place(temporary: Path, folder: Path) -> None:
+    """Move the files of a folder into another one, which is made where it is not there."""
+    folder.mkdir(exist_ok=True)
+    for file in temporary.iterdir():
+        os.replace(file, folder / file.name)
 
 
 @contextmanager

@@ -108,7 +108,12 @@ def class_weights(images: Images, classes: Sequence[str]) -> Tensor:
 
     A class without images gets weight 1.
     """
-    counts = torch.bincount(torch.tensor(images.labels, dtype=torch.int64), minlength=len(classes)).double()
+    return inverse_frequency(torch.bincount(torch.tensor(images.labels, dtype=torch.int64), minlength=len(classes)))
+
+
+def inverse_frequency(counts: Tensor) -> Tensor:
+    """Weights (K,) in inverse proportion to counts (K,), mean 1 over those above 0; 1 for the others."""
+    counts = counts.double()
     occurs = counts > 0
     weights = torch.where(occurs, 1 / counts.clamp(min=1), 0)
     weights = weights / weights[occurs].mean()

@@ -49,6 +49,7 @@ from snella.tasks.backbone import (
     preprocessing_of,
 )
 from snella.tasks.interface import Prediction
+from snella.tasks.regions import share
 
 METRICS = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced accuracy"}
 PICTURES: tuple[str, ...] = ()
@@ -226,16 +227,12 @@ def class_rows(classes: Sequence[str], confusion: Tensor) -> tuple[ClassRow, ...
         ClassRow(
             name=name,
             count=true[k],
-            recall=_share(hits[k], true[k]),
-            precision=_share(hits[k], predicted[k]),
-            f1=_share(2 * hits[k], true[k] + predicted[k]),
+            recall=share(hits[k], true[k]),
+            precision=share(hits[k], predicted[k]),
+            f1=share(2 * hits[k], true[k] + predicted[k]),
         )
         for k, name in enumerate(classes)
     )
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
 
 
 # ---- the functions of a task's module

@@ -29,14 +29,15 @@ def region_rows(classes: Sequence[str], confusion: Tensor) -> tuple[RegionRow, .
         RegionRow(
             name=name,
             pixels=true[k],
-            iou=_share(hits[k], true[k] + predicted[k] - hits[k]),
-            dice=_share(2 * hits[k], true[k] + predicted[k]),
-            recall=_share(hits[k], true[k]),
-            precision=_share(hits[k], predicted[k]),
+            iou=share(hits[k], true[k] + predicted[k] - hits[k]),
+            dice=share(2 * hits[k], true[k] + predicted[k]),
+            recall=share(hits[k], true[k]),
+            precision=share(hits[k], predicted[k]),
         )
         for k, name in enumerate(classes)
     )
 
 
-def _share(part: int, whole: int) -> float | None:
+def share(part: int, whole: int) -> float | None:
+    """A part of the whole, from 0 to 1; None where there is nothing to divide by."""
     return part / whole if whole else None

@@ -22,6 +22,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from snella.config import TrainConfig
 from snella.data import Augmentation, MaskCode, MaskData, MaskedImages, Preprocessing, Transform, UnreadableImage
+from snella.data.dataset import inverse_frequency
 from snella.data.images import Progress
 from snella.data.loading import transformed
 from snella.data.masked_summary import describe_masked
@@ -127,16 +128,17 @@ class Segment:
             raise
         total = logits.sum() * 0
         if self.cross_entropy:
-            total = total + self._cross_entropy(logits, masks, self.label_smoothing)
+            total = total + self._cross_entropy(logits, masks)
         if self.dice is not None:
             total = total + self.dice(logits, masks)
         return total
 
-    def _cross_entropy(self, logits: Tensor, masks: Tensor, smoothing: float) -> Tensor:
+    def _cross_entropy(self, logits: Tensor, masks: Tensor) -> Tensor:
         weights = self.class_weights = self.class_weights.to(logits.device)
-        options: dict[str, Any] = {"weight": weights, "ignore_index": IGNORE, "label_smoothing": smoothing}
-        counted = weights[masks[masks != IGNORE]].sum()
-        return F.cross_entropy(logits, masks, **options, reduction="sum") / counted.clamp(min=1e-12)
+        total = F.cross_entropy(
+            logits, masks, weight=weights, ignore_index=IGNORE, label_smoothing=self.label_smoothing, reduction="sum"
+        )
+        return total / weights[masks[masks != IGNORE]].sum().clamp(min=1e-12)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batches: Batches) -> Evaluation:
@@ -188,7 +190,7 @@ class Segment:
 
     def report(self, evaluation: Evaluation) -> dict[str, Any]:
         """The table and the confusion matrix, as JSON holds them."""
-        return {"classes": [asdict(row) for row in evaluation.table], "confusion": evaluation.confusion.tolist()}
+        return {**self.details(evaluation), "confusion": evaluation.confusion.tolist()}
 
     def details(self, evaluation: Evaluation) -> dict[str, Any]:
         return {"classes": [asdict(row) for row in evaluation.table]}
@@ -238,7 +240,7 @@ class Segment:
         return area_table(rows)
 
     def flat(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The columns image, mask, overlay, and each class's pixels."""
+        """The columns image, width, height, the pictures' files, and each class's pixels."""
         areas = {name: area["pixels"] for name, area in row["areas"].items()}
         return {name: value for name, value in row.items() if name != "areas"} | areas
 
@@ -342,16 +344,9 @@ def make_task(config: TrainConfig, data: MaskData, preprocessing: Preprocessing)
         code=data.code,
         palette=data.palette,
         loss=config.loss,
-        class_weights=_class_weights(data.pixels["train"]) if config.class_weights else None,
+        class_weights=inverse_frequency(torch.tensor(data.pixels["train"])) if config.class_weights else None,
         label_smoothing=config.label_smoothing,
     )
-
-
-def _class_weights(pixels: Sequence[int]) -> Tensor:
-    """In inverse proportion to the classes' pixels, (K,), mean 1 over those that occur; 1 for the others."""
-    counts = torch.tensor(pixels, dtype=torch.float64)
-    weights = torch.where(counts > 0, 1 / counts.clamp(min=1), 0)
-    return torch.where(counts > 0, weights / weights[counts > 0].mean(), 1).float()
 
 
 def task_from(about: Mapping[str, Any]) -> Segment:

@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from snella.config import Decoder, TrainConfig
 from snella.data.transforms import Preprocessing
 from snella.errors import UserError
-from snella.export import MERGED_TOLERANCE, beside, check_free, save_transformers
+from snella.export import MERGED_TOLERANCE, beside, check_free, put_in_place, save_transformers
 from snella.tasks import bundled, segmenter_smp, segmenter_transformers, timm_backbone, transformers_backbone
 from snella.tasks.backbone import HF, BackboneSpec, build_backbone, check_backbone_name, logits_of, preprocessing_of
 from snella.tasks.plain_head import PlainSegmentation
@@ -211,9 +211,7 @@ def save_merged_segmenter(
         _save(model, temporary, spec, classes, preprocessing)
         (temporary / PREPROCESSING_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         _check_reload(model, temporary, spec, preprocessing.image_size)
-        folder.mkdir(exist_ok=True)
-        for file in temporary.iterdir():
-            os.replace(file, folder / file.name)
+        put_in_place(temporary, folder)
     return folder
 
 

@@ -1,0 +1,372 @@
+"""Diffusion models by diffusers: the network that is tuned, and the parts of its pipeline that stay as they are.
+
+    name ─┬─ model_index.json ─ family ─┬─ build_network ─ UNet or transformer
+          │                             └─ frozen_parts ── VAE, text encoders, scheduler
+          └─ small_unet (bundled, untrained)
+
+A pipeline is named by its hub name or its folder. `condition` is what a network is asked for: "text", "class" or
+"none" (a UNet2DModel without classes).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snella.errors import UserError
+from snella.tasks import small_unet
+from snella.tasks.backbone import BackboneSpec
+
+INDEX = "model_index.json"
+CLASSES = "classes.json"  # beside it, where classes have names
+
+Condition = Mapping[str, Tensor]  # what a network is given besides x and the timestep, each (b, ...)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Pipelines of one make.
+
+    Args:
+        pipelines: class names in diffusers.
+        network: the component that is tuned.
+        guidance: usual guidance scale of sampling.
+        predict: the network's output for x (b, c, h, w), timesteps (b,) and a condition.
+        encode: prompts to tensors, by the names that the pipeline's call takes them; None without text.
+        negative: whether the call takes the same names with negative_ before them.
+    """
+
+    pipelines: tuple[str, ...]
+    network: str
+    guidance: float
+    predict: Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
+    encode: Callable[[Any, list[str], torch.device], dict[str, Tensor]] | None = None
+    negative: bool = True
+
+
+def _text_sd(pipe: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+    embeds, _ = pipe.encode_prompt(prompts, device, 1, False)
+    return {"prompt_embeds": embeds}
+
+
+def _text_sdxl(pipe: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+    embeds, _, pooled, _ = pipe.encode_prompt(prompts, None, device, 1, False)
+    return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+
+def _text_sd3(pipe: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+    embeds, _, pooled, _ = pipe.encode_prompt(prompts, None, None, device, 1, False)
+    return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+
+def _text_flux(pipe: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+    embeds, pooled, _ = pipe.encode_prompt(prompts, None, device, 1)
+    return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+
+def _text_pixart(pipe: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+    embeds, mask, _, _ = pipe.encode_prompt(prompts, do_classifier_free_guidance=False, device=device)
+    return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
+
+
+def _predict_sd(network: nn.Module, x: Tensor, t: Tensor, c: Condition) -> Tensor:
+    return network(x, t, encoder_hidden_states=c["prompt_embeds"]).sample
+
+
+def _predict_sdxl(network: nn.Module, x: Tensor, t: Tensor, c: Condition) -> Tensor:
+    added = {"text_embeds": c["pooled_prompt_embeds"], "time_ids": c["time_ids"]}
+    return network(x, t, encoder_hidden_states=c["prompt_embeds"], added_cond_kwargs=added).sample
+
+
+def _predict_sd3(network: nn.Module, x: Tensor, t: Tensor, c: Condition) -> Tensor:
+    return network(
+        x, timestep=t, encoder_hidden_states=c["prompt_embeds"], pooled_projections=c["pooled_prompt_embeds"]
+    ).sample
+
+
+def _predict_flux(network: nn.Module, x: Tensor, t: Tensor, c: Condition) -> Tensor:
+    from diffusers import FluxPipeline
+
+    b, channels, h, w = x.shape
+    text, config = c["prompt_embeds"], network.config
+    found = network(
+        FluxPipeline._pack_latents(x, b, channels, h, w),
+        timestep=t / 1000,
+        encoder_hidden_states=text,
+        pooled_projections=c["pooled_prompt_embeds"],
+        txt_ids=x.new_zeros(text.shape[1], 3),
+        img_ids=FluxPipeline._prepare_latent_image_ids(b, h // 2, w // 2, x.device, x.dtype),
+        guidance=x.new_ones(b) if config.guidance_embeds else None,  # pyright: ignore
+    ).sample
+    return FluxPipeline._unpack_latents(found, h, w, 1)
+
+
+def _predict_pixart(network: nn.Module, x: Tensor, t: Tensor, c: Condition) -> Tensor:
+    sides: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
+    if network.config.sample_size == 128:  # pyright: ignore[reportAttributeAccessIssue]  (PixArt-alpha at 1024 px)
+        scale = 8.0  # pixels a latent
+        sides["resolution"] = scale * x.new_tensor(x.shape[2:]).expand(len(x), 2)
+        sides["aspect_ratio"] = x.new_full((len(x), 1), x.shape[2] / x.shape[3])
+    mask = c["prompt_attention_mask"]
+    return network(
+        x, encoder_hidden_states=c["prompt_embeds"], encoder_attention_mask=mask, timestep=t, added_cond_kwargs=sides
+    ).sample
+
+
+def _predict_classes(network: nn.Module, x: Tensor, t: Tensor, c: Condition) -> Tensor:
+    return network(x, timestep=t, class_labels=c.get("class_labels")).sample
+
+
+FAMILIES = (
+    Family(("StableDiffusionPipeline",), "unet", 7.5, _predict_sd, _text_sd),
+    Family(("StableDiffusionXLPipeline",), "unet", 5.0, _predict_sdxl, _text_sdxl),
+    Family(("StableDiffusion3Pipeline",), "transformer", 7.0, _predict_sd3, _text_sd3),
+    Family(("FluxPipeline",), "transformer", 3.5, _predict_flux, _text_flux, negative=False),
+    Family(("PixArtAlphaPipeline", "PixArtSigmaPipeline"), "transformer", 4.5, _predict_pixart, _text_pixart),
+    Family(("DiTPipeline",), "transformer", 4.0, _predict_classes),
+    Family(("DDPMPipeline", "DDIMPipeline"), "unet", 1.0, _predict_classes),
+)
+
+
+def check_diffusers() -> None:
+    """Raises UserError where a package is missing."""
+    for package in ("diffusers", "transformers"):
+        if find_spec(package) is None:
+            raise UserError(f"--task generate needs the package {package}; run: pip install 'snella[diffusers]'")
+
+
+def check_pipeline_name(name: str) -> None:
+    """Refuse a folder that is no whole pipeline; a hub name is not looked up.
+
+    Raises:
+        UserError: no such folder, no model_index.json in it, an unknown pipeline, a part that is missing.
+    """
+    folder = Path(name).expanduser()
+    if name == small_unet.NAME:
+        return
+    if not folder.exists():
+        if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+            return  # as the hub names them
+        raise UserError(
+            f"--backbone {name} does not exist; give the folder of a diffusers pipeline, a hub name (OWNER/NAME) "
+            f"or {small_unet.NAME}"
+        )
+    if not (folder / INDEX).is_file():
+        raise UserError(f"{name} is no diffusers pipeline: it has no {INDEX}; give a folder that save_pretrained wrote")
+    index = _index(name)
+    family = family_of(index, name)
+    for part, entry in index.items():
+        if part.startswith("_") or not isinstance(entry, list) or entry[0] is None or part in UNUSED:
+            continue
+        place = folder / part
+        if not place.is_dir() or not any(place.iterdir()):
+            raise UserError(f"{name} is incomplete: {INDEX} names {part}, but there is no folder {place}; copy it there")
+        weights = part in (family.network, "vae") or part.startswith("text_encoder")
+        if weights and not any(place.glob("*.safetensors")):
+            raise UserError(
+                f"{name} is incomplete: {place} holds no .safetensors file; save the pipeline with "
+                "safe_serialization=True, or copy the file there"
+            )
+
+
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts that are never loaded
+
+
+def _index(name: str) -> dict[str, Any]:
+    from diffusers import DiffusionPipeline
+
+    file = Path(name).expanduser() / INDEX
+    try:
+        if file.is_file():
+            return json.loads(file.read_text(encoding="utf-8"))
+        return dict(DiffusionPipeline.load_config(name))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(f"backbone {name}: its {INDEX} cannot be read ({reason}); check name and network") from None
+
+
+def family_of(index: Mapping[str, Any], name: str) -> Family:
+    """The family of a pipeline by its model_index.json. Raises UserError where there is none."""
+    pipeline = str(index.get("_class_name"))
+    for family in FAMILIES:
+        if pipeline in family.pipelines:
+            return family
+    known = ", ".join(pipeline for family in FAMILIES for pipeline in family.pipelines)
+    raise UserError(f"{name} is a {pipeline}, which is not known here (known: {known})")
+
+
+def find_family(name: str) -> Family:
+    """The family of a named pipeline. Raises UserError."""
+    return FAMILIES[-1] if name == small_unet.NAME else family_of(_index(name), name)
+
+
+def build_network(spec: BackboneSpec) -> nn.Module:
+    """The UNet or transformer of a pipeline, in fp32, with an embedding for each class at hand.
+
+    Without `spec.pretrained` its weights are drawn; torch's generator is seeded first. Where the number of classes is
+    another one than the pre-trained network's, each class starts at the mean of those that it knows.
+
+    Raises:
+        UserError: what `check_pipeline_name` finds; weights that cannot be read or downloaded; classes for a network
+            that knows none (an unconditional one), or none for one that needs them.
+    """
+    check_pipeline_name(spec.name)
+    torch.manual_seed(spec.seed)
+    if spec.name == small_unet.NAME:
+        if spec.pretrained:
+            raise UserError(f"{small_unet.NAME} has no pre-trained weights; train it with --no-pretrained")
+        return small_unet.small_unet(max(spec.num_classes, 1))
+    import diffusers
+
+    index = _index(spec.name)
+    part = family_of(index, spec.name).network
+    kind = getattr(diffusers, index[part][1])
+    try:
+        if spec.pretrained:
+            network = kind.from_pretrained(spec.name, subfolder=part, use_safetensors=True)
+        else:
+            network = kind.from_config(kind.load_config(spec.name, subfolder=part))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"backbone {spec.name}: its {part} cannot be loaded ({reason})") from None
+    if spec.num_classes and condition_of(network) == "class":
+        _fit_classes(network, spec.num_classes)
+    return network
+
+
+def condition_of(network: Any) -> str:
+    """What a network is asked for: "text", "class" or "none"."""
+    if type(network).__name__ == "UNet2DModel":
+        return "class" if isinstance(network.class_embedding, nn.Embedding) else "none"
+    return "class" if type(network).__name__ == "DiTTransformer2DModel" else "text"
+
+
+def _fit_classes(network: Any, num_classes: int) -> None:
+    """Give each class embedding `num_classes` rows (and DiT's its row for no class), in place."""
+    for module in list(network.modules()):
+        for name, table in list(module.named_children()):
+            if not (isinstance(table, nn.Embedding) and "class" in f"{name} {type(module).__name__}".lower()):
+                continue
+            null = table.num_embeddings - getattr(module, "num_classes", table.num_embeddings)  # rows for no class
+            known = table.weight.data[: table.num_embeddings - null]
+            if len(known) == num_classes:
+                continue
+            rows = torch.cat([known.mean(0).expand(num_classes, -1), table.weight.data[len(known) :]])
+            setattr(module, name, nn.Embedding.from_pretrained(rows.clone(), freeze=False))
+            if hasattr(module, "num_classes"):
+                module.num_classes = num_classes
+    key = "num_class_embeds" if "num_class_embeds" in network.config else "num_embeds_ada_norm"
+    network.register_to_config(**{key: num_classes})
+
+
+@dataclass
+class Frozen:
+    """The parts of a pipeline that are not tuned, and how its network is asked.
+
+    Args:
+        pipe: the pipeline without its network, on the CPU.
+        family: of its make.
+    """
+
+    pipe: Any
+    family: Family
+
+    @property
+    def vae(self) -> Any:
+        """The autoencoder, or None where the network works on pixels."""
+        return self.pipe.components.get("vae")
+
+    @property
+    def encoders(self) -> list[nn.Module]:
+        return [part for part in self.pipe.components.values() if isinstance(part, nn.Module) and part is not self.vae]
+
+    @property
+    def factor(self) -> int:
+        """Pixels that the sides of an image must be a multiple of (the network's own halvings not counted)."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1) if self.vae is not None else 1
+
+    @torch.no_grad()
+    def moments(self, images: Tensor) -> Tensor:
+        """Mean and log-variance of the latents of images (b, 3, s, s): (b, 2c, s/factor, s/factor), not scaled."""
+        return self.vae.encode(images.to(self.vae.dtype)).latent_dist.parameters.float()
+
+    def latents(self, moments: Tensor, *, sample: bool) -> Tensor:
+        """Scaled latents (b, c, h, w) out of moments: drawn, or their mode."""
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+        found = DiagonalGaussianDistribution(moments)
+        config = self.vae.config
+        z = found.sample() if sample else found.mode()
+        return (z - (config.get("shift_factor") or 0.0)) * config.scaling_factor
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+        """Text embeddings by the names that the pipeline takes them, each (b, ...); the encoders are on `device`."""
+        assert self.family.encode is not None
+        return self.family.encode(self.pipe, list(prompts), device)
+
+    def cut(self, prompt: str) -> str:
+        """What of a prompt the text encoders do not see, because it is too long; "" if all of it fits."""
+        kept = []
+        for name, tokenizer in self.pipe.components.items():
+            if not name.startswith("tokenizer") or tokenizer is None:
+                continue
+            ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+            most = min(tokenizer.model_max_length, _T5_LIMIT)
+            kept.append(tokenizer.decode(ids[most - 1 : -1], skip_special_tokens=True) if len(ids) > most else "")
+        return min(kept, key=len, default="")  # one encoder that reads it whole is enough
+
+    def predict(self, network: nn.Module, x: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        """The network's output (b, c, h, w); a learned variance beside it is left out."""
+        found = self.family.predict(network, x, timesteps, condition)
+        return found[:, : x.shape[1]]
+
+    def to(self, device: torch.device | str, *, vae: bool = True, encoders: bool = True) -> None:
+        """Move the parts."""
+        for part in (*(self.encoders if encoders else ()), *((self.vae,) if vae and self.vae is not None else ())):
+            part.to(device)
+
+
+_T5_LIMIT = 512  # tokens; its tokenizers name no limit, and no pipeline here reads more
+
+
+def frozen_parts(name: str) -> Frozen:
+    """Load a pipeline without its network and its safety checker, in evaluation mode, nothing to train.
+
+    Raises:
+        UserError: a part that cannot be read or downloaded.
+    """
+    if name == small_unet.NAME:
+        return Frozen(small_unet.small_pipeline(), FAMILIES[-1])
+    from diffusers import DiffusionPipeline
+    from diffusers.utils import logging
+
+    index = _index(name)
+    family = family_of(index, name)
+    absent: dict[str, Any] = {family.network: None} | {part: None for part in UNUSED if part in index}
+    logging.set_verbosity_error()  # it would warn that there is no safety checker: `no_safety_checker` says it
+    logging.disable_progress_bar()
+    try:
+        pipe = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **absent)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"backbone {name}: its pipeline cannot be loaded ({reason})") from None
+    pipe.set_progress_bar_config(disable=True)
+    frozen = Frozen(pipe, family)
+    for part in (*frozen.encoders, frozen.vae):
+        if part is not None:
+            part.requires_grad_(False).eval()
+    return frozen
+
+
+def has_safety_checker(name: str) -> bool:
+    """Whether the named pipeline comes with a safety checker, which is not loaded here."""
+    entry = None if name == small_unet.NAME else _index(name).get("safety_checker")
+    return isinstance(entry, list) and entry[0] is not None

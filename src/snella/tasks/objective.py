@@ -1,0 +1,104 @@
+"""What a diffusion model learns: noisy images and the target, as its scheduler's configuration says.
+
+A level u in [0, 1) says how far the noising goes, as a share of the scheduler's training timesteps. x is an image or
+its latents, (b, c, h, w); noise has its shape.
+
+    prediction_type epsilon, v_prediction, sample     DDPM (Ho et al. 2020), v-prediction (Salimans and Ho 2022)
+    flow matching schedulers                          noise - x (rectified flow, as in Stable Diffusion 3)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snella.errors import UserError
+
+FLOW = "flow"
+PREDICTIONS = ("epsilon", "v_prediction", "sample", FLOW)
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """A noised batch and what the model has to say of it."""
+
+    x: Tensor  # (b, c, h, w)
+    timesteps: Tensor  # (b,), as the model takes them
+    target: Tensor  # (b, c, h, w)
+    snr: Tensor  # (b,) signal-to-noise ratio
+
+
+class Objective:
+    """Noising and target of a pipeline's scheduler.
+
+    Args:
+        scheduler: the pipeline's, any of diffusers'; its betas or sigmas and its `prediction_type` are read.
+
+    Raises:
+        UserError: the scheduler is of no kind that is known here.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+
+        config = dict(scheduler.config)
+        self.flow = type(scheduler).__name__.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
+        if self.flow:
+            self._flow = FlowMatchEulerDiscreteScheduler.from_config({**config, "use_dynamic_shifting": False})
+            self.prediction = FLOW
+        elif "beta_schedule" in config:
+            self._ddpm = DDPMScheduler.from_config(config)
+            self.prediction = config.get("prediction_type", "epsilon")
+        else:
+            raise UserError(f"scheduler {type(scheduler).__name__} says no betas and is no flow matching: not known here")
+        if self.prediction not in PREDICTIONS:
+            raise UserError(f"prediction_type {self.prediction} is not known here ({', '.join(PREDICTIONS)})")
+
+    def draw_levels(self, count: int, device: torch.device) -> Tensor:
+        """Levels (count,) for a training step: uniform, or logit-normal for flow matching (Esser et al. 2024)."""
+        if self.flow:
+            return torch.randn(count, device=device).sigmoid().clamp(max=1 - 1e-6)
+        return torch.rand(count, device=device)
+
+    def noisy(self, x: Tensor, noise: Tensor, levels: Tensor) -> Noisy:
+        """The batch at the given levels (b,)."""
+        if self.flow:
+            count = len(self._flow.timesteps)
+            place = ((1 - levels) * count).long().clamp(0, count - 1)  # the scheduler counts from most noise
+            sigma = self._flow.sigmas.to(x.device)[place].to(x.dtype)
+            s = sigma.view(-1, 1, 1, 1)
+            timesteps = self._flow.timesteps.to(x.device)[place]
+            return Noisy((1 - s) * x + s * noise, timesteps, noise - x, ((1 - sigma) / sigma).square())
+        timesteps = (levels * self._ddpm.config["num_train_timesteps"]).long()
+        noised: Any = self._ddpm.add_noise(x, noise, timesteps)  # pyright: ignore[reportArgumentType]
+        if self.prediction == "epsilon":
+            target = noise
+        elif self.prediction == "sample":
+            target = x
+        else:
+            target = self._ddpm.get_velocity(x, noise, timesteps)  # pyright: ignore[reportArgumentType]
+        signal = self._ddpm.alphas_cumprod.to(x.device)[timesteps]
+        return Noisy(noised, timesteps, target, signal / (1 - signal))
+
+    def min_snr_weights(self, snr: Tensor, gamma: float) -> Tensor:
+        """Weights (b,) of min-SNR-gamma (Hang et al. 2023, section 3.4), for what the model predicts.
+
+        min(snr, gamma) weighs the error of x; divided by snr that of the noise, by snr + 1 that of the velocity, and by
+        (sqrt(snr) + 1)^2 that of the flow, in which an error of the target moves x by sigma times as much.
+        """
+        least = snr.clamp(max=gamma)
+        if self.prediction == "epsilon":
+            return least / snr.clamp(min=1e-8)
+        if self.prediction == "v_prediction":
+            return least / (snr + 1)
+        if self.prediction == FLOW:
+            return least / (snr.sqrt() + 1).square()
+        return least
+
+
+def with_offset(noise: Tensor, strength: float) -> Tensor:
+    """Noise whose channels have a mean of their own (offset noise), so that very dark and bright images are learnt."""
+    return noise + strength * torch.randn(*noise.shape[:2], 1, 1, device=noise.device, dtype=noise.dtype)

@@ -18,7 +18,7 @@ BETWEEN = 2  # pixels of white between the pictures of a grid
 ACROSS = 4  # pictures side by side in a cell: all up to so many, and no more in two lines
 
 MARGIN, HEAD = 0.1, 0.3  # inches: round the figure, and of the headings
-GAP, COLUMN_GAP, ROW_GAP = 0.03, 0.14, 0.09  # inches: between pictures, columns, rows
+GAP, COLUMN_GAP, ROW_GAP = 0.03, 0.14, 0.12  # inches: between pictures, columns, rows
 LETTERS, LINES = 22, 4  # of a title
 
 

@@ -1,6 +1,8 @@
 """Images in: readers for every layout, transforms, and batches that are the same however they are loaded."""
 
+from snella.data.cache import TensorCache, cache_folder, content_key, image_key
 from snella.data.dataset import ImageData, Images, class_weights
+from snella.data.generation_transforms import generation_eval_transform, generation_train_transform
 from snella.data.images import UnreadableImage, check_images, image_files, open_image
 from snella.data.loading import Batches
 from snella.data.masked_summary import describe_masked
@@ -21,15 +23,21 @@ __all__ = [
     "MaskData",
     "MaskedImages",
     "Preprocessing",
+    "TensorCache",
     "Transform",
     "UnreadableImage",
+    "cache_folder",
     "check_images",
     "class_weights",
+    "content_key",
     "data_report",
     "describe",
     "describe_masked",
     "eval_transform",
+    "generation_eval_transform",
+    "generation_train_transform",
     "image_files",
+    "image_key",
     "is_masked",
     "masked_eval_transform",
     "masked_train_transform",

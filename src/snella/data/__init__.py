@@ -1,6 +1,10 @@
 """Images in: readers for every layout, transforms, and batches that are the same however they are loaded."""
 
+from snella.data.cache import TensorCache, cache_folder, content_key, image_key
+from snella.data.caption_summary import describe_captioned
+from snella.data.captions import CaptionedImages, is_captioned, read_captioned_data, read_captioned_test_data
 from snella.data.dataset import ImageData, Images, class_weights
+from snella.data.generation_transforms import generation_eval_transform, generation_train_transform
 from snella.data.images import UnreadableImage, check_images, image_files, open_image
 from snella.data.loading import Batches
 from snella.data.masked_summary import describe_masked
@@ -15,25 +19,36 @@ __all__ = [
     "IGNORE",
     "Augmentation",
     "Batches",
+    "CaptionedImages",
     "ImageData",
     "Images",
     "MaskCode",
     "MaskData",
     "MaskedImages",
     "Preprocessing",
+    "TensorCache",
     "Transform",
     "UnreadableImage",
+    "cache_folder",
     "check_images",
     "class_weights",
+    "content_key",
     "data_report",
     "describe",
+    "describe_captioned",
     "describe_masked",
     "eval_transform",
+    "generation_eval_transform",
+    "generation_train_transform",
     "image_files",
+    "image_key",
+    "is_captioned",
     "is_masked",
     "masked_eval_transform",
     "masked_train_transform",
     "open_image",
+    "read_captioned_data",
+    "read_captioned_test_data",
     "read_data",
     "read_mask",
     "read_masked_data",

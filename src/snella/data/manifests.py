@@ -10,6 +10,7 @@ import csv
 import json
 import os
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from snella.data.dataset import Entry, Listing, labelled
 from snella.data.folders import SPLIT_NAMES
@@ -29,26 +30,15 @@ def manifest(path: str) -> Listing:
         UserError: not a manifest, missing or duplicate columns, an incomplete row, an image named twice, an unknown
             split, a negative label.
     """
-    try:
-        rows = list(_csv_rows(path) if path.lower().endswith(".csv") else _jsonl_rows(path))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
-    except csv.Error as error:
-        raise UserError(f"{path} is not a CSV file: {error}") from None
-    if not rows:
-        raise UserError(f"{path} has no rows; expected a row for each image")
-    return _listing(path, rows)
-
-
-def _listing(path: str, rows: list[Row]) -> Listing:
-    columns = list(dict.fromkeys(name for _, row in rows for name in row))
-    image_column = _one_of(PATH_COLUMNS, columns, path, "image paths")
-    label_column = _one_of(LABEL_COLUMNS, columns, path, "labels")
+    rows = read_table(path)
+    columns = columns_of(rows)
+    image_column = one_of(PATH_COLUMNS, columns, path, "image paths")
+    label_column = one_of(LABEL_COLUMNS, columns, path, "labels")
     names: list[str] = []
     labels: list[str] = []
     line_of: dict[str, int] = {}
     for line, row in rows:
-        name = _text(row, image_column, path, line)
+        name = text_value(row, image_column, path, line)
         if name in line_of:
             raise UserError(f"{path} line {line}: {name} is already in line {line_of[name]}; remove one of the two")
         line_of[name] = line
@@ -61,24 +51,50 @@ def _listing(path: str, rows: list[Row]) -> Listing:
     return Listing("manifest", os.path.dirname(path), classes, splits)
 
 
+def read_table(path: str, *, first: bool = False) -> list[Row]:
+    """All rows of a CSV or JSONL file, or the first alone.
+
+    Raises:
+        UserError: not UTF-8, not CSV or JSONL, no row.
+    """
+    rows = _csv_rows(path) if path.lower().endswith(".csv") else _jsonl_rows(path)
+    try:
+        found = list(islice(rows, 1 if first else None))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    except csv.Error as error:
+        raise UserError(f"{path} is not a CSV file: {error}") from None
+    if not found:
+        raise UserError(f"{path} has no rows; expected a row for each image")
+    return found
+
+
+def columns_of(rows: list[Row]) -> list[str]:
+    return list(dict.fromkeys(name for _, row in rows for name in row))
+
+
 def _by_split(path: str, rows: list[Row], entries: list[Entry]) -> dict[str, list[Entry]]:
     splits: dict[str, list[Entry]] = {}
     for (line, row), entry in zip(rows, entries, strict=True):
-        value = _text(row, "split", path, line)
-        if value.lower() not in SPLIT_NAMES:
-            raise UserError(f"{path} line {line}: split is {value!r}; use train, val or test")
-        splits.setdefault(SPLIT_NAMES[value.lower()], []).append(entry)
+        splits.setdefault(split_value(row, path, line), []).append(entry)
     return splits
 
 
+def split_value(row: dict[str, object], path: str, line: int) -> str:
+    value = text_value(row, "split", path, line)
+    if value.lower() not in SPLIT_NAMES:
+        raise UserError(f"{path} line {line}: split is {value!r}; use train, val or test")
+    return SPLIT_NAMES[value.lower()]
+
+
 def _label(row: dict[str, object], column: str, path: str, line: int) -> str:
-    label = _text(row, column, path, line)
+    label = text_value(row, column, path, line)
     if label.startswith("-") and label[1:].isdecimal():
         raise UserError(f"{path} line {line}: label {label} is out of range; number the classes from 0, or name them")
     return label
 
 
-def _text(row: dict[str, object], column: str, path: str, line: int) -> str:
+def text_value(row: dict[str, object], column: str, path: str, line: int) -> str:
     value = row.get(column)
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
@@ -89,7 +105,7 @@ def _text(row: dict[str, object], column: str, path: str, line: int) -> str:
     return value
 
 
-def _one_of(accepted: Sequence[str], columns: Sequence[str], path: str, what: str) -> str:
+def one_of(accepted: Sequence[str], columns: Sequence[str], path: str, what: str) -> str:
     present = [name for name in accepted if name in columns]
     if len(present) > 1:
         raise UserError(f"{path} has {len(present)} columns for the {what}: {', '.join(present)}; keep one")
@@ -130,5 +146,5 @@ def _jsonl_rows(path: str) -> Iterator[Row]:
             except json.JSONDecodeError as error:
                 raise UserError(f"{path} line {line}: not JSON ({error.msg}); write one object a line") from None
             if not isinstance(row, dict):
-                raise UserError(f'{path} line {line}: not an object; write {{"path": ..., "label": ...}}')
+                raise UserError(f'{path} line {line}: not an object; write {{"COLUMN": VALUE, ...}}')
             yield line, row

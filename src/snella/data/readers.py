@@ -10,8 +10,8 @@ from dataclasses import replace
 from snella.data import elpv
 from snella.data.benchmarks import fgvc, is_fgvc, is_vtab, vtab
 from snella.data.dataset import SPLITS, ImageData, Images, Listing
-from snella.data.folders import image_folder
-from snella.data.images import Progress, UnreadableImage, check_images, is_image
+from snella.data.folders import image_folder, no_folder
+from snella.data.images import Progress, UnreadableImage, check_images
 from snella.data.manifests import SUFFIXES as MANIFEST_SUFFIXES
 from snella.data.manifests import manifest
 from snella.data.masked_folders import is_masked_folder
@@ -50,10 +50,10 @@ def read_data(
     check_fractions(val_fraction, test_fraction)
     listing = _listing(data, seed)
     _check_classes(data, listing)
-    listing = _readable(data, listing, progress)
+    listing = readable(data, listing, progress)
     _check_classes(data, listing)
     listing = complete_splits(listing, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
-    notes = (*listing.notes, *_absent_classes(listing))
+    notes = (*listing.notes, *absent_classes(listing))
     splits = {split: listing.images(split) for split in SPLITS}
     return ImageData(listing.layout, data, listing.classes, splits, listing.skipped, notes)
 
@@ -70,22 +70,31 @@ def read_test_data(
         UserError: data that cannot be read; a class that the model does not have.
     """
     listing = _listing(data, seed)
+    listing = readable(data, by_classes(data, only_test(listing), classes), progress)
+    return ImageData(
+        listing.layout, data, tuple(classes), {"test": listing.images("test")}, listing.skipped, listing.notes
+    )
+
+
+def only_test(listing: Listing) -> Listing:
+    """The split "test" alone; without one the whole, or val, or train takes its place."""
     split = next(split for split in ("test", "all", "val", "train") if split in listing.splits)
     notes = listing.notes if split in ("test", "all") else (*listing.notes, f"no test split: {split} is used")
+    return replace(listing, splits={"test": listing.splits[split]}, notes=notes)
+
+
+def by_classes(data: str, listing: Listing, classes: Sequence[str]) -> Listing:
+    """The split "test" labelled by the model's classes. Raises UserError for a class that the model does not have."""
     position = {name: label for label, name in enumerate(classes)}
     entries = []
-    for name, label in listing.splits[split]:
+    for name, label in listing.splits["test"]:
         if listing.classes[label] not in position:
             raise UserError(
                 f"{data}: class {listing.classes[label]!r} of {name} is not among the model's {len(classes)} classes "
                 f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}); rename or remove it"
             )
         entries.append((name, position[listing.classes[label]]))
-    listing = replace(listing, classes=tuple(classes), splits={"test": entries}, notes=notes)
-    listing = _readable(data, listing, progress)
-    return ImageData(
-        listing.layout, data, tuple(classes), {"test": listing.images("test")}, listing.skipped, listing.notes
-    )
+    return replace(listing, classes=tuple(classes), splits={"test": entries})
 
 
 def _listing(data: str, seed: int) -> Listing:
@@ -117,15 +126,12 @@ def _path_listing(path: str) -> Listing:
         return image_folder(path)
     if path.lower().endswith(MANIFEST_SUFFIXES):
         return manifest(path)
-    if is_image(os.path.basename(path)):
-        raise UserError(f"{path} is a single image; give the folder that holds the class folders")
-    if path.lower().endswith((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")):
-        raise UserError(f"{path} is an archive; unpack it and give the folder")
-    raise UserError(f"{path} is no image data that is known here; give {ACCEPTED}")
+    holder = "the folder that holds the class folders"
+    raise no_folder(path, holder, f"is no image data that is known here; give {ACCEPTED}")
 
 
-def _readable(data: str, listing: Listing, progress: Progress | None) -> Listing:
-    """The listing without the images that cannot be read."""
+def readable(data: str, listing: Listing, progress: Progress | None) -> Listing:
+    """The listing without the images that cannot be read. Raises UserError where that leaves a split empty."""
     paths = list(dict.fromkeys(listing.path(name) for entries in listing.splits.values() for name, _ in entries))
     skipped = check_images(paths, read=listing.read, progress=progress)
     if len(skipped) == len(paths):
@@ -163,7 +169,7 @@ def _check_classes(data: str, listing: Listing) -> None:
         )
 
 
-def _absent_classes(listing: Listing) -> list[str]:
+def absent_classes(listing: Listing) -> list[str]:
     notes = []
     for split in SPLITS:
         present = {label for _, label in listing.splits[split]}

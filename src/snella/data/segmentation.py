@@ -11,13 +11,14 @@ import numpy as np
 from snella.data import brain
 from snella.data.class_names import ClassNames
 from snella.data.dataset import SPLITS
-from snella.data.images import Progress, UnreadableImage, is_image
+from snella.data.folders import no_folder
+from snella.data.images import Progress, UnreadableImage
 from snella.data.mask_codes import find_code
 from snella.data.mask_scan import MaskFacts, scan
 from snella.data.masked_folders import EXPECTED, MaskListing, Pair, is_masked_folder, masked_folder
 from snella.data.masks import IGNORE, RGB, MaskCode, MaskData, MaskedImages
 from snella.data.paths import existing
-from snella.data.splits import check_fractions, split_off
+from snella.data.splits import check_fractions, split_off, taken
 from snella.errors import UserError
 
 
@@ -118,11 +119,8 @@ def _path(data: str) -> str | None:
         existing(path, others=(brain.NAME,), remedy=f"give a folder with {EXPECTED}, or {brain.NAME}")
     if os.path.isdir(path):
         return path
-    if is_image(os.path.basename(path)):
-        raise UserError(f"{path} is a single image; give the folder that holds the folders of images and masks")
-    if path.lower().endswith((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")):
-        raise UserError(f"{path} is an archive; unpack it and give the folder")
-    raise UserError(f"{path} is no folder; give one with {EXPECTED}, or {brain.NAME}")
+    holder = "the folder that holds the folders of images and masks"
+    raise no_folder(path, holder, f"is no folder; give one with {EXPECTED}, or {brain.NAME}")
 
 
 def _listing(path: str) -> MaskListing:
@@ -170,8 +168,7 @@ def _completed(data: str, listing: MaskListing, fractions: Mapping[str, float], 
     pairs: dict[str, list[Pair]] = {
         split: [(image, mask_of[image]) for image, _ in part] for split, part in parts.items()
     }
-    sizes = " and ".join(f"{split} ({len(pairs[split])} images)" for split in lacking)
-    note = f"{sizes} taken out of the {before} training images, seed {seed}"
+    note = taken({split: len(pairs[split]) for split in lacking}, before, seed=seed, by_class=False)
     return replace(listing, splits=splits | pairs, notes=(*listing.notes, note))
 
 

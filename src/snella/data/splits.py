@@ -33,12 +33,7 @@ def complete_splits(listing: Listing, *, seed: int, val_fraction: float, test_fr
     Raises:
         UserError: no train split, or too few images for a split.
     """
-    splits = dict(listing.splits)
-    if "all" in splits:
-        splits["train"] = splits.pop("all")
-    if "train" not in splits:
-        where = listing.folder or f"the {listing.layout} data"
-        raise UserError(f"{where} has {' and '.join(splits)} but no train split; add one to train on")
+    splits = with_train(listing)
     wanted = {"val": val_fraction, "test": test_fraction}
     fractions = {split: share for split, share in wanted.items() if split not in splits}
     if not fractions:
@@ -48,9 +43,26 @@ def complete_splits(listing: Listing, *, seed: int, val_fraction: float, test_fr
     for split in fractions:
         if not splits[split]:
             raise UserError(f"{before} images are too few to take a {split} split out of them; add images")
-    sizes = " and ".join(f"{split} ({len(splits[split])} images)" for split in fractions)
-    note = f"{sizes} taken out of the {before} training images, stratified by class, seed {seed}"
+    note = taken({split: len(splits[split]) for split in fractions}, before, seed=seed, by_class=True)
     return replace(listing, splits=splits, notes=(*listing.notes, note))
+
+
+def with_train(listing: Listing) -> dict[str, list[Entry]]:
+    """The splits, "all" as "train". Raises UserError where there is neither."""
+    splits = dict(listing.splits)
+    if "all" in splits:
+        splits["train"] = splits.pop("all")
+    if "train" not in splits:
+        where = listing.folder or f"the {listing.layout} data"
+        raise UserError(f"{where} has {' and '.join(splits)} but no train split; add one to train on")
+    return splits
+
+
+def taken(counts: Mapping[str, int], before: int, *, seed: int, by_class: bool) -> str:
+    """The note on splits of so many images, taken out of the `before` images of train."""
+    sizes = " and ".join(f"{split} ({count} images)" for split, count in counts.items())
+    how = ", stratified by class" if by_class else ""
+    return f"{sizes} taken out of the {before} training images{how}, seed {seed}"
 
 
 def split_off(entries: Sequence[Entry], fractions: Mapping[str, float], *, seed: int) -> dict[str, list[Entry]]:

@@ -22,7 +22,7 @@ def data_report(data: str, *, seed: int, progress: Progress | None = None) -> Re
 
 def describe(data: ImageData[Images]) -> RenderableType:
     """Layout, counts per class and split, image sizes, unreadable images by name, notes."""
-    parts: list[RenderableType] = [Text(f"{data.root}: {data.layout}, {len(data.classes)} classes"), _counts(data)]
+    parts: list[RenderableType] = [Text(f"{data.root}: {data.layout}, {len(data.classes)} classes"), class_counts(data)]
     parts.append(Text(sizes(data)))
     if data.skipped:
         parts.append(Text(f"{len(data.skipped)} unreadable images left out:"))
@@ -31,7 +31,8 @@ def describe(data: ImageData[Images]) -> RenderableType:
     return Group(*parts)
 
 
-def _counts(data: ImageData[Images]) -> Table:
+def class_counts(data: ImageData) -> Table:
+    """Images by class and split."""
     splits = [split for split in SPLITS if split in data.splits]
     counts = {split: Counter(data.splits[split].labels) for split in splits}
     table = Table("class", *splits, "all", show_footer=True)
@@ -47,21 +48,27 @@ def _counts(data: ImageData[Images]) -> Table:
 
 def sizes(data: ImageData) -> str:
     """Smallest, median and largest image by area, of evenly chosen images."""
+    found, whole = measured(data)
+    if not found:
+        return "sizes: unknown"
+    by_area = sorted((size for _, size in found), key=lambda size: (size[0] * size[1], size))
+    smallest, median, largest = (f"{w} x {h}" for w, h in (by_area[0], by_area[len(found) // 2], by_area[-1]))
+    if smallest == largest:
+        text = f"sizes: all {smallest} pixels"
+    else:
+        text = f"sizes: {smallest} to {largest} pixels, median {median}"
+    return text if whole else f"{text} (of {len(found)} images looked at)"
+
+
+def measured(data: ImageData) -> tuple[list[tuple[str, tuple[int, int]]], bool]:
+    """Paths with width and height of evenly chosen images, at most 5,000; whether they are all."""
     images = [(part, i) for part in data.splits.values() for i in range(len(part))]
     chosen = images[:: -(-len(images) // SIZES_OF)]
     found = []
     for part, i in chosen:
         path = part.paths[i]
         try:
-            found.append(image_size(path) if part.read is open_image else part.read(path).size)
+            found.append((path, image_size(path) if part.read is open_image else part.read(path).size))
         except UnreadableImage:  # found only where headers alone were checked
             continue
-    found.sort(key=lambda size: (size[0] * size[1], size))
-    if not found:
-        return "sizes: unknown"
-    smallest, median, largest = (f"{w} x {h}" for w, h in (found[0], found[len(found) // 2], found[-1]))
-    if smallest == largest:
-        text = f"sizes: all {smallest} pixels"
-    else:
-        text = f"sizes: {smallest} to {largest} pixels, median {median}"
-    return text if len(chosen) == len(images) else f"{text} (of {len(found)} images looked at)"
+    return found, len(chosen) == len(images)

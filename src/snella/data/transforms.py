@@ -116,7 +116,7 @@ def eval_transform(preprocessing: Preprocessing) -> Transform:
     Raises:
         UserError: resize is "none".
     """
-    _check_square(preprocessing)
+    check_square(preprocessing)
     return v2.Compose([*_geometry(preprocessing), *to_tensor(preprocessing)])
 
 
@@ -127,7 +127,7 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
         UserError: resize is "none".
     """
     p, a = preprocessing, augmentation
-    _check_square(p)
+    check_square(p)
     if a.name == "crop":
         steps: list[Any] = [
             v2.RandomResizedCrop(
@@ -161,7 +161,7 @@ class _OnImage:
         return {**example, "image": self.transform(example["image"])}
 
 
-def _check_square(p: Preprocessing) -> None:
+def check_square(p: Preprocessing) -> None:
     if p.resize == "none":
         raise UserError("resize is 'none': images of different sizes make no batch; use squash or crop")
 

@@ -5,7 +5,16 @@ Importing this package registers the method with PEFT, so that `peft.get_peft_mo
 """
 
 from snella.delta import delta_weight
+from snella.pipelines import load_into_pipeline, unload_from_pipeline
 from snella.tuner import AllocationCallback, SnellaConfig, SnellaModel
 from snella.version import __version__
 
-__all__ = ["AllocationCallback", "SnellaConfig", "SnellaModel", "__version__", "delta_weight"]
+__all__ = [
+    "AllocationCallback",
+    "SnellaConfig",
+    "SnellaModel",
+    "__version__",
+    "delta_weight",
+    "load_into_pipeline",
+    "unload_from_pipeline",
+]

@@ -50,7 +50,7 @@ def _is_traced(x: Tensor) -> bool:
 
 
 class SnellaLayer(nn.Module, BaseTunerLayer):
-    """A Linear or Conv2d with y = x (W + delta)ᵀ + bias, delta by active adapter (METHOD: `snella.delta`).
+    """A Linear or Conv2d with y = x (W + scale · delta)ᵀ + bias, delta by active adapter (METHOD: `snella.delta`).
 
     The weight counts as S matrices (out/S, in) stacked along the out axis; a convolution's is
     (out, in·kh·kw). Parameters by adapter name: snella_A (S, H, n, r/H), snella_B (S, H, m/S, r/H), the scalars
@@ -65,6 +65,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         self.base_layer = base_layer
         self.name = name
         self.settings: dict[str, UpdateSettings] = {}
+        self.scaling: dict[str, float] = {}  # PEFT's name; not saved
         self.snella_A = nn.ParameterDict()
         self.snella_B = nn.ParameterDict()
         self.snella_alpha = nn.ParameterDict()
@@ -106,6 +107,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
             drop_path=config.update_drop_path,
             rematerialize=config.rematerialize,
         )
+        self.scaling[adapter_name] = 1.0
         self.snella_A[adapter_name] = nn.Parameter(torch.empty(splits, config.heads, in_features, width))
         self.snella_B[adapter_name] = nn.Parameter(torch.empty(splits, config.heads, rows, width))
         if config.kernel == "mixk":
@@ -122,8 +124,23 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter from this layer, as PEFT does."""
         if adapter_name in self.settings:
-            del self.settings[adapter_name], self.snella_kept[adapter_name]
+            del self.settings[adapter_name], self.scaling[adapter_name], self.snella_kept[adapter_name]
         super().delete_adapter(adapter_name)
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Let scale · delta be the adapter's update (from now on: not what is merged already)."""
+        if adapter in self.scaling:
+            self.scaling[adapter] = float(scale)
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the scales of the active adapters, as PEFT's layers do."""
+        for name in self.active_adapters:
+            self.set_scale(name, self.scaling.get(name, 1.0) * scale)
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide the scales of the active adapters; None: back to 1."""
+        for name in self.active_adapters:
+            self.set_scale(name, 1.0 if scale is None else self.scaling.get(name, 1.0) / scale)
 
     def matrix_names(self, adapter_name: str) -> list[str]:
         """Names of the S matrices: the layer's, with [0] … [S-1] behind where it holds several."""
@@ -135,12 +152,14 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         return self._base().weight.numel() // len(self.kept(adapter_name))
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """The update (out, in) of all S matrices, in at least fp32; differentiable."""
-        factors = self._factors(adapter_name)
+        """The update (out, in) of all S matrices times its scale, in at least fp32; differentiable."""
+        factors, scale = self._factors(adapter_name), self.scaling[adapter_name]
         dtype = torch.promote_types(factors.A.dtype, torch.float32)
         if _is_traced(factors.A):
-            return self._traceable_delta(adapter_name)
-        return adapted_weight(None, factors, self.kept(adapter_name), self.settings[adapter_name].form, dtype)
+            delta = self._traceable_delta(adapter_name)
+        else:
+            delta = adapted_weight(None, factors, self.kept(adapter_name), self.settings[adapter_name].form, dtype)
+        return delta if scale == 1 else scale * delta
 
     def _factors(self, adapter_name: str) -> Factors:
         scalars = (self.snella_alpha, self.snella_gamma, self.snella_beta)
@@ -170,11 +189,11 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The adapted weight W + delta, in W's dtype and shape.
+        """The adapted weight W + scale · delta, in W's dtype and shape.
 
         Some models read it instead of calling the layer (timm's EVA, BEiT and Swin v2 call F.linear with
         `qkv.weight`), and have to see the update. In evaluation without gradients it is kept until a factor, a
-        budget or W changes.
+        budget, a scale or W changes.
         """
         base = self._base().weight
         names = self._in_force()
@@ -206,7 +225,8 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
                     tensors.append(by_adapter[name])
         if any(tensor.is_inference() for tensor in tensors):
             return None
-        return tuple((tensor.data_ptr(), tensor._version, tensor.dtype, tensor.device) for tensor in tensors)
+        states = [(tensor.data_ptr(), tensor._version, tensor.dtype, tensor.device) for tensor in tensors]
+        return (*states, *(self.scaling[name] for name in names))
 
     def train(self, mode: bool = True) -> SnellaLayer:
         """Set the mode, and free the adapted weight that evaluation kept."""
@@ -220,7 +240,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         names = self._in_force()
         if not names:
             return self.base_layer(x)
-        if len(names) == 1 and torch.is_grad_enabled() and not _is_traced(x):
+        if len(names) == 1 and self.scaling[names[0]] == 1 and torch.is_grad_enabled() and not _is_traced(x):
             return self._lean(x, names[0])
         if self.training and any(self.settings[name].dropout or self.settings[name].drop_path for name in names):
             y = self.base_layer(x)

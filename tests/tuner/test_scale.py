@@ -1,0 +1,188 @@
+"""The scale of an update, checked against the update by its definition."""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import peft
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snella import SnellaConfig, delta_weight
+from snella.tuner import SnellaLayer
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(12, 9), (4, 12)),
+    "qkv": (lambda: nn.Linear(12, 3 * 6), (4, 12)),  # three matrices
+    "conv": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1), (4, 4, 7, 7)),
+}
+
+
+def made(kind: str) -> tuple[peft.PeftModel, SnellaLayer, Tensor]:
+    """A tuned model of one layer, the layer, and an input."""
+    make, shape = LAYERS[kind]
+    model = tuned(_Named(make()) if kind == "qkv" else nn.Sequential(make()))
+    return model, only_layer(model), torch.randn(shape)
+
+
+class _Named(nn.Module):
+    """A layer with the name that makes it three matrices."""
+
+    def __init__(self, qkv: nn.Module) -> None:
+        super().__init__()
+        self.qkv = qkv
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.qkv(x)
+
+
+def tuned(base: nn.Module, **overrides: object) -> peft.PeftModel:
+    options = dict(r=8, gate="hard", init_sparsity=0.5, target_modules=["0", "qkv"], modules_to_save=[]) | overrides
+    return peft.get_peft_model(base, SnellaConfig(**options))  # type: ignore[arg-type]
+
+
+def only_layer(model: nn.Module) -> SnellaLayer:
+    (layer,) = (module for module in model.modules() if isinstance(module, SnellaLayer))
+    return layer
+
+
+def defined(layer: SnellaLayer, adapter: str = "default") -> Tensor:
+    """The unscaled update in the weight's shape, by `snella.delta_weight`."""
+    deltas = []
+    for i in range(len(layer.kept(adapter))):
+        A, B = layer.snella_A[adapter][i], layer.snella_B[adapter][i]
+        scalars = [getattr(layer, f"snella_{name}")[adapter][i] for name in ("alpha", "gamma", "beta")]
+        deltas.append(delta_weight(A, B, *scalars, sparsity=0.5, gate="hard"))
+    return torch.cat(deltas).view_as(layer._base().weight)
+
+
+def expected(layer: SnellaLayer, x: Tensor, delta: Tensor) -> Tensor:
+    base = copy.deepcopy(layer._base())
+    weight = base.weight + delta
+    if isinstance(base, nn.Conv2d):
+        return F.conv2d(x, weight, base.bias, base.stride, cast("tuple[int, int]", base.padding))
+    return F.linear(x, weight, base.bias)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("scale", [0.5, -2.0, 0.0])
+def test_the_update_in_force_is_scale_times_the_update(kind: str, scale: float) -> None:
+    model, layer, x = made(kind)
+    delta = defined(layer)
+    layer.set_scale("default", scale)
+    torch.testing.assert_close(layer.get_delta_weight("default").view_as(delta), scale * delta)
+    torch.testing.assert_close(layer.weight, layer._base().weight + scale * delta)
+    y = expected(layer, x, scale * delta)
+    torch.testing.assert_close(model.train()(x), y)
+    torch.testing.assert_close(model.eval()(x), y)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), y)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_gradients_are_those_of_the_scaled_update(kind: str) -> None:
+    model, layer, x = made(kind)
+    layer.set_scale("default", 0.5)
+    model(x).square().sum().backward()
+    got = {name: p.grad.clone() for name, p in layer.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    expected(layer, x, 0.5 * defined(layer)).square().sum().backward()
+    assert set(got) > {"snella_A.default", "snella_B.default"}
+    for name, gradient in got.items():
+        torch.testing.assert_close(gradient, layer.get_parameter(name).grad, rtol=1e-4, atol=1e-5)
+
+
+def test_scale_one_changes_no_bit() -> None:
+    model, layer, x = made("linear")
+    untouched = model(x)
+    layer.set_scale("default", 3.0)
+    assert not torch.equal(model(x), untouched)
+    layer.set_scale("default", 1.0)
+    assert torch.equal(model(x), untouched)
+
+
+def test_dropout_scales_the_update_too() -> None:
+    base = nn.Sequential(nn.Linear(12, 9))
+    model = tuned(base, update_dropout=0.5)
+    layer, x = only_layer(model.train()), torch.randn(4, 12)
+    plain = layer._base()(x)
+    updates = []
+    for scale in (1.0, 0.25):
+        layer.set_scale("default", scale)
+        torch.manual_seed(5)
+        updates.append(model(x) - plain)
+    torch.testing.assert_close(updates[1], 0.25 * updates[0])
+
+
+def test_evaluation_notices_another_scale() -> None:
+    model, layer, x = made("linear")
+    model.eval()
+    with torch.no_grad():
+        for scale in (1.0, 0.5, 2.0):
+            layer.set_scale("default", scale)
+            torch.testing.assert_close(model(x), expected(layer, x, scale * defined(layer)))
+            assert layer.weight is layer.weight  # kept while nothing changes
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_merge_takes_the_scale_and_unmerge_forgets_it(kind: str) -> None:
+    model, layer, x = made(kind)
+    before, delta = layer._base().weight.clone(), defined(layer)
+    layer.set_scale("default", 0.5)
+    layer.merge()
+    torch.testing.assert_close(layer._base().weight, before + 0.5 * delta)
+    layer.set_scale("default", 4.0)  # as in PEFT: not what is merged
+    torch.testing.assert_close(model(x), expected(layer, x, torch.zeros(())))
+    layer.unmerge()
+    assert torch.equal(layer._base().weight, before)
+    torch.testing.assert_close(model(x), expected(layer, x, 4 * delta))
+
+
+def test_scaling_by_factors_acts_on_the_active_adapters_only() -> None:
+    model, layer, x = made("linear")
+    model.add_adapter("other", SnellaConfig(**{**model.peft_config["default"].to_dict(), "init_sparsity": 0.5}))
+    first, second = defined(layer), defined(layer, "other")
+    layer.scale_layer(0.5)
+    layer.scale_layer(0.5)
+    model.base_model.set_adapter(["default", "other"])
+    torch.testing.assert_close(model(x), expected(layer, x, 0.25 * first + second))
+    layer.scale_layer(2.0)
+    torch.testing.assert_close(model(x), expected(layer, x, 0.5 * first + 2 * second))
+    layer.unscale_layer(4.0)
+    assert layer.scaling == {"default": 0.125, "other": 0.5}
+    layer.unscale_layer()
+    assert layer.scaling == {"default": 1.0, "other": 1.0}
+    layer.set_scale("absent", 2.0)
+    assert "absent" not in layer.scaling
+    model.delete_adapter("other")
+    assert layer.scaling == {"default": 1.0}
+
+
+def test_the_scale_is_not_saved(tmp_path) -> None:
+    model, layer, x = made("linear")
+    y = model(x)
+    layer.set_scale("default", 0.0)
+    model.save_pretrained(tmp_path)
+    fresh = nn.Sequential(copy.deepcopy(layer._base()))
+    torch.testing.assert_close(peft.PeftModel.from_pretrained(fresh, tmp_path)(x), y)
+
+
+def test_means_what_it_means_for_lora() -> None:
+    """The same calls leave the same scales in a LoRA layer whose own scale is 1."""
+    scales = []
+    for config in (
+        SnellaConfig(r=8, target_modules=["0"], modules_to_save=[]),
+        peft.LoraConfig(r=8, lora_alpha=8, target_modules=["0"]),
+    ):
+        model = peft.get_peft_model(nn.Sequential(nn.Linear(12, 9)), config)  # type: ignore[arg-type]
+        layer = model.base_model.model[0]  # type: ignore[index]
+        seen = []
+        for call in (("set_scale", "default", 0.5), ("scale_layer", 3), ("unscale_layer", 2), ("scale_layer", 1)):
+            getattr(layer, call[0])(*call[1:])
+            seen.append(layer.scaling["default"])
+        layer.unscale_layer()
+        scales.append([*seen, layer.scaling["default"]])
+    assert scales[0] == scales[1] == [0.5, 1.5, 0.75, 0.75, 1.0]

@@ -150,8 +150,8 @@ def table(found: Sequence[Measured], title: str) -> Table:
             cells.append(f"{memory.peak_bytes / 1e6:,.0f}")
         rows.add_row(row.method, *cells)
     rows.caption = (
-        "kept: by a forward pass; step: with weights, gradients, AdamW's two moments; not in it: what gradient checkpointing (+gc) "
-        "computes again in the backward pass, a block at a time"
+        "kept: by a forward pass; step: with weights, gradients, AdamW's two moments; not in it: "
+        "what gradient checkpointing (+gc) computes again in the backward pass, a block at a time"
     )
     return rows
 
@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> OneLineParser:
-    parser = OneLineParser(prog="python -m benchmarks.diffusion", description=__doc__.partition("\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.diffusion", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--methods", type=_methods, default=tuple(METHODS), help=f"of {', '.join(METHODS)}")
     parser.add_argument("--batch", type=count, default=1, help="images in a batch (default: 1)")
     parser.add_argument("--size", type=count, default=64, help="side of the latents, an eighth of the image's (64)")

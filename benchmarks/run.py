@@ -118,13 +118,13 @@ def _parser() -> OneLineParser:
     flag("model", f"timm's name of a model: {', '.join(MODELS)}, or another", default=default.model)
     flag("methods", "comma-separated; see below", type=_methods, default=default.methods, metavar="NAMES")
     flag("batches", "batch sizes, comma-separated", type=_batches, default=default.batches, metavar="SIZES")
-    flag("r", "rank of the updates", type=_count, default=default.r)
-    flag("classes", "outputs of the head", type=_count, default=default.classes)
+    flag("r", "rank of the updates", type=count, default=default.r)
+    flag("classes", "outputs of the head", type=count, default=default.classes)
     flag("device", "cpu, cuda or cuda:N", default=default.device)
     flag("precision", "of weights and images", choices=tuple(DTYPES), default=default.precision)
-    flag("threads", "CPU threads (default: torch's choice)", type=_count)
-    flag("warmup", "rounds before those that count", type=_count, default=default.warmup)
-    flag("rounds", "rounds that count", type=_count, default=default.rounds)
+    flag("threads", "CPU threads (default: torch's choice)", type=count)
+    flag("warmup", "rounds before those that count", type=count, default=default.warmup)
+    flag("rounds", "rounds that count", type=count, default=default.rounds)
     flag("minutes", "after these no round begins; two are run in any case", type=float, default=default.minutes)
     flag("seed", "of weights and images", type=int, default=default.seed)
     flag("out", "folder of the results", type=Path, default=Path("runs/bench"))
@@ -142,10 +142,10 @@ def _methods(text: str) -> tuple[str, ...]:
 
 
 def _batches(text: str) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(map(_count, text.split(","))))
+    return tuple(dict.fromkeys(map(count, text.split(","))))
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return int(text)

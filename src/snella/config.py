@@ -29,6 +29,7 @@ Gate = Literal["published", "soft", "hard", "none"]
 Rematerialize = Literal["none", "inputs", "mlp"]
 Task = Literal["classify", "segment"]
 Loss = Literal["ce", "dice", "ce+dice"]
+Optimizer = Literal["adamw", "adamw8bit"]
 Decoder = Literal["plain", "unet", "fpn", "upernet", "segformer", "dpt"]
 Split = Literal["train", "val", "test", "all"]
 
@@ -105,6 +106,9 @@ class TrainConfig:
     """Passes over the training images. 100 as published."""
     batch_size: int = 32
     """Images per step and device. The published recipes use 8 to 32."""
+    optimizer: Optimizer = "adamw"
+    """What makes a step of the gradients: adamw as published.
+    adamw8bit keeps AdamW's two moments in 8 bits (needs the package bitsandbytes and a CUDA device)."""
     lr: float = 1e-3
     """Peak learning rate. 1e-3 as published."""
     min_lr: float = 1e-5
@@ -172,11 +176,13 @@ class TrainConfig:
     """Go on from the newest checkpoint of the run folder; from the beginning if it has none."""
     overwrite: bool = False
     """Replace an existing run folder, once data and model are ready."""
+    estimate: bool = False
+    """Print the memory that a training step needs, and train nothing; the run folder is not touched."""
 
 
 DEFAULTS = TrainConfig()
 # How a run is started, not what it is: kept out of recipes and of config.yaml, which is itself a recipe.
-START = ("out", "resume", "overwrite")
+START = ("out", "resume", "overwrite", "estimate")
 # Do not change what a run computes, so a resumed run may have others.
 FREE_TO_CHANGE = (*START, "device", "workers", "checkpoint_every", "tensorboard", "rematerialize")
 # Read by one task alone: given with another, they are refused rather than left unread.

@@ -25,6 +25,7 @@ from snella.console import checking_images, plain
 from snella.data import Batches, ImageData, Preprocessing
 from snella.data.elpv import BASELINE
 from snella.errors import UserError
+from snella.estimate import estimate, estimate_table
 from snella.methods import MethodSettings, after_step, save_adapter, wrap
 from snella.report.allocation import allocation_figure
 from snella.report.figures import training_curves_figure
@@ -51,6 +52,7 @@ from snella.tasks.table import TASKS
 from snella.training.devices import accelerator_for
 from snella.training.evaluation import evaluate
 from snella.training.loop import FitResult, LoopSettings, fit
+from snella.training.optimiser import check_optimiser
 
 LISTED = 20  # classes up to which the end of a training tells of each
 
@@ -70,7 +72,7 @@ class Prepared:
 
 
 def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
-    """Train as the config says and return what summary.json holds.
+    """Train as the config says and return what summary.json holds (with `estimate`: the memory it will need).
 
     Flags are checked first, then paths and data, then the model is built; only then is the run folder touched.
 
@@ -84,6 +86,8 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     folder = run_folder(config)
     _check_machine(config)
     TASKS[config.task].check(config)
+    if config.estimate:
+        return _estimate(config, console)
     check_claim(folder, config)
     if config.resume and state_of(folder) == "finished":
         plain(console, f"{folder} is finished; --overwrite trains it again")
@@ -111,9 +115,31 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     return _finish(folder, config, ready, result, console)
 
 
+def _estimate(config: TrainConfig, console: Console) -> dict[str, Any]:
+    """Print what a training step needs in memory; `peak_memory_bytes` is as in summary.json."""
+    ready = _prepare(config, console)
+
+    def make_batch(images: int) -> dict[str, Any]:
+        few = replace(config, batch_size=images, workers=0)
+        return next(_batches(few, ready.data, ready.preprocessing)["train"].epoch(1))
+
+    found = estimate(
+        ready.model,
+        ready.task,
+        make_batch,
+        accelerator_for(config.device, config.precision),
+        batch_size=min(config.batch_size, len(ready.data.splits["train"])),
+        optimizer=config.optimizer,
+        ema=config.ema is not None,
+        seed=config.seed,
+    )
+    console.print(estimate_table(found))
+    return {**asdict(found), "peak_memory_bytes": found.total}
+
+
 def _check_machine(config: TrainConfig) -> None:
     """Refuse a device, a precision or a package that is not there, before anything is read."""
-    accelerator_for(config.device, config.precision)
+    check_optimiser(config.optimizer, accelerator_for(config.device, config.precision).device)
     if config.tensorboard and not is_tensorboard_available():
         raise UserError("--tensorboard needs the package tensorboard; run: pip install 'snella[tensorboard]'")
 
@@ -211,7 +237,7 @@ def _targets(names: tuple[str, ...] | None) -> list[str] | str | None:
 
 def _loop_settings(config: TrainConfig) -> LoopSettings:
     names = ("epochs", "lr", "min_lr", "warmup_lr", "warmup", "weight_decay", "clip_grad", "accumulate", "ema")
-    names += ("early_stopping", "checkpoint_every", "precision", "device", "seed", "tensorboard")
+    names += ("optimizer", "early_stopping", "checkpoint_every", "precision", "device", "seed", "tensorboard")
     return LoopSettings(**{name: getattr(config, name) for name in names})
 
 

@@ -1,9 +1,10 @@
-"""AdamW and its learning rate, and the optimiser's state as named tensors."""
+"""AdamW, with moments in 32 or 8 bits, and its learning rate, and the optimiser's state as named tensors."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,11 +12,59 @@ from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
+from snella.errors import UserError
+
+_NUMBERS = {"int": torch.int64, "float": torch.float64}
+
+
+def make_optimiser(name: str, model: nn.Module, *, lr: float, weight_decay: float, eps: float) -> torch.optim.Optimizer:
+    """The optimiser of a name (adamw or adamw8bit) over the trainable parameters.
+
+    adamw8bit is bitsandbytes' AdamW8bit: parameters of 4096 entries or more have both moments in 8 bits, with a scale
+    for each block of 256. It has not been run on a GPU by this package's tests.
+
+    Raises:
+        UserError: as `check_optimiser`, for the device of the parameters.
+    """
+    check_optimiser(name, next(model.parameters()).device)
+    if name == "adamw":
+        return adamw(model, lr=lr, weight_decay=weight_decay, eps=eps)
+    import bitsandbytes  # pyright: ignore[reportMissingImports]
+
+    return bitsandbytes.optim.AdamW8bit(_groups(model, weight_decay), lr=lr, eps=eps)
+
+
+def check_optimiser(name: str, device: torch.device) -> None:
+    """Refuse an optimiser that the device or the installed packages do not have.
+
+    Raises:
+        UserError: adamw8bit without bitsandbytes, or on another device than CUDA.
+    """
+    if name == "adamw":
+        return
+    if device.type != "cuda":
+        raise UserError(f"--optimizer {name} needs a CUDA device, and this run is on {device.type}; use adamw")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"--optimizer {name} needs bitsandbytes; run: pip install 'snella[bitsandbytes]'")
+
+
+def moment_bytes(name: str, parameters: Iterable[Tensor]) -> int:
+    """Bytes of AdamW's two moments of the parameters."""
+    if name == "adamw":
+        return 2 * sum(p.nbytes for p in parameters)
+    small, block = 4096, 256  # bitsandbytes' defaults: smaller parameters have moments in fp32
+    return sum(
+        2 * (p.numel() + 4 * -(-p.numel() // block)) if p.numel() >= small else 8 * p.numel() for p in parameters
+    )
+
 
 def adamw(model: nn.Module, *, lr: float, weight_decay: float, eps: float) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; those with one axis or none (biases, norms, scalars) do not decay."""
-    groups = param_groups_weight_decay(model, weight_decay)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, eps=eps)
+    return torch.optim.AdamW(_groups(model, weight_decay), lr=lr, eps=eps)
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    return [group for group in param_groups_weight_decay(model, weight_decay) if group["params"]]
 
 
 def cosine_schedule(
@@ -37,15 +86,35 @@ def cosine_schedule(
 
 
 def optimiser_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of every parameter as "INDEX.NAME" tensors; hyper-parameters are not in it."""
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
+    """The state of every parameter as "INDEX.NAME" tensors, of any dtype; hyper-parameters are not in it.
+
+    What an optimiser nests is "INDEX.OUTER.NAME"; a Python number becomes a tensor, "INDEX.NAME:int" or ":float".
+    """
+    tensors: dict[str, Tensor] = {}
+    for index, entry in optimizer.state_dict()["state"].items():
+        _flatten(f"{index}", entry, tensors)
+    return tensors
+
+
+def _flatten(prefix: str, entry: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
+    for name, value in entry.items():
+        if isinstance(value, Mapping):
+            _flatten(f"{prefix}.{name}", value, tensors)
+        elif isinstance(value, Tensor):
+            tensors[f"{prefix}.{name}"] = value
+        else:
+            kind = "int" if isinstance(value, int) else "float"
+            tensors[f"{prefix}.{name}:{kind}"] = torch.tensor(value, dtype=_NUMBERS[kind])
 
 
 def load_optimiser_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Take over what `optimiser_tensors` gave; hyper-parameters stay as they are."""
     state: dict[int, dict[str, Any]] = defaultdict(dict)
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state[int(index)][name] = value
+        index, *outer, name = key.split(".")
+        entry = state[int(index)]
+        for part in outer:
+            entry = entry.setdefault(part, {})
+        name, _, kind = name.partition(":")
+        entry[name] = value.item() if kind else value
     optimizer.load_state_dict({"state": dict(state), "param_groups": optimizer.state_dict()["param_groups"]})

@@ -17,7 +17,7 @@ from snella.errors import UserError
 from snella.training.checkpoint import Tensors, newest_checkpoint, read_checkpoint, write_checkpoint
 from snella.training.ema import Ema
 from snella.training.memory import PeakMemory
-from snella.training.optimiser import adamw, cosine_schedule, load_optimiser_tensors, optimiser_tensors
+from snella.training.optimiser import cosine_schedule, load_optimiser_tensors, make_optimiser, optimiser_tensors
 from snella.training.records import Records
 from snella.training.settings import LoopSettings
 from snella.training.state import load_tuned_state, tuned_state
@@ -69,7 +69,7 @@ class Run:
     model: nn.Module
     settings: LoopSettings
     accelerator: Accelerator
-    adam: torch.optim.AdamW
+    adam: torch.optim.Optimizer
     optimizer: torch.optim.Optimizer  # adam, with the scaler of fp16 around it
     schedule: CosineLRScheduler
     after_step: AfterStep | None
@@ -129,7 +129,9 @@ def start_run(
 
     model.to(accelerator.device)
     steps = settings.epochs * math.ceil(batches_per_epoch / settings.accumulate)
-    adam = adamw(model, lr=settings.lr, weight_decay=settings.weight_decay, eps=settings.eps)
+    adam = make_optimiser(
+        settings.optimizer, model, lr=settings.lr, weight_decay=settings.weight_decay, eps=settings.eps
+    )
     schedule = cosine_schedule(
         adam, steps=steps, warmup=settings.warmup, warmup_lr=settings.warmup_lr, min_lr=settings.min_lr
     )
@@ -166,7 +168,7 @@ def _load(
     tensors: Tensors,
     state: dict[str, Any],
     model: nn.Module,
-    adam: torch.optim.AdamW,
+    adam: torch.optim.Optimizer,
     ema: Ema | None,
     accelerator: Accelerator,
     after_step: AfterStep | None,
@@ -191,8 +193,9 @@ def _conditions(settings: LoopSettings, batches_per_epoch: int) -> dict[str, Any
 
 def _check_conditions(checkpoint: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
     for name, value in now.items():
-        if then.get(name) != value:
+        before = then.get(name, getattr(LoopSettings, name, None))  # its default, if it is newer than the checkpoint
+        if before != value:
             raise UserError(
-                f"checkpoint {checkpoint} was made with {name} {then.get(name)}, not {value}: "
+                f"checkpoint {checkpoint} was made with {name} {before}, not {value}: "
                 "resume with the settings and data of its run, or start a new one"
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from snella.errors import UserError
 
+OPTIMIZERS = ("adamw", "adamw8bit")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -19,6 +20,7 @@ class LoopSettings:
     """
 
     epochs: int
+    optimizer: str = "adamw"  # or adamw8bit: its moments in 8 bits, by bitsandbytes on CUDA
     lr: float = 1e-3  # as published, as are min_lr, warmup_lr and eps
     min_lr: float = 1e-5
     warmup_lr: float = 1e-6
@@ -49,6 +51,7 @@ class LoopSettings:
             "ema": (self.ema is None or 0 <= self.ema < 1, "a decay from 0 to below 1"),
             "early_stopping": (self.early_stopping >= 0, "0 (off) or a number of epochs"),
             "checkpoint_every": (self.checkpoint_every >= 0, "0 (once an epoch) or a number of steps"),
+            "optimizer": (self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
             "precision": (self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
             "seed": (self.seed >= 0, "0 or a positive integer"),
         }

@@ -1,0 +1,212 @@
+"""Memory of a training step on the UNet of Stable Diffusion 1.5, method by method.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.diffusion                  512 px, batch 1, all methods: a few minutes
+    python -m benchmarks.diffusion --methods lora,snella --size 32
+    python -m benchmarks.diffusion --device cuda --backward           also seconds, and the peak of CUDA's allocator
+
+The weights are random (memory does not depend on them) and in fp32, the adapted layers are the default ones: q, k, v
+and output of all attention, both layers of all feed-forwards. The input is noisy latents, times and a text's
+embedding, the loss the squared error of the predicted noise. One model is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from benchmarks.memory import Memory, kept_bytes, step_memory
+from benchmarks.run import OneLineParser, count
+from benchmarks.timing import wait_for
+from snella.errors import UserError
+from snella.methods import MethodSettings, wrap
+from snella.runfolder import write_json
+from snella.training.devices import check_device
+
+SHAPES: dict[str, Any] = {  # unet/config.json of Stable Diffusion 1.5, where it differs from the class's defaults
+    "sample_size": 64,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,  # by the name's history the count of heads
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+}
+PARAMETERS = 859_520_964  # of that UNet
+TOKENS = 77  # of a text
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of `snella.methods` with its `rematerialize`, under gradient checkpointing or not."""
+
+    name: str
+    rematerialize: bool | str = True
+    checkpointing: bool = False
+
+
+METHODS = {
+    "full": Method("full"),
+    "full+gc": Method("full", checkpointing=True),
+    "lora": Method("lora"),
+    "lora+gc": Method("lora", checkpointing=True),
+    "snella-off": Method("snella", rematerialize=False),
+    "snella": Method("snella"),
+    "snella-mlp": Method("snella", rematerialize="mlp"),
+    "snella+gc": Method("snella", checkpointing=True),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a method needs for a step."""
+
+    method: str
+    memory: Memory
+    seconds: float | None  # of a forward and a backward pass, after one that is not counted; None: not asked for
+
+
+def unet(shapes: dict[str, Any]) -> nn.Module:
+    """The UNet, with random weights drawn at once (layer by layer takes ten times as long)."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        model: Any = UNet2DConditionModel(**shapes)
+    model = model.to_empty(device="cpu")
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        else:
+            nn.init.constant_(parameter, 1.0 if "norm" in name and name.endswith("weight") else 0.0)
+    return model
+
+
+def measure(name: str, batch: int, size: int, r: int, device: torch.device, backward: bool) -> Measured:
+    """Build the UNet, wrap it and count what one forward pass keeps; `backward` also times steps."""
+    method = METHODS[name]
+    torch.manual_seed(0)
+    base: Any = unet(SHAPES)
+    if method.checkpointing:
+        base.enable_gradient_checkpointing()
+    settings = MethodSettings(r=r, total_step=1000, rematerialize=method.rematerialize)
+    model = wrap(method.name, base, settings).to(device).train()
+    inputs = (
+        torch.randn(batch, 4, size, size, device=device),
+        torch.randint(1000, (batch,), device=device),
+        torch.randn(batch, TOKENS, SHAPES["cross_attention_dim"], device=device),
+    )
+    noise = torch.randn_like(inputs[0])
+
+    def loss() -> Tensor:
+        return F.mse_loss(model(*inputs).sample, noise)
+
+    saved = kept_bytes(loss, model, (*inputs, noise))
+    seconds, peak = _time(model, loss, device) if backward else (None, None)
+    return Measured(name, step_memory(model, saved, peak), seconds)
+
+
+def _time(model: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> tuple[float, int | None]:
+    """Seconds of the second of two forward and backward passes; the allocator's peak over it on CUDA."""
+    start = 0.0
+    for _ in range(2):
+        model.zero_grad()
+        wait_for(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        start = time.perf_counter()
+        loss().backward()
+        wait_for(device)
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return time.perf_counter() - start, peak
+
+
+def table(found: Sequence[Measured], title: str) -> Table:
+    """A row for each method; MB are 10^6 bytes."""
+    rows = Table(title=title)
+    rows.add_column("method")
+    titles = ["trainable", "kept, MB", "by LoRA's", "step, MB", "by LoRA's"]
+    titles += ["step, s"] if any(row.seconds for row in found) else []
+    titles += ["allocator's peak, MB"] if any(row.memory.peak_bytes for row in found) else []
+    for name in titles:
+        rows.add_column(name, justify="right")
+    lora = next((row.memory for row in found if row.method == "lora"), None)
+    for row in found:
+        memory = row.memory
+        cells = [f"{memory.trainable:,}", f"{memory.saved_bytes / 1e6:,.0f}"]
+        cells.append(f"{memory.saved_bytes / lora.saved_bytes:.3f}" if lora else "")
+        cells += [f"{memory.total_bytes / 1e6:,.0f}", f"{memory.total_bytes / lora.total_bytes:.3f}" if lora else ""]
+        if row.seconds is not None:
+            cells.append(f"{row.seconds:.2f}")
+        if memory.peak_bytes is not None:
+            cells.append(f"{memory.peak_bytes / 1e6:,.0f}")
+        rows.add_row(row.method, *cells)
+    rows.caption = (
+        "kept: by a forward pass; step: with weights, gradients, AdamW's two moments; not in it: "
+        "what gradient checkpointing (+gc) computes again in the backward pass, a block at a time"
+    )
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print a table, write a JSON."""
+    args = _parser().parse_args(arguments)
+    console, progress = Console(), Console(stderr=True)
+    try:
+        check_device(args.device, "fp32")
+        device = torch.device(args.device)
+        found = []
+        for name in args.methods:
+            start = time.perf_counter()
+            found.append(measure(name, args.batch, args.size, args.r, device, args.backward))
+            gc.collect()  # a wrapped model is a cycle; two of them would not fit everywhere
+            kept = found[-1].memory.saved_bytes
+            progress.print(f"{name}: {kept / 1e6:,.0f} MB kept ({time.perf_counter() - start:.0f} s)")
+        title = f"UNet of Stable Diffusion 1.5, {8 * args.size} px, batch {args.batch}, r {args.r}, fp32, {device.type}"
+        console.print(table(found, title))
+        settings = {name: getattr(args, name) for name in ("batch", "size", "r", "device")}
+        result = {"settings": settings, "torch": torch.__version__, "methods": [asdict(row) for row in found]}
+        path = args.out / f"diffusion-b{args.batch}-{8 * args.size}px-{device.type}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, result)
+        console.print(f"results: {path}", soft_wrap=True, highlight=False)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        print(f"error: {error}; run: pip install 'snella[diffusers]'", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> OneLineParser:
+    parser = OneLineParser(prog="python -m benchmarks.diffusion", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--methods", type=_methods, default=tuple(METHODS), help=f"of {', '.join(METHODS)}")
+    parser.add_argument("--batch", type=count, default=1, help="images in a batch (default: 1)")
+    parser.add_argument("--size", type=count, default=64, help="side of the latents, an eighth of the image's (64)")
+    parser.add_argument("--r", type=count, default=32, help="rank of the updates (default: 32)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument("--backward", action="store_true", help="also time forward and backward passes")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of the result (runs/bench)")
+    return parser
+
+
+def _methods(text: str) -> tuple[str, ...]:
+    names = tuple(name for name in text.split(",") if name)
+    if unknown := [name for name in names if name not in METHODS]:
+        raise argparse.ArgumentTypeError(f"unknown method {unknown[0]} (methods: {', '.join(METHODS)})")
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())

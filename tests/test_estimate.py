@@ -13,9 +13,10 @@ import masked_runs
 import runs
 from snella import estimate as module
 from snella.cli import main
-from snella.config import TrainConfig, read_recipe, to_yaml
+from snella.config import TrainConfig
 from snella.errors import UserError
 from snella.estimate import Estimate
+from snella.recipe import read_recipe, to_yaml
 from snella.run import train
 
 

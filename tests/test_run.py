@@ -24,8 +24,9 @@ from safetensors.torch import load_file, save_file
 import snella.run
 from runs import train, write_images
 from snella.cli import main
-from snella.config import TrainConfig, read_recipe
+from snella.config import TrainConfig
 from snella.methods import METHODS
+from snella.recipe import read_recipe
 from snella.tasks.bundled import FOCUS, NOTES
 from snella.trained import load_run
 

@@ -25,8 +25,9 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
-from snella.config import Task, TrainConfig, choice_error, flag, nearest, read_recipe, run_folder, validate
+from snella.config import Task, TrainConfig, choice_error, flag, nearest, run_folder, validate
 from snella.errors import UserError
+from snella.recipe import read_recipe
 from snella.version import __version__
 
 HELP = f"""\

@@ -14,12 +14,9 @@ import math
 import re
 import types
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
-from importlib import resources
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-
-import yaml
 
 from snella.errors import UserError
 
@@ -27,7 +24,7 @@ Method = Literal["snella", "snell", "lora", "dora", "adalora", "shira", "oft", "
 Kernel = Literal["mixk", "pwl"]
 Gate = Literal["published", "soft", "hard", "none"]
 Rematerialize = Literal["none", "inputs", "mlp"]
-Task = Literal["classify", "segment"]
+Task = Literal["classify", "segment", "generate"]
 Loss = Literal["ce", "dice", "ce+dice"]
 Optimizer = Literal["adamw", "adamw8bit"]
 Decoder = Literal["plain", "unet", "fpn", "upernet", "segformer", "dpt"]
@@ -39,25 +36,28 @@ class TrainConfig:
     """Fine-tune a pre-trained vision backbone on images."""
 
     task: Task = "classify"
-    """What is learnt: classify gives a class to each image, segment to each pixel."""
+    """What is learnt: classify gives a class to each image, segment to each pixel, generate makes images."""
     data: str | None = None
     """Where the images are. Needed; has no default.
     A folder of class folders, or of train, val and test with class folders; a CSV or JSONL manifest;
     a VTAB-1k or FGVC folder; hfds/NAME, torch/NAME or wds/NAME; elpv or elpv-levels (in a package).
-    To segment: a folder with images and masks, an ADE20K or Pascal VOC folder, or brain (in a package)."""
+    To segment: a folder with images and masks, an ADE20K or Pascal VOC folder, or brain (in a package).
+    To generate: a folder with metadata.jsonl or with a .txt beside each image, class folders, images alone;
+    photos or photos-new (in packages)."""
     backbone: str = "vit_base_patch16_224.augreg_in21k"
     """A timm name (also hf-hub:NAME), hf:NAME_OR_FOLDER (transformers), or vit_small_focus (in a package).
-    The default is the published one."""
+    The default is the published one. To generate: a diffusers pipeline (OWNER/NAME or a folder), or small_unet."""
     pretrained: bool = True
     """Load the backbone's pre-trained weights; without them only a checkpoint or a test makes sense."""
     checkpoint: str | None = None
     """File with the backbone's weights (.safetensors, .pth, .npz), instead of the ones its name stands for."""
     image_size: int | None = None
     """Side of the square the model sees, in pixels. None: the size the backbone was pre-trained at."""
-    resize: Literal["squash", "crop", "none"] = "squash"
+    resize: Literal["squash", "crop", "none"] | None = None
     """How an image becomes square: squash resizes both sides, as VTAB-1k does; nothing is cut off.
     crop resizes the short side and cuts out the centre, as FGVC does. To segment, crop and none (pixels as they are)
-    train on random squares and find the classes of a whole image by sliding a square over it."""
+    train on random squares and find the classes of a whole image by sliding a square over it. To generate, crop keeps
+    all that fits a square. None: squash; to generate, crop."""
 
     decoder: Decoder | None = None
     """What makes a map of classes out of the backbone's features, to segment.
@@ -128,6 +128,41 @@ class TrainConfig:
     sum, for small or rare classes."""
     ignore_index: int | None = None
     """Value in the masks that stands for no class, to segment: neither trained on nor evaluated. 255 is usual."""
+    prompt: str | None = None
+    """Caption of all images that have none of their own, to generate; {class} in it stands for the class's name."""
+    caption_dropout: float = 0.0
+    """Share of the captions left empty, to generate, 0 to 1; 0.1 is usual where guidance has to be learnt."""
+    adapt_convs: bool = False
+    """Tune the convolutions of a UNet as well, to generate. Off: attention and feed-forward layers."""
+    snr_gamma: float | None = None
+    """Least signal-to-noise ratio from which a timestep counts less (min-SNR), to generate; 5 is usual. None: off."""
+    noise_offset: float = 0.0
+    """Strength of a noise that is the same all over a channel, to generate, for very dark or bright images; 0.05 to 0.1
+    is usual."""
+    prior_prompt: str | None = None
+    """What the images are an instance of, to generate (DreamBooth): a photo of a dog. The model goes on making others
+    of that kind, because it trains on some that it made before. None: no such images."""
+    prior_data: str | None = None
+    """Folder of images for prior_prompt; those that are missing are generated into it. None: in the cache."""
+    prior_images: int = 100
+    """How many images there are for prior_prompt."""
+    prior_weight: float = 1.0
+    """Weight of the loss on them."""
+    cache: bool = True
+    """Keep latents and text embeddings on disk ($SNELLA_CACHE or ~/.cache/snella), to generate; the encoders then leave
+    the device. Not with augment crop, which shows other pixels each time."""
+    gradient_checkpointing: bool = False
+    """Compute a network's activations a second time, to generate: far less memory, about a third more time."""
+    sample_prompts: tuple[str, ...] | None = None
+    """Prompts or classes of the sample grids, to generate. None: all classes, or the first captions."""
+    samples: int = 4
+    """Images for each of them; image i has seed i."""
+    sample_every: int | None = None
+    """Epochs between two sample grids. 0: before and after training only. None: five times in a run."""
+    sample_steps: int = 30
+    """Denoising steps of a sample."""
+    guidance: float | None = None
+    """Guidance scale of samples, to generate. None: what is usual for the pipeline."""
     label_smoothing: float = 0.0
     """Share of the target spread over the other classes, 0 to 1. Off as published."""
     class_weights: bool = False
@@ -189,6 +224,11 @@ FREE_TO_CHANGE = (*START, "device", "workers", "checkpoint_every", "tensorboard"
 TASK_FIELDS: dict[str, tuple[str, ...]] = {
     "classify": ("auto_augment", "random_erasing", "mixup", "cutmix"),
     "segment": ("decoder", "adapt_decoder", "loss", "ignore_index"),
+    "generate": (
+        *("prompt", "caption_dropout", "adapt_convs", "snr_gamma", "noise_offset", "cache", "gradient_checkpointing"),
+        *("prior_prompt", "prior_data", "prior_images", "prior_weight"),
+        *("sample_prompts", "samples", "sample_every", "sample_steps", "guidance"),
+    ),
 }
 HINTS: dict[str, Any] = get_type_hints(TrainConfig)
 KEYS = tuple(f.name for f in fields(TrainConfig) if f.name not in START)
@@ -196,22 +236,45 @@ KEYS = tuple(f.name for f in fields(TrainConfig) if f.name not in START)
 # name -> (least, most, whether the least itself is allowed, whether the most itself is)
 _RANGES: dict[str, tuple[float, float, bool, bool]] = {
     **dict.fromkeys(
-        ("image_size", "r", "heads", "allocate_every", "epochs", "batch_size", "accumulate"),
+        (
+            "image_size",
+            "r",
+            "heads",
+            "allocate_every",
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "prior_images",
+            "samples",
+            "sample_steps",
+        ),
         (1, math.inf, True, False),
     ),
     **dict.fromkeys(
-        ("init_warmup", "final_warmup", "early_stopping", "workers", "checkpoint_every"),
+        ("init_warmup", "final_warmup", "early_stopping", "workers", "checkpoint_every", "sample_every"),
         (0, math.inf, True, False),
     ),
     "seed": (0, 2**32 - 1, True, True),  # what numpy takes
     "ignore_index": (0, 65535, True, True),  # masks have up to 16 bits
-    **dict.fromkeys(("scale", "lr", "clip_grad"), (0, math.inf, False, False)),
+    **dict.fromkeys(("scale", "lr", "clip_grad", "snr_gamma"), (0, math.inf, False, False)),
     **dict.fromkeys(
-        ("min_lr", "warmup_lr", "weight_decay", "mixup", "cutmix", "color_jitter"), (0, math.inf, True, False)
+        (
+            "min_lr",
+            "warmup_lr",
+            "weight_decay",
+            "mixup",
+            "cutmix",
+            "color_jitter",
+            "noise_offset",
+            "prior_weight",
+            "guidance",
+        ),
+        (0, math.inf, True, False),
     ),
     **dict.fromkeys(("init_sparsity", "target_sparsity", "random_erasing"), (0, 1, True, True)),
     **dict.fromkeys(
-        ("update_dropout", "update_drop_path", "drop_path", "warmup", "label_smoothing"), (0, 1, True, False)
+        ("update_dropout", "update_drop_path", "drop_path", "warmup", "label_smoothing", "caption_dropout"),
+        (0, 1, True, False),
     ),
     **dict.fromkeys(("ema", "val_fraction", "test_fraction"), (0, 1, False, False)),
 }
@@ -235,7 +298,7 @@ def validate(config: TrainConfig) -> None:
         UserError: names the flag, the value and what is allowed.
     """
     for name, hint in HINTS.items():
-        _typed(name, getattr(config, name), hint)
+        typed(name, getattr(config, name), hint)
     for name, (low, high, with_low, with_high) in _RANGES.items():
         value = getattr(config, name)
         inside = value is None or (
@@ -271,7 +334,7 @@ def _interval(low: float, high: float, with_low: bool, with_high: bool) -> str:
     return f"{'[' if with_low else '('}{low}, {high}{']' if with_high else ')'}"
 
 
-def _typed(name: str, value: Any, hint: Any, *, parse: bool = False) -> Any:
+def typed(name: str, value: Any, hint: Any, *, parse: bool = False) -> Any:
     """The value as the hint has it; UserError if it is of another type. `parse` takes YAML's spellings."""
     if get_origin(hint) in (Union, types.UnionType):
         if value is None:
@@ -307,73 +370,6 @@ def choice_error(name: str, value: Any, choices: tuple[str, ...]) -> UserError:
 
 def _type_error(name: str, value: Any, wanted: str) -> UserError:
     return UserError(f"{name}: {value!r} is not {wanted}")
-
-
-def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
-    folder = resources.files("snella") / "recipes"
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
-
-
-def read_recipe(recipe: str) -> TrainConfig:
-    """The config that a recipe gives: the name of one of the package's, or the path of a YAML file.
-
-    Raises:
-        UserError: no such recipe, no YAML, an unknown key or a value of the wrong type.
-    """
-    if recipe in recipe_names():
-        text = (resources.files("snella") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
-    elif Path(recipe).is_file():
-        try:
-            text = Path(recipe).read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"recipe {recipe} is not a text file") from None
-    elif "/" in recipe or recipe.endswith((".yaml", ".yml")):
-        raise UserError(f"recipe {recipe} does not exist")
-    else:
-        names = recipe_names()
-        raise UserError(f"no recipe {recipe}{nearest(recipe, names)} (there are {', '.join(names)}, or a path)")
-    try:
-        return _from_yaml(text)
-    except UserError as error:
-        raise UserError(f"recipe {recipe}: {error}") from None
-
-
-def _from_yaml(text: str) -> TrainConfig:
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        raise UserError(f"no valid YAML{where}: {getattr(error, 'problem', None) or error}") from None
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise UserError("not a list of `key: value` lines")
-    typed = {}
-    for key, value in values.items():
-        if key in START:
-            raise UserError(f"{key} belongs on the command line ({flag(key)}), not in a recipe")
-        if key not in KEYS:
-            raise UserError(f"unknown key {key}{nearest(str(key), KEYS)}")
-        typed[key] = _typed(key, value, HINTS[key], parse=True)
-    return TrainConfig(**typed)
-
-
-def to_yaml(config: TrainConfig) -> str:
-    """The config as a recipe: `read_recipe` of it gives the same config, but for how it is started."""
-    values = {name: value for name, value in asdict(config).items() if name in KEYS}
-    values = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """What differs between two configs in a way that changes the result, one phrase per field."""
-    return [
-        f"{flag(name)} was {getattr(old, name)}, is {getattr(new, name)}"
-        for name in KEYS
-        if name not in FREE_TO_CHANGE and getattr(old, name) != getattr(new, name)
-    ]
 
 
 SMOKE_PER_CLASS = 8  # images of each class and split

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 
-@contextmanager
-def checking_images(console: Console) -> Iterator[Callable[[int, int], None]]:
+def checking_images(console: Console) -> AbstractContextManager[Callable[[int, int], None]]:
     """A bar for the check of the images; gives the function to call with (images done, images in all)."""
-    columns = (TextColumn("checking images"), BarColumn(), MofNCompleteColumn())
+    return working(console, "checking images")
+
+
+@contextmanager
+def working(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar; gives the function to call with (images done, images in all)."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("images", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -18,8 +18,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from snella.config import TrainConfig, differences, read_recipe, to_yaml
+from snella.config import TrainConfig
 from snella.errors import UserError
+from snella.recipe import differences, read_recipe, to_yaml
 
 CONFIG, SUMMARY, ADAPTER, BASE = "config.yaml", "summary.json", "adapter", "base.safetensors"
 ABOUT = "snella.json"  # in the adapter's folder

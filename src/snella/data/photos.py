@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 
 import numpy as np
@@ -108,7 +108,7 @@ def crops(name: str) -> Crops:
     return Crops(name)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _photo(name: str, kind: str) -> np.ndarray:
     photo = next(photo for photo in SETS[name] if photo.kind == kind)
     image = open_image(_file(name, photo))

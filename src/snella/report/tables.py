@@ -10,6 +10,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from snella.tasks.classify import ClassRow
+    from snella.tasks.denoising import LevelRow
     from snella.tasks.regions import RegionRow
 
 NOTHING = "–"
@@ -66,6 +67,22 @@ def area_table(rows: Sequence[Mapping[str, Any]], *, most: int = 4) -> Table:
     return table
 
 
+def noise_level_table(rows: Sequence[LevelRow]) -> Table:
+    """The denoising loss of held-out images, by part of the noise range."""
+    parts = len(rows[0].losses)
+    shares = [f"{100 * i // parts}–{100 * (i + 1) // parts} %" for i in range(parts)]
+    table = _table("denoising loss by noise", left=("images",), right=("count", *shares, "all"))
+    for row in rows:
+        losses = (*row.losses, sum(row.losses) / parts)
+        table.add_row(Text(row.name), f"{row.images:,}", *(f"{loss:.4f}" for loss in losses))
+    return table
+
+
+def shown(metric: str, value: float) -> str:
+    """A metric as people read it: a loss as it is, all others are shares."""
+    return f"{value:.4f}" if metric.endswith("loss") else f"{value:.1%}"
+
+
 def summary_table(summary: Mapping[str, Any], metrics: Mapping[str, str], *, title: str) -> Table:
     """The end of a training, in a few lines.
 
@@ -78,7 +95,7 @@ def summary_table(summary: Mapping[str, Any], metrics: Mapping[str, str], *, tit
     table.add_column()
     table.add_column(justify="right")
     for metric, name in metrics.items():
-        table.add_row(f"test {name}", _percent(summary["test"][metric]))
+        table.add_row(f"test {name}", shown(metric, summary["test"][metric]))
     table.add_row("trainable parameters", f"{summary['trainable_parameters']:,}")
     table.add_row("adapter size", _bytes(summary["adapter_bytes"]))
     table.add_row("peak memory", _bytes(summary["peak_memory_bytes"]))

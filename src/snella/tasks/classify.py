@@ -51,6 +51,7 @@ from snella.tasks.backbone import (
 from snella.tasks.interface import Prediction
 from snella.tasks.regions import share
 
+RESIZE = "squash"
 METRICS = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced accuracy"}
 PICTURES: tuple[str, ...] = ()
 
@@ -304,7 +305,7 @@ def train_transform(preprocessing: Preprocessing, config: TrainConfig) -> Transf
     return transforms.train_transform(preprocessing, _augmentation(config))
 
 
-def about(data: ImageData) -> dict[str, Any]:
+def about(config: TrainConfig, data: ImageData) -> dict[str, Any]:
     return {}
 
 

@@ -167,7 +167,9 @@ def check_pipeline_name(name: str) -> None:
             continue
         place = folder / part
         if not place.is_dir() or not any(place.iterdir()):
-            raise UserError(f"{name} is incomplete: {INDEX} names {part}, but there is no folder {place}; copy it there")
+            raise UserError(
+                f"{name} is incomplete: {INDEX} names {part}, but there is no folder {place}; copy it there"
+            )
         weights = part in (family.network, "vae") or part.startswith("text_encoder")
         if weights and not any(place.glob("*.safetensors")):
             raise UserError(

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
-from rich.console import RenderableType
+import torch
+from rich.console import Console, RenderableType
 from torch import Tensor, nn
 
 from snella.config import TrainConfig
 from snella.data import ImageData, Preprocessing, Transform, UnreadableImage
 from snella.data.images import Progress
+from snella.data.loading import Examples
 from snella.tasks.backbone import BackboneSpec
 
 
@@ -68,6 +70,13 @@ class Task(Protocol):
         """Kind -> what draws that figure to a file; the most telling one first."""
         ...
 
+
+
+class Predicts(Task, Protocol):
+    """A task that finds something in images."""
+
+    PICTURES: tuple[str, ...]  # kinds of pictures that a prediction makes
+
     def predict(
         self, model: nn.Module, images: Any, transform: Transform, *, batch_size: int
     ) -> Iterator[Prediction | UnreadableImage]:
@@ -86,7 +95,7 @@ class TaskModule(Protocol):
 
     METRICS: dict[str, str]  # what summary.json says of a split, fractions from 0 to 1: metric -> its name for people
 
-    PICTURES: tuple[str, ...]  # kinds of pictures that a prediction makes
+    RESIZE: str  # how an image becomes square where the config does not say
 
     def check(self, config: TrainConfig) -> None:
         """Refuse a config that cannot be trained, before anything is read, built or downloaded."""
@@ -120,13 +129,40 @@ class TaskModule(Protocol):
 
     def eval_transform(self, preprocessing: Preprocessing) -> Transform: ...
 
-    def about(self, data: Any) -> dict[str, Any]:
+    def about(self, config: TrainConfig, data: Any) -> dict[str, Any]:
         """What must be known of the data, besides the classes' names, to read and predict such data later."""
         ...
 
     def make_task(self, config: TrainConfig, data: Any, preprocessing: Preprocessing) -> Task: ...
 
     def task_from(self, about: Mapping[str, Any]) -> Task: ...
+
+    def examples(
+        self,
+        task: Any,
+        model: nn.Module,
+        data: Any,
+        preprocessing: Preprocessing,
+        config: TrainConfig,
+        device: torch.device,
+        console: Console,
+    ) -> Mapping[str, Examples]:
+        """What the batches of each split are made of: the images, or what a frozen network makes of them, once.
+
+        `model` is as `build` gave it, not tuned yet.
+        """
+        ...
+
+    def shows_after(self, config: TrainConfig, epoch: int) -> bool:
+        """Whether `show` is due at the end of an epoch."""
+        ...
+
+    def show(self, task: Any, model: nn.Module, data: Any, folder: Path, stage: str) -> None:
+        """Write pictures of what the model does at a stage ("before", "after" or one between) to the run folder.
+
+        The model is in evaluation mode.
+        """
+        ...
 
     def save_merged(self, model: Any, folder: Path, about: Mapping[str, Any]) -> str:
         """Write a model without adapters as a plain checkpoint; returns the call that loads it."""

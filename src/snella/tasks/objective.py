@@ -53,7 +53,9 @@ class Objective:
             self._ddpm = DDPMScheduler.from_config(config)
             self.prediction = config.get("prediction_type", "epsilon")
         else:
-            raise UserError(f"scheduler {type(scheduler).__name__} says no betas and is no flow matching: not known here")
+            raise UserError(
+                f"scheduler {type(scheduler).__name__} says no betas and is no flow matching: not known here"
+            )
         if self.prediction not in PREDICTIONS:
             raise UserError(f"prediction_type {self.prediction} is not known here ({', '.join(PREDICTIONS)})")
 

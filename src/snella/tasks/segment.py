@@ -46,6 +46,7 @@ from snella.tasks.segmenter import (
 )
 from snella.tasks.windows import windowed_logits
 
+RESIZE = "squash"
 METRICS = {"miou": "mIoU", "mdice": "mDice", "pixel_accuracy": "pixel accuracy"}
 PICTURES: tuple[str, ...] = ("mask", "overlay")
 EXAMPLES = 4  # images of an evaluation that its figure shows
@@ -332,7 +333,7 @@ def train_transform(preprocessing: Preprocessing, config: TrainConfig) -> Transf
     return masked_train_transform(preprocessing, Augmentation(name=config.augment, color_jitter=config.color_jitter))
 
 
-def about(data: MaskData) -> dict[str, Any]:
+def about(config: TrainConfig, data: MaskData) -> dict[str, Any]:
     """How masks say the classes, and in which colours."""
     return {"masks": data.code.to_dict(), "palette": [list(color) for color in data.palette]}
 

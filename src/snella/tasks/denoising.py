@@ -1,0 +1,233 @@
+"""Denoising: the loss of a diffusion model, how it is judged, and what it makes.
+
+A batch is {"image": (b, 3, s, s) in [-1, 1]} or, out of the cache, {"moments": (b, 2c, h, w)}, with "caption" (a list)
+or text embeddings, or "label" (b,), and "original_size" and "crop_top_left" (b, 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from rich.console import RenderableType
+from torch import Tensor, nn
+
+from snella.errors import UserError
+from snella.report.noise_levels import noise_levels_figure
+from snella.report.tables import noise_level_table
+from snella.tasks.diffusion import Condition, Frozen, condition_of
+from snella.tasks.objective import Objective, with_offset
+from snella.tasks.sampling import SampleSettings, sample
+
+LEVELS = 4  # parts of the noise range; an evaluation looks at each image once in each
+
+
+@dataclass(frozen=True)
+class LevelRow:
+    """Held-out images of a class (or all) in a part of the noise range."""
+
+    name: str
+    images: int
+    losses: tuple[float, ...]  # for each of LEVELS, from least noise to most
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of `Generate.evaluate`."""
+
+    metrics: dict[str, float]  # denoising_loss: squared error per value, all levels alike
+    table: tuple[LevelRow, ...]  # all images, then each class
+
+
+class Batches(Protocol):
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]: ...
+
+
+class Generate:
+    """A diffusion model's denoising of images.
+
+    Args:
+        frozen: the pipeline but its network.
+        classes: names of the classes of class-conditional data; () for others.
+        prompts: of the sample grids: captions, or names of classes; () for an unconditional model.
+        sampling: how samples are made.
+        samples: how many for each prompt.
+        snr_gamma: of min-SNR weighting; None: all timesteps count alike.
+        noise_offset: strength of the offset noise.
+        caption_dropout: share of captions left empty while training.
+        prior_weight: of the loss on the prior's images, where a batch has some.
+
+    Example:
+        >>> task = Generate(frozen_parts("small_unet"), ("cat", "dog"), sampling=SampleSettings(32))
+        >>> task.loss(network, {"image": images, "label": labels}).shape
+        torch.Size([])
+    """
+
+    selection = "denoising_loss"
+    higher_is_better = False
+
+    def __init__(
+        self,
+        frozen: Frozen,
+        classes: Sequence[str] = (),
+        *,
+        sampling: SampleSettings,
+        prompts: Sequence[str] = (),
+        samples: int = 4,
+        snr_gamma: float | None = None,
+        noise_offset: float = 0.0,
+        caption_dropout: float = 0.0,
+        prior_weight: float = 1.0,
+    ) -> None:
+        self.frozen, self.objective = frozen, Objective(frozen.pipe.scheduler)
+        self.classes, self.prompts, self.samples = tuple(classes), tuple(prompts), samples
+        self.sampling = sampling
+        self.snr_gamma, self.noise_offset = snr_gamma, noise_offset
+        self.caption_dropout, self.prior_weight = caption_dropout, prior_weight
+        self._empty: dict[str, Tensor] = {}  # embeddings of the empty caption
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """The mean squared error of what the model predicts (0-d) in fp32, weighted as asked for."""
+        x, condition = self._inputs(model, batch, training=True)
+        weights = x.new_ones(len(x))
+        if "prior" in batch:
+            more, its = self._inputs(model, batch["prior"], training=True)
+            condition = {name: torch.cat([value, its[name]]) for name, value in condition.items()}
+            weights = torch.cat([weights, weights.new_full((len(more),), self.prior_weight * len(x) / len(more))])
+            x = torch.cat([x, more])
+        noise = torch.randn_like(x)
+        if self.noise_offset:
+            noise = with_offset(noise, self.noise_offset)
+        noisy = self.objective.noisy(x, noise, self.objective.draw_levels(len(x), x.device))
+        found = self.frozen.predict(model, noisy.x, noisy.timesteps, condition)
+        errors = (found.float() - noisy.target.float()).square().flatten(1).mean(1)
+        if self.snr_gamma is not None:
+            errors = errors * self.objective.min_snr_weights(noisy.snr, self.snr_gamma)
+        return (errors * weights).sum() / len(batch[next(iter(batch))])
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, batches: Batches) -> Evaluation:
+        """The error on images that were held out, each once in each part of the noise range. The model is in eval mode.
+
+        Noise and level of an image are drawn from its place in the split, so every model and epoch meets the same.
+
+        Raises:
+            UserError: there is no batch.
+        """
+        model.eval()
+        rows: list[Tensor] = []
+        labels: list[int] = []
+        for batch in batches:
+            x, condition = self._inputs(model, batch, training=False)
+            draws = [_fixed_draw(sum(map(len, rows)) + i, x.shape[1:]) for i in range(len(x))]
+            losses = []
+            for part in range(LEVELS):
+                levels = torch.stack([level[part] for level, _ in draws]).to(x.device)
+                noise = torch.stack([noise[part] for _, noise in draws]).to(x)
+                noisy = self.objective.noisy(x, noise, levels)
+                found = self.frozen.predict(model, noisy.x, noisy.timesteps, condition)
+                losses.append((found.float() - noisy.target.float()).square().flatten(1).mean(1).cpu())
+            rows.append(torch.stack(losses, dim=1))
+            labels += batch["label"].tolist() if "label" in batch else []
+        if not rows:
+            raise UserError("nothing to evaluate: the split has no image; give --data with at least one")
+        found = torch.cat(rows).double()  # (n, LEVELS)
+        table = [LevelRow("all", len(found), tuple(found.mean(0).tolist()))]
+        for label, name in enumerate(self.classes if labels else ()):
+            of_class = found[torch.tensor(labels) == label]
+            if len(of_class):
+                table.append(LevelRow(name, len(of_class), tuple(of_class.mean(0).tolist())))
+        return Evaluation({"denoising_loss": found.mean().item()}, tuple(table))
+
+    def _inputs(self, model: nn.Module, batch: Mapping[str, Any], *, training: bool) -> tuple[Tensor, Condition]:
+        """x (b, c, h, w) as the network sees it, and what it is asked for."""
+        network, device = base_of(model), next(model.parameters()).device
+        if "moments" in batch:
+            x = self.frozen.latents(batch["moments"], sample=training)
+        elif self.frozen.vae is not None:
+            self.frozen.to(device, encoders=False)
+            x = self.frozen.latents(self.frozen.moments(batch["image"]), sample=training)
+        else:
+            x = batch["image"]
+            x = x.mean(1, keepdim=True) if network.config.in_channels == 1 else x
+        condition: dict[str, Tensor] = {}
+        if self.frozen.family.encode is not None:
+            condition = self._text(batch, device, training)
+            sides = [batch["original_size"], batch["crop_top_left"]]
+            sides.append(torch.full_like(sides[0], self.sampling.size))
+            condition["time_ids"] = torch.cat(sides, dim=1).to(x)  # as SDXL takes them; the others do not look at it
+        elif condition_of(network) == "class":
+            condition = {"class_labels": batch["label"]}
+        return x, condition
+
+    def _text(self, batch: Mapping[str, Any], device: torch.device, training: bool) -> dict[str, Tensor]:
+        names = tuple(self._empty_text(device))
+        if names[0] in batch:
+            found = {name: batch[name] for name in names}
+        else:
+            self.frozen.to(device, vae=False)
+            found = self.frozen.encode(batch["caption"], device)
+        if training and self.caption_dropout:
+            count = len(found[names[0]])
+            dropped = torch.rand(count, device=device) < self.caption_dropout
+            for name, value in found.items():
+                empty = self._empty_text(device)[name].to(value)
+                found[name] = torch.where(dropped.view(-1, *(1,) * (value.ndim - 1)), empty, value)
+        return found
+
+    def _empty_text(self, device: torch.device) -> dict[str, Tensor]:
+        if not self._empty:
+            encoders = self.frozen.encoders
+            before = next(encoders[0].parameters()).device
+            self.frozen.to(device, vae=False)
+            self._empty = self.frozen.encode([""], device)
+            self.frozen.to(before, vae=False)
+        return self._empty
+
+    def generate(self, model: nn.Module, asked: Sequence[str | None], seeds: Sequence[int]) -> list[Image.Image]:
+        """An image for each prompt (a class's name for class-conditional models, None for unconditional ones).
+
+        Raises:
+            UserError: no such class.
+        """
+        network = base_of(model)
+        if self.frozen.family.encode is None:
+            known = condition_of(network) == "class"
+            return sample(self.frozen, network, [self._label(p) if known else None for p in asked], seeds, self.sampling)
+        return sample(self.frozen, network, [p or "" for p in asked], seeds, self.sampling)
+
+    def _label(self, name: str | None) -> int:
+        if name not in self.classes:
+            raise UserError(f"the model knows no class {name!r}; choose from {', '.join(self.classes)}")
+        return self.classes.index(name)
+
+    def report(self, evaluation: Evaluation) -> dict[str, Any]:
+        return self.details(evaluation)
+
+    def details(self, evaluation: Evaluation) -> dict[str, Any]:
+        return {"noise_levels": [asdict(row) for row in evaluation.table]}
+
+    def table(self, evaluation: Evaluation) -> RenderableType:
+        return noise_level_table(evaluation.table)
+
+    def figures(self, evaluation: Evaluation) -> dict[str, Callable[[Path], object]]:
+        return {"levels": partial(noise_levels_figure, evaluation.table)}
+
+
+def base_of(model: nn.Module) -> Any:
+    """The network itself, with its adapters in it, whether PEFT stands around it or not."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
+
+
+def _fixed_draw(index: int, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Levels (LEVELS,), one in each part of the range, and noise (LEVELS, *shape) of the image at a place of a split."""
+    generator = torch.Generator().manual_seed(index)
+    levels = (torch.arange(LEVELS) + torch.rand(LEVELS, generator=generator)) / LEVELS
+    return levels, torch.randn(LEVELS, *shape, generator=generator)

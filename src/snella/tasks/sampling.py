@@ -1,0 +1,165 @@
+"""Images out of a diffusion model: each one a function of network, prompt or class, seed and settings alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from snella.errors import UserError
+from snella.tasks.diffusion import Frozen, condition_of
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """How images are made.
+
+    Args:
+        size: side of an image, pixels.
+        steps: denoising steps, of the pipeline's own scheduler; class-conditional and unconditional models take DDIM.
+        guidance: scale of classifier-free guidance; 1 is none. None: what is usual for the pipeline.
+        batch_size: images at a time.
+    """
+
+    size: int
+    steps: int = 30
+    guidance: float | None = None
+    batch_size: int = 4
+
+
+@torch.no_grad()
+def sample(
+    frozen: Frozen,
+    network: nn.Module,
+    asked: Sequence[str | int | None],
+    seeds: Sequence[int],
+    settings: SampleSettings,
+    *,
+    keep_encoders: bool = False,
+) -> list[Image.Image]:
+    """One image for each of the prompts, class labels or Nones (unconditional), with its seed.
+
+    The network stays where it is; the frozen parts come to its device one after the other and go back to the CPU
+    (with `keep_encoders` the text encoders stay). The noise is drawn on the CPU, so that a seed means the same anywhere.
+
+    Raises:
+        UserError: a size that the network cannot make.
+    """
+    check_size(frozen, network, settings.size)
+    device = next(network.parameters()).device
+    embeds: dict[str | int | None, dict[str, Tensor]] = {}
+    if frozen.family.encode is not None:
+        frozen.to(device, vae=False)
+        for prompt in dict.fromkeys((*asked, "")):
+            embeds[prompt] = frozen.encode([str(prompt)], device)
+        if not keep_encoders:
+            frozen.to("cpu", vae=False)
+    frozen.to(device, encoders=False)
+    was_training = network.training
+    network.eval()
+    images = []
+    for start in range(0, len(asked), settings.batch_size):
+        part = asked[start : start + settings.batch_size]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + settings.batch_size]]
+        if embeds:
+            images += _by_pipeline(frozen, network, [embeds[prompt] for prompt in part], embeds[""], generators, settings)
+        else:
+            images += _by_ddim(frozen, network, part, generators, settings)
+    network.train(was_training)
+    frozen.to("cpu", encoders=False)
+    return images
+
+
+def check_size(frozen: Frozen, network: Any, size: int) -> None:
+    """Refuse a size that the VAE or the network's own halvings do not divide. Raises UserError."""
+    halvings = len(network.config.get("block_out_channels", (1,))) - 1
+    patch = network.config.get("patch_size", 1)
+    if frozen.family.pipelines == ("FluxPipeline",):
+        patch *= 2  # packed by twos
+    unit = frozen.factor * 2**halvings * patch
+    if size % unit:
+        below = max(unit, size // unit * unit)
+        raise UserError(
+            f"--image-size {size} is no multiple of {unit}, as this pipeline needs it; use {below} or {below + unit}"
+        )
+
+
+def _by_pipeline(
+    frozen: Frozen,
+    network: nn.Module,
+    embeds: list[dict[str, Tensor]],
+    empty: dict[str, Tensor],
+    generators: list[torch.Generator],
+    settings: SampleSettings,
+) -> list[Image.Image]:
+    """By the pipeline's own call; without its text encoders, whose place is not the network's device."""
+    family = frozen.family
+    guidance = family.guidance if settings.guidance is None else settings.guidance
+    parts = {
+        name: None if name.startswith(("text_encoder", "tokenizer")) else part
+        for name, part in frozen.pipe.components.items()
+    }
+    pipe = type(frozen.pipe)(**{**parts, family.network: network}, **_options(frozen.pipe))
+    pipe.set_progress_bar_config(disable=True)
+    asked = {name: torch.cat([one[name] for one in embeds]) for name in empty}
+    if family.negative and guidance > 1:
+        asked |= {f"negative_{name}": value.expand(len(embeds), *value.shape[1:]) for name, value in empty.items()}
+    if "PixArt" in type(pipe).__name__:
+        asked["use_resolution_binning"] = False  # pyright: ignore[reportArgumentType]
+        asked["negative_prompt"] = None  # pyright: ignore[reportArgumentType]
+    return pipe(
+        **asked,
+        generator=generators,
+        num_inference_steps=settings.steps,
+        guidance_scale=guidance,
+        height=settings.size,
+        width=settings.size,
+    ).images
+
+
+def _options(pipe: Any) -> dict[str, Any]:
+    """What the pipeline's class takes besides components."""
+    return {"requires_safety_checker": False} if "requires_safety_checker" in pipe.config else {}
+
+
+def _by_ddim(
+    frozen: Frozen,
+    network: Any,
+    labels: Sequence[str | int | None],
+    generators: list[torch.Generator],
+    settings: SampleSettings,
+) -> list[Image.Image]:
+    """DDIM (Song et al. 2021, eta 0). diffusers' pipelines for such models know no classes, or ImageNet's alone."""
+    from diffusers import DDIMScheduler
+
+    device = next(network.parameters()).device
+    scheduler: Any = DDIMScheduler.from_config(frozen.pipe.scheduler.config)
+    scheduler.set_timesteps(settings.steps, device=device)
+    shape = (network.config.in_channels, *(settings.size // frozen.factor,) * 2)
+    x = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+    known = condition_of(network) == "class"
+    classes = torch.tensor(labels, device=device) if known else None
+    null = _null_class(network) if known else None
+    guidance = frozen.family.guidance if settings.guidance is None else settings.guidance
+    for t in scheduler.timesteps:
+        timesteps = t.expand(len(x))
+        found = frozen.predict(network, x, timesteps, {"class_labels": classes} if classes is not None else {})
+        if classes is not None and null is not None and guidance > 1:
+            without = frozen.predict(network, x, timesteps, {"class_labels": torch.full_like(classes, null)})
+            found = without + guidance * (found - without)
+        x = scheduler.step(found, t, x).prev_sample
+    if frozen.vae is not None:
+        config = frozen.vae.config
+        x = frozen.vae.decode(x / config.scaling_factor + (config.get("shift_factor") or 0.0)).sample
+    pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(one.squeeze(-1) if one.shape[-1] == 1 else one).convert("RGB") for one in pixels]
+
+
+def _null_class(network: Any) -> int | None:
+    """The label for "no class" that DiT learns beside the classes; None where there is none."""
+    tables = [m for m in network.modules() if type(m).__name__ == "LabelEmbedding"]
+    return tables[0].num_classes if tables and tables[0].embedding_table.num_embeddings > tables[0].num_classes else None

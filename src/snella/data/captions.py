@@ -133,12 +133,14 @@ def _prompted(data: str, listing: Listing, prompt: str | None) -> Captions:
         raise UserError("the prompt is empty; write one, or leave it out")
     names = [entry for entries in listing.splits.values() for entry in entries]
     if listing.classes:
-        return {name: (prompt or CLASS).replace(CLASS, _spoken(listing.classes[label])) for name, label in names}
+        return {
+            name: (prompt or CLASS).strip().replace(CLASS, _spoken(listing.classes[label])) for name, label in names
+        }
     if prompt is None:
         return {}
     if CLASS in prompt:
         raise UserError(f"the prompt has {CLASS} but {data} has no class folders; write the name in its place")
-    return {name: prompt for name, _ in names}
+    return {name: prompt.strip() for name, _ in names}
 
 
 def _spoken(name: str) -> str:

@@ -208,7 +208,7 @@ def test_test_data_is_labelled_by_the_models_classes(tmp_path: Path, class_folde
     data = read_captioned_test_data(root, classes=(), prompt=None, seed=0)
     assert (data.classes, data.splits["test"].labels) == ((), ())
     assert data.splits["test"].captions == ("big dog", "cat", "cat")
-    with pytest.raises(UserError, match="class 'big_dog' of .* is not among the model's 1 classes"):
+    with pytest.raises(UserError, match=r"class 'big_dog' of .* is not among the model's 1 classes"):
         read_captioned_test_data(root, classes=("cat",), prompt=None, seed=0)
 
 
@@ -218,8 +218,8 @@ def test_test_data_of_another_kind_than_the_models(tmp_path: Path, picture) -> N
     assert data.splits["test"].captions == ("number 0", "number 1")
     assert (data.classes, data.splits["test"].labels) == ((), ())
     assert data.notes == ("the data's captions are used, not the model's prompt",)
+    root = plain(tmp_path / "plain", picture, 2)
     with pytest.raises(UserError, match="no class folders"):
-        root = plain(tmp_path / "plain", picture, 2)
         read_captioned_test_data(root, classes=("a", "b"), prompt="a {class}", seed=0)
 
 

@@ -70,7 +70,7 @@ def caption_folder(root: str) -> tuple[Listing, Captions]:
 
 def _is_plain(name: str) -> bool:
     """IMAGE, or train/IMAGE."""
-    folder, _, rest = name.rpartition("/")
+    folder = os.path.dirname(name)
     return not folder or folder.lower() in SPLIT_NAMES
 
 

@@ -44,19 +44,19 @@ def _captions(data: ImageData[CaptionedImages]) -> list[str]:
 
 def _shapes(data: ImageData[CaptionedImages]) -> list[str]:
     """Aspect ratios, what --resize makes of them, and the size above which images are enlarged."""
-    found = measured(data)[0]
+    found = dict(measured(data)[0])  # one picture may stand in two splits
     if not found:
         return []
-    wide = sum(width > height for _, (width, height) in found)
-    high = sum(width < height for _, (width, height) in found)
-    ratios = {path: max(size) / min(size) for path, size in found}
-    cuts = [1 - 1 / ratio for ratio in ratios.values()]
+    wide = sum(width > height for width, height in found.values())
+    high = sum(width < height for width, height in found.values())
+    ratios = {path: max(size) / min(size) for path, size in found.items()}
+    cuts = [100 * (1 - 1 / ratio) for ratio in ratios.values()]
     longest = max(ratios, key=lambda path: ratios[path])
-    smallest, size = min(found, key=lambda item: min(item[1]))
+    smallest, size = min(found.items(), key=lambda item: min(item[1]))
     lines = [f"shapes: {wide} landscape, {len(found) - wide - high} square, {high} portrait"]
     if wide or high:
         lines += [
-            f"  --resize crop cuts off {sum(cuts) / len(cuts):.1%} of an image on average, at most {max(cuts):.1%} "
+            f"  --resize crop cuts off {sum(cuts) / len(cuts):.1f} % of an image on average, at most {max(cuts):.1f} % "
             f"({os.path.basename(longest)})",
             f"  --resize squash stretches by up to {ratios[longest]:.2f} ({os.path.basename(longest)})",
         ]

@@ -131,14 +131,15 @@ def _prompted(data: str, listing: Listing, prompt: str | None) -> Captions:
     """Captions for images that have none: of their class, or the prompt."""
     if prompt is not None and not prompt.strip():
         raise UserError("the prompt is empty; write one, or leave it out")
-    names = [entry for entries in listing.splits.values() for entry in entries]
+    entries = [entry for split in listing.splits.values() for entry in split]
     if listing.classes:
-        return {name: (prompt or CLASS).replace(CLASS, _spoken(listing.classes[label])) for name, label in names}
+        pattern = (prompt or CLASS).strip()
+        return {name: pattern.replace(CLASS, _spoken(listing.classes[label])) for name, label in entries}
     if prompt is None:
         return {}
     if CLASS in prompt:
         raise UserError(f"the prompt has {CLASS} but {data} has no class folders; write the name in its place")
-    return {name: prompt for name, _ in names}
+    return {name: prompt.strip() for name, _ in entries}
 
 
 def _spoken(name: str) -> str:

@@ -133,7 +133,7 @@ def _load_peft(network: nn.Module, folder: Path, scale: float) -> dict[str, Tens
             keys = list(file.keys())
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise _damaged(folder, error) from error
-    prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type, "")
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type, "")  # type: ignore[call-overload]
     layers = _layers_of(network, folder, keys, prefix)
     replaced = _copies(network, (f"{layer}.{name}" for layer in layers for name in _own(network.get_submodule(layer))))
     try:
@@ -193,13 +193,16 @@ def _merge(network: nn.Module, scale: float) -> None:
         before = {key: tensor.data for key, tensor in own.items()}
         for tensor in own.values():
             tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
-        layer.merge()
-        merged = {key: tensor.data for key, tensor in own.items()}
+        try:
+            layer.merge()
+        finally:
+            merged = {key: tensor.data for key, tensor in own.items()}
+            for key, tensor in own.items():
+                tensor.data = before[key]
         for key, tensor in own.items():
-            tensor.data = before[key]
             _put(tensor, merged[key], scale)
         network.set_submodule(name, base)
-    for name, wrapper in _injected(network, ModulesToSaveWrapper):
+    for _, wrapper in _injected(network, ModulesToSaveWrapper):
         trained = wrapper.modules_to_save[wrapper.active_adapters[0]].state_dict()
         for key, tensor in wrapper.original_module.state_dict(keep_vars=True).items():
             _put(tensor, trained[key], scale)
@@ -277,7 +280,7 @@ def _flags_kept(network: nn.Module) -> Iterator[None]:
 
 
 def _misfit(network: nn.Module, folder: Path, name: str | None, error: Exception | None = None) -> UserError:
-    reason = f"{name} differs or is missing in one of them" if name else str(error).strip().splitlines()[0][:150]
+    reason = f"{name} differs or is missing in one of them" if name else " ".join(str(error).split())[:150]
     return UserError(
         f"the adapter in {folder} does not fit this {type(network).__name__}: {reason}; "
         "load it into the pipeline that it was trained on"

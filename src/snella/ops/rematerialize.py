@@ -6,6 +6,7 @@ recipe's tensors instead of the output and makes the output again, by the very s
 
     LayerNorm ── x ── linear            kept: LayerNorm's input, by both
     linear ── z ── GELU ── x ── linear  kept: z, by both; with "mlp" z itself is made again, and neither keeps it
+    a · GELU(b) ── x ── linear          kept: a and b, by the product and GELU; GELU(b), too, is made again
 
 A note is only taken of what is certain to come out the same: a known class, no other hooks, no in-place operation,
 no hooks on saved tensors (gradient checkpointing), one tensor in, which the graph keeps anyway.
@@ -19,6 +20,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -70,8 +72,8 @@ _sources, _products = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
 
 
 def source_of(x: Tensor) -> Source | None:
-    """How x came about, if a note says so and still holds."""
-    return _read(_sources, x)
+    """How x came about, if a note says so and still holds, or the graph does (gated linear units)."""
+    return _read(_sources, x) or _gated(x)
 
 
 def note_product(y: Tensor, source: Source) -> None:
@@ -188,3 +190,61 @@ def _let_go(output: Tensor, x: Tensor, tensors: tuple[Tensor, ...], once: _Once)
     detached = tuple(tensor.detach() for tensor in tensors)
     node._raw_saved_self.register_hooks(lambda _: detached, lambda kept: once.second(*kept))
     return True
+
+
+def _gated(x: Tensor) -> Source | None:
+    """Of x = a · act(b), right behind the product: a, and what act(b) is made from; the product lets go of act(b).
+
+    Any module may hold the product, so it is read from the graph: of diffusers' GEGLU, of timm's SwiGLU and GluMlp.
+    """
+    node: Any = x.grad_fn
+    if type(node).__name__ != "MulBackward0" or x._version or _saved_tensors_are_hooked():
+        return None
+    sides = [(_saved(node, name), name) for name in ("self", "other")]
+    for (act, name), (a, _) in (sides, sides[::-1]):
+        if act is None or a is None or act._version or not act.shape == a.shape == x.shape:
+            continue
+        if not act.dtype == a.dtype == x.dtype:
+            continue
+        made = _read(_sources, act) or _activated(act)
+        if made is None:
+            continue
+        once, kept = _Once(made.recompute), tuple(tensor.detach() for tensor in made.tensors)
+        getattr(node, f"_raw_saved_{name}").register_hooks(lambda _: kept, lambda kept: once.second(*kept))  # noqa: B023
+        source = Source((a, *made.tensors), partial(_times, once))
+        _write(_sources, x, source)
+        return source
+    return None
+
+
+def _activated(act: Tensor) -> Source | None:
+    """Of act = gelu(b) or silu(b), by whatever called it: b, which the activation keeps."""
+    node: Any = act.grad_fn
+    b = _saved(node, "self")
+    if b is None or b.shape != act.shape or b.dtype != act.dtype:
+        return None
+    if type(node).__name__ == "GeluBackward0":
+        return Source((b,), partial(_without_graph, partial(F.gelu, approximate=node._saved_approximate)))
+    if type(node).__name__ == "SiluBackward0":
+        return Source((b,), partial(_without_graph, F.silu))
+    return None
+
+
+def _saved(node: Any, name: str) -> Tensor | None:
+    """What a node keeps under a name, unless hooks have a say in it: asking for it could run a checkpoint."""
+    raw = getattr(node, f"_raw_saved_{name}", None)
+    if raw is None or getattr(raw, "unpack_hook", True) is not None:  # torch that cannot tell: as if hooked
+        return None
+    try:
+        return getattr(node, f"_saved_{name}")
+    except RuntimeError:  # changed in place since; the backward pass will say so
+        return None
+
+
+def _times(once: _Once, a: Tensor, *tensors: Tensor) -> Tensor:
+    return _without_graph(torch.mul, a, once.first(*tensors))
+
+
+def _without_graph(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    with torch.no_grad():
+        return function(*tensors)

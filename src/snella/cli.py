@@ -67,6 +67,11 @@ class Evaluate:
     None: the data of the run."""
     split: Literal["train", "val", "test"] = "test"
     """Which split of the run's data."""
+    features: str | None = None
+    """Compare images that the run makes with the split's, in the features of this model: KID, FID, similarity.
+    A backbone's name (vit_small_focus; vit_base_patch32_clip_224.openai for CLIP-I), or inception (torch-fidelity)."""
+    samples: int = 64
+    """How many images it makes for that."""
     batch_size: int = 64
     """Images per forward pass."""
     device: str = "auto"
@@ -75,7 +80,8 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Predict:
-    """Predict images, as a table, JSON or CSV on standard output; what is a picture (a mask) goes to a folder."""
+    """Predict images, as a table, JSON or CSV on standard output; what is a picture (a mask) goes to a folder.
+    A run that generates makes images instead."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")] = ""
     """Run folder that snella train wrote."""
@@ -88,7 +94,17 @@ class Predict:
     out: str | None = None
     """Write to this file instead of standard output (JSON or CSV by its ending, unless a format is given)."""
     pictures: str | None = None
-    """Folder for pictures (masks, overlays), where the task makes any; a new one. None: RUN/predictions."""
+    """Folder for pictures (masks, overlays, generated images); a new one. None: RUN/predictions."""
+    prompt: str | None = None
+    """What to generate: a text, or a class's name. None: what the run's sample grids show."""
+    n: int = 4
+    """How many images to generate for it."""
+    seed: int = 0
+    """Seed of the first generated image; those of the others follow."""
+    steps: int | None = None
+    """Denoising steps of a generated image. None: as the run's samples."""
+    guidance: float | None = None
+    """Guidance scale of generated images. None: as the run's samples."""
     batch_size: int = 64
     """Images per forward pass."""
     device: str = "auto"
@@ -200,9 +216,32 @@ def _predict(args: list[str]) -> int:
     folder = _run(command.run, "predict")
     if command.json and command.csv:
         raise UserError("--json and --csv contradict each other: pass one of them")
+    from snella.runfolder import read_about
+
+    options = _options(command)
+    if read_about(folder)["task"] == "generate":
+        from snella.generated import generate
+
+        _refuse(command, _IMAGE_FLAGS, "makes images and takes none")
+        generate(folder, **{name: value for name, value in options.items() if name not in _IMAGE_FLAGS})
+        return 0
     from snella.trained import predict
 
-    return 1 if predict(folder, **_options(command)) else 0
+    _refuse(command, _GENERATION_FLAGS, "generates no images")
+    images = predict(folder, **{name: value for name, value in options.items() if name not in _GENERATION_FLAGS})
+    return 1 if images else 0
+
+
+_IMAGE_FLAGS = ("images", "csv", "out", "batch_size")  # of predict, for runs that look at images
+_GENERATION_FLAGS = ("prompt", "n", "seed", "steps", "guidance")  # for those that make some
+
+
+def _refuse(command: Predict, names: tuple[str, ...], why: str) -> None:
+    """Refuse flags that this run does not read."""
+    for name in names:
+        if getattr(command, name) != getattr(Predict, name):
+            what = "IMAGE..." if name == "images" else flag(name)
+            raise UserError(f"{what}: {command.run} {why}; leave it out")
 
 
 def _merge(args: list[str]) -> int:

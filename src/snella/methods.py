@@ -100,6 +100,17 @@ def wrap(method: str, model: nn.Module, settings: MethodSettings) -> nn.Module:
     return model
 
 
+def with_convolutions(model: nn.Module) -> str:
+    """The default targets of a model, and its convolutions that can be adapted but the first and the last.
+
+    In a diffusion model's UNet these are most of its weights.
+    """
+    layers = [name for name, part in model.named_modules() if isinstance(part, nn.Conv2d) and adaptable(part)]
+    ends = {name for name in layers if name in ("conv_in", "conv_out")}
+    inner = [name for name in layers if name not in ends]
+    return "|".join([f"(?:{default_targets(model)})", *map(re.escape, inner)])
+
+
 def after_step(method: str, model: nn.Module) -> AfterStep | None:
     """The hook of a method that moves a budget between layers, for a model that `wrap` gave; None for the others."""
     hooks: dict[str, Callable[[Any], AfterStep]] = {"snella": SnellaAllocation, "adalora": AdaLoraAllocation}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from snella.config import SMOKE_PER_CLASS, TrainConfig, run_folder, shrunk, vali
 from snella.console import checking_images, plain
 from snella.data import Batches, ImageData, Preprocessing
 from snella.data.elpv import BASELINE
+from snella.data.loading import Examples
 from snella.errors import UserError
 from snella.estimate import estimate, estimate_table
-from snella.methods import MethodSettings, after_step, save_adapter, wrap
+from snella.methods import MethodSettings, after_step, save_adapter, with_convolutions, wrap
 from snella.report.allocation import allocation_figure
 from snella.report.figures import training_curves_figure
 from snella.report.tables import summary_table
@@ -49,6 +51,7 @@ from snella.tasks import bundled
 from snella.tasks.backbone import BackboneSpec, fingerprint
 from snella.tasks.interface import Spec, Task
 from snella.tasks.table import TASKS
+from snella.training.checkpoint import checkpoints
 from snella.training.devices import accelerator_for
 from snella.training.evaluation import evaluate
 from snella.training.loop import FitResult, LoopSettings, fit
@@ -68,6 +71,7 @@ class Prepared:
     base: dict[str, Tensor] | None  # the model's weights, where neither a name nor a file can restore them
     model: nn.Module
     task: Task
+    examples: Mapping[str, Examples]  # what the batches are made of
     batches: dict[str, Batches]
 
 
@@ -100,6 +104,19 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
             save_file(ready.base, partial)
     plain(console, f"{config.backbone}, {config.method}: {_trainable(ready.model):,} trainable parameters")
     plain(console, f"results in {folder}")
+    module = TASKS[config.task]
+
+    def show(stage: str) -> None:
+        ready.model.to(accelerator.device).eval()
+        module.show(ready.task, ready.model, ready.data, folder, stage)
+
+    def after_epoch(epoch: int) -> None:
+        if module.shows_after(config, epoch):
+            show(f"epoch-{epoch:03d}")
+
+    accelerator = accelerator_for(config.device, config.precision)
+    if not checkpoints(folder):
+        show("before")
     result = fit(
         ready.model,
         ready.task,
@@ -108,10 +125,12 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         _loop_settings(config),
         folder,
         after_step=after_step(config.method, ready.model),
+        after_epoch=after_epoch,
         resume=config.resume,
         console=console,
     )
     _save_adapter(folder, config, ready)
+    show("after")
     return _finish(folder, config, ready, result, console)
 
 
@@ -121,14 +140,14 @@ def _estimate(config: TrainConfig, console: Console) -> dict[str, Any]:
 
     def make_batch(images: int) -> dict[str, Any]:
         few = replace(config, batch_size=images, workers=0)
-        return next(_batches(few, ready.data, ready.preprocessing)["train"].epoch(1))
+        return next(_batches(few, ready.examples, ready.preprocessing)["train"].epoch(1))
 
     found = estimate(
         ready.model,
         ready.task,
         make_batch,
         accelerator_for(config.device, config.precision),
-        batch_size=min(config.batch_size, len(ready.data.splits["train"])),
+        batch_size=min(config.batch_size, len(ready.examples["train"])),
         optimizer=config.optimizer,
         ema=config.ema is not None,
         seed=config.seed,
@@ -151,14 +170,16 @@ def _prepare(config: TrainConfig, console: Console) -> Prepared:
     spec = module.make_spec(config, len(data.classes))
     _tell_backbone(spec.backbone, console)
     base = module.build(spec)
-    preprocessing = replace(module.preprocessing(spec, base), resize=config.resize)
+    preprocessing = replace(module.preprocessing(spec, base), resize=config.resize or module.RESIZE)
     mark = fingerprint(base)
     restorable = config.pretrained or config.checkpoint
     weights = None if restorable else {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    batches = _batches(config, data, preprocessing)
     task = module.make_task(config, data, preprocessing)
-    model = wrap(config.method, base, _method_settings(config, len(batches["train"])))
-    return Prepared(data, spec, preprocessing, mark, weights, model, task, batches)
+    device = accelerator_for(config.device, config.precision).device
+    examples = module.examples(task, base, data, preprocessing, config, device, console)
+    batches = _batches(config, examples, preprocessing)
+    model = wrap(config.method, base, _method_settings(config, base, len(batches["train"])))
+    return Prepared(data, spec, preprocessing, mark, weights, model, task, examples, batches)
 
 
 def _trainable(model: nn.Module) -> int:
@@ -178,7 +199,8 @@ def read_run_data(config: TrainConfig, console: Console) -> ImageData:
 def tell(data: ImageData, console: Console) -> None:
     """Say what was found, with licence and source."""
     counts = ", ".join(f"{len(images):,} {name}" for name, images in data.splits.items())
-    plain(console, f"{data.root}: {data.layout}, {len(data.classes)} classes, {counts} images")
+    classes = f" {len(data.classes)} classes," if data.classes else ""
+    plain(console, f"{data.root}: {data.layout},{classes} {counts} images")
     for note in data.notes:
         if note != BASELINE:  # that one belongs beside the result
             plain(console, f"  {note}")
@@ -194,7 +216,7 @@ def _tell_backbone(spec: BackboneSpec, console: Console) -> None:
             plain(console, f"  {note}")
 
 
-def _batches(config: TrainConfig, data: ImageData, preprocessing: Preprocessing) -> dict[str, Batches]:
+def _batches(config: TrainConfig, examples: Mapping[str, Examples], preprocessing: Preprocessing) -> dict[str, Batches]:
     module = TASKS[config.task]
     workers = config.workers
     if workers is None:
@@ -210,18 +232,18 @@ def _batches(config: TrainConfig, data: ImageData, preprocessing: Preprocessing)
             # one image alone is too little for a batch norm over it; in the next epoch it is another one
             drop_last=name == "train" and 1 < config.batch_size < len(images) and len(images) % config.batch_size == 1,
         )
-        for name, images in data.splits.items()
+        for name, images in examples.items()
     }
 
 
-def _method_settings(config: TrainConfig, batches: int) -> MethodSettings:
+def _method_settings(config: TrainConfig, model: nn.Module, batches: int) -> MethodSettings:
     steps_per_epoch = math.ceil(batches / config.accumulate)
     names = ("r", "heads", "scale", "kernel", "gate", "init_sparsity", "target_sparsity", "init_warmup", "final_warmup")
     names += ("update_dropout", "update_drop_path")
     return MethodSettings(
         allocate_every=config.allocate_every or steps_per_epoch,
         total_step=config.epochs * steps_per_epoch,
-        target_modules=_targets(config.target_modules),
+        target_modules=with_convolutions(model) if config.adapt_convs else _targets(config.target_modules),
         rematerialize={"none": False, "inputs": True, "mlp": "mlp"}[config.rematerialize],
         **{name: getattr(config, name) for name in names},
     )
@@ -247,7 +269,7 @@ def _save_adapter(folder: Path, config: TrainConfig, ready: Prepared) -> None:
         "method": config.method,
         **asdict(ready.spec),  # pyright: ignore[reportArgumentType] (dataclasses, all of them)
         "classes": list(ready.data.classes),
-        **TASKS[config.task].about(ready.data),
+        **TASKS[config.task].about(config, ready.data),
         "preprocessing": ready.preprocessing.to_dict(),
         "fingerprint": ready.fingerprint,
         "versions": versions(),

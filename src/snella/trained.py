@@ -12,7 +12,7 @@ import csv as csv_format
 import io
 import json as json_format
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ from snella.data import Batches, Images, Preprocessing, UnreadableImage, image_f
 from snella.errors import UserError
 from snella.export import check_onnx, export_onnx
 from snella.methods import load_adapter, merged
+from snella.report.tables import fidelity_line, shown
 from snella.run import read_run_data, tell
 from snella.runfolder import ADAPTER, BASE, read_about, read_config, write_json, write_text, writing
 from snella.tasks.backbone import fingerprint
-from snella.tasks.interface import Task, TaskModule
+from snella.tasks.fidelity import check_features
+from snella.tasks.interface import Generates, Predicts, Task, TaskModule
 from snella.tasks.table import TASKS
 from snella.training.devices import accelerator_for, check_device
 from snella.training.evaluation import evaluate as evaluate_batches
@@ -90,11 +92,15 @@ def evaluate(
     *,
     data: str | None = None,
     split: str = "test",
+    features: str | None = None,
+    samples: int = 64,
     batch_size: int = 64,
     device: str = "auto",
     console: Console | None = None,
 ) -> Any:
     """Test a run on a split of its own data, or on other data; writes RUN/evaluation/NAME.json and NAME.png.
+
+    With `features`, the name of a model, `samples` images that the run makes are compared with those of the split.
 
     Raises:
         UserError: no finished run, data that cannot be read or is not of its classes, or another backbone.
@@ -102,10 +108,16 @@ def evaluate(
     console = console or Console()
     about = read_about(folder)
     _check(batch_size, device)
+    if features is not None:
+        if samples < 2:
+            raise UserError(f"--samples {samples} is below 2")
+        check_features(features)
     if data is not None and split != "test":
         raise UserError("--split chooses from the run's own data; of --data the test split is taken, or all")
     images, name = _images_of(folder, data, split, about, console)
     run = load_run(folder, device)
+    if features is not None and not isinstance(run.task, Generates):
+        raise UserError(f"--features: {folder} makes no images (its task is {about['task']}); leave it out")
     batches = Batches(
         images, run.module.eval_transform(run.preprocessing), batch_size=batch_size, shuffle=False, seed=0
     )
@@ -114,12 +126,19 @@ def evaluate(
     if batches.unreadable:
         plain(console, f"{len(batches.unreadable)} unreadable images left out, the first: {batches.unreadable[0]}")
     target = folder / "evaluation"
-    write_json(target / f"{name}.json", {"metrics": result.metrics, **run.task.report(result)})
+    found: dict[str, Any] = {"metrics": result.metrics, **run.task.report(result)}
+    lines = []
+    if features is not None and isinstance(run.task, Generates):
+        judged = run.task.judge(run.model, images, features, count=samples, console=console)
+        found["fidelity"] = asdict(judged)
+        lines.append(fidelity_line(judged))
+    write_json(target / f"{name}.json", found)
     for i, (kind, draw) in enumerate(run.task.figures(result).items()):
         draw(target / (f"{name}-{kind}.png" if i else f"{name}.png"))
     console.print(run.task.table(result))
-    shares = ", ".join(f"{label} {result.metrics[metric]:.2%}" for metric, label in run.module.METRICS.items())
-    plain(console, f"{name}: {shares}; figures in {target}")
+    values = ", ".join(f"{label} {shown(key, result.metrics[key])}" for key, label in run.module.METRICS.items())
+    for line in (*lines, f"{name}: {values}; figures in {target}"):
+        plain(console, line)
     return result
 
 
@@ -158,11 +177,13 @@ def predict(
     Raises:
         UserError: no finished run, a path that is not there, no readable image, a folder for pictures that is not new.
     """
-    gallery = _gallery(folder, pictures)
+    gallery = picture_folder(folder, pictures)
     _check(batch_size, device)
     chosen = Images(image_files(images)) if images else _own_examples(folder)
     run = load_run(folder, device)
-    rows, unreadable = _predicted(run, chosen, batch_size, gallery)
+    if not isinstance(run.task, Predicts):
+        raise UserError(f"{folder} makes images and predicts none; snella predict {folder} --prompt TEXT")
+    rows, unreadable = _predicted(run, run.task, chosen, batch_size, gallery)
     if json or (out and out.endswith(".json") and not csv):
         text = json_format.dumps(rows, indent=2, ensure_ascii=False) + "\n"
     elif csv or out:
@@ -181,7 +202,7 @@ def predict(
     return unreadable
 
 
-def _gallery(folder: Path, pictures: str | None) -> Path:
+def picture_folder(folder: Path, pictures: str | None) -> Path:
     """The folder for pictures: the given one, which must be new, or the run's own."""
     about = read_about(folder)
     if pictures is None:
@@ -194,12 +215,14 @@ def _gallery(folder: Path, pictures: str | None) -> Path:
     return gallery
 
 
-def _predicted(run: LoadedRun, images: Images, batch_size: int, gallery: Path) -> tuple[list[dict[str, Any]], int]:
+def _predicted(
+    run: LoadedRun, task: Predicts, images: Images, batch_size: int, gallery: Path
+) -> tuple[list[dict[str, Any]], int]:
     """The predictions' rows, and how many images could not be read; pictures are written to the gallery."""
     rows: list[dict[str, Any]] = []
     unreadable, taken = 0, set[str]()
     transform = run.module.eval_transform(run.preprocessing)
-    for found in run.task.predict(run.model, images, transform, batch_size=batch_size):
+    for found in task.predict(run.model, images, transform, batch_size=batch_size):
         if isinstance(found, UnreadableImage):
             unreadable += 1
             plain(Console(stderr=True), f"snella: not predicted: {found}")

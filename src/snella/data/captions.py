@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
+from snella.data import photos
 from snella.data.caption_folders import EXPECTED, Captions, caption_folder, is_captioned
 from snella.data.dataset import SPLITS, ImageData, Listing
 from snella.data.folders import no_folder
@@ -118,8 +119,12 @@ def _listing(data: str) -> tuple[Listing, Captions]:
     path = os.path.expanduser(data)
     try:
         if not os.path.exists(path):
-            # names of data that are no path: here, before this refusal
-            existing(path, remedy=f"give {EXPECTED}")
+            if data in photos.SETS:
+                crops = photos.crops(data)
+                splits = {split: crops.names(split) for split in SPLITS}
+                return Listing(data, "", crops.classes, splits, crops.read, crops.notes), {}
+            names = tuple(photos.SETS)
+            existing(path, others=names, remedy=f"give {EXPECTED}, or {' or '.join(names)}")
         if os.path.isdir(path):
             return caption_folder(path)
     except OSError as error:

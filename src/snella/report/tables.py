@@ -11,6 +11,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from snella.tasks.classify import ClassRow
     from snella.tasks.denoising import LevelRow
+    from snella.tasks.fidelity import Fidelity
     from snella.tasks.regions import RegionRow
 
 NOTHING = "–"
@@ -76,6 +77,16 @@ def noise_level_table(rows: Sequence[LevelRow]) -> Table:
         losses = (*row.losses, sum(row.losses) / parts)
         table.add_row(Text(row.name), f"{row.images:,}", *(f"{loss:.4f}" for loss in losses))
     return table
+
+
+def fidelity_line(found: Fidelity) -> str:
+    """How near generated images come to real ones."""
+    fid = f", FID {found.fid:.2f}" if found.fid is not None else ""
+    return (
+        f"{found.generated} generated against {found.references} real images, features of {found.features}: "
+        f"KID {found.kid:.4f} ± {found.kid_std:.4f}{fid}, similarity {found.similarity:.3f}, to the nearest "
+        f"{found.nearest:.3f}"
+    )
 
 
 def shown(metric: str, value: float) -> str:

@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from PIL import Image
-from rich.console import RenderableType
+from PIL import Image, ImageOps
+from rich.console import Console, RenderableType
 from torch import Tensor, nn
+from torchvision.transforms.functional import pil_to_tensor
 
+from snella.console import working
+from snella.data import CaptionedImages
 from snella.errors import UserError
 from snella.report.noise_levels import noise_levels_figure
 from snella.report.tables import noise_level_table
 from snella.tasks.diffusion import Condition, Frozen, condition_of
+from snella.tasks.fidelity import Fidelity, fidelity
 from snella.tasks.objective import Objective, with_offset
 from snella.tasks.sampling import SampleSettings, sample
 
@@ -200,13 +204,34 @@ class Generate:
         network = base_of(model)
         if self.frozen.family.encode is None:
             known = condition_of(network) == "class"
-            return sample(self.frozen, network, [self._label(p) if known else None for p in asked], seeds, self.sampling)
+            labels = [self._label(name) if known else None for name in asked]
+            return sample(self.frozen, network, labels, seeds, self.sampling)
         return sample(self.frozen, network, [p or "" for p in asked], seeds, self.sampling)
 
     def _label(self, name: str | None) -> int:
         if name not in self.classes:
             raise UserError(f"the model knows no class {name!r}; choose from {', '.join(self.classes)}")
         return self.classes.index(name)
+
+    def judge(
+        self, model: nn.Module, references: CaptionedImages, features: str, *, count: int, console: Console
+    ) -> Fidelity:
+        """How near `count` images, asked for what the references show, come to them in the named model's features.
+
+        Raises:
+            UserError: unknown features, or their weights are missing; too few images.
+        """
+        device = next(model.parameters()).device
+        kinds = [self.classes[label] for label in references.labels] if self.classes else list(references.captions)
+        asked = [kinds[i * len(kinds) // count % len(kinds)] if kinds else None for i in range(count)]
+        made, size = [], self.sampling.size
+        with working(console, "generating images") as progress:
+            for start in range(0, count, self.sampling.batch_size):
+                part = range(start, min(start + self.sampling.batch_size, count))
+                made += self.generate(model, [asked[i] for i in part], list(part))
+                progress(len(made), count)
+        real = (_fitted(references, i, size) for i in range(len(references)))
+        return fidelity(map(_pixels, made), map(_pixels, real), features, device=device)
 
     def report(self, evaluation: Evaluation) -> dict[str, Any]:
         return self.details(evaluation)
@@ -226,8 +251,18 @@ def base_of(model: nn.Module) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
 
 
+def _fitted(images: CaptionedImages, index: int, size: int) -> Image.Image:
+    picture: Any = images[index]["image"]
+    return ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+
+
+def _pixels(picture: Image.Image) -> Tensor:
+    """(1, 3, h, w) uint8."""
+    return pil_to_tensor(picture.convert("RGB"))[None]
+
+
 def _fixed_draw(index: int, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Levels (LEVELS,), one in each part of the range, and noise (LEVELS, *shape) of the image at a place of a split."""
+    """Levels (LEVELS,), one in each part of the range, and noise (LEVELS, *shape) of the image at a place."""
     generator = torch.Generator().manual_seed(index)
     levels = (torch.arange(LEVELS) + torch.rand(LEVELS, generator=generator)) / LEVELS
     return levels, torch.randn(LEVELS, *shape, generator=generator)

@@ -178,6 +178,24 @@ def check_pipeline_name(name: str) -> None:
             )
 
 
+def _factor(vae_config: Mapping[str, Any]) -> int:
+    return 2 ** (len(vae_config["block_out_channels"]) - 1)
+
+
+def image_unit(name: str, network: Any) -> tuple[int, int]:
+    """Pixels of an image's side for each of the latents', and what a side must be a multiple of."""
+    from diffusers import AutoencoderKL
+
+    index = {} if name == small_unet.NAME else _index(name)
+    factor = 1
+    if isinstance(index.get("vae"), list):
+        config: Any = AutoencoderKL.load_config(name, subfolder="vae")
+        factor = _factor(config)
+    halvings = len(network.config.get("block_out_channels", (1,))) - 1
+    patch = network.config.get("patch_size", 1) * (2 if index.get("_class_name") == "FluxPipeline" else 1)
+    return factor, factor * 2**halvings * patch
+
+
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts that are never loaded
 
 
@@ -188,7 +206,8 @@ def _index(name: str) -> dict[str, Any]:
     try:
         if file.is_file():
             return json.loads(file.read_text(encoding="utf-8"))
-        return dict(DiffusionPipeline.load_config(name))
+        found: Any = DiffusionPipeline.load_config(name)
+        return dict(found)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:150]
         raise UserError(f"backbone {name}: its {INDEX} cannot be read ({reason}); check name and network") from None
@@ -246,7 +265,7 @@ def build_network(spec: BackboneSpec) -> nn.Module:
 def condition_of(network: Any) -> str:
     """What a network is asked for: "text", "class" or "none"."""
     if type(network).__name__ == "UNet2DModel":
-        return "class" if isinstance(network.class_embedding, nn.Embedding) else "none"
+        return "class" if network.config.num_class_embeds and network.config.class_embed_type is None else "none"
     return "class" if type(network).__name__ == "DiTTransformer2DModel" else "text"
 
 
@@ -254,7 +273,7 @@ def _fit_classes(network: Any, num_classes: int) -> None:
     """Give each class embedding `num_classes` rows (and DiT's its row for no class), in place."""
     for module in list(network.modules()):
         for name, table in list(module.named_children()):
-            if not (isinstance(table, nn.Embedding) and "class" in f"{name} {type(module).__name__}".lower()):
+            if name != "class_embedding" and type(module).__name__ != "LabelEmbedding":
                 continue
             null = table.num_embeddings - getattr(module, "num_classes", table.num_embeddings)  # rows for no class
             known = table.weight.data[: table.num_embeddings - null]
@@ -291,8 +310,8 @@ class Frozen:
 
     @property
     def factor(self) -> int:
-        """Pixels that the sides of an image must be a multiple of (the network's own halvings not counted)."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1) if self.vae is not None else 1
+        """Pixels of an image's side for each of its latents'; 1 without a VAE."""
+        return _factor(self.vae.config) if self.vae is not None else 1
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> Tensor:
@@ -353,8 +372,8 @@ def frozen_parts(name: str) -> Frozen:
     index = _index(name)
     family = family_of(index, name)
     absent: dict[str, Any] = {family.network: None} | {part: None for part in UNUSED if part in index}
-    logging.set_verbosity_error()  # it would warn that there is no safety checker: `no_safety_checker` says it
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # it would warn that there is no safety checker, which `has_safety_checker` tells
+    _no_bars()
     try:
         pipe = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **absent)
     except (OSError, ValueError, RuntimeError) as error:
@@ -366,6 +385,15 @@ def frozen_parts(name: str) -> Frozen:
         if part is not None:
             part.requires_grad_(False).eval()
     return frozen
+
+
+def _no_bars() -> None:
+    """Loading and saving small files needs no bar for each; a download has the hub's."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    of_diffusers.disable_progress_bar()
+    of_transformers.disable_progress_bar()
 
 
 def has_safety_checker(name: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.console import Console, RenderableType
 from torch import nn
 
@@ -34,13 +34,16 @@ from snella.tasks.diffusion import (
     find_family,
     frozen_parts,
     has_safety_checker,
+    image_unit,
 )
 from snella.tasks.generation_examples import WithPrior, add_prior_images, cached, drawn, prior_files
 from snella.tasks.merged_pipeline import save_merged_pipeline
-from snella.tasks.sampling import SampleSettings, check_size, sample
+from snella.tasks.sampling import SampleSettings, sample
 
 METRICS = {"denoising_loss": "denoising loss"}
-RESIZE = "crop"
+RESIZE: str = "crop"
+PICTURES: tuple[str, ...] = ("image",)
+FLUX_LATENTS = 128  # side that its pipeline takes where nobody says; its config does not
 MOST_PROMPTS = 8  # of a sample grid
 GRIDS = 5  # sample grids of a run, where their number is not given
 BEFORE, AFTER = "before", "after"  # stages of the sample grids
@@ -55,7 +58,6 @@ class GeneratorSpec:
     gradient_checkpointing: bool = False
 
 
-
 def check(config: TrainConfig) -> None:
     """Refuse a backbone, a package or flags that do not go together, before anything is read or built.
 
@@ -64,9 +66,11 @@ def check(config: TrainConfig) -> None:
     """
     check_diffusers()
     if config.backbone == DEFAULTS.backbone:
-        raise UserError("--task generate needs --backbone: a diffusers pipeline (OWNER/NAME or a folder), or small_unet")
+        raise UserError(
+            "to generate, --backbone names a diffusers pipeline (OWNER/NAME or a folder), or small_unet; give it"
+        )
     if config.checkpoint is not None:
-        raise UserError("--checkpoint is read to classify and segment; to generate, --backbone names a pipeline's folder")
+        raise UserError("--checkpoint does not go with --task generate; give the folder of a pipeline as --backbone")
     if config.resize == "none":
         raise UserError("--resize none gives images of different sizes; use crop or squash to generate")
     if config.prior_data is not None and config.prior_prompt is None:
@@ -81,9 +85,7 @@ recognised = is_captioned
 def read(config: TrainConfig, progress: Progress | None) -> ImageData:
     assert config.data is not None  # validated
     fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
-    return read_captioned_data(
-        config.data, seed=config.seed, prompt=config.prompt, progress=progress, **fractions
-    )
+    return read_captioned_data(config.data, seed=config.seed, prompt=config.prompt, progress=progress, **fractions)
 
 
 def read_test(data: str, about: Mapping[str, Any], *, seed: int, progress: Progress | None) -> ImageData:
@@ -123,11 +125,14 @@ def build(spec: GeneratorSpec) -> nn.Module:
 
 
 def preprocessing(spec: GeneratorSpec, model: Any) -> Preprocessing:
-    """Pixels in [-1, 1] at the size asked for, or at the network's own."""
-    frozen = frozen_parts(spec.backbone.name)
-    size = spec.backbone.image_size or model.config.sample_size * frozen.factor
-    check_size(frozen, model, size)
-    return Preprocessing(size, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic", resize=RESIZE)
+    """Pixels in [-1, 1] at the size asked for, or at the network's own. Raises UserError where it cannot make that."""
+    factor, unit = image_unit(spec.backbone.name, model)
+    own = model.config.get("sample_size", FLUX_LATENTS)
+    size = spec.backbone.image_size or (own if isinstance(own, int) else own[0]) * factor
+    if size % unit:
+        below = max(unit, size // unit * unit)
+        raise UserError(f"--image-size {size} is no multiple of {unit}, as {spec.backbone.name} needs it; use {below}")
+    return Preprocessing(size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bicubic", resize=RESIZE)
 
 
 def train_transform(preprocessing: Preprocessing, config: TrainConfig) -> Transform:
@@ -142,6 +147,7 @@ def eval_transform(preprocessing: Preprocessing) -> Transform:
 def about(config: TrainConfig, data: ImageData) -> dict[str, Any]:
     """The prompt, and what samples are made of."""
     return {
+        "condition": "text" if find_family(config.backbone).encode else "class" if data.classes else "none",
         "prompt": config.prompt,
         "prompts": list(_prompts(config, data)),
         "sampling": {"steps": config.sample_steps, "guidance": config.guidance},
@@ -190,7 +196,9 @@ def examples(
     if asked == "text" and not train.captions:
         raise UserError(f"{data.root} has no captions, which {config.backbone} needs; give --prompt, or add captions")
     if asked == "class" and not train.labels:
-        raise UserError(f"{config.backbone} knows classes and {data.root} has no class folders; sort its images into some")
+        raise UserError(
+            f"{config.backbone} needs classes and {data.root} has no class folders; sort its images into some"
+        )
     if asked == "none" and (train.captions or train.labels):
         plain(console, f"  {config.backbone} is unconditional: captions and classes are not looked at")
     if has_safety_checker(config.backbone):
@@ -217,7 +225,7 @@ def examples(
 
 
 def show(task: Generate, model: nn.Module, data: ImageData, folder: Path, stage: str) -> None:
-    """Write RUN/samples/STAGE.png, a row for each prompt, and once there is one before and one after, both side by side.
+    """Write RUN/samples/STAGE.png, a row for each prompt, and at the end before-after.png.
 
     Seeds and prompts are the same at all stages.
     """
@@ -246,9 +254,7 @@ def shows_after(config: TrainConfig, epoch: int) -> bool:
 
 
 def save_merged(model: nn.Module, folder: Path, about: Mapping[str, Any]) -> str:
-    return save_merged_pipeline(
-        model, folder, name=about["backbone"]["name"], classes=about["classes"], size=about["preprocessing"]["image_size"]
-    )
+    return save_merged_pipeline(model, folder, name=about["backbone"]["name"], classes=about["classes"])
 
 
 def _references(data: ImageData, prompts: Sequence[str | None], count: int, size: int) -> list[Image.Image]:
@@ -264,9 +270,7 @@ def _references(data: ImageData, prompts: Sequence[str | None], count: int, size
         ] or list(range(len(images)))
         for k in range(count):
             picture: Any = images[chosen[k * len(chosen) // count % len(chosen)]]["image"]
-            side = min(picture.size)
-            left, top = (picture.width - side) // 2, (picture.height - side) // 2
-            found.append(picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC))
+            found.append(ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC))
     return found
 
 
@@ -323,4 +327,3 @@ def _prior(
 
 def _augmentation(config: TrainConfig) -> Augmentation:
     return Augmentation(name=config.augment, color_jitter=config.color_jitter)
-

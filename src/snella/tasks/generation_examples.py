@@ -1,8 +1,8 @@
 """What a generative model trains on: latents and text embeddings out of the cache, and images of a prior.
 
-    images ─┬─ cached? ─ VAE, text encoders ─ TensorCache ─ CachedImages ─┬─ examples
-            └─ else ──── images and captions as they are ─────────────────┤
-    prior ────── made by the network before it is tuned ── WithPrior ─────┘
+images ─┬─ cached? ─ VAE, text encoders ─ TensorCache ─ CachedImages ─┬─ examples
+        └─ else ──── images and captions as they are ─────────────────┤
+prior ────── made by the network before it is tuned ── WithPrior ─────┘
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from PIL import Image
 import torch
+from PIL import Image
 from rich.console import Console, RenderableType
 from torch import Tensor, nn
 
@@ -24,6 +24,8 @@ from snella.data import ImageData, Preprocessing, Transform, UnreadableImage
 from snella.data.images import Progress
 from snella.data.loading import Examples
 from snella.tasks.backbone import BackboneSpec
+from snella.tasks.fidelity import Fidelity
+from snella.tasks.sampling import SampleSettings
 
 
 class Spec(Protocol):
@@ -71,11 +73,9 @@ class Task(Protocol):
         ...
 
 
-
+@runtime_checkable
 class Predicts(Task, Protocol):
     """A task that finds something in images."""
-
-    PICTURES: tuple[str, ...]  # kinds of pictures that a prediction makes
 
     def predict(
         self, model: nn.Module, images: Any, transform: Transform, *, batch_size: int
@@ -90,12 +90,32 @@ class Predicts(Task, Protocol):
         ...
 
 
+@runtime_checkable
+class Generates(Task, Protocol):
+    """A task that makes images."""
+
+    sampling: SampleSettings
+
+    @property
+    def prompts(self) -> Sequence[str]: ...  # what is asked for where nobody says
+
+    def generate(self, model: nn.Module, asked: Sequence[str | None], seeds: Sequence[int]) -> list[Image.Image]:
+        """An image for each prompt with its seed, as `sampling` says."""
+        ...
+
+    def judge(self, model: nn.Module, references: Any, features: str, *, count: int, console: Console) -> Fidelity:
+        """How near `count` images that it makes come to real ones, in the features of a named model."""
+        ...
+
+
 class TaskModule(Protocol):
     """The functions of a task's module. `about` is what is saved with the adapter (adapter/snella.json)."""
 
     METRICS: dict[str, str]  # what summary.json says of a split, fractions from 0 to 1: metric -> its name for people
 
     RESIZE: str  # how an image becomes square where the config does not say
+
+    PICTURES: tuple[str, ...]  # kinds of pictures that a prediction makes
 
     def check(self, config: TrainConfig) -> None:
         """Refuse a config that cannot be trained, before anything is read, built or downloaded."""

@@ -15,7 +15,7 @@ from snella.export import MERGED_TOLERANCE, beside, check_free, put_in_place
 from snella.tasks.diffusion import CLASSES, condition_of, frozen_parts
 
 
-def save_merged_pipeline(model: nn.Module, folder: Path, *, name: str, classes: Sequence[str], size: int) -> str:
+def save_merged_pipeline(model: nn.Module, folder: Path, *, name: str, classes: Sequence[str]) -> str:
     """Write the pipeline `name` with the tuned network (without adapters) in it; returns the call that loads it.
 
     Its safety checker is not in it. Class names go to classes.json. The network is loaded again and must give the same
@@ -36,18 +36,17 @@ def save_merged_pipeline(model: nn.Module, folder: Path, *, name: str, classes: 
         loaded = type(model).from_pretrained(temporary, subfolder=part)  # pyright: ignore[reportAttributeAccessIssue]
         _check_same(model, loaded, name)
         put_in_place(temporary, folder)
-    pipeline = type(frozen.pipe).__name__
-    if pipeline == "DDPMPipeline" and classes:  # it passes no classes on
-        return f'diffusers.UNet2DModel.from_pretrained("{folder}", subfolder="{part}")'
-    return f'diffusers.{pipeline}.from_pretrained("{folder}")'
+    if classes and condition_of(model) == "class":  # diffusers' own pipelines pass no classes on, or ImageNet's alone
+        return f'diffusers.{type(model).__name__}.from_pretrained("{folder}", subfolder="{part}")'
+    return f'diffusers.{type(frozen.pipe).__name__}.from_pretrained("{folder}")'
 
 
 @torch.no_grad()
 def _check_same(model: Any, loaded: Any, name: str) -> None:
     """Parameters, one by one: a pipeline's input is different for each family."""
     own, found = model.state_dict(), loaded.state_dict()
-    odd = own.keys() ^ found.keys()
-    differ = [key for key in own.keys() & found.keys() if (own[key].float() - found[key]).abs().max() > MERGED_TOLERANCE]
-    if odd or differ:
-        first = sorted(odd)[0] if odd else sorted(differ)[0]
-        raise UserError(f"nothing was written: diffusers reads another {first} out of the merged {name}; try a newer one")
+    odd = sorted(own.keys() ^ found.keys()) or sorted(
+        key for key in own if (own[key].float() - found[key].float()).abs().max() > MERGED_TOLERANCE
+    )
+    if odd:
+        raise UserError(f"nothing was written: diffusers reads another {odd[0]} out of the merged {name}; update it")

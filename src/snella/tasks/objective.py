@@ -47,10 +47,10 @@ class Objective:
         config = dict(scheduler.config)
         self.flow = type(scheduler).__name__.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
         if self.flow:
-            self._flow = FlowMatchEulerDiscreteScheduler.from_config({**config, "use_dynamic_shifting": False})
+            self._flow: Any = FlowMatchEulerDiscreteScheduler.from_config({**config, "use_dynamic_shifting": False})
             self.prediction = FLOW
         elif "beta_schedule" in config:
-            self._ddpm = DDPMScheduler.from_config(config)
+            self._ddpm: Any = DDPMScheduler.from_config(config)
             self.prediction = config.get("prediction_type", "epsilon")
         else:
             raise UserError(
@@ -75,13 +75,13 @@ class Objective:
             timesteps = self._flow.timesteps.to(x.device)[place]
             return Noisy((1 - s) * x + s * noise, timesteps, noise - x, ((1 - sigma) / sigma).square())
         timesteps = (levels * self._ddpm.config["num_train_timesteps"]).long()
-        noised: Any = self._ddpm.add_noise(x, noise, timesteps)  # pyright: ignore[reportArgumentType]
+        noised = self._ddpm.add_noise(x, noise, timesteps)
         if self.prediction == "epsilon":
             target = noise
         elif self.prediction == "sample":
             target = x
         else:
-            target = self._ddpm.get_velocity(x, noise, timesteps)  # pyright: ignore[reportArgumentType]
+            target = self._ddpm.get_velocity(x, noise, timesteps)
         signal = self._ddpm.alphas_cumprod.to(x.device)[timesteps]
         return Noisy(noised, timesteps, target, signal / (1 - signal))
 

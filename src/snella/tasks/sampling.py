@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from snella.errors import UserError
 from snella.tasks.diffusion import Frozen, condition_of
 
 
@@ -44,12 +43,8 @@ def sample(
     """One image for each of the prompts, class labels or Nones (unconditional), with its seed.
 
     The network stays where it is; the frozen parts come to its device one after the other and go back to the CPU
-    (with `keep_encoders` the text encoders stay). The noise is drawn on the CPU, so that a seed means the same anywhere.
-
-    Raises:
-        UserError: a size that the network cannot make.
+    (with `keep_encoders` the text encoders stay). Noise is drawn on the CPU, so that a seed means the same anywhere.
     """
-    check_size(frozen, network, settings.size)
     device = next(network.parameters()).device
     embeds: dict[str | int | None, dict[str, Tensor]] = {}
     if frozen.family.encode is not None:
@@ -66,26 +61,13 @@ def sample(
         part = asked[start : start + settings.batch_size]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + settings.batch_size]]
         if embeds:
-            images += _by_pipeline(frozen, network, [embeds[prompt] for prompt in part], embeds[""], generators, settings)
+            of_part = [embeds[prompt] for prompt in part]
+            images += _by_pipeline(frozen, network, of_part, embeds[""], generators, settings)
         else:
             images += _by_ddim(frozen, network, part, generators, settings)
     network.train(was_training)
     frozen.to("cpu", encoders=False)
     return images
-
-
-def check_size(frozen: Frozen, network: Any, size: int) -> None:
-    """Refuse a size that the VAE or the network's own halvings do not divide. Raises UserError."""
-    halvings = len(network.config.get("block_out_channels", (1,))) - 1
-    patch = network.config.get("patch_size", 1)
-    if frozen.family.pipelines == ("FluxPipeline",):
-        patch *= 2  # packed by twos
-    unit = frozen.factor * 2**halvings * patch
-    if size % unit:
-        below = max(unit, size // unit * unit)
-        raise UserError(
-            f"--image-size {size} is no multiple of {unit}, as this pipeline needs it; use {below} or {below + unit}"
-        )
 
 
 def _by_pipeline(
@@ -161,5 +143,6 @@ def _by_ddim(
 
 def _null_class(network: Any) -> int | None:
     """The label for "no class" that DiT learns beside the classes; None where there is none."""
-    tables = [m for m in network.modules() if type(m).__name__ == "LabelEmbedding"]
-    return tables[0].num_classes if tables and tables[0].embedding_table.num_embeddings > tables[0].num_classes else None
+    table = next((part for part in network.modules() if type(part).__name__ == "LabelEmbedding"), None)
+    learnt = table is not None and table.embedding_table.weight.shape[0] > table.num_classes
+    return table.num_classes if table is not None and learnt else None

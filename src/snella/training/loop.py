@@ -12,7 +12,7 @@ stopped anywhere and resumed therefore ends, on the CPU, with the same bits as o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -61,10 +61,14 @@ def fit(
     folder: Path,
     *,
     after_step: AfterStep | None = None,
+    after_epoch: Callable[[int], None] | None = None,
     resume: bool = False,
     console: Console,
 ) -> FitResult:
     """Train the model's trainable parameters and leave it with the best epoch's tuned state (the EMA's if on).
+
+    `after_epoch(epoch)`, from 1, is called when an epoch has been validated, with what was validated in the model; it
+    may not change it.
 
     Writes folder/metrics.jsonl, folder/allocation.jsonl and folder/checkpoints/. With `resume` it goes on from the
     newest checkpoint, or starts where there is none; of a finished run it loads the result.
@@ -93,7 +97,7 @@ def fit(
             with StopSignals() as stop, progress:
                 while not at.finished:
                     train_epoch(run, task, train, progress, stop)
-                    validate(run, task, val, progress, stop)
+                    validate(run, task, val, progress, stop, after_epoch)
         finally:
             accelerator.end_training()
     assert run.best is not None  # a finished run has seen an epoch
@@ -174,7 +178,14 @@ def optimiser_step(run: Run, task: Task, group: list[dict[str, Tensor]]) -> floa
     return mean
 
 
-def validate(run: Run, task: Task, val: Batches, progress: Progress, stop: StopSignals) -> None:
+def validate(
+    run: Run,
+    task: Task,
+    val: Batches,
+    progress: Progress,
+    stop: StopSignals,
+    after_epoch: Callable[[int], None] | None = None,
+) -> None:
     """The end of an epoch: metrics on val, the best state, early stopping, the checkpoint."""
     at, settings = run.position, run.settings
 
@@ -190,6 +201,8 @@ def validate(run: Run, task: Task, val: Batches, progress: Progress, stop: StopS
             best = is_better(metrics[task.selection], at.best_metric, task.higher_is_better)
             if best:
                 run.best = copied(tuned_state(run.model), device="cpu")
+            if after_epoch is not None and not stop.requested:
+                after_epoch(at.epochs + 1)
     except _StopValidation:  # the checkpoint stands before the validation, which a resume does again
         assert stop.requested is not None
         raise Interrupted(at.step, run.save(), stop.requested) from None

@@ -113,6 +113,7 @@ DECODERS = (
     ),
 )
 FAMILIES = BACKBONES + DECODERS
+CLASS_TABLES = ("class_embedding", "class_embedder.embedding_table")  # ends of names, in diffusers
 
 
 def adaptable(module: nn.Module) -> bool:
@@ -156,12 +157,18 @@ def default_targets(model: nn.Module) -> str:
 
 
 def head_names(model: nn.Module) -> list[str]:
-    """Names of the classifier's modules: timm's `get_classifier`, or a `classifier`; [] where there is none."""
+    """Names of what belongs to the classes: timm's `get_classifier`, a `classifier`, or embeddings of classes.
+
+    [] where there is none. Embeddings are those of diffusers' UNet2DModel and DiT.
+    """
     if callable(get_classifier := getattr(model, "get_classifier", None)):
         head = get_classifier()
     else:
         head = getattr(model, "classifier", None)
     heads = [part for part in (head if isinstance(head, tuple | list) else [head]) if isinstance(part, nn.Module)]
+    heads += [
+        part for name, part in model.named_modules() if name.endswith(CLASS_TABLES) and isinstance(part, nn.Embedding)
+    ]
     return [
         name
         for name, module in model.named_modules()

@@ -1,0 +1,84 @@
+"""A finished run that makes images: `snella predict RUN --prompt TEXT`."""
+
+from __future__ import annotations
+
+import json as json_format
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from snella.console import plain, working
+from snella.errors import UserError
+from snella.runfolder import read_about, writing
+from snella.tasks.interface import Generates
+from snella.trained import load_run, picture_folder
+from snella.training.devices import check_device
+
+
+def generate(
+    folder: Path,
+    *,
+    prompt: str | None = None,
+    n: int = 4,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    pictures: str | None = None,
+    json: bool = False,
+    device: str = "auto",
+    console: Console | None = None,
+) -> list[dict[str, Any]]:
+    """Make `n` images and write them as PNG to the folder `pictures`, or to RUN/predictions; returns a row for each.
+
+    Image i has seed `seed` + i, and is the same whichever others are made.
+
+    Args:
+        prompt: a text, or a class's name; None: `n` images of each of the prompts of the run's sample grids.
+        steps, guidance: of the sampling; None: those of the run.
+
+    Raises:
+        UserError: no finished run, one that makes no images, an unknown class, values out of range.
+    """
+    about = read_about(folder)
+    for name, value, least in (("--n", n, 1), ("--seed", seed, 0), ("--steps", steps, 1), ("--guidance", guidance, 0)):
+        if value is not None and value < least:
+            raise UserError(f"{name} {value} is below {least}")
+    gallery = picture_folder(folder, pictures)
+    check_device(device, "fp32")
+    known = about["classes"]
+    if prompt is not None and known and about["condition"] == "class" and prompt not in known:
+        raise UserError(f"--prompt {prompt} is none of the run's classes: {', '.join(known)}")
+    run = load_run(folder, device)
+    task = run.task
+    if not isinstance(task, Generates):
+        raise UserError(f"--prompt: {folder} makes no images (its task is {about['task']}); give images to predict")
+    asked = [prompt] if prompt is not None else (list(task.prompts) or [None])
+    task.sampling = replace(
+        task.sampling,
+        steps=steps or task.sampling.steps,
+        guidance=task.sampling.guidance if guidance is None else guidance,
+    )
+    console = console or Console()
+    rows: list[dict[str, Any]] = []
+    with working(Console(stderr=True), "generating images") as progress:
+        for text in asked:
+            for start in range(0, n, task.sampling.batch_size):
+                seeds = [seed + i for i in range(start, min(start + task.sampling.batch_size, n))]
+                for own, picture in zip(seeds, task.generate(run.model, [text] * len(seeds), seeds), strict=True):
+                    file = gallery / f"{_file_name(text)}-{own}.png"
+                    with writing(file) as partial:
+                        picture.save(partial, "PNG")
+                    rows.append({"prompt": text, "seed": own, "image": str(file)})
+                progress(len(rows), n * len(asked))
+    if json:
+        print(json_format.dumps(rows, indent=2, ensure_ascii=False))
+    else:
+        plain(console, f"{len(rows)} images in {gallery}")
+    return rows
+
+
+def _file_name(text: str | None) -> str:
+    return re.sub(r"[^\w]+", "-", text or "image")[:60].strip("-") or "image"

@@ -1,6 +1,6 @@
 """The bundled sets for generation: crops of 32 x 32 pixels of photographs that scikit-image and scikit-learn ship.
 
-`photos` has eight kinds to pre-train on, `photos-new` three others to adapt to. The packages are read as files, never
+`photos` has six kinds to pre-train on, `photos-new` three others to adapt to. The packages are read as files, never
 imported. Train, val and test are crops of three strips of each photograph, side by side, that do not overlap.
 """
 
@@ -39,10 +39,8 @@ SETS: dict[str, tuple[Photo, ...]] = {
     "photos": (
         Photo("brick", _SKIMAGE, "brick.png", "CC0"),
         Photo("coffee", _SKIMAGE, "coffee.png", "CC0, Rachel Michetti"),
-        Photo("flower", _SKLEARN, "flower.jpg", "CC BY 2.0, vultilion"),
         Photo("gravel", _SKIMAGE, "gravel.png", "CC0"),
         Photo("retina", _SKIMAGE, "retina.jpg", "CC0"),
-        Photo("rocket", _SKIMAGE, "rocket.jpg", "public domain, SpaceX"),
         Photo("stars", _SKIMAGE, "hubble_deep_field.jpg", "public domain, NASA"),
         Photo("temple", _SKLEARN, "china.jpg", "CC BY 2.0, danielbuechele"),
     ),

@@ -13,21 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import snella.config
-from snella.config import (
-    FREE_TO_CHANGE,
-    KEYS,
-    START,
-    TrainConfig,
-    differences,
-    read_recipe,
-    run_folder,
-    shrunk,
-    to_yaml,
-    validate,
-)
+from snella.config import FREE_TO_CHANGE, KEYS, START, TrainConfig, run_folder, shrunk
 from snella.delta import GATES, KERNELS
 from snella.errors import UserError
 from snella.methods import METHODS
+from snella.recipe import differences, read_recipe, to_yaml
+from snella.validation import validate
 
 SOURCE = Path(snella.config.__file__)
 

@@ -14,8 +14,8 @@ from hf_segmenters import saved
 from masked import write_pairs
 from masked_runs import blobs, picture
 from snella.cli import main
-from snella.config import validate
 from snella.recipe import read_recipe, recipe_names
+from snella.validation import validate
 
 
 def test_there_are_recipes():

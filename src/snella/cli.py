@@ -25,9 +25,10 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
-from snella.config import Task, TrainConfig, choice_error, flag, nearest, run_folder, validate
+from snella.config import Task, TrainConfig, flag, nearest, run_folder
 from snella.errors import UserError
 from snella.recipe import read_recipe
+from snella.validation import choice_error, validate
 from snella.version import __version__
 
 HELP = f"""\

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import yaml
 
-from snella.config import FREE_TO_CHANGE, HINTS, KEYS, START, TrainConfig, flag, nearest, typed
+from snella.config import FREE_TO_CHANGE, HINTS, KEYS, START, TrainConfig, flag, nearest
 from snella.errors import UserError
+from snella.validation import typed
 
 
 def recipe_names() -> list[str]:

@@ -21,7 +21,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from snella.config import SMOKE_PER_CLASS, TrainConfig, run_folder, shrunk, validate
+from snella.config import SMOKE_PER_CLASS, TrainConfig, run_folder, shrunk
 from snella.console import checking_images, plain
 from snella.data import Batches, ImageData, Preprocessing
 from snella.data.elpv import BASELINE
@@ -56,6 +56,7 @@ from snella.training.devices import accelerator_for
 from snella.training.evaluation import evaluate
 from snella.training.loop import FitResult, LoopSettings, fit
 from snella.training.optimiser import check_optimiser
+from snella.validation import validate
 
 LISTED = 20  # classes up to which the end of a training tells of each
 
@@ -178,7 +179,12 @@ def _prepare(config: TrainConfig, console: Console) -> Prepared:
     device = accelerator_for(config.device, config.precision).device
     examples = module.examples(task, base, data, preprocessing, config, device, console)
     batches = _batches(config, examples, preprocessing)
+    if config.half_weights:
+        base.to({"bf16": torch.bfloat16, "fp16": torch.float16}[config.precision])
     model = wrap(config.method, base, _method_settings(config, base, len(batches["train"])))
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # a copy of the head is made in the base's precision
+            parameter.data = parameter.data.float()
     return Prepared(data, spec, preprocessing, mark, weights, model, task, examples, batches)
 
 

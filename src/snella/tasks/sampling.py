@@ -54,17 +54,18 @@ def sample(
         if not keep_encoders:
             frozen.to("cpu", vae=False)
     frozen.to(device, encoders=False)
-    was_training = network.training
+    was_training, dtype = network.training, next(network.parameters()).dtype
     network.eval()
     images = []
     for start in range(0, len(asked), settings.batch_size):
         part = asked[start : start + settings.batch_size]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + settings.batch_size]]
-        if embeds:
-            of_part = [embeds[prompt] for prompt in part]
-            images += _by_pipeline(frozen, network, of_part, embeds[""], generators, settings)
-        else:
-            images += _by_ddim(frozen, network, part, generators, settings)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            if embeds:
+                of_part = [embeds[prompt] for prompt in part]
+                images += _by_pipeline(frozen, network, of_part, embeds[""], generators, settings)
+            else:
+                images += _by_ddim(frozen, network, part, generators, settings)
     network.train(was_training)
     frozen.to("cpu", encoders=False)
     return images

@@ -108,9 +108,9 @@ def summary_table(summary: Mapping[str, Any], metrics: Mapping[str, str], *, tit
     for metric, name in metrics.items():
         table.add_row(f"test {name}", shown(metric, summary["test"][metric]))
     table.add_row("trainable parameters", f"{summary['trainable_parameters']:,}")
-    table.add_row("adapter size", _bytes(summary["adapter_bytes"]))
-    table.add_row("peak memory", _bytes(summary["peak_memory_bytes"]))
-    table.add_row("time", _duration(summary["seconds"]))
+    table.add_row("adapter size", decimal_bytes(summary["adapter_bytes"]))
+    table.add_row("peak memory", decimal_bytes(summary["peak_memory_bytes"]))
+    table.add_row("time", duration(summary["seconds"]))
     return table
 
 
@@ -127,14 +127,16 @@ def _percent(share: float | None) -> str:
     return NOTHING if share is None else f"{share:.1%}"
 
 
-def _bytes(count: int) -> str:
+def decimal_bytes(count: int) -> str:
+    """1234567 -> 1.2 MB."""
     for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count} B"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """75 -> 1 min 15 s."""
     total = round(seconds)
     hours, minutes = total // 3600, total // 60 % 60
     if hours:

@@ -227,24 +227,31 @@ def examples(
 def show(task: Generate, model: nn.Module, data: ImageData, folder: Path, stage: str) -> None:
     """Write RUN/samples/STAGE.png, a row for each prompt, and at the end before-after.png.
 
-    Seeds and prompts are the same at all stages.
+    Seeds and prompts are the same at all stages. Before and after, the pictures are kept one by one as well.
     """
     prompts: list[str | None] = list(task.prompts) or [None]
     asked = [prompt for prompt in prompts for _ in range(task.samples)]
     pictures = task.generate(model, asked, list(range(task.samples)) * len(prompts))
     samples = folder / "samples"
-    with writing(samples / f"{stage}.png") as partial_file:
-        grid(pictures, task.samples).save(partial_file, "PNG")
-    single = samples / stage
+    _save(grid(pictures, task.samples), samples / f"{stage}.png")
     if stage in (BEFORE, AFTER):
-        for i, picture in enumerate(pictures):
-            with writing(single / f"{i:02d}.png") as partial_file:
-                picture.save(partial_file, "PNG")
-    if stage == AFTER and (samples / BEFORE).is_dir():
+        _save_all(pictures, samples / stage)
+    if stage == AFTER:
+        real = _references(data, prompts, task.samples, task.sampling.size)
+        _save_all(real, samples / "real")
         before = [Image.open(samples / BEFORE / f"{i:02d}.png").convert("RGB") for i in range(len(pictures))]
         titles = [prompt or "" for prompt in prompts]
-        real = _references(data, prompts, task.samples, task.sampling.size)
         before_after_figure(before, pictures, real, folder / "before-after.png", titles=titles)
+
+
+def _save_all(pictures: Sequence[Image.Image], folder: Path) -> None:
+    for i, picture in enumerate(pictures):
+        _save(picture, folder / f"{i:02d}.png")
+
+
+def _save(picture: Image.Image, file: Path) -> None:
+    with writing(file) as partial:
+        picture.save(partial, "PNG")
 
 
 def shows_after(config: TrainConfig, epoch: int) -> bool:

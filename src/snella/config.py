@@ -217,12 +217,21 @@ DEFAULTS = TrainConfig()
 # How a run is started, not what it is: kept out of recipes and of config.yaml, which is itself a recipe.
 START = ("out", "resume", "overwrite", "estimate")
 # Do not change what a run computes, so a resumed run may have others.
-FREE_TO_CHANGE = (*START, "device", "workers", "checkpoint_every", "tensorboard", "rematerialize")
-# Read by one task alone: given with another, they are refused rather than left unread.
-TASK_FIELDS: dict[str, tuple[str, ...]] = {
-    "classify": ("auto_augment", "random_erasing", "mixup", "cutmix"),
-    "segment": ("decoder", "adapt_decoder", "loss", "ignore_index"),
-    "generate": (
+FREE_TO_CHANGE = (
+    *START,
+    "device",
+    "workers",
+    "checkpoint_every",
+    "tensorboard",
+    "rematerialize",
+    "gradient_checkpointing",
+)
+# Read by some tasks alone: given with another, they are refused rather than left unread.
+TASK_FIELDS: dict[tuple[Task, ...], tuple[str, ...]] = {
+    ("classify",): ("auto_augment", "random_erasing", "mixup", "cutmix"),
+    ("classify", "segment"): ("label_smoothing", "class_weights", "drop_path"),
+    ("segment",): ("decoder", "adapt_decoder", "loss", "ignore_index"),
+    ("generate",): (
         *("prompt", "caption_dropout", "adapt_convs", "snr_gamma", "noise_offset", "cache", "half_weights"),
         *("gradient_checkpointing", "prior_prompt", "prior_data", "prior_images", "prior_weight"),
         *("sample_prompts", "samples", "sample_every", "sample_steps", "guidance"),
@@ -259,6 +268,9 @@ def shrunk(config: TrainConfig) -> TrainConfig:
         final_warmup=0,
         allocate_every=None,
         checkpoint_every=0,
+        samples=min(config.samples, 2),
+        sample_steps=min(config.sample_steps, 4),
+        prior_images=min(config.prior_images, 4),
     )
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from snella.console import plain, working
 from snella.errors import UserError
-from snella.runfolder import read_about, writing
+from snella.runfolder import read_about, save_picture
 from snella.tasks.interface import Generates
 from snella.trained import load_run, picture_folder
 from snella.training.devices import check_device
@@ -43,40 +43,39 @@ def generate(
         UserError: no finished run, one that makes no images, an unknown class, values out of range.
     """
     about = read_about(folder)
+    if about["task"] != "generate":
+        raise UserError(f"{folder} makes no images (its task is {about['task']}); give images to predict")
     for name, value, least in (("--n", n, 1), ("--seed", seed, 0), ("--steps", steps, 1), ("--guidance", guidance, 0)):
         if value is not None and value < least:
             raise UserError(f"{name} {value} is below {least}")
     gallery = picture_folder(folder, pictures)
     check_device(device, "fp32")
-    known = about["classes"]
-    if prompt is not None and known and about["condition"] == "class" and prompt not in known:
-        raise UserError(f"--prompt {prompt} is none of the run's classes: {', '.join(known)}")
+    if prompt is not None and about["condition"] != "text" and prompt not in about["classes"]:
+        known = f"none of the run's classes: {', '.join(about['classes'])}" if about["classes"] else "not looked at"
+        raise UserError(f"--prompt {prompt} is {known}; leave it out, or name a class")
     run = load_run(folder, device)
     task = run.task
-    if not isinstance(task, Generates):
-        raise UserError(f"--prompt: {folder} makes no images (its task is {about['task']}); give images to predict")
-    asked = [prompt] if prompt is not None else (list(task.prompts) or [None])
-    task.sampling = replace(
+    assert isinstance(task, Generates)
+    prompts: list[str | None] = [prompt] if prompt is not None else [*task.prompts] or [None]
+    sampling = replace(
         task.sampling,
         steps=steps or task.sampling.steps,
         guidance=task.sampling.guidance if guidance is None else guidance,
     )
-    console = console or Console()
+    asked = [text for text in prompts for _ in range(n)]
+    seeds = [seed + i for i in range(n)] * len(prompts)
     rows: list[dict[str, Any]] = []
     with working(Console(stderr=True), "generating images") as progress:
-        for text in asked:
-            for start in range(0, n, task.sampling.batch_size):
-                seeds = [seed + i for i in range(start, min(start + task.sampling.batch_size, n))]
-                for own, picture in zip(seeds, task.generate(run.model, [text] * len(seeds), seeds), strict=True):
-                    file = gallery / f"{_file_name(text)}-{own}.png"
-                    with writing(file) as partial:
-                        picture.save(partial, "PNG")
-                    rows.append({"prompt": text, "seed": own, "image": str(file)})
-                progress(len(rows), n * len(asked))
+        for text, own, picture in zip(asked, seeds, task.generate(run.model, asked, seeds, sampling), strict=True):
+            number = f"{prompts.index(text)}-" if len(prompts) > 1 else ""  # the same letters may begin two prompts
+            file = gallery / f"{number}{_file_name(text)}-{own}.png"
+            save_picture(picture, file)
+            rows.append({"prompt": text, "seed": own, "image": str(file)})
+            progress(len(rows), len(asked))
     if json:
         print(json_format.dumps(rows, indent=2, ensure_ascii=False))
     else:
-        plain(console, f"{len(rows)} images in {gallery}")
+        plain(console or Console(), f"{len(rows)} images in {gallery}")
     return rows
 
 

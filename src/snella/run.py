@@ -49,7 +49,7 @@ from snella.runfolder import (
 )
 from snella.tasks import bundled
 from snella.tasks.backbone import BackboneSpec, fingerprint
-from snella.tasks.interface import Spec, Task
+from snella.tasks.interface import Generates, Spec, Task
 from snella.tasks.table import TASKS
 from snella.training.checkpoint import checkpoints
 from snella.training.devices import accelerator_for
@@ -58,6 +58,8 @@ from snella.training.loop import FitResult, LoopSettings, fit
 from snella.training.optimiser import check_optimiser
 from snella.validation import validate
 
+FEW = 4  # examples, of each class where there are some, of which memory is estimated
+GRIDS = 5  # sample grids of a run, where their number is not given
 LISTED = 20  # classes up to which the end of a training tells of each
 
 
@@ -105,17 +107,17 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
             save_file(ready.base, partial)
     plain(console, f"{config.backbone}, {config.method}: {_trainable(ready.model):,} trainable parameters")
     plain(console, f"results in {folder}")
-    module = TASKS[config.task]
+    accelerator = accelerator_for(config.device, config.precision)
 
     def show(stage: str) -> None:
-        ready.model.to(accelerator.device).eval()
-        module.show(ready.task, ready.model, ready.data, folder, stage)
+        if isinstance(ready.task, Generates):
+            ready.task.show(ready.model.to(accelerator.device).eval(), ready.data, folder, stage)
 
     def after_epoch(epoch: int) -> None:
-        if module.shows_after(config, epoch):
+        every = -(-config.epochs // GRIDS) if config.sample_every is None else config.sample_every
+        if every and epoch % every == 0 and epoch < config.epochs:
             show(f"epoch-{epoch:03d}")
 
-    accelerator = accelerator_for(config.device, config.precision)
     if not checkpoints(folder):
         show("before")
     result = fit(
@@ -148,7 +150,7 @@ def _estimate(config: TrainConfig, console: Console) -> dict[str, Any]:
         ready.task,
         make_batch,
         accelerator_for(config.device, config.precision),
-        batch_size=min(config.batch_size, len(ready.examples["train"])),
+        batch_size=min(config.batch_size, len(ready.data.splits["train"])),
         optimizer=config.optimizer,
         ema=config.ema is not None,
         seed=config.seed,
@@ -176,8 +178,14 @@ def _prepare(config: TrainConfig, console: Console) -> Prepared:
     restorable = config.pretrained or config.checkpoint
     weights = None if restorable else {name: tensor.clone() for name, tensor in base.state_dict().items()}
     task = module.make_task(config, data, preprocessing)
-    device = accelerator_for(config.device, config.precision).device
-    examples = module.examples(task, base, data, preprocessing, config, device, console)
+    examples: Mapping[str, Examples] = data.splits
+    if config.estimate:  # a few are enough to count
+        examples = {name: module.few(part, FEW) for name, part in data.splits.items()}
+        config = replace(config, prior_images=min(config.prior_images, FEW))
+    if isinstance(task, Generates):
+        device = accelerator_for(config.device, config.precision).device
+        shown = replace(data, splits=dict(examples))
+        examples = task.prepare(base, shown, preprocessing, config, device, console)
     batches = _batches(config, examples, preprocessing)
     if config.half_weights:
         base.to({"bf16": torch.bfloat16, "fp16": torch.float16}[config.precision])

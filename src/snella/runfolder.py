@@ -16,11 +16,14 @@ import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from snella.config import TrainConfig
 from snella.errors import UserError
 from snella.recipe import differences, read_recipe, to_yaml
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 CONFIG, SUMMARY, ADAPTER, BASE = "config.yaml", "summary.json", "adapter", "base.safetensors"
 ABOUT = "snella.json"  # in the adapter's folder
@@ -138,6 +141,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file; what stood there before stays until the new one is whole."""
     with writing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG file as `write_text` does."""
+    with writing(path) as partial:
+        picture.save(partial, "PNG")
 
 
 def write_json(path: Path, value: Any) -> None:

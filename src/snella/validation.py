@@ -72,10 +72,12 @@ def validate(config: TrainConfig) -> None:
         )
         if not inside:
             raise UserError(f"{flag(name)} {value} is outside {_interval(low, high, with_low, with_high)}")
-    for task, names in TASK_FIELDS.items():
-        for name in names if task != config.task else ():
+    for tasks, names in TASK_FIELDS.items():
+        for name in names if config.task not in tasks else ():
             if getattr(config, name) != getattr(DEFAULTS, name):
-                raise UserError(f"{flag(name)} is read with --task {task} only; leave it out, or change --task")
+                raise UserError(
+                    f"{flag(name)} is read with --task {' or '.join(tasks)} only; leave it out, or change --task"
+                )
     if not config.data:
         raise UserError("no data: --data names a folder, a manifest or a known data set (snella train --help)")
     if config.method in ("snella", "snell") and config.r % config.heads:

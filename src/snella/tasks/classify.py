@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
@@ -321,26 +321,6 @@ def make_task(config: TrainConfig, data: ImageData, preprocessing: Preprocessing
 
 def task_from(about: Mapping[str, Any]) -> Classify:
     return Classify(about["classes"])
-
-
-def examples(
-    task: Classify,
-    model: nn.Module,
-    data: ImageData,
-    preprocessing: Preprocessing,
-    config: TrainConfig,
-    device: torch.device,
-    console: Console,
-) -> Mapping[str, Images]:
-    return data.splits
-
-
-def shows_after(config: TrainConfig, epoch: int) -> bool:
-    return False
-
-
-def show(task: Classify, model: nn.Module, data: ImageData, folder: Path, stage: str) -> None:
-    """Nothing: the figures of an evaluation tell it."""
 
 
 def save_merged(model: nn.Module, folder: Path, about: Mapping[str, Any]) -> str:

@@ -18,15 +18,20 @@ from rich.console import Console, RenderableType
 from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
 
+from snella.config import TrainConfig
 from snella.console import working
-from snella.data import CaptionedImages
+from snella.data import CaptionedImages, ImageData, Preprocessing
+from snella.data.loading import Examples
 from snella.errors import UserError
 from snella.report.noise_levels import noise_levels_figure
+from snella.report.samples import before_after_figure, grid
 from snella.report.tables import noise_level_table
+from snella.runfolder import save_picture
 from snella.tasks.diffusion import Condition, Frozen, condition_of
 from snella.tasks.fidelity import Fidelity, fidelity
+from snella.tasks.generation_data import prepare
 from snella.tasks.objective import Objective, with_offset
-from snella.tasks.sampling import SampleSettings, sample
+from snella.tasks.sampling import SampleSettings, check_steps, sample
 
 LEVELS = 4  # parts of the noise range; an evaluation looks at each image once in each
 
@@ -95,7 +100,8 @@ class Generate:
         self.sampling = sampling
         self.snr_gamma, self.noise_offset = snr_gamma, noise_offset
         self.caption_dropout, self.prior_weight = caption_dropout, prior_weight
-        self._empty: dict[str, Tensor] = {}  # embeddings of the empty caption
+        self.empty: dict[str, Tensor] | None = None  # embeddings of the empty caption, each (1, ...)
+        check_steps(frozen, sampling.steps)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """The mean squared error of what the model predicts (0-d) in fp32, weighted as asked for."""
@@ -168,50 +174,87 @@ class Generate:
             sides.append(torch.full_like(sides[0], self.sampling.size))
             condition["time_ids"] = torch.cat(sides, dim=1).to(x)  # as SDXL takes them; the others do not look at it
         elif condition_of(network) == "class":
+            if "label" not in batch:
+                raise UserError("the images have no classes, which the model needs; sort them into class folders")
             condition = {"class_labels": batch["label"]}
         return x, condition
 
     def _text(self, batch: Mapping[str, Any], device: torch.device, training: bool) -> dict[str, Tensor]:
-        names = tuple(self._empty_text(device))
-        if names[0] in batch:
-            found = {name: batch[name] for name in names}
-        else:
+        if "caption" in batch:
             self.frozen.to(device, vae=False)
             found = self.frozen.encode(batch["caption"], device)
+        else:
+            found = {name: batch[name] for name in self.frozen.family.embeddings if name in batch}
+            if not found:
+                raise UserError("the images have no captions, which the model needs; add some, or give --prompt")
         if training and self.caption_dropout:
-            count = len(found[names[0]])
-            dropped = torch.rand(count, device=device) < self.caption_dropout
+            if self.empty is None:
+                self.empty = self.frozen.encode([""], device)
+            dropped = torch.rand(len(next(iter(found.values()))), device=device) < self.caption_dropout
             for name, value in found.items():
-                empty = self._empty_text(device)[name].to(value)
-                found[name] = torch.where(dropped.view(-1, *(1,) * (value.ndim - 1)), empty, value)
+                mask = dropped.view(-1, *(1,) * (value.ndim - 1))
+                found[name] = torch.where(mask, self.empty[name].to(value), value)
         return found
 
-    def _empty_text(self, device: torch.device) -> dict[str, Tensor]:
-        if not self._empty:
-            encoders = self.frozen.encoders
-            before = next(encoders[0].parameters()).device
-            self.frozen.to(device, vae=False)
-            self._empty = self.frozen.encode([""], device)
-            self.frozen.to(before, vae=False)
-        return self._empty
-
-    def generate(self, model: nn.Module, asked: Sequence[str | None], seeds: Sequence[int]) -> list[Image.Image]:
+    def generate(
+        self, model: nn.Module, asked: Sequence[str | None], seeds: Sequence[int], sampling: SampleSettings
+    ) -> Iterator[Image.Image]:
         """An image for each prompt (a class's name for class-conditional models, None for unconditional ones).
 
         Raises:
-            UserError: no such class.
+            UserError: no such class, or more steps than there are.
         """
         network = base_of(model)
         if self.frozen.family.encode is None:
             known = condition_of(network) == "class"
             labels = [self._label(name) if known else None for name in asked]
-            return sample(self.frozen, network, labels, seeds, self.sampling)
-        return sample(self.frozen, network, [p or "" for p in asked], seeds, self.sampling)
+            return sample(self.frozen, network, labels, seeds, sampling)
+        return sample(self.frozen, network, [prompt or "" for prompt in asked], seeds, sampling)
 
     def _label(self, name: str | None) -> int:
         if name not in self.classes:
             raise UserError(f"the model knows no class {name!r}; choose from {', '.join(self.classes)}")
         return self.classes.index(name)
+
+    def prepare(
+        self,
+        model: nn.Module,
+        data: ImageData,
+        preprocessing: Preprocessing,
+        config: TrainConfig,
+        device: torch.device,
+        console: Console,
+    ) -> Mapping[str, Examples]:
+        """What the batches of each split are made of (`tasks.generation_data`)."""
+        for name in self.prompts if condition_of(model) == "class" else ():
+            self._label(name)
+        prepared = prepare(self.frozen, self.sampling, model, data, preprocessing, config, device, console)
+        self.empty = prepared.empty
+        return prepared.splits
+
+    def show(self, model: nn.Module, data: ImageData, folder: Path, stage: str) -> None:
+        """Write RUN/samples/STAGE.png, a row for each prompt, and at the end before-after.png.
+
+        Seeds and prompts are the same at all stages. Before and after, the pictures are kept one by one as well.
+        """
+        prompts: list[str | None] = list(self.prompts) or [None]
+        asked = [prompt for prompt in prompts for _ in range(self.samples)]
+        seeds = list(range(self.samples)) * len(prompts)
+        pictures = list(self.generate(model, asked, seeds, self.sampling))
+        samples = folder / "samples"
+        save_picture(grid(pictures, self.samples), samples / f"{stage}.png")
+        if stage in ("before", "after"):
+            _save_all(pictures, samples / stage)
+        if stage == "after":
+            real = [
+                _fitted(data.splits["test"], index, self.sampling.size)
+                for prompt in prompts
+                for index in _like(data, prompt, self.samples)
+            ]
+            _save_all(real, samples / "real")
+            before = [Image.open(samples / "before" / f"{i:02d}.png").convert("RGB") for i in range(len(pictures))]
+            titles = [prompt or "" for prompt in prompts]
+            before_after_figure(before, pictures, real, folder / "before-after.png", titles=titles)
 
     def judge(
         self, model: nn.Module, references: CaptionedImages, features: str, *, count: int, console: Console
@@ -221,16 +264,17 @@ class Generate:
         Raises:
             UserError: unknown features, or their weights are missing; too few images.
         """
-        device = next(model.parameters()).device
-        kinds = [self.classes[label] for label in references.labels] if self.classes else list(references.captions)
+        kinds: Sequence[str | None] = references.captions
+        if self.frozen.family.encode is None:
+            kinds = [self.classes[label] for label in references.labels] if self.classes else ()
         asked = [kinds[i * len(kinds) // count % len(kinds)] if kinds else None for i in range(count)]
-        made, size = [], self.sampling.size
+        made = []
         with working(console, "generating images") as progress:
-            for start in range(0, count, self.sampling.batch_size):
-                part = range(start, min(start + self.sampling.batch_size, count))
-                made += self.generate(model, [asked[i] for i in part], list(part))
+            for picture in self.generate(model, asked, range(count), self.sampling):
+                made.append(picture)
                 progress(len(made), count)
-        real = (_fitted(references, i, size) for i in range(len(references)))
+        real = (_fitted(references, i, self.sampling.size) for i in range(len(references)))
+        device = next(model.parameters()).device
         return fidelity(map(_pixels, made), map(_pixels, real), features, device=device)
 
     def report(self, evaluation: Evaluation) -> dict[str, Any]:
@@ -254,6 +298,21 @@ def base_of(model: nn.Module) -> Any:
 def _fitted(images: CaptionedImages, index: int, size: int) -> Image.Image:
     picture: Any = images[index]["image"]
     return ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+
+
+def _like(data: ImageData, prompt: str | None, count: int) -> list[int]:
+    """`count` test images, spread evenly over those of the class or with the caption, or over all if there is none."""
+    images: CaptionedImages = data.splits["test"]
+    kinds = [
+        {*images.captions[i : i + 1], *(data.classes[k] for k in images.labels[i : i + 1])} for i in range(len(images))
+    ]
+    chosen = [i for i, kind in enumerate(kinds) if prompt in kind] or list(range(len(images)))
+    return [chosen[k * len(chosen) // count % len(chosen)] for k in range(count)]
+
+
+def _save_all(pictures: Sequence[Image.Image], folder: Path) -> None:
+    for i, picture in enumerate(pictures):
+        save_picture(picture, folder / f"{i:02d}.png")
 
 
 def _pixels(picture: Image.Image) -> Tensor:

@@ -10,9 +10,11 @@ A pipeline is named by its hub name or its folder. `condition` is what a network
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,116 +25,11 @@ from torch import Tensor, nn
 from snella.errors import UserError
 from snella.tasks import small_unet
 from snella.tasks.backbone import BackboneSpec
+from snella.tasks.diffusion_families import FAMILIES, Condition, Family
 
 INDEX = "model_index.json"
 CLASSES = "classes.json"  # beside it, where classes have names
-
-Condition = Mapping[str, Tensor]  # what a network is given besides x and the timestep, each (b, ...)
-
-
-@dataclass(frozen=True)
-class Family:
-    """Pipelines of one make.
-
-    Args:
-        pipelines: class names in diffusers.
-        network: the component that is tuned.
-        guidance: usual guidance scale of sampling.
-        predict: the network's output for x (b, c, h, w), timesteps (b,) and a condition.
-        encode: prompts to tensors, by the names that the pipeline's call takes them; None without text.
-        negative: whether the call takes the same names with negative_ before them.
-    """
-
-    pipelines: tuple[str, ...]
-    network: str
-    guidance: float
-    predict: Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
-    encode: Callable[[Any, list[str], torch.device], dict[str, Tensor]] | None = None
-    negative: bool = True
-
-
-def _text_sd(pipe: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
-    embeds, _ = pipe.encode_prompt(prompts, device, 1, False)
-    return {"prompt_embeds": embeds}
-
-
-def _text_sdxl(pipe: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
-    embeds, _, pooled, _ = pipe.encode_prompt(prompts, None, device, 1, False)
-    return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
-
-
-def _text_sd3(pipe: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
-    embeds, _, pooled, _ = pipe.encode_prompt(prompts, None, None, device, 1, False)
-    return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
-
-
-def _text_flux(pipe: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
-    embeds, pooled, _ = pipe.encode_prompt(prompts, None, device, 1)
-    return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
-
-
-def _text_pixart(pipe: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
-    embeds, mask, _, _ = pipe.encode_prompt(prompts, do_classifier_free_guidance=False, device=device)
-    return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
-
-
-def _predict_sd(network: nn.Module, x: Tensor, t: Tensor, c: Condition) -> Tensor:
-    return network(x, t, encoder_hidden_states=c["prompt_embeds"]).sample
-
-
-def _predict_sdxl(network: nn.Module, x: Tensor, t: Tensor, c: Condition) -> Tensor:
-    added = {"text_embeds": c["pooled_prompt_embeds"], "time_ids": c["time_ids"]}
-    return network(x, t, encoder_hidden_states=c["prompt_embeds"], added_cond_kwargs=added).sample
-
-
-def _predict_sd3(network: nn.Module, x: Tensor, t: Tensor, c: Condition) -> Tensor:
-    return network(
-        x, timestep=t, encoder_hidden_states=c["prompt_embeds"], pooled_projections=c["pooled_prompt_embeds"]
-    ).sample
-
-
-def _predict_flux(network: nn.Module, x: Tensor, t: Tensor, c: Condition) -> Tensor:
-    from diffusers import FluxPipeline
-
-    b, channels, h, w = x.shape
-    text, config = c["prompt_embeds"], network.config
-    found = network(
-        FluxPipeline._pack_latents(x, b, channels, h, w),
-        timestep=t / 1000,
-        encoder_hidden_states=text,
-        pooled_projections=c["pooled_prompt_embeds"],
-        txt_ids=x.new_zeros(text.shape[1], 3),
-        img_ids=FluxPipeline._prepare_latent_image_ids(b, h // 2, w // 2, x.device, x.dtype),
-        guidance=x.new_ones(b) if config.guidance_embeds else None,  # pyright: ignore
-    ).sample
-    return FluxPipeline._unpack_latents(found, h, w, 1)
-
-
-def _predict_pixart(network: nn.Module, x: Tensor, t: Tensor, c: Condition) -> Tensor:
-    sides: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
-    if network.config.sample_size == 128:  # pyright: ignore[reportAttributeAccessIssue]  (PixArt-alpha at 1024 px)
-        scale = 8.0  # pixels a latent
-        sides["resolution"] = scale * x.new_tensor(x.shape[2:]).expand(len(x), 2)
-        sides["aspect_ratio"] = x.new_full((len(x), 1), x.shape[2] / x.shape[3])
-    mask = c["prompt_attention_mask"]
-    return network(
-        x, encoder_hidden_states=c["prompt_embeds"], encoder_attention_mask=mask, timestep=t, added_cond_kwargs=sides
-    ).sample
-
-
-def _predict_classes(network: nn.Module, x: Tensor, t: Tensor, c: Condition) -> Tensor:
-    return network(x, timestep=t, class_labels=c.get("class_labels")).sample
-
-
-FAMILIES = (
-    Family(("StableDiffusionPipeline",), "unet", 7.5, _predict_sd, _text_sd),
-    Family(("StableDiffusionXLPipeline",), "unet", 5.0, _predict_sdxl, _text_sdxl),
-    Family(("StableDiffusion3Pipeline",), "transformer", 7.0, _predict_sd3, _text_sd3),
-    Family(("FluxPipeline",), "transformer", 3.5, _predict_flux, _text_flux, negative=False),
-    Family(("PixArtAlphaPipeline", "PixArtSigmaPipeline"), "transformer", 4.5, _predict_pixart, _text_pixart),
-    Family(("DiTPipeline",), "transformer", 4.0, _predict_classes),
-    Family(("DDPMPipeline", "DDIMPipeline"), "unet", 1.0, _predict_classes),
-)
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts that are never loaded
 
 
 def check_diffusers() -> None:
@@ -196,21 +93,40 @@ def image_unit(name: str, network: Any) -> tuple[int, int]:
     return factor, factor * 2**halvings * patch
 
 
-UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts that are never loaded
-
-
 def _index(name: str) -> dict[str, Any]:
-    from diffusers import DiffusionPipeline
-
     file = Path(name).expanduser() / INDEX
     try:
-        if file.is_file():
-            return json.loads(file.read_text(encoding="utf-8"))
-        found: Any = DiffusionPipeline.load_config(name)
-        return dict(found)
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else _hub_index(name)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:150]
         raise UserError(f"backbone {name}: its {INDEX} cannot be read ({reason}); check name and network") from None
+
+
+@lru_cache(maxsize=8)
+def _hub_index(name: str) -> dict[str, Any]:
+    from diffusers import DiffusionPipeline
+
+    found: Any = DiffusionPipeline.load_config(name)
+    return dict(found)
+
+
+def asked_for(name: str) -> str:
+    """What the network of a named pipeline is asked for: "text", "class" or "none"; its weights are not read."""
+    if name == small_unet.NAME:
+        return "class"
+    index = _index(name)
+    family = family_of(index, name)
+    if family.encode is not None:
+        return "text"
+    kind = _kind(index, family)
+    config: Any = kind.load_config(name, subfolder=family.network)
+    return _condition(kind.__name__, config)
+
+
+def _kind(index: Mapping[str, Any], family: Family) -> Any:
+    import diffusers
+
+    return getattr(diffusers, index[family.network][1])
 
 
 def family_of(index: Mapping[str, Any], name: str) -> Family:
@@ -235,8 +151,7 @@ def build_network(spec: BackboneSpec) -> nn.Module:
     another one than the pre-trained network's, each class starts at the mean of those that it knows.
 
     Raises:
-        UserError: what `check_pipeline_name` finds; weights that cannot be read or downloaded; classes for a network
-            that knows none (an unconditional one), or none for one that needs them.
+        UserError: what `check_pipeline_name` finds; weights that cannot be read or downloaded.
     """
     check_pipeline_name(spec.name)
     torch.manual_seed(spec.seed)
@@ -244,11 +159,9 @@ def build_network(spec: BackboneSpec) -> nn.Module:
         if spec.pretrained:
             raise UserError(f"{small_unet.NAME} has no pre-trained weights; train it with --no-pretrained")
         return small_unet.small_unet(max(spec.num_classes, 1))
-    import diffusers
-
     index = _index(spec.name)
-    part = family_of(index, spec.name).network
-    kind = getattr(diffusers, index[part][1])
+    family = family_of(index, spec.name)
+    part, kind = family.network, _kind(index, family)
     try:
         if spec.pretrained:
             network = kind.from_pretrained(spec.name, subfolder=part, use_safetensors=True)
@@ -264,9 +177,14 @@ def build_network(spec: BackboneSpec) -> nn.Module:
 
 def condition_of(network: Any) -> str:
     """What a network is asked for: "text", "class" or "none"."""
-    if type(network).__name__ == "UNet2DModel":
-        return "class" if network.config.num_class_embeds and network.config.class_embed_type is None else "none"
-    return "class" if type(network).__name__ == "DiTTransformer2DModel" else "text"
+    return _condition(type(network).__name__, network.config)
+
+
+def _condition(kind: str, config: Mapping[str, Any]) -> str:
+    if kind == "UNet2DModel":
+        plain = config.get("num_class_embeds") and config.get("class_embed_type") is None
+        return "class" if plain else "none"
+    return "class" if kind == "DiTTransformer2DModel" else "text"
 
 
 def _fit_classes(network: Any, num_classes: int) -> None:
@@ -315,8 +233,12 @@ class Frozen:
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> Tensor:
-        """Mean and log-variance of the latents of images (b, 3, s, s): (b, 2c, s/factor, s/factor), not scaled."""
-        return self.vae.encode(images.to(self.vae.dtype)).latent_dist.parameters.float()
+        """Mean and log-variance of the latents of images (b, 3, s, s): (b, 2c, s/factor, s/factor), not scaled.
+
+        Always in fp32, as `encode`: SDXL's VAE and T5 overflow in fp16, and what is cached must not depend on it.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            return self.vae.encode(images.float()).latent_dist.parameters
 
     def latents(self, moments: Tensor, *, sample: bool) -> Tensor:
         """Scaled latents (b, c, h, w) out of moments: drawn, or their mode."""
@@ -331,7 +253,8 @@ class Frozen:
     def encode(self, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
         """Text embeddings by the names that the pipeline takes them, each (b, ...); the encoders are on `device`."""
         assert self.family.encode is not None
-        return self.family.encode(self.pipe, list(prompts), device)
+        with torch.autocast(device.type, enabled=False):
+            return self.family.encode(self.pipe, list(prompts), device)
 
     def cut(self, prompt: str) -> str:
         """What of a prompt the text encoders do not see, because it is too long; "" if all of it fits."""
@@ -340,9 +263,22 @@ class Frozen:
             if not name.startswith("tokenizer") or tokenizer is None:
                 continue
             ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-            most = min(tokenizer.model_max_length, _T5_LIMIT)
+            most = tokenizer.model_max_length if "CLIP" in type(tokenizer).__name__ else self._longest
             kept.append(tokenizer.decode(ids[most - 1 : -1], skip_special_tokens=True) if len(ids) > most else "")
         return min(kept, key=len, default="")  # one encoder that reads it whole is enough
+
+    @property
+    def _longest(self) -> int:
+        """Tokens that the pipeline has T5 read; its tokenizers name no limit, or a larger one."""
+        return inspect.signature(self.pipe.encode_prompt).parameters["max_sequence_length"].default
+
+    @property
+    def text_key(self) -> dict[str, Any]:
+        """What embeddings depend on besides weights and prompt."""
+        tokenizers = {
+            k: part.get_vocab() for k, part in self.pipe.components.items() if k.startswith("tokenizer") and part
+        }
+        return {"pipeline": type(self.pipe).__name__, "config": dict(self.pipe.config), "tokenizers": tokenizers}
 
     def predict(self, network: nn.Module, x: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         """The network's output (b, c, h, w); a learned variance beside it is left out."""
@@ -353,9 +289,6 @@ class Frozen:
         """Move the parts."""
         for part in (*(self.encoders if encoders else ()), *((self.vae,) if vae and self.vae is not None else ())):
             part.to(device)
-
-
-_T5_LIMIT = 512  # tokens; its tokenizers name no limit, and no pipeline here reads more
 
 
 def frozen_parts(name: str) -> Frozen:

@@ -2,51 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image, ImageOps
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from torch import nn
 
-from snella.config import DEFAULTS, TrainConfig
-from snella.console import plain, working
+from snella.config import DEFAULTS, TrainConfig, flag
 from snella.data import Augmentation, CaptionedImages, ImageData, Preprocessing, Transform
-from snella.data.cache import TensorCache, cache_folder, content_key
 from snella.data.caption_summary import describe_captioned
 from snella.data.captions import is_captioned, read_captioned_data, read_captioned_test_data
 from snella.data.generation_transforms import generation_eval_transform, generation_train_transform
 from snella.data.images import Progress
 from snella.errors import UserError
-from snella.report.samples import before_after_figure, grid
-from snella.runfolder import writing
-from snella.tasks.backbone import BackboneSpec, fingerprint
+from snella.tasks.backbone import BackboneSpec
 from snella.tasks.denoising import Generate
 from snella.tasks.diffusion import (
-    Frozen,
+    asked_for,
     build_network,
     check_diffusers,
     check_pipeline_name,
-    condition_of,
-    find_family,
     frozen_parts,
-    has_safety_checker,
     image_unit,
 )
-from snella.tasks.generation_examples import WithPrior, add_prior_images, cached, drawn, prior_files
+from snella.tasks.generation_examples import drawn
 from snella.tasks.merged_pipeline import save_merged_pipeline
-from snella.tasks.sampling import SampleSettings, sample
+from snella.tasks.sampling import SampleSettings
 
 METRICS = {"denoising_loss": "denoising loss"}
 RESIZE: str = "crop"
 PICTURES: tuple[str, ...] = ("image",)
 FLUX_LATENTS = 128  # side that its pipeline takes where nobody says; its config does not
 MOST_PROMPTS = 8  # of a sample grid
-GRIDS = 5  # sample grids of a run, where their number is not given
-BEFORE, AFTER = "before", "after"  # stages of the sample grids
 
 
 @dataclass(frozen=True)
@@ -73,8 +62,9 @@ def check(config: TrainConfig) -> None:
         raise UserError("--checkpoint does not go with --task generate; give the folder of a pipeline as --backbone")
     if config.resize == "none":
         raise UserError("--resize none gives images of different sizes; use crop or squash to generate")
-    if config.prior_data is not None and config.prior_prompt is None:
-        raise UserError("--prior-data needs --prior-prompt: what its images show")
+    for name in ("prior_data", "prior_images", "prior_weight") if config.prior_prompt is None else ():
+        if getattr(config, name) != getattr(DEFAULTS, name):
+            raise UserError(f"{flag(name)} is read with --prior-prompt only: what the prior's images show")
     check_pipeline_name(config.backbone)
     generation_train_transform(Preprocessing(64, resize=RESIZE), _augmentation(config))
 
@@ -89,9 +79,8 @@ def read(config: TrainConfig, progress: Progress | None) -> ImageData:
 
 
 def read_test(data: str, about: Mapping[str, Any], *, seed: int, progress: Progress | None) -> ImageData:
-    return read_captioned_test_data(
-        data, classes=about["classes"], prompt=about["prompt"], seed=seed, progress=progress
-    )
+    classes = about["classes"] if about["condition"] == "class" else ()
+    return read_captioned_test_data(data, classes=classes, prompt=about["prompt"], seed=seed, progress=progress)
 
 
 def describe(data: str, *, seed: int, progress: Progress | None) -> RenderableType:
@@ -128,7 +117,9 @@ def preprocessing(spec: GeneratorSpec, model: Any) -> Preprocessing:
     """Pixels in [-1, 1] at the size asked for, or at the network's own. Raises UserError where it cannot make that."""
     factor, unit = image_unit(spec.backbone.name, model)
     own = model.config.get("sample_size", FLUX_LATENTS)
-    size = spec.backbone.image_size or (own if isinstance(own, int) else own[0]) * factor
+    size = spec.backbone.image_size or (own[0] if isinstance(own, (list, tuple)) else own or 0) * factor
+    if not size:
+        raise UserError(f"{spec.backbone.name} does not say at what size it makes images; give --image-size")
     if size % unit:
         below = max(unit, size // unit * unit)
         raise UserError(f"--image-size {size} is no multiple of {unit}, as {spec.backbone.name} needs it; use {below}")
@@ -140,14 +131,13 @@ def train_transform(preprocessing: Preprocessing, config: TrainConfig) -> Transf
 
 
 def eval_transform(preprocessing: Preprocessing) -> Transform:
-    transform = generation_eval_transform(preprocessing)
-    return lambda example: example if "moments" in example else transform(example)
+    return drawn(generation_eval_transform(preprocessing))
 
 
 def about(config: TrainConfig, data: ImageData) -> dict[str, Any]:
     """The prompt, and what samples are made of."""
     return {
-        "condition": "text" if find_family(config.backbone).encode else "class" if data.classes else "none",
+        "condition": asked_for(config.backbone),
         "prompt": config.prompt,
         "prompts": list(_prompts(config, data)),
         "sampling": {"steps": config.sample_steps, "guidance": config.guidance},
@@ -177,159 +167,21 @@ def task_from(about: Mapping[str, Any]) -> Generate:
     )
 
 
-def examples(
-    task: Generate,
-    model: nn.Module,
-    data: ImageData,
-    preprocessing: Preprocessing,
-    config: TrainConfig,
-    device: torch.device,
-    console: Console,
-) -> dict[str, Any]:
-    """What the batches of each split are made of; `model` is not tuned yet.
-
-    Raises:
-        UserError: captions for a model that knows classes, or none for one that needs them; an unreadable image.
-    """
-    asked = condition_of(model)
-    train: CaptionedImages = data.splits["train"]
-    if asked == "text" and not train.captions:
-        raise UserError(f"{data.root} has no captions, which {config.backbone} needs; give --prompt, or add captions")
-    if asked == "class" and not train.labels:
-        raise UserError(
-            f"{config.backbone} needs classes and {data.root} has no class folders; sort its images into some"
-        )
-    if asked == "none" and (train.captions or train.labels):
-        plain(console, f"  {config.backbone} is unconditional: captions and classes are not looked at")
-    if has_safety_checker(config.backbone):
-        plain(console, f"  the safety checker of {config.backbone} is not loaded: generated images are not checked")
-    if asked == "text":
-        _tell_cuts(task.frozen, data, console)
-    splits: dict[str, Any] = dict(data.splits)
-    if config.prior_prompt is not None:
-        prior = _prior(task, model, config, device, console)
-    else:
-        prior = None
-    if config.cache and task.frozen.vae is not None and config.augment != "crop":
-        cache = TensorCache(cache_folder())
-        options = {"frozen": task.frozen, "preprocessing": preprocessing, "cache": cache, "device": device}
-        with working(console, "encoding images") as progress:
-            for name, images in splits.items():
-                mirrored = name == "train" and config.augment != "none"
-                splits[name] = cached(images, **options, mirrored=mirrored, progress=progress)
-            if prior is not None:
-                prior = cached(prior, **options, mirrored=config.augment != "none", progress=progress)
-    if prior is not None:
-        splits["train"] = WithPrior(splits["train"], prior)
-    return splits
-
-
-def show(task: Generate, model: nn.Module, data: ImageData, folder: Path, stage: str) -> None:
-    """Write RUN/samples/STAGE.png, a row for each prompt, and at the end before-after.png.
-
-    Seeds and prompts are the same at all stages. Before and after, the pictures are kept one by one as well.
-    """
-    prompts: list[str | None] = list(task.prompts) or [None]
-    asked = [prompt for prompt in prompts for _ in range(task.samples)]
-    pictures = task.generate(model, asked, list(range(task.samples)) * len(prompts))
-    samples = folder / "samples"
-    _save(grid(pictures, task.samples), samples / f"{stage}.png")
-    if stage in (BEFORE, AFTER):
-        _save_all(pictures, samples / stage)
-    if stage == AFTER:
-        real = _references(data, prompts, task.samples, task.sampling.size)
-        _save_all(real, samples / "real")
-        before = [Image.open(samples / BEFORE / f"{i:02d}.png").convert("RGB") for i in range(len(pictures))]
-        titles = [prompt or "" for prompt in prompts]
-        before_after_figure(before, pictures, real, folder / "before-after.png", titles=titles)
-
-
-def _save_all(pictures: Sequence[Image.Image], folder: Path) -> None:
-    for i, picture in enumerate(pictures):
-        _save(picture, folder / f"{i:02d}.png")
-
-
-def _save(picture: Image.Image, file: Path) -> None:
-    with writing(file) as partial:
-        picture.save(partial, "PNG")
-
-
-def shows_after(config: TrainConfig, epoch: int) -> bool:
-    """Whether a sample grid is due at the end of an epoch."""
-    every = -(-config.epochs // GRIDS) if config.sample_every is None else config.sample_every
-    return bool(every) and epoch % every == 0
-
-
 def save_merged(model: nn.Module, folder: Path, about: Mapping[str, Any]) -> str:
     return save_merged_pipeline(model, folder, name=about["backbone"]["name"], classes=about["classes"])
 
 
-def _references(data: ImageData, prompts: Sequence[str | None], count: int, size: int) -> list[Image.Image]:
-    """`count` real images for each prompt, of its class or with its caption where there are such, as squares."""
-    images: CaptionedImages = data.splits["test"]
-    found = []
-    for prompt in prompts:
-        chosen = [
-            i
-            for i in range(len(images))
-            if (images.labels and data.classes[images.labels[i]] == prompt)
-            or (images.captions and images.captions[i] == prompt)
-        ] or list(range(len(images)))
-        for k in range(count):
-            picture: Any = images[chosen[k * len(chosen) // count % len(chosen)]]["image"]
-            found.append(ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC))
-    return found
-
-
 def _prompts(config: TrainConfig, data: ImageData) -> tuple[str, ...]:
     """Of the sample grids."""
+    condition = asked_for(config.backbone)
+    if condition == "none":
+        return ()
     if config.sample_prompts is not None:
         return config.sample_prompts
-    if data.classes and find_family(config.backbone).encode is None:
+    if condition == "class":
         return data.classes[:MOST_PROMPTS]
     captions = [caption for split in ("val", "train") for caption in data.splits[split].captions]
     return tuple(dict.fromkeys(captions))[: MOST_PROMPTS // 2]
-
-
-def _tell_cuts(frozen: Frozen, data: ImageData, console: Console) -> None:
-    """Say which captions are longer than the text encoders read."""
-    captions = dict.fromkeys(caption for images in data.splits.values() for caption in images.captions)
-    cuts = {caption: cut for caption in captions if (cut := frozen.cut(caption))}
-    if cuts:
-        caption, cut = next(iter(cuts.items()))
-        count = f"{len(cuts)} captions are" if len(cuts) > 1 else "1 caption is"
-        plain(console, f"  {count} too long: of {caption[:40]!r}... the text encoder does not read {cut!r}")
-
-
-def _prior(
-    task: Generate, model: nn.Module, config: TrainConfig, device: torch.device, console: Console
-) -> CaptionedImages:
-    """Images of the prior, made by the network as it is where there are too few."""
-    assert config.prior_prompt is not None
-    if task.frozen.family.encode is None:
-        raise UserError(f"--prior-prompt needs a text-to-image pipeline, and {config.backbone} is none; leave it out")
-    if config.prior_data is not None:
-        folder = Path(config.prior_data).expanduser()
-    else:
-        sampling = asdict(task.sampling)
-        folder = cache_folder() / "prior" / content_key(fingerprint(model), config.prior_prompt, sampling)[:16]
-    there = prior_files(folder, config.prior_images)
-    missing = config.prior_images - len(there)
-    if missing:
-        plain(console, f"  generating {missing} images of {config.prior_prompt!r} into {folder}")
-        model.to(device)
-        step = task.sampling.batch_size
-        with working(console, "generating images") as progress:
-            for start in range(len(there), config.prior_images, step):
-                seeds = list(range(start, min(start + step, config.prior_images)))
-                pictures = sample(
-                    task.frozen, model, [config.prior_prompt] * len(seeds), seeds, task.sampling, keep_encoders=True
-                )
-                add_prior_images(folder, pictures, start)
-                progress(seeds[-1] + 1 - len(there), missing)
-        task.frozen.to("cpu")
-        there = prior_files(folder, config.prior_images)
-    return CaptionedImages(there, (config.prior_prompt,) * len(there))
 
 
 def _augmentation(config: TrainConfig) -> Augmentation:

@@ -8,25 +8,27 @@ prior ────── made by the network before it is tuned ── WithPrior
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
+from snella.console import working
 from snella.data import CaptionedImages, Preprocessing, Transform
 from snella.data.cache import TensorCache, content_key, image_key
 from snella.data.generation_transforms import generation_eval_transform
 from snella.data.images import UnreadableImage, image_files
 from snella.errors import UserError
-from snella.runfolder import writing
 from snella.tasks.backbone import fingerprint
 from snella.tasks.diffusion import Frozen
 
-FORMAT = "1"  # of what is cached
-FLIPPED = "_flipped"  # behind the names of what belongs to the mirrored image
+FORMAT = "2"  # of what is cached
+MOMENTS, MIRRORED = "moments", "moments_mirrored"  # of the latents of an image, and of the image turned left to right
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,15 @@ class CachedImages:
 
     images: CaptionedImages
     cache: TensorCache
-    keys: tuple[tuple[str, ...], ...]  # for each image: plain, and mirrored
-    texts: dict[str, str]  # caption -> key
+    latents: tuple[dict[str, str], ...]  # for each image: MOMENTS, and MIRRORED where asked for -> key
+    texts: Mapping[str, str]  # caption -> key
     sides: tuple[dict[str, Tensor], ...]  # original_size and crop_top_left of each image
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.latents)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example: dict[str, Any] = {}
-        for key, suffix in zip(self.keys[index], ("", FLIPPED), strict=False):
-            example |= {name + suffix: value for name, value in self._read(key).items()}
+        example: dict[str, Any] = {name: self._read(key)[MOMENTS] for name, key in self.latents[index].items()}
         example |= self.sides[index]
         if self.texts:
             example |= self._read(self.texts[self.images.captions[index]])
@@ -71,72 +71,93 @@ class WithPrior:
         return max(len(self.examples), len(self.prior))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {
-            **self.examples[index % len(self.examples)],
-            "prior": self.prior[index % len(self.prior)],
-        }
+        return {**self.examples[index % len(self.examples)], "prior": self.prior[index % len(self.prior)]}
 
 
 def drawn(transform: Transform) -> Transform:
     """The transform for images, and for cached examples a choice of plain or mirrored; for a prior beside them too."""
+    return partial(_drawn, transform)
 
-    def choose(example: dict[str, Any]) -> dict[str, Any]:
-        prior = example.pop("prior", None) if "prior" in example else None
-        if "moments" in example:
-            mirrored = bool(torch.rand(()) < 0.5)
-            other = {name: example.pop(name + FLIPPED) for name in ("moments",) if name + FLIPPED in example}
-            chosen = {**example, **(other if mirrored else {})}
-        else:
-            chosen = transform(example)
-        return chosen if prior is None else {**chosen, "prior": choose(dict(prior))}
 
-    return lambda example: choose(dict(example))
+def _drawn(transform: Transform, example: dict[str, Any]) -> dict[str, Any]:
+    example = dict(example)
+    prior = example.pop("prior", None)
+    if MOMENTS in example:
+        mirrored = example.pop(MIRRORED, None)
+        if mirrored is not None and torch.rand(()) < 0.5:
+            example[MOMENTS] = mirrored
+    else:
+        example = transform(example)
+    return example if prior is None else {**example, "prior": _drawn(transform, prior)}
 
 
 def cached(
-    images: CaptionedImages,
+    splits: Mapping[str, CaptionedImages],
+    mirrored: Mapping[str, bool],
     frozen: Frozen,
     preprocessing: Preprocessing,
     cache: TensorCache,
-    *,
-    mirrored: bool,
     device: torch.device,
-    progress: Any,
-) -> CachedImages:
-    """Compute what is missing in the cache; the frozen parts are on the device while that lasts.
+    console: Console,
+) -> dict[str, CachedImages]:
+    """Compute what is missing in the cache. Each of the frozen parts is on the device while it works, if it has to.
+
+    Stopped in the middle, what is there stays there.
 
     Raises:
         UserError: an image turns out to be unreadable, or the cache cannot be written.
     """
     transform = generation_eval_transform(preprocessing)
     of_vae = content_key("latents", FORMAT, fingerprint(frozen.vae), preprocessing.to_dict())
-    frozen.to(device)
-    keys, sides = [], []
-    for index in range(len(images)):
-        try:
-            example = images[index]
-        except UnreadableImage as error:
-            raise UserError(f"an image cannot be read any more: {error}") from None
-        picture: Any = example["image"]
-        fitted = transform(example)
-        own = content_key(of_vae, image_key(picture))
-        names = (own, content_key(own, "mirrored")) if mirrored else (own,)
-        for name, pixels in zip(names, (fitted["image"], fitted["image"].flip(-1)), strict=False):
-            if name not in cache:
-                cache.put(name, {"moments": frozen.moments(pixels[None].to(device))[0]})
-        keys.append(names)
-        sides.append({name: fitted[name] for name in ("original_size", "crop_top_left")})
-        progress(index + 1, len(images))
-    texts: dict[str, str] = {}
-    if frozen.family.encode is not None:
-        encoders = [fingerprint(part) for part in frozen.encoders]
-        for caption in dict.fromkeys(images.captions):
-            texts[caption] = content_key("text", FORMAT, type(frozen.pipe).__name__, *encoders, caption)
-            if texts[caption] not in cache:
-                embeds = frozen.encode([caption], device)
-                cache.put(texts[caption], {name: value[0] for name, value in embeds.items()})
+    latents: dict[str, list[dict[str, str]]] = {name: [] for name in splits}
+    sides: dict[str, list[dict[str, Tensor]]] = {name: [] for name in splits}
+    total = sum(map(len, splits.values()))
+    with working(console, "encoding images") as progress:
+        for name, images in splits.items():
+            for index in range(len(images)):
+                try:
+                    example = images[index]
+                except UnreadableImage as error:
+                    raise UserError(f"an image cannot be read any more: {error}") from None
+                picture: Any = example["image"]
+                fitted = transform(example)
+                keys = {MOMENTS: content_key(of_vae, image_key(picture))}
+                if mirrored[name]:
+                    keys[MIRRORED] = content_key(keys[MOMENTS], "mirrored")
+                for kind, key in keys.items():
+                    if key not in cache:
+                        frozen.to(device, encoders=False)
+                        pixels = fitted["image"].flip(-1) if kind == MIRRORED else fitted["image"]
+                        cache.put(key, {MOMENTS: frozen.moments(pixels[None].to(device))[0]})
+                latents[name].append(keys)
+                sides[name].append({name: fitted[name] for name in ("original_size", "crop_top_left")})
+                progress(sum(map(len, latents.values())), total)
     frozen.to("cpu")
-    return CachedImages(images, cache, tuple(keys), texts, tuple(sides))
+    captions = [caption for images in splits.values() for caption in images.captions]
+    texts = cached_texts(captions, frozen, cache, device, console) if frozen.family.encode is not None else {}
+    return {
+        name: CachedImages(images, cache, tuple(latents[name]), texts, tuple(sides[name]))
+        for name, images in splits.items()
+    }
+
+
+def cached_texts(
+    captions: list[str], frozen: Frozen, cache: TensorCache, device: torch.device, console: Console
+) -> dict[str, str]:
+    """Caption -> the key of its embeddings, which are in the cache."""
+    encoders = [fingerprint(part) for part in frozen.encoders]
+    of_text = content_key("text", FORMAT, frozen.text_key, *encoders)
+    keys = {caption: content_key(of_text, caption) for caption in captions}
+    missing = [caption for caption, key in keys.items() if key not in cache]
+    if missing:
+        frozen.to(device, vae=False)
+        with working(console, "encoding captions") as progress:
+            for done, caption in enumerate(missing, 1):
+                embeds = frozen.encode([caption], device)
+                cache.put(keys[caption], {name: value[0] for name, value in embeds.items()})
+                progress(done, len(missing))
+        frozen.to("cpu", vae=False)
+    return keys
 
 
 def prior_files(folder: Path, count: int) -> tuple[str, ...]:
@@ -144,14 +165,3 @@ def prior_files(folder: Path, count: int) -> tuple[str, ...]:
     if not folder.is_dir() or not any(os.scandir(folder)):
         return ()
     return image_files([folder])[:count]
-
-
-def add_prior_images(folder: Path, pictures: Sequence[Any], start: int) -> None:
-    """Write pictures as prior-0000.png and on, the first with the number `start`."""
-    for number, picture in enumerate(pictures, start):
-        with writing(folder / f"prior-{number:04d}.png") as partial:
-            picture.save(partial, "PNG")
-
-
-def without_labels(images: CaptionedImages) -> CaptionedImages:
-    return replace(images, labels=())

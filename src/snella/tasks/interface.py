@@ -94,13 +94,38 @@ class Predicts(Task, Protocol):
 class Generates(Task, Protocol):
     """A task that makes images."""
 
-    sampling: SampleSettings
+    @property
+    def sampling(self) -> SampleSettings: ...
 
     @property
     def prompts(self) -> Sequence[str]: ...  # what is asked for where nobody says
 
-    def generate(self, model: nn.Module, asked: Sequence[str | None], seeds: Sequence[int]) -> list[Image.Image]:
-        """An image for each prompt with its seed, as `sampling` says."""
+    def prepare(
+        self,
+        model: nn.Module,
+        data: Any,
+        preprocessing: Preprocessing,
+        config: TrainConfig,
+        device: torch.device,
+        console: Console,
+    ) -> Mapping[str, Examples]:
+        """What the batches of each split are made of: what frozen networks make of the images, once.
+
+        `model` is as the module's `build` gave it, not tuned yet.
+        """
+        ...
+
+    def generate(
+        self, model: nn.Module, asked: Sequence[str | None], seeds: Sequence[int], sampling: SampleSettings
+    ) -> Iterator[Image.Image]:
+        """An image for each prompt with its seed."""
+        ...
+
+    def show(self, model: nn.Module, data: Any, folder: Path, stage: str) -> None:
+        """Write pictures of what the model makes at a stage ("before", "after" or one between) to the run folder.
+
+        The model is in evaluation mode.
+        """
         ...
 
     def judge(self, model: nn.Module, references: Any, features: str, *, count: int, console: Console) -> Fidelity:
@@ -156,33 +181,6 @@ class TaskModule(Protocol):
     def make_task(self, config: TrainConfig, data: Any, preprocessing: Preprocessing) -> Task: ...
 
     def task_from(self, about: Mapping[str, Any]) -> Task: ...
-
-    def examples(
-        self,
-        task: Any,
-        model: nn.Module,
-        data: Any,
-        preprocessing: Preprocessing,
-        config: TrainConfig,
-        device: torch.device,
-        console: Console,
-    ) -> Mapping[str, Examples]:
-        """What the batches of each split are made of: the images, or what a frozen network makes of them, once.
-
-        `model` is as `build` gave it, not tuned yet.
-        """
-        ...
-
-    def shows_after(self, config: TrainConfig, epoch: int) -> bool:
-        """Whether `show` is due at the end of an epoch."""
-        ...
-
-    def show(self, task: Any, model: nn.Module, data: Any, folder: Path, stage: str) -> None:
-        """Write pictures of what the model does at a stage ("before", "after" or one between) to the run folder.
-
-        The model is in evaluation mode.
-        """
-        ...
 
     def save_merged(self, model: Any, folder: Path, about: Mapping[str, Any]) -> str:
         """Write a model without adapters as a plain checkpoint; returns the call that loads it."""

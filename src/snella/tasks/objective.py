@@ -47,7 +47,9 @@ class Objective:
         config = dict(scheduler.config)
         self.flow = type(scheduler).__name__.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
         if self.flow:
-            self._flow: Any = FlowMatchEulerDiscreteScheduler.from_config({**config, "use_dynamic_shifting": False})
+            self._flow: Any = FlowMatchEulerDiscreteScheduler.from_config(
+                {**config, "shift": config.get("flow_shift", config.get("shift", 1.0)), "use_dynamic_shifting": False}
+            )
             self.prediction = FLOW
         elif "beta_schedule" in config:
             self._ddpm: Any = DDPMScheduler.from_config(config)
@@ -74,7 +76,8 @@ class Objective:
             s = sigma.view(-1, 1, 1, 1)
             timesteps = self._flow.timesteps.to(x.device)[place]
             return Noisy((1 - s) * x + s * noise, timesteps, noise - x, ((1 - sigma) / sigma).square())
-        timesteps = (levels * self._ddpm.config["num_train_timesteps"]).long()
+        count = self._ddpm.config["num_train_timesteps"]
+        timesteps = (levels * count).long().clamp(max=count - 1)  # a level just below 1 may round to it
         noised = self._ddpm.add_noise(x, noise, timesteps)
         if self.prediction == "epsilon":
             target = noise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from snella.errors import UserError
 from snella.tasks.diffusion import Frozen, condition_of
 
 
@@ -37,38 +38,47 @@ def sample(
     asked: Sequence[str | int | None],
     seeds: Sequence[int],
     settings: SampleSettings,
-    *,
-    keep_encoders: bool = False,
-) -> list[Image.Image]:
-    """One image for each of the prompts, class labels or Nones (unconditional), with its seed.
+) -> Iterator[Image.Image]:
+    """One image for each of the prompts, class labels or Nones (unconditional), with its seed, as they are made.
 
-    The network stays where it is; the frozen parts come to its device one after the other and go back to the CPU
-    (with `keep_encoders` the text encoders stay). Noise is drawn on the CPU, so that a seed means the same anywhere.
+    The network stays where it is; the frozen parts come to its device one after the other and go back to the CPU.
+    Noise is drawn on the CPU, so that a seed means the same anywhere.
+
+    Raises:
+        UserError: more steps than the scheduler was trained with.
     """
-    device = next(network.parameters()).device
+    check_steps(frozen, settings.steps)
+    weight = next(network.parameters())
+    device, dtype = weight.device, weight.dtype
     embeds: dict[str | int | None, dict[str, Tensor]] = {}
     if frozen.family.encode is not None:
         frozen.to(device, vae=False)
-        for prompt in dict.fromkeys((*asked, "")):
-            embeds[prompt] = frozen.encode([str(prompt)], device)
-        if not keep_encoders:
-            frozen.to("cpu", vae=False)
+        embeds = {prompt: frozen.encode([str(prompt)], device) for prompt in dict.fromkeys((*asked, ""))}
+        frozen.to("cpu", vae=False)
     frozen.to(device, encoders=False)
-    was_training, dtype = network.training, next(network.parameters()).dtype
+    was_training = network.training
     network.eval()
-    images = []
-    for start in range(0, len(asked), settings.batch_size):
-        part = asked[start : start + settings.batch_size]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + settings.batch_size]]
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            if embeds:
-                of_part = [embeds[prompt] for prompt in part]
-                images += _by_pipeline(frozen, network, of_part, embeds[""], generators, settings)
-            else:
-                images += _by_ddim(frozen, network, part, generators, settings)
-    network.train(was_training)
-    frozen.to("cpu", encoders=False)
-    return images
+    try:
+        for start in range(0, len(asked), settings.batch_size):
+            part = asked[start : start + settings.batch_size]
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + settings.batch_size]]
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                if embeds:
+                    of_part = [embeds[prompt] for prompt in part]
+                    pictures = _by_pipeline(frozen, network, of_part, embeds[""], generators, settings)
+                else:
+                    pictures = _by_ddim(frozen, network, part, generators, settings)
+            yield from pictures
+    finally:
+        network.train(was_training)
+        frozen.to("cpu", encoders=False)
+
+
+def check_steps(frozen: Frozen, steps: int) -> None:
+    """Refuse more denoising steps than the scheduler knows timesteps. Raises UserError."""
+    most = frozen.pipe.scheduler.config.num_train_timesteps
+    if steps > most:
+        raise UserError(f"{steps} denoising steps are more than the {most} that the scheduler knows; take fewer")
 
 
 def _by_pipeline(

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -357,26 +357,6 @@ def task_from(about: Mapping[str, Any]) -> Segment:
         code=MaskCode.from_dict(about["masks"]),
         palette=[tuple(color) for color in about["palette"]],
     )
-
-
-def examples(
-    task: Segment,
-    model: nn.Module,
-    data: MaskData,
-    preprocessing: Preprocessing,
-    config: TrainConfig,
-    device: torch.device,
-    console: Console,
-) -> Mapping[str, MaskedImages]:
-    return data.splits
-
-
-def shows_after(config: TrainConfig, epoch: int) -> bool:
-    return False
-
-
-def show(task: Segment, model: nn.Module, data: MaskData, folder: Path, stage: str) -> None:
-    """Nothing: the figures of an evaluation tell it."""
 
 
 def save_merged(model: Segmenter, folder: Path, about: Mapping[str, Any]) -> str:

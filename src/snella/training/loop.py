@@ -201,8 +201,6 @@ def validate(
             best = is_better(metrics[task.selection], at.best_metric, task.higher_is_better)
             if best:
                 run.best = copied(tuned_state(run.model), device="cpu")
-            if after_epoch is not None and not stop.requested:
-                after_epoch(at.epochs + 1)
     except _StopValidation:  # the checkpoint stands before the validation, which a resume does again
         assert stop.requested is not None
         raise Interrupted(at.step, run.save(), stop.requested) from None
@@ -221,6 +219,9 @@ def validate(
         checkpoint = run.save()
         if stop.requested:
             raise Interrupted(at.step, checkpoint, stop.requested)
+    if after_epoch is not None:
+        with run.ema.applied(run.model) if run.ema is not None else nullcontext():
+            after_epoch(at.epochs)
 
 
 class _StopValidation(Exception):  # noqa: N818 — not an error

@@ -1,0 +1,123 @@
+"""From data to what a generative model trains on: checks, the prior's images, the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from snella.config import TrainConfig, flag
+from snella.console import plain, working
+from snella.data import CaptionedImages, ImageData, Preprocessing
+from snella.data.cache import TensorCache, cache_folder, content_key
+from snella.data.loading import Examples
+from snella.errors import UserError
+from snella.runfolder import save_picture
+from snella.tasks.backbone import fingerprint
+from snella.tasks.diffusion import Frozen, condition_of, has_safety_checker
+from snella.tasks.generation_examples import WithPrior, cached, cached_texts, prior_files
+from snella.tasks.sampling import SampleSettings, sample
+
+PRIOR = "prior"  # beside the names of splits
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Examples of each split, and the embeddings of the empty caption where captions are dropped."""
+
+    splits: Mapping[str, Examples]
+    empty: dict[str, Tensor] | None
+
+
+def prepare(
+    frozen: Frozen,
+    sampling: SampleSettings,
+    network: nn.Module,
+    data: ImageData,
+    preprocessing: Preprocessing,
+    config: TrainConfig,
+    device: torch.device,
+    console: Console,
+) -> PreparedData:
+    """Check that data and network fit, make the prior's images, fill the cache. The network is not tuned yet.
+
+    Raises:
+        UserError: captions for a model that knows classes, or none for one that needs them; an unreadable image.
+    """
+    _check(network, data, config, console)
+    splits: dict[str, Any] = dict(data.splits)
+    empty = None
+    if config.prior_prompt is not None:
+        splits[PRIOR] = _prior(frozen, sampling, network, config, device, console)
+    if frozen.family.encode is not None:
+        _tell_cuts(frozen, splits, console)
+    still = config.augment != "crop" and not config.color_jitter  # the pixels are the same at each epoch
+    if config.cache and frozen.vae is not None and still:
+        cache = TensorCache(cache_folder())
+        mirrored = {name: name in ("train", PRIOR) and config.augment != "none" for name in splits}
+        splits = dict(cached(splits, mirrored, frozen, preprocessing, cache, device, console))
+        if config.caption_dropout and frozen.family.encode is not None:
+            (key,) = cached_texts([""], frozen, cache, device, console).values()
+            empty = {name: value[None] for name, value in (cache.get(key) or {}).items()}
+    if prior := splits.pop(PRIOR, None):
+        splits["train"] = WithPrior(splits["train"], prior)
+    return PreparedData(splits, empty)
+
+
+def _check(network: nn.Module, data: ImageData, config: TrainConfig, console: Console) -> None:
+    asked, name = condition_of(network), config.backbone
+    train: CaptionedImages = data.splits["train"]
+    if asked == "text" and not train.captions:
+        raise UserError(f"{data.root} has no captions, which {name} needs; give --prompt, or add captions")
+    if asked == "class" and not train.labels:
+        raise UserError(f"{name} needs classes and {data.root} has no class folders; sort its images into some")
+    if asked == "none" and (train.captions or train.labels):
+        plain(console, f"  {name} is unconditional: captions and classes are not looked at")
+    if asked != "text":
+        for field in ("caption_dropout", "prior_prompt"):
+            if getattr(config, field):
+                raise UserError(f"{flag(field)} needs a text-to-image pipeline, and {name} is none; leave it out")
+    if has_safety_checker(name):
+        plain(console, f"  the safety checker of {name} is not loaded: generated images are not checked")
+
+
+def _tell_cuts(frozen: Frozen, splits: Mapping[str, CaptionedImages], console: Console) -> None:
+    """Say which captions are longer than the text encoders read."""
+    captions = dict.fromkeys(caption for images in splits.values() for caption in images.captions)
+    cuts = {caption: cut for caption in captions if (cut := frozen.cut(caption))}
+    if cuts:
+        caption, cut = next(iter(cuts.items()))
+        count = f"{len(cuts)} captions are" if len(cuts) > 1 else "1 caption is"
+        plain(console, f"  {count} too long: of {caption[:40]!r}... the text encoder does not read {cut!r}")
+
+
+def _prior(
+    frozen: Frozen,
+    sampling: SampleSettings,
+    network: nn.Module,
+    config: TrainConfig,
+    device: torch.device,
+    console: Console,
+) -> CaptionedImages:
+    """Images of the prior, made by the network as it is where there are too few; stopped, what is made stays."""
+    prompt, count = str(config.prior_prompt), config.prior_images
+    if config.prior_data is not None:
+        folder = Path(config.prior_data).expanduser()
+    else:
+        folder = cache_folder() / PRIOR / content_key(fingerprint(network), prompt, asdict(sampling))[:16]
+    there = len(prior_files(folder, count))
+    if there < count:
+        plain(console, f"  generating {count - there} images of {prompt!r} into {folder}")
+        seeds = range(there, count)
+        with working(console, "generating images") as progress:
+            pictures = sample(frozen, network.to(device), [prompt] * len(seeds), seeds, sampling)
+            for seed, picture in zip(seeds, pictures, strict=True):
+                save_picture(picture, folder / f"prior-{seed:04d}.png")
+                progress(seed + 1 - there, len(seeds))
+    found = prior_files(folder, count)
+    return CaptionedImages(found, (prompt,) * len(found))

@@ -10,6 +10,7 @@ A pipeline is named by its hub name or its folder. `condition` is what a network
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -205,10 +206,10 @@ def _index(name: str) -> dict[str, Any]:
     file = Path(name).expanduser() / INDEX
     try:
         if file.is_file():
-            return json.loads(file.read_text(encoding="utf-8"))
+            return dict(json.loads(file.read_text(encoding="utf-8")))
         found: Any = DiffusionPipeline.load_config(name)
         return dict(found)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:150]
         raise UserError(f"backbone {name}: its {INDEX} cannot be read ({reason}); check name and network") from None
 
@@ -336,11 +337,13 @@ class Frozen:
     def cut(self, prompt: str) -> str:
         """What of a prompt the text encoders do not see, because it is too long; "" if all of it fits."""
         kept = []
+        asked = inspect.signature(self.pipe.encode_prompt).parameters if self.family.encode is not None else {}
+        t5_most = asked["max_sequence_length"].default if "max_sequence_length" in asked else 0  # the others ask none
         for name, tokenizer in self.pipe.components.items():
             if not name.startswith("tokenizer") or tokenizer is None:
                 continue
             ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-            most = min(tokenizer.model_max_length, _T5_LIMIT)
+            most = t5_most if type(tokenizer).__name__.startswith("T5") else tokenizer.model_max_length
             kept.append(tokenizer.decode(ids[most - 1 : -1], skip_special_tokens=True) if len(ids) > most else "")
         return min(kept, key=len, default="")  # one encoder that reads it whole is enough
 
@@ -353,9 +356,6 @@ class Frozen:
         """Move the parts."""
         for part in (*(self.encoders if encoders else ()), *((self.vae,) if vae and self.vae is not None else ())):
             part.to(device)
-
-
-_T5_LIMIT = 512  # tokens; its tokenizers name no limit, and no pipeline here reads more
 
 
 def frozen_parts(name: str) -> Frozen:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -190,7 +191,7 @@ def image_unit(name: str, network: Any) -> tuple[int, int]:
     index = {} if name == small_unet.NAME else _index(name)
     factor = 1
     if isinstance(index.get("vae"), list):
-        config: Any = AutoencoderKL.load_config(name, subfolder="vae")
+        config: Any = AutoencoderKL.load_config(_place(name), subfolder="vae")
         factor = _factor(config)
     halvings = len(network.config.get("block_out_channels", (1,))) - 1
     patch = network.config.get("patch_size", 1) * (2 if index.get("_class_name") == "FluxPipeline" else 1)
@@ -198,6 +199,11 @@ def image_unit(name: str, network: Any) -> tuple[int, int]:
 
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts that are never loaded
+
+
+def _place(name: str) -> str:
+    """A folder with its ~ written out, or a hub name as it is."""
+    return os.path.expanduser(name)
 
 
 def _index(name: str) -> dict[str, Any]:
@@ -252,9 +258,9 @@ def build_network(spec: BackboneSpec) -> nn.Module:
     kind = getattr(diffusers, index[part][1])
     try:
         if spec.pretrained:
-            network = kind.from_pretrained(spec.name, subfolder=part, use_safetensors=True)
+            network = kind.from_pretrained(_place(spec.name), subfolder=part, use_safetensors=True)
         else:
-            network = kind.from_config(kind.load_config(spec.name, subfolder=part))
+            network = kind.from_config(kind.load_config(_place(spec.name), subfolder=part))
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"backbone {spec.name}: its {part} cannot be loaded ({reason})") from None
@@ -375,7 +381,7 @@ def frozen_parts(name: str) -> Frozen:
     logging.set_verbosity_error()  # it would warn that there is no safety checker, which `has_safety_checker` tells
     _no_bars()
     try:
-        pipe = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **absent)
+        pipe = DiffusionPipeline.from_pretrained(_place(name), use_safetensors=True, **absent)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"backbone {name}: its pipeline cannot be loaded ({reason})") from None

@@ -56,7 +56,7 @@ SCHEDULES: dict[str, tuple[dict[str, Any], Tensor]] = {
 }
 
 
-def ddpm(prediction: str = "epsilon", **config: Any) -> Objective:
+def ddpm(prediction: Any = "epsilon", **config: Any) -> Objective:
     return Objective(diffusers.DDPMScheduler(prediction_type=prediction, **config))
 
 

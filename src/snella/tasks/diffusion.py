@@ -239,11 +239,11 @@ def build_network(spec: BackboneSpec) -> nn.Module:
     """The UNet or transformer of a pipeline, in fp32, with an embedding for each class at hand.
 
     Without `spec.pretrained` its weights are drawn; torch's generator is seeded first. Where the number of classes is
-    another one than the pre-trained network's, each class starts at the mean of those that it knows.
+    another one than the pre-trained network's, each class starts at the mean of those that it knows. A network that
+    knows none stays as it is.
 
     Raises:
-        UserError: what `check_pipeline_name` finds; weights that cannot be read or downloaded; classes for a network
-            that knows none (an unconditional one), or none for one that needs them.
+        UserError: what `check_pipeline_name` finds; weights that cannot be read or downloaded, or are not all there.
     """
     check_pipeline_name(spec.name)
     torch.manual_seed(spec.seed)
@@ -264,9 +264,17 @@ def build_network(spec: BackboneSpec) -> nn.Module:
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"backbone {spec.name}: its {part} cannot be loaded ({reason})") from None
+    _check_whole(network, part, spec.name)
     if spec.num_classes and condition_of(network) == "class":
         _fit_classes(network, spec.num_classes)
     return network
+
+
+def _check_whole(part: nn.Module, kind: str, name: str) -> None:
+    """diffusers leaves what a file lacks without values. Raises UserError."""
+    lacking = next((key for key, value in part.state_dict().items() if value.is_meta), None)
+    if lacking is not None:
+        raise UserError(f"backbone {name}: the weights of its {kind} lack {lacking}; get the file again")
 
 
 def condition_of(network: Any) -> str:
@@ -368,7 +376,7 @@ def frozen_parts(name: str) -> Frozen:
     """Load a pipeline without its network and its safety checker, in evaluation mode, nothing to train.
 
     Raises:
-        UserError: a part that cannot be read or downloaded.
+        UserError: a part that cannot be read or downloaded, or a VAE whose weights are not all there.
     """
     if name == small_unet.NAME:
         return Frozen(small_unet.small_pipeline(), FAMILIES[-1])
@@ -387,6 +395,8 @@ def frozen_parts(name: str) -> Frozen:
         raise UserError(f"backbone {name}: its pipeline cannot be loaded ({reason})") from None
     pipe.set_progress_bar_config(disable=True)
     frozen = Frozen(pipe, family)
+    if frozen.vae is not None:
+        _check_whole(frozen.vae, "vae", name)
     for part in (*frozen.encoders, frozen.vae):
         if part is not None:
             part.requires_grad_(False).eval()

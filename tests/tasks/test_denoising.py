@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -247,9 +246,9 @@ def batched(whole: dict[str, Any], size: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(params=["unet", "sd"])
-def case(request: pytest.FixtureRequest) -> Iterator[tuple[Part, dict[str, Any]]]:
+def case(request: pytest.FixtureRequest) -> tuple[Part, dict[str, Any]]:
     part = request.getfixturevalue(request.param)
-    yield part, labelled(7) if request.param == "unet" else captioned(["a cat", "dog", "", "sks", "red", "of", "blue"])
+    return part, labelled(7) if request.param == "unet" else captioned(["a cat", "dog", "", "sks", "red", "of", "blue"])
 
 
 def test_an_evaluation_is_the_same_for_any_batch_size_and_seed(case: tuple[Part, dict[str, Any]]) -> None:

@@ -179,7 +179,7 @@ def test_a_file_that_is_lost_is_told(images: CaptionedImages, sdxl: Frozen, cach
     found = cache_of(images, sdxl, cache)
     for file in cache.folder.rglob("*.safetensors"):
         file.unlink()
-    with pytest.raises(UserError, match="lost a file.*--resume"):
+    with pytest.raises(UserError, match=r"lost a file.*--resume"):
         found[0]
 
 

@@ -137,6 +137,23 @@ def test_a_prompt_is_encoded_alike_alone_and_among_others(name: str, folders: Fo
         assert key == "prompt_attention_mask" or not torch.allclose(value[0], among[key][2])
 
 
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux", "pixart"])
+@torch.no_grad()
+def test_a_pipeline_that_was_saved_in_half_precision(name: str, copied: Folders) -> None:
+    """transformers loads weights in the type that they were saved in, diffusers in fp32."""
+    folder = copied(name)
+    diffusers.DiffusionPipeline.from_pretrained(folder).to(torch.float16).save_pretrained(folder)
+    network, frozen = build_network(spec(folder)).eval(), frozen_parts(str(folder))
+    condition = frozen.encode([PROMPT], torch.device("cpu"))
+    assert all(value.dtype == torch.float32 for value in condition.values() if value.is_floating_point())
+    assert not any(value.requires_grad for value in condition.values())
+    condition["time_ids"] = torch.zeros(1, 6)
+    x = frozen.latents(frozen.moments(torch.zeros(1, 3, SIDE, SIDE)), sample=False)
+    found = frozen.predict(network, x, torch.tensor([500]), condition)
+    assert found.dtype == torch.float32
+    assert found.isfinite().all()
+
+
 def test_a_class_conditional_unet_looks_at_the_class(folders: Folders) -> None:
     network, frozen = build_network(spec(folders("unet-classes"), 3)).eval(), frozen_parts(str(folders("unet-classes")))
     x, t, labels = torch.randn(3, 3, 16, 16), torch.tensor([1, 500, 900]), torch.tensor([0, 2, 1])

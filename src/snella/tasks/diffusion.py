@@ -344,9 +344,13 @@ class Frozen:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-        """Text embeddings by the names that the pipeline takes them, each (b, ...); the encoders are on `device`."""
+        """Text embeddings by the names that the pipeline takes them, each (b, ...); the encoders are on `device`.
+
+        In fp32 whatever the encoders are in: transformers loads them in the type that they were saved in.
+        """
         assert self.family.encode is not None
-        return self.family.encode(self.pipe, list(prompts), device)
+        found = self.family.encode(self.pipe, list(prompts), device)
+        return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
 
     def cut(self, prompt: str) -> str:
         """What of a prompt the text encoders do not see, because it is too long; "" if all of it fits."""

@@ -9,7 +9,17 @@ from safetensors import safe_open
 from torch import nn
 
 from snella.errors import UserError
-from snella.methods import METHODS, MethodSettings, after_step, load_adapter, merged, save_adapter, wrap
+from snella.methods import (
+    METHODS,
+    MethodSettings,
+    after_step,
+    load_adapter,
+    merged,
+    save_adapter,
+    with_convolutions,
+    wrap,
+)
+from snella.tuner.targets import default_targets
 
 SETTINGS = MethodSettings(r=4, target_sparsity=0.5, total_step=20)
 PLAIN = ("bitfit", "linear", "full")
@@ -174,8 +184,6 @@ def test_peft_still_has_the_faults_that_oft_is_refused_for(name):
     """When this fails, PEFT has mended OFT for such layers: take the refusal out."""
     import peft
 
-    from snella.tuner.targets import default_targets
-
     base = build(name)
     model = peft.get_peft_model(copy.deepcopy(base), peft.OFTConfig(target_modules=default_targets(base)))
     try:
@@ -282,3 +290,79 @@ def test_transformers_models(tmp_path):
 def test_summaries_are_one_line_each():
     assert all(row.summary and "\n" not in row.summary for row in METHODS.values())
     assert [name for name, row in METHODS.items() if row.config is None] == list(PLAIN)
+
+
+def unet() -> Any:
+    """A class-conditional UNet of diffusers; the layers that start at zero get numbers."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    model = diffusers.UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        num_class_embeds=3,
+    )
+    return model.eval()
+
+
+def noise_of(model: Any, *, classes: torch.Tensor = LABELS) -> torch.Tensor:
+    return model(IMAGES[:, :, :8, :8], torch.tensor([1, 400, 700, 999]), class_labels=classes).sample
+
+
+def test_all_inner_convolutions_of_a_unet_are_adapted_besides():
+    model = unet()
+    inner = {name for name, part in model.named_modules() if isinstance(part, nn.Conv2d)} - {"conv_in", "conv_out"}
+    plain = {name for name, _ in model.named_modules() if re.fullmatch(default_targets(model), name)}
+    found = {name for name, _ in model.named_modules() if re.fullmatch(with_convolutions(model), name)}
+    assert found == plain | inner
+    assert not plain & inner
+    ends = {name.rpartition(".")[2] for name in inner}
+    assert ends == {"conv1", "conv2", "conv_shortcut", "conv"}  # the last of down- and upsamplers
+
+
+def test_the_patches_of_a_transformer_are_its_first_convolution():
+    diffusers = pytest.importorskip("diffusers")
+    model = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=1, sample_size=8, num_embeds_ada_norm=5
+    )
+    assert [name for name, part in model.named_modules() if isinstance(part, nn.Conv2d)] == ["pos_embed.proj"]
+    assert not re.fullmatch(with_convolutions(model), "pos_embed.proj")
+    assert re.fullmatch(with_convolutions(model), "transformer_blocks.0.attn1.to_q")
+
+
+@pytest.mark.parametrize("method", ["snella", "lora", "full"])
+def test_a_unet_with_its_convolutions_is_trained_saved_loaded_and_merged(method, tmp_path):
+    base = unet()
+    settings = MethodSettings(r=4, target_sparsity=0.5, total_step=20, target_modules=with_convolutions(base))
+    wrapped: Any = wrap(method, base, settings)
+    with torch.no_grad():
+        start = noise_of(wrapped.eval())
+    optimiser = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=1e-2)
+    hook = after_step(method, wrapped)
+    for step in (1, 2):
+        optimiser.zero_grad()
+        noise_of(wrapped).square().mean().backward()
+        optimiser.step()
+        if hook is not None:
+            hook(step)
+    if method != "full":
+        trained = {name for name, p in wrapped.named_parameters() if p.requires_grad and p.grad is not None}
+        assert any("class_embedding.modules_to_save" in name for name in trained)
+        for layer in ("down_blocks.0.resnets.0.conv1", "up_blocks.0.upsamplers.0.conv", "mid_block.attentions.0.to_q"):
+            assert any(f".{layer}." in name for name in trained)
+    with torch.no_grad():
+        expected = noise_of(wrapped.eval())
+        assert not torch.allclose(expected, start, atol=1e-3)
+        assert not torch.allclose(expected, noise_of(wrapped, classes=(LABELS + 1) % 3), atol=1e-4)
+        save_adapter(method, wrapped, tmp_path)
+        loaded = load_adapter(method, unet(), tmp_path).eval()
+        torch.testing.assert_close(noise_of(loaded), expected, rtol=0, atol=1e-6)
+        for one in (wrapped, loaded):
+            plain: Any = merged(method, one)
+            torch.testing.assert_close(noise_of(plain), expected, rtol=1e-4, atol=1e-5)
+            assert plain.state_dict().keys() == unet().state_dict().keys()
+            assert not {type(part).__module__.split(".")[0] for part in plain.modules()} & {"peft", "snella"}

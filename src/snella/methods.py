@@ -103,11 +103,10 @@ def wrap(method: str, model: nn.Module, settings: MethodSettings) -> nn.Module:
 def with_convolutions(model: nn.Module) -> str:
     """The default targets of a model, and its convolutions that can be adapted but the first and the last.
 
-    In a diffusion model's UNet these are most of its weights.
+    In a diffusion model's UNet these are most of its weights; a transformer's only one, of its patches, is its first.
     """
     layers = [name for name, part in model.named_modules() if isinstance(part, nn.Conv2d) and adaptable(part)]
-    ends = {name for name in layers if name in ("conv_in", "conv_out")}
-    inner = [name for name in layers if name not in ends]
+    inner = [name for name in layers if name not in ("conv_in", "conv_out", "pos_embed.proj")]
     return "|".join([f"(?:{default_targets(model)})", *map(re.escape, inner)])
 
 

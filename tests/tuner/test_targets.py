@@ -170,6 +170,29 @@ def test_heads() -> None:
         assert head_names(timm.create_model("resnet18")) == ["fc"]
 
 
+def test_embeddings_of_classes_are_heads_in_diffusers() -> None:
+    from diffusers import DiTTransformer2DModel, UNet2DModel
+
+    options: dict[str, Any] = dict(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    assert head_names(UNet2DModel(**options, num_class_embeds=3)) == ["class_embedding"]
+    assert head_names(UNet2DModel(**options)) == []
+    assert head_names(UNet2DModel(**options, class_embed_type="timestep")) == []  # no table of classes
+    dit = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=3, sample_size=8, num_embeds_ada_norm=5
+    )
+    tables = [f"transformer_blocks.{i}.norm1.emb.class_embedder.embedding_table" for i in range(3)]
+    assert head_names(dit) == tables
+    assert not any(re.fullmatch(default_targets(dit), name) for name in tables)
+
+
 @pytest.mark.parametrize("save", [None, []])
 def test_all_linear_leaves_the_head_alone(save: list[str] | None) -> None:
     base = timm.create_model("test_vit", num_classes=3)

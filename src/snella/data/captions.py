@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from snella.data import photos
-from snella.data.caption_folders import EXPECTED, Captions, caption_folder, is_captioned
+from snella.data.caption_folders import EXPECTED, Captions, caption_folder
+from snella.data.caption_folders import is_captioned as is_caption_folder
 from snella.data.dataset import SPLITS, ImageData, Listing
 from snella.data.folders import no_folder
 from snella.data.images import Progress, open_image
@@ -50,6 +51,11 @@ class CaptionedImages:
         if self.labels:
             example["label"] = self.labels[index]
         return example
+
+
+def is_captioned(data: str) -> bool:
+    """Whether data is a folder of images with captions, or the name of a bundled set. No image is opened."""
+    return is_caption_folder(data) or _is_bundled(data)
 
 
 def read_captioned_data(
@@ -114,15 +120,19 @@ def read_captioned_test_data(
     return _data(data, readable(data, listing, progress), captions, ("test",))
 
 
+def _is_bundled(data: str) -> bool:
+    return data in photos.SETS and not os.path.exists(data)
+
+
 def _listing(data: str) -> tuple[Listing, Captions]:
     """Recognise the layout. A path that exists wins over a name."""
     path = os.path.expanduser(data)
     try:
+        if _is_bundled(data):
+            crops = photos.crops(data)
+            splits = {split: crops.names(split) for split in SPLITS}
+            return Listing(data, "", crops.classes, splits, crops.read, crops.notes), {}
         if not os.path.exists(path):
-            if data in photos.SETS:
-                crops = photos.crops(data)
-                splits = {split: crops.names(split) for split in SPLITS}
-                return Listing(data, "", crops.classes, splits, crops.read, crops.notes), {}
             names = tuple(photos.SETS)
             existing(path, others=names, remedy=f"give {EXPECTED}, or {' or '.join(names)}")
         if os.path.isdir(path):

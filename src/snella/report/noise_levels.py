@@ -28,7 +28,7 @@ def noise_levels_figure(rows: Sequence[LevelRow], path: str | os.PathLike[str]) 
     every, classes = rows[0], rows[1:]
     parts = len(every.losses)
     middles = [100 * (i + 0.5) / parts for i in range(parts)]
-    width, height = 5.6, 3.6
+    width, height = 6.4, 3.6
     figure = new_figure(width, height)
     axes = figure.add_axes((0.7 / width, 0.6 / height, 3.6 / width, 2.0 / height))
     ends = []
@@ -41,9 +41,18 @@ def noise_levels_figure(rows: Sequence[LevelRow], path: str | os.PathLike[str]) 
     axes.set_xlabel("noise: place in the range, %", fontsize=8.5)
     plain(axes)
     low, high = axes.get_ylim()
-    least, place = (high - low) / 14, -float("inf")  # names must not touch
-    for loss, name, color in sorted(ends):
-        place = max(place + least, loss)
+    ends.sort()
+    for place, (_, name, color) in zip(_apart([end[0] for end in ends], high, (high - low) / 14), ends, strict=True):
         axes.text(103, place, name[:24], color=color, fontsize=8, va="center", clip_on=False, parse_math=False)
     heading(figure, "How well noise is taken out", f"squared error of {every.images:,} held-out images, by noise")
     return save_figure(figure, path)
+
+
+def _apart(places: Sequence[float], top: float, least: float) -> list[float]:
+    """Rising places, moved until two are `least` apart and none is above the top: names must not touch."""
+    apart: list[float] = []
+    for place in places:
+        apart.append(max(place, apart[-1] + least) if apart else place)
+    for i in reversed(range(len(apart))):
+        apart[i] = min(apart[i], top if i + 1 == len(apart) else apart[i + 1] - least)
+    return apart

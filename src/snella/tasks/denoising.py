@@ -106,11 +106,11 @@ class Generate:
     def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """The mean squared error of what the model predicts (0-d) in fp32, weighted as asked for."""
         x, condition = self._inputs(model, batch, training=True)
-        weights = x.new_ones(len(x))
+        count, weights = len(x), x.new_ones(len(x))
         if "prior" in batch:
             more, its = self._inputs(model, batch["prior"], training=True)
             condition = {name: torch.cat([value, its[name]]) for name, value in condition.items()}
-            weights = torch.cat([weights, weights.new_full((len(more),), self.prior_weight * len(x) / len(more))])
+            weights = torch.cat([weights, weights.new_full((len(more),), self.prior_weight * count / len(more))])
             x = torch.cat([x, more])
         noise = torch.randn_like(x)
         if self.noise_offset:
@@ -120,7 +120,7 @@ class Generate:
         errors = (found.float() - noisy.target.float()).square().flatten(1).mean(1)
         if self.snr_gamma is not None:
             errors = errors * self.objective.min_snr_weights(noisy.snr, self.snr_gamma)
-        return (errors * weights).sum() / len(batch[next(iter(batch))])
+        return (errors * weights).sum() / count
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batches: Batches) -> Evaluation:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -86,18 +87,23 @@ def image_unit(name: str, network: Any) -> tuple[int, int]:
     index = {} if name == small_unet.NAME else _index(name)
     factor = 1
     if isinstance(index.get("vae"), list):
-        config: Any = AutoencoderKL.load_config(name, subfolder="vae")
+        config: Any = AutoencoderKL.load_config(_place(name), subfolder="vae")
         factor = _factor(config)
     halvings = len(network.config.get("block_out_channels", (1,))) - 1
     patch = network.config.get("patch_size", 1) * (2 if index.get("_class_name") == "FluxPipeline" else 1)
     return factor, factor * 2**halvings * patch
 
 
+def _place(name: str) -> str:
+    """A folder with its ~ written out, or a hub name as it is."""
+    return os.path.expanduser(name)
+
+
 def _index(name: str) -> dict[str, Any]:
     file = Path(name).expanduser() / INDEX
     try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else _hub_index(name)
-    except (OSError, ValueError) as error:
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else _hub_index(name)
+    except (OSError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:150]
         raise UserError(f"backbone {name}: its {INDEX} cannot be read ({reason}); check name and network") from None
 
@@ -106,7 +112,7 @@ def _index(name: str) -> dict[str, Any]:
 def _hub_index(name: str) -> dict[str, Any]:
     from diffusers import DiffusionPipeline
 
-    found: Any = DiffusionPipeline.load_config(name)
+    found: Any = DiffusionPipeline.load_config(_place(name))
     return dict(found)
 
 
@@ -119,7 +125,7 @@ def asked_for(name: str) -> str:
     if family.encode is not None:
         return "text"
     kind = _kind(index, family)
-    config: Any = kind.load_config(name, subfolder=family.network)
+    config: Any = kind.load_config(_place(name), subfolder=family.network)
     return _condition(kind.__name__, config)
 
 
@@ -148,10 +154,11 @@ def build_network(spec: BackboneSpec) -> nn.Module:
     """The UNet or transformer of a pipeline, in fp32, with an embedding for each class at hand.
 
     Without `spec.pretrained` its weights are drawn; torch's generator is seeded first. Where the number of classes is
-    another one than the pre-trained network's, each class starts at the mean of those that it knows.
+    another one than the pre-trained network's, each class starts at the mean of those that it knows. A network that
+    knows none stays as it is.
 
     Raises:
-        UserError: what `check_pipeline_name` finds; weights that cannot be read or downloaded.
+        UserError: what `check_pipeline_name` finds; weights that cannot be read or downloaded, or are not all there.
     """
     check_pipeline_name(spec.name)
     torch.manual_seed(spec.seed)
@@ -164,15 +171,23 @@ def build_network(spec: BackboneSpec) -> nn.Module:
     part, kind = family.network, _kind(index, family)
     try:
         if spec.pretrained:
-            network = kind.from_pretrained(spec.name, subfolder=part, use_safetensors=True)
+            network = kind.from_pretrained(_place(spec.name), subfolder=part, use_safetensors=True)
         else:
-            network = kind.from_config(kind.load_config(spec.name, subfolder=part))
+            network = kind.from_config(kind.load_config(_place(spec.name), subfolder=part))
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"backbone {spec.name}: its {part} cannot be loaded ({reason})") from None
+    _check_whole(network, part, spec.name)
     if spec.num_classes and condition_of(network) == "class":
         _fit_classes(network, spec.num_classes)
     return network
+
+
+def _check_whole(part: nn.Module, kind: str, name: str) -> None:
+    """diffusers leaves what a file lacks without values. Raises UserError."""
+    lacking = next((key for key, value in part.state_dict().items() if value.is_meta), None)
+    if lacking is not None:
+        raise UserError(f"backbone {name}: the weights of its {kind} lack {lacking}; get the file again")
 
 
 def condition_of(network: Any) -> str:
@@ -251,33 +266,33 @@ class Frozen:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-        """Text embeddings by the names that the pipeline takes them, each (b, ...); the encoders are on `device`."""
+        """Text embeddings by the names that the pipeline takes them, each (b, ...); the encoders are on `device`.
+
+        In fp32 whatever the encoders are in: transformers loads them in the type that they were saved in.
+        """
         assert self.family.encode is not None
         with torch.autocast(device.type, enabled=False):
-            return self.family.encode(self.pipe, list(prompts), device)
+            found = self.family.encode(self.pipe, list(prompts), device)
+        return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
 
     def cut(self, prompt: str) -> str:
         """What of a prompt the text encoders do not see, because it is too long; "" if all of it fits."""
         kept = []
+        asked = inspect.signature(self.pipe.encode_prompt).parameters if self.family.encode is not None else {}
+        t5_most = asked["max_sequence_length"].default if "max_sequence_length" in asked else 0  # the others ask none
         for name, tokenizer in self.pipe.components.items():
             if not name.startswith("tokenizer") or tokenizer is None:
                 continue
             ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-            most = tokenizer.model_max_length if "CLIP" in type(tokenizer).__name__ else self._longest
+            most = t5_most if type(tokenizer).__name__.startswith("T5") else tokenizer.model_max_length
             kept.append(tokenizer.decode(ids[most - 1 : -1], skip_special_tokens=True) if len(ids) > most else "")
         return min(kept, key=len, default="")  # one encoder that reads it whole is enough
 
     @property
-    def _longest(self) -> int:
-        """Tokens that the pipeline has T5 read; its tokenizers name no limit, or a larger one."""
-        return inspect.signature(self.pipe.encode_prompt).parameters["max_sequence_length"].default
-
-    @property
     def text_key(self) -> dict[str, Any]:
         """What embeddings depend on besides weights and prompt."""
-        tokenizers = {
-            k: part.get_vocab() for k, part in self.pipe.components.items() if k.startswith("tokenizer") and part
-        }
+        parts = {name: part for name, part in self.pipe.components.items() if name.startswith("tokenizer") and part}
+        tokenizers = {name: part.get_vocab() for name, part in parts.items()}
         return {"pipeline": type(self.pipe).__name__, "config": dict(self.pipe.config), "tokenizers": tokenizers}
 
     def predict(self, network: nn.Module, x: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
@@ -295,7 +310,7 @@ def frozen_parts(name: str) -> Frozen:
     """Load a pipeline without its network and its safety checker, in evaluation mode, nothing to train.
 
     Raises:
-        UserError: a part that cannot be read or downloaded.
+        UserError: a part that cannot be read or downloaded, or a VAE whose weights are not all there.
     """
     if name == small_unet.NAME:
         return Frozen(small_unet.small_pipeline(), FAMILIES[-1])
@@ -308,12 +323,14 @@ def frozen_parts(name: str) -> Frozen:
     logging.set_verbosity_error()  # it would warn that there is no safety checker, which `has_safety_checker` tells
     _no_bars()
     try:
-        pipe = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **absent)
+        pipe = DiffusionPipeline.from_pretrained(_place(name), use_safetensors=True, **absent)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"backbone {name}: its pipeline cannot be loaded ({reason})") from None
     pipe.set_progress_bar_config(disable=True)
     frozen = Frozen(pipe, family)
+    if frozen.vae is not None:
+        _check_whole(frozen.vae, "vae", name)
     for part in (*frozen.encoders, frozen.vae):
         if part is not None:
             part.requires_grad_(False).eval()

@@ -47,9 +47,9 @@ class Objective:
         config = dict(scheduler.config)
         self.flow = type(scheduler).__name__.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
         if self.flow:
-            self._flow: Any = FlowMatchEulerDiscreteScheduler.from_config(
-                {**config, "shift": config.get("flow_shift", config.get("shift", 1.0)), "use_dynamic_shifting": False}
-            )
+            shift = config.get("shift", config.get("flow_shift", 1.0))  # the latter: of solvers that know flows too
+            config |= {"shift": shift, "use_dynamic_shifting": False}
+            self._flow: Any = FlowMatchEulerDiscreteScheduler.from_config(config)
             self.prediction = FLOW
         elif "beta_schedule" in config:
             self._ddpm: Any = DDPMScheduler.from_config(config)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from rich.console import Console
 
 import tiny_pipelines as tiny
 from snella.data import CaptionedImages, Preprocessing
@@ -21,7 +22,6 @@ from snella.tasks.diffusion import Frozen, frozen_parts
 from snella.tasks.generation_examples import (
     CachedImages,
     WithPrior,
-    add_prior_images,
     cached,
     drawn,
     prior_files,
@@ -64,7 +64,13 @@ def images(tmp_path: Path) -> CaptionedImages:
 
 
 def cache_of(images: CaptionedImages, frozen: Frozen, cache: TensorCache, p: Preprocessing = SQUARE) -> CachedImages:
-    return cached(images, frozen, p, cache, mirrored=True, device=CPU, progress=lambda done, count: None)
+    return split_of(images, frozen, cache, p, mirrored=True)
+
+
+def split_of(
+    images: CaptionedImages, frozen: Frozen, cache: TensorCache, p: Preprocessing, *, mirrored: bool
+) -> CachedImages:
+    return cached({"train": images}, {"train": mirrored}, frozen, p, cache, CPU, Console(quiet=True))["train"]
 
 
 @pytest.fixture
@@ -105,16 +111,18 @@ def test_cached_latents_are_those_of_the_image(
         assert example["label"] == images.labels[i]
         flipped = transform({"image": ImageOps.mirror(picture)})["image"]
         if resize == "squash" or i:  # the first one's centre lies between two columns
-            torch.testing.assert_close(example["moments_flipped"], sdxl.moments(flipped[None])[0], atol=0.05, rtol=0.05)
+            torch.testing.assert_close(
+                example["moments_mirrored"], sdxl.moments(flipped[None])[0], atol=0.05, rtol=0.05
+            )
         mirrored = sdxl.moments(plain["image"].flip(-1)[None])[0]
-        torch.testing.assert_close(example["moments_flipped"], mirrored)
+        torch.testing.assert_close(example["moments_mirrored"], mirrored)
 
 
 def test_a_class_conditional_model_has_no_text(images: CaptionedImages, dit: Frozen, cache: TensorCache) -> None:
     found = cache_of(images, dit, cache)
-    assert found[1].keys() == {"moments", "moments_flipped", "original_size", "crop_top_left", "label"}
-    plain = cached(images, dit, SQUARE, cache, mirrored=False, device=CPU, progress=lambda *_: None)
-    assert plain[1].keys() == found[1].keys() - {"moments_flipped"}
+    assert found[1].keys() == {"moments", "moments_mirrored", "original_size", "crop_top_left", "label"}
+    plain = split_of(images, dit, cache, SQUARE, mirrored=False)
+    assert plain[1].keys() == found[1].keys() - {"moments_mirrored"}
     assert torch.equal(plain[1]["moments"], found[1]["moments"])
 
 
@@ -123,10 +131,8 @@ def test_a_second_time_nothing_is_encoded(
 ) -> None:
     first = cache_of(images, sdxl, cache)
     assert encoded() == 3 * 2 + 2  # images and mirrored ones, and captions that differ
-    seen = []
-    second = cached(images, sdxl, SQUARE, cache, mirrored=True, device=CPU, progress=lambda *at: seen.append(at))
+    second = cache_of(images, sdxl, cache)
     assert encoded() == 0
-    assert seen == [(1, 3), (2, 3), (3, 3)]
     assert all(torch.equal(first[i]["moments"], second[i]["moments"]) for i in range(3))
 
 
@@ -200,12 +206,12 @@ def test_a_prior_stands_beside_each_example() -> None:
 
 
 def test_drawn_takes_plain_or_mirrored() -> None:
-    example = {"moments": torch.zeros(2), "moments_flipped": torch.ones(2), "label": 3}
+    example = {"moments": torch.zeros(2), "moments_mirrored": torch.ones(2), "label": 3}
     transform = drawn(lambda given: pytest.fail("latents are not transformed"))
     found = [transform(example) for _ in range(200)]
     assert all(one.keys() == {"moments", "label"} for one in found)
     assert 70 < sum(one["moments"][0].item() for one in found) < 130
-    assert example.keys() == {"moments", "moments_flipped", "label"}  # not changed
+    assert example.keys() == {"moments", "moments_mirrored", "label"}  # not changed
     single = transform({"moments": torch.zeros(2), "label": 3})
     assert single.keys() == {"moments", "label"}
 
@@ -214,7 +220,7 @@ def test_drawn_transforms_images_and_chooses_for_the_prior_by_itself() -> None:
     def doubled(example: dict[str, Any]) -> dict[str, Any]:
         return {**example, "image": example["image"] * 2}
 
-    prior = {"moments": 0, "moments_flipped": 1}
+    prior = {"moments": 0, "moments_mirrored": 1}
     found = [drawn(doubled)({"image": 5, "prior": prior}) for _ in range(50)]
     assert all(one["image"] == 10 and one["prior"].keys() == {"moments"} for one in found)
     assert {one["prior"]["moments"] for one in found} == {0, 1}
@@ -223,16 +229,12 @@ def test_drawn_transforms_images_and_chooses_for_the_prior_by_itself() -> None:
     assert {(one["moments"], one["prior"]["moments"]) for one in both} == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
-def test_a_priors_files_are_numbered_on(tmp_path: Path) -> None:
+def test_a_priors_files_are_the_first_ones(tmp_path: Path) -> None:
     folder = tmp_path / "prior"
     assert prior_files(folder, 3) == ()
     folder.mkdir()
     assert prior_files(folder, 3) == ()
-    pictures = [Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(5)]
-    add_prior_images(folder, pictures[:2], 0)
-    add_prior_images(folder, pictures[2:], 2)
+    for i in range(5):
+        Image.new("RGB", (4, 4), (i, 0, 0)).save(folder / f"prior-{i:04d}.png")
     assert [Path(file).name for file in prior_files(folder, 4)] == [f"prior-000{i}.png" for i in range(4)]
     assert len(prior_files(folder, 99)) == 5
-    for i, file in enumerate(prior_files(folder, 5)):
-        with Image.open(file) as picture:
-            assert picture.getpixel((0, 0)) == (i, 0, 0)

@@ -222,7 +222,8 @@ class Generate:
             UserError: unknown features, or their weights are missing; too few images.
         """
         device = next(model.parameters()).device
-        kinds = [self.classes[label] for label in references.labels] if self.classes else list(references.captions)
+        by_text = self.frozen.family.encode is not None
+        kinds = list(references.captions) if by_text else [self.classes[label] for label in references.labels]
         asked = [kinds[i * len(kinds) // count % len(kinds)] if kinds else None for i in range(count)]
         made, size = [], self.sampling.size
         with working(console, "generating images") as progress:

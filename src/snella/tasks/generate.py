@@ -319,7 +319,7 @@ def _prior(
                 pictures = sample(
                     task.frozen, model, [config.prior_prompt] * len(seeds), seeds, task.sampling, keep_encoders=True
                 )
-                add_prior_images(folder, pictures, start)
+                add_prior_images(folder, pictures)
                 progress(seeds[-1] + 1 - len(there), missing)
         task.frozen.to("cpu")
         there = prior_files(folder, config.prior_images)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -139,17 +140,18 @@ def cached(
     return CachedImages(images, cache, tuple(keys), texts, tuple(sides))
 
 
-def prior_files(folder: Path, count: int) -> tuple[str, ...]:
-    """The first `count` images of a prior's folder, as many as there are."""
+def prior_files(folder: Path, most: int) -> tuple[str, ...]:
+    """The first `most` images of a prior's folder, as many as there are."""
     if not folder.is_dir() or not any(os.scandir(folder)):
         return ()
-    return image_files([folder])[:count]
+    return image_files([folder])[:most]
 
 
-def add_prior_images(folder: Path, pictures: Sequence[Any], start: int) -> None:
-    """Write pictures as prior-0000.png and on, the first with the number `start`."""
-    for number, picture in enumerate(pictures, start):
-        with writing(folder / f"prior-{number:04d}.png") as partial:
+def add_prior_images(folder: Path, pictures: Sequence[Any]) -> None:
+    """Write pictures as prior-0000.png and on, by the numbers that are free."""
+    free = (path for path in (folder / f"prior-{number:04d}.png" for number in count()) if not path.exists())
+    for picture, path in zip(pictures, free, strict=False):
+        with writing(path) as partial:
             picture.save(partial, "PNG")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json as json_format
 import re
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +65,13 @@ def generate(
     )
     console = console or Console()
     rows: list[dict[str, Any]] = []
+    stems = _file_names(asked)
     with working(Console(stderr=True), "generating images") as progress:
-        for text in asked:
+        for text, stem in zip(asked, stems, strict=True):
             for start in range(0, n, task.sampling.batch_size):
                 seeds = [seed + i for i in range(start, min(start + task.sampling.batch_size, n))]
                 for own, picture in zip(seeds, task.generate(run.model, [text] * len(seeds), seeds), strict=True):
-                    file = gallery / f"{_file_name(text)}-{own}.png"
+                    file = gallery / f"{stem}-{own}.png"
                     with writing(file) as partial:
                         picture.save(partial, "PNG")
                     rows.append({"prompt": text, "seed": own, "image": str(file)})
@@ -80,5 +83,10 @@ def generate(
     return rows
 
 
-def _file_name(text: str | None) -> str:
-    return re.sub(r"[^\w]+", "-", text or "image")[:60].strip("-") or "image"
+def _file_names(prompts: Sequence[str | None]) -> list[str]:
+    """A name for each prompt; those that are alike in their first letters get a number."""
+    names: list[str] = []
+    for text in prompts:
+        name = re.sub(r"[^\w]+", "-", text or "image")[:60].strip("-") or "image"
+        names.append(next(new for new in chain([name], (f"{name}-{i}-" for i in count(2))) if new not in names))
+    return names

@@ -88,5 +88,5 @@ def _file_names(prompts: Sequence[str | None]) -> list[str]:
     names: list[str] = []
     for text in prompts:
         name = re.sub(r"[^\w]+", "-", text or "image")[:60].strip("-") or "image"
-        names.append(next(new for new in chain([name], (f"{name}-{i}-" for i in count(2))) if new not in names))
+        names.append(next(new for new in chain([name], (f"{name}-{i}" for i in count(2))) if new not in names))
     return names

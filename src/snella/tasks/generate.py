@@ -36,7 +36,7 @@ from snella.tasks.diffusion import (
     has_safety_checker,
     image_unit,
 )
-from snella.tasks.generation_examples import WithPrior, add_prior_images, cached, drawn, prior_files
+from snella.tasks.generation_examples import WithPrior, add_prior_images, cached, drawn, free_numbers, prior_files
 from snella.tasks.merged_pipeline import save_merged_pipeline
 from snella.tasks.sampling import SampleSettings, sample
 
@@ -314,13 +314,14 @@ def _prior(
         model.to(device)
         step = task.sampling.batch_size
         with working(console, "generating images") as progress:
-            for start in range(len(there), config.prior_images, step):
-                seeds = list(range(start, min(start + step, config.prior_images)))
+            numbers = free_numbers(folder, missing)
+            for start in range(0, missing, step):
+                seeds = numbers[start : start + step]
                 pictures = sample(
                     task.frozen, model, [config.prior_prompt] * len(seeds), seeds, task.sampling, keep_encoders=True
                 )
-                add_prior_images(folder, pictures)
-                progress(seeds[-1] + 1 - len(there), missing)
+                add_prior_images(folder, dict(zip(seeds, pictures, strict=True)))
+                progress(start + len(seeds), missing)
         task.frozen.to("cpu")
         there = prior_files(folder, config.prior_images)
     return CaptionedImages(there, (config.prior_prompt,) * len(there))

@@ -8,13 +8,14 @@ prior ────── made by the network before it is tuned ── WithPrior
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import count
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from snella.data import CaptionedImages, Preprocessing, Transform
@@ -147,13 +148,17 @@ def prior_files(folder: Path, most: int) -> tuple[str, ...]:
     return image_files([folder])[:most]
 
 
-def add_prior_images(folder: Path, pictures: Sequence[Any]) -> None:
-    """Write pictures as prior-0000.png and on, by the numbers that are free."""
-    free = (path for path in (folder / f"prior-{number:04d}.png" for number in count()) if not path.exists())
-    for picture, path in zip(pictures, free, strict=False):
-        with writing(path) as partial:
+def free_numbers(folder: Path, most: int) -> list[int]:
+    """The first `most` numbers for which a prior's folder has no image, which are their seeds too."""
+    return list(islice((number for number in count() if not _prior_file(folder, number).exists()), most))
+
+
+def add_prior_images(folder: Path, pictures: Mapping[int, Image.Image]) -> None:
+    """Write pictures by their numbers: prior-0000.png."""
+    for number, picture in pictures.items():
+        with writing(_prior_file(folder, number)) as partial:
             picture.save(partial, "PNG")
 
 
-def without_labels(images: CaptionedImages) -> CaptionedImages:
-    return replace(images, labels=())
+def _prior_file(folder: Path, number: int) -> Path:
+    return folder / f"prior-{number:04d}.png"

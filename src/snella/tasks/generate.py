@@ -90,9 +90,12 @@ def read(config: TrainConfig, progress: Progress | None) -> ImageData:
 
 
 def read_test(data: str, about: Mapping[str, Any], *, seed: int, progress: Progress | None) -> ImageData:
-    return read_captioned_test_data(
+    """Raises UserError where the data does not say what the model is asked for."""
+    found = read_captioned_test_data(
         data, classes=about["classes"], prompt=about["prompt"], seed=seed, progress=progress
     )
+    _check_asked(about["condition"], found.splits["test"], data, "the run")
+    return found
 
 
 def describe(data: str, *, seed: int, progress: Progress | None) -> RenderableType:
@@ -194,12 +197,7 @@ def examples(
     """
     asked = condition_of(model)
     train: CaptionedImages = data.splits["train"]
-    if asked == "text" and not train.captions:
-        raise UserError(f"{data.root} has no captions, which {config.backbone} needs; give --prompt, or add captions")
-    if asked == "class" and not train.labels:
-        raise UserError(
-            f"{config.backbone} needs classes and {data.root} has no class folders; sort its images into some"
-        )
+    _check_asked(asked, train, data.root, config.backbone)
     if asked == "none" and (train.captions or train.labels):
         plain(console, f"  {config.backbone} is unconditional: captions and classes are not looked at")
     if has_safety_checker(config.backbone):
@@ -283,6 +281,14 @@ def _prompts(config: TrainConfig, data: ImageData) -> tuple[str, ...]:
         return data.classes[:MOST_PROMPTS]
     captions = [caption for split in ("val", "train") for caption in data.splits[split].captions]
     return tuple(dict.fromkeys(captions))[: MOST_PROMPTS // 2]
+
+
+def _check_asked(condition: str, images: CaptionedImages, data: str, model: str) -> None:
+    """Refuse images without the captions or classes that a model is asked for."""
+    if condition == "text" and not images.captions:
+        raise UserError(f"{data} has no captions, which {model} needs; add captions, or train with --prompt")
+    if condition == "class" and not images.labels:
+        raise UserError(f"{data} has no class folders, and {model} needs classes; sort its images into some")
 
 
 def _tell_cuts(frozen: Frozen, data: ImageData, console: Console) -> None:

@@ -198,6 +198,9 @@ def examples(
     asked = condition_of(model)
     train: CaptionedImages = data.splits["train"]
     _check_asked(asked, train, data.root, config.backbone)
+    unknown = [name for name in task.prompts if asked == "class" and name not in data.classes]
+    if unknown:
+        raise UserError(f"--sample-prompts {unknown[0]} is none of the classes: {', '.join(data.classes)}")
     if asked == "none" and (train.captions or train.labels):
         plain(console, f"  {config.backbone} is unconditional: captions and classes are not looked at")
     if has_safety_checker(config.backbone):

@@ -42,7 +42,8 @@ def generate(
         steps, guidance: of the sampling; None: those of the run.
 
     Raises:
-        UserError: no finished run, one that makes no images, an unknown class, values out of range.
+        UserError: no finished run, one that makes no images, an unknown class, a prompt for an unconditional model,
+            values out of range.
     """
     about = read_about(folder)
     for name, value, least in (("--n", n, 1), ("--seed", seed, 0), ("--steps", steps, 1), ("--guidance", guidance, 0)):
@@ -51,7 +52,9 @@ def generate(
     gallery = picture_folder(folder, pictures)
     check_device(device, "fp32")
     known = about["classes"]
-    if prompt is not None and known and about["condition"] == "class" and prompt not in known:
+    if prompt is not None and about.get("condition") == "none":
+        raise UserError(f"--prompt: the model of {folder} is unconditional; leave it out")
+    if prompt is not None and about.get("condition") == "class" and prompt not in known:
         raise UserError(f"--prompt {prompt} is none of the run's classes: {', '.join(known)}")
     run = load_run(folder, device)
     task = run.task

@@ -264,9 +264,25 @@ def build_network(spec: BackboneSpec) -> nn.Module:
 
 def condition_of(network: Any) -> str:
     """What a network is asked for: "text", "class" or "none"."""
-    if type(network).__name__ == "UNet2DModel":
-        return "class" if network.config.num_class_embeds and network.config.class_embed_type is None else "none"
-    return "class" if type(network).__name__ == "DiTTransformer2DModel" else "text"
+    return _condition(type(network).__name__, network.config)
+
+
+def named_condition(name: str) -> str:
+    """`condition_of` the network of a named pipeline, which is not built. Raises UserError."""
+    if name == small_unet.NAME:
+        return "class"
+    import diffusers
+
+    index = _index(name)
+    part = family_of(index, name).network
+    kind = index[part][1]
+    return _condition(kind, getattr(diffusers, kind).load_config(name, subfolder=part))
+
+
+def _condition(kind: str, config: Mapping[str, Any]) -> str:
+    if kind == "UNet2DModel":
+        return "class" if config.get("num_class_embeds") and config.get("class_embed_type") is None else "none"
+    return "class" if kind == "DiTTransformer2DModel" else "text"
 
 
 def _fit_classes(network: Any, num_classes: int) -> None:

@@ -31,10 +31,10 @@ from snella.tasks.diffusion import (
     check_diffusers,
     check_pipeline_name,
     condition_of,
-    find_family,
     frozen_parts,
     has_safety_checker,
     image_unit,
+    named_condition,
 )
 from snella.tasks.generation_examples import WithPrior, add_prior_images, cached, drawn, free_numbers, prior_files
 from snella.tasks.merged_pipeline import save_merged_pipeline
@@ -151,7 +151,7 @@ def eval_transform(preprocessing: Preprocessing) -> Transform:
 def about(config: TrainConfig, data: ImageData) -> dict[str, Any]:
     """The prompt, and what samples are made of."""
     return {
-        "condition": "text" if find_family(config.backbone).encode else "class" if data.classes else "none",
+        "condition": named_condition(config.backbone),
         "prompt": config.prompt,
         "prompts": list(_prompts(config, data)),
         "sampling": {"steps": config.sample_steps, "guidance": config.guidance},
@@ -201,6 +201,8 @@ def examples(
     unknown = [name for name in task.prompts if asked == "class" and name not in data.classes]
     if unknown:
         raise UserError(f"--sample-prompts {unknown[0]} is none of the classes: {', '.join(data.classes)}")
+    if asked == "none" and config.sample_prompts:
+        raise UserError(f"--sample-prompts: {config.backbone} is unconditional; leave it out")
     if asked == "none" and (train.captions or train.labels):
         plain(console, f"  {config.backbone} is unconditional: captions and classes are not looked at")
     if has_safety_checker(config.backbone):
@@ -280,8 +282,9 @@ def _prompts(config: TrainConfig, data: ImageData) -> tuple[str, ...]:
     """Of the sample grids."""
     if config.sample_prompts is not None:
         return config.sample_prompts
-    if data.classes and find_family(config.backbone).encode is None:
-        return data.classes[:MOST_PROMPTS]
+    condition = named_condition(config.backbone)
+    if condition != "text":
+        return data.classes[:MOST_PROMPTS] if condition == "class" else ()
     captions = [caption for split in ("val", "train") for caption in data.splits[split].captions]
     return tuple(dict.fromkeys(captions))[: MOST_PROMPTS // 2]
 

@@ -76,7 +76,7 @@ def classes(place: Path) -> Path:
 @pytest.fixture(scope="module")
 def sd_run(place: Path, sd: Path, flat: Path) -> Path:
     """A finished run. Tests only read it, or add to it."""
-    assert train(flat, sd, place / "sd-run", "--prompt", PROMPT, "--epochs", "2", "--lr", "3e-2") == 0
+    assert train(flat, sd, place / "sd-run", "--prompt", PROMPT, "--epochs", "2", "--lr", "0.1", "--adapt-convs") == 0
     return place / "sd-run"
 
 
@@ -129,7 +129,9 @@ def evaluated(run: Path) -> float:
 def test_the_run_folder_and_the_summary_are_those_of_any_task(sd_run):
     names = {path.name for path in sd_run.iterdir()}
     assert {"config.yaml", "adapter", "checkpoints", "metrics.jsonl", "allocation.jsonl", "summary.json"} <= names
-    figures = [sd_run / f"{name}.png" for name in ("before-after", "levels", "curves", "samples/before", "samples/after")]
+    figures = [
+        sd_run / f"{name}.png" for name in ("before-after", "levels", "curves", "samples/before", "samples/after")
+    ]
     for figure in figures:
         with Image.open(figure) as opened:
             opened.verify()
@@ -333,7 +335,8 @@ def test_fidelity_asks_a_text_model_for_the_references_captions(sd, classes, tmp
     asked: list[str] = []
     sample = snella.tasks.denoising.sample
     monkeypatch.setattr(
-        "snella.tasks.denoising.sample", lambda f, n, prompts, *rest: asked.extend(prompts) or sample(f, n, prompts, *rest)
+        "snella.tasks.denoising.sample",
+        lambda f, n, prompts, *rest: asked.extend(prompts) or sample(f, n, prompts, *rest),
     )
     flags = ("--features", "vit_small_focus", "--samples", "4", "--device", "cpu")
     assert main(["evaluate", str(tmp_path / "run"), *flags]) == 0
@@ -385,10 +388,12 @@ def test_missing_images_of_a_prior_are_generated_into_its_folder(sd, flat, tmp_p
     assert "generating 3 images" in capsys.readouterr().out
     assert len(list(prior.iterdir())) == 4
     assert np.array_equal(pixels(prior / "mine.png"), np.asarray(picture(99)))
+    lost = pixels(prior / "prior-0001.png")
     (prior / "prior-0001.png").unlink()  # a gap among those made
     assert train(flat, sd, tmp_path / "again", *flags) == 0
     assert "generating 1 images" in capsys.readouterr().out
     assert len(list(prior.iterdir())) == 4
+    assert np.array_equal(pixels(prior / "prior-0001.png"), lost)
     monkeypatch.setattr("snella.tasks.generate.sample", lambda *_, **__: pytest.fail("images were generated"))
     assert train(flat, sd, tmp_path / "third", *flags) == 0
 
@@ -426,7 +431,9 @@ def test_a_second_run_encodes_nothing_and_one_without_cache_learns_the_same(sd, 
     assert not encoded
     assert train(flat, sd, tmp_path / "without", *flags, "--no-cache") == 0
     assert sum(encoded) >= 12
-    losses = [read(tmp_path / name / "summary.json")["test"]["denoising_loss"] for name in ("first", "second", "without")]
+    losses = [
+        read(tmp_path / name / "summary.json")["test"]["denoising_loss"] for name in ("first", "second", "without")
+    ]
     assert losses[0] == losses[1] == pytest.approx(losses[2], rel=2e-2)
 
 
@@ -454,13 +461,13 @@ def test_min_snr_weighs_the_training_loss_alone(sd, flat, tmp_path):
 def test_the_estimate_is_near_what_the_run_finds(method, unet, classes, tmp_path, monkeypatch):
     found: dict[str, Any] = {}
     estimate = snella.run.estimate
-    monkeypatch.setattr(
-        "snella.run.estimate", lambda *a, **k: found.setdefault("estimate", estimate(*a, **k))
-    )
+    monkeypatch.setattr("snella.run.estimate", lambda *a, **k: found.setdefault("estimate", estimate(*a, **k)))
     assert train(classes, unet, tmp_path / "run", "--method", method, "--estimate") == 0
     assert not (tmp_path / "run").exists()
     assert train(classes, unet, tmp_path / "run", "--method", method) == 0
-    assert found["estimate"].total == pytest.approx(read(tmp_path / "run" / "summary.json")["peak_memory_bytes"], rel=0.15)
+    assert found["estimate"].total == pytest.approx(
+        read(tmp_path / "run" / "summary.json")["peak_memory_bytes"], rel=0.15
+    )
 
 
 # Data
@@ -473,10 +480,16 @@ def test_an_unconditional_model_looks_at_no_class(flat, classes, tmp_path, capsy
         capsys.readouterr()
         assert train(data, pipeline, run) == 0
         assert ("is unconditional" in capsys.readouterr().out) == (name == "sorted")
-        assert [path.name for path in predicted(run, tmp_path / f"{name}-made", "--n", "2")] == ["image-0.png", "image-1.png"]
+        assert [path.name for path in predicted(run, tmp_path / f"{name}-made", "--n", "2")] == [
+            "image-0.png",
+            "image-1.png",
+        ]
         capsys.readouterr()
         assert main(["predict", str(run), "--prompt", "cat"]) == 2
         assert "unconditional" in capsys.readouterr().err
+    assert train(flat, pipeline, tmp_path / "asked", "--sample-prompts", "cat") == 2
+    assert "is unconditional; leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "asked").exists()
 
 
 @pytest.mark.parametrize("write", [write_texts, write_metadata])
@@ -489,7 +502,8 @@ def test_captions_are_read_from_text_files_and_from_metadata(write, sd, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"), [((), ["cat", "dog"]), (("--prompt", "a photo of {class}"), ["a photo of cat", "a photo of dog"])]
+    ("flags", "expected"),
+    [((), ["cat", "dog"]), (("--prompt", "a photo of {class}"), ["a photo of cat", "a photo of dog"])],
 )
 def test_class_folders_caption_a_text_model(flags, expected, sd, classes, tmp_path):
     assert train(classes, sd, tmp_path / "run", "--method", "bitfit", *flags) == 0
@@ -559,7 +573,7 @@ def spoilt(place: Path, sd: Path, unet: Path, flat: Path, classes: Path, texts: 
         ("FLAT", "nobody/nothing", ("--prompt", PROMPT), "backbone nobody/nothing: its model_index.json cannot be read"),
         ("FLAT", "SD", ("--prompt", PROMPT, "--image-size", "18"), "--image-size 18 is no multiple of 4"),
         ("FLAT", "SD", (), "has no captions, which"),
-        ("TEXTS", "UNET", (), "needs classes and"),
+        ("TEXTS", "UNET", (), "has no class folders, and"),
         ("LOST", "SD", (), "image 3.png does not exist"),
         ("PARTLY", "SD", (), "3.png has no caption"),
         ("TEXTS", "SD", ("--prompt", PROMPT), "a prompt is given; drop the prompt"),

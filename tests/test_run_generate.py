@@ -21,7 +21,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import snella
-import snella.tasks.generate
+import snella.run
+import snella.tasks.denoising
 import tiny_pipelines
 from generation_runs import CLASSES, TINY, picture, train, write_class_folders, write_flat, write_metadata, write_texts
 from runs import train as train_classifier
@@ -533,7 +534,7 @@ def test_a_prompt_that_is_cut_is_told_and_trains(sd, flat, tmp_path, capsys):
 
 
 def test_a_safety_checker_is_not_loaded_and_that_is_told(sd, flat, tmp_path, capsys):
-    pipeline = shutil.copytree(sd, tmp_path / "pipeline")
+    pipeline = Path(shutil.copytree(sd, tmp_path / "pipeline"))
     index = read(pipeline / "model_index.json")
     index |= {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
     index |= {"feature_extractor": ["transformers", "CLIPImageProcessor"], "requires_safety_checker": True}
@@ -570,7 +571,7 @@ def spoilt(place: Path, sd: Path, unet: Path, flat: Path, classes: Path, texts: 
         ("FLAT", "nowhere", (), "--backbone nowhere does not exist"),
         ("FLAT", "NO_INDEX", (), "it has no model_index.json"),
         ("FLAT", "NO_VAE", (), "is incomplete: model_index.json names vae"),
-        ("FLAT", "nobody/nothing", ("--prompt", PROMPT), "backbone nobody/nothing: its model_index.json cannot be read"),
+        ("FLAT", "nobody/nothing", ("--prompt", PROMPT), "nobody/nothing: its model_index.json cannot be read"),
         ("FLAT", "SD", ("--prompt", PROMPT, "--image-size", "18"), "--image-size 18 is no multiple of 4"),
         ("FLAT", "SD", (), "has no captions, which"),
         ("TEXTS", "UNET", (), "has no class folders, and"),

@@ -223,11 +223,6 @@ def family_of(index: Mapping[str, Any], name: str) -> Family:
     raise UserError(f"{name} is a {pipeline}, which is not known here (known: {known})")
 
 
-def find_family(name: str) -> Family:
-    """The family of a named pipeline. Raises UserError."""
-    return FAMILIES[-1] if name == small_unet.NAME else family_of(_index(name), name)
-
-
 def build_network(spec: BackboneSpec) -> nn.Module:
     """The UNet or transformer of a pipeline, in fp32, with an embedding for each class at hand.
 

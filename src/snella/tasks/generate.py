@@ -43,7 +43,7 @@ from snella.tasks.sampling import SampleSettings, sample
 METRICS = {"denoising_loss": "denoising loss"}
 RESIZE: str = "crop"
 PICTURES: tuple[str, ...] = ("image",)
-ONNX = False
+ONNX: bool = False
 FLUX_LATENTS = 128  # side that its pipeline takes where nobody says; its config does not
 MOST_PROMPTS = 8  # of a sample grid
 GRIDS = 5  # sample grids of a run, where their number is not given

@@ -200,14 +200,13 @@ UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts that 
 
 
 def _index(name: str) -> dict[str, Any]:
-    from diffusers import DiffusionPipeline
+    from huggingface_hub import hf_hub_download
 
     file = Path(name).expanduser() / INDEX
     try:
-        if file.is_file():
-            return json.loads(file.read_text(encoding="utf-8"))
-        found: Any = DiffusionPipeline.load_config(name)
-        return dict(found)
+        if not file.is_file():
+            file = Path(hf_hub_download(name, INDEX))
+        return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:150]
         raise UserError(f"backbone {name}: its {INDEX} cannot be read ({reason}); check name and network") from None

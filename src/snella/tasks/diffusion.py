@@ -378,11 +378,13 @@ def frozen_parts(name: str) -> Frozen:
         return Frozen(small_unet.small_pipeline(), FAMILIES[-1])
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging
+    from transformers.utils import logging as of_transformers
 
     index = _index(name)
     family = family_of(index, name)
     absent: dict[str, Any] = {family.network: None} | {part: None for part in UNUSED if part in index}
     logging.set_verbosity_error()  # it would warn that there is no safety checker, which `has_safety_checker` tells
+    of_transformers.set_verbosity_error()  # and of long prompts, which `Frozen.cut` finds
     _no_bars()
     try:
         pipe = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **absent)

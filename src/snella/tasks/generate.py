@@ -76,6 +76,8 @@ def check(config: TrainConfig) -> None:
         raise UserError("--resize none gives images of different sizes; use crop or squash to generate")
     if config.prior_data is not None and config.prior_prompt is None:
         raise UserError("--prior-data needs --prior-prompt: what its images show")
+    if config.prior_data is not None and Path(config.prior_data).expanduser().is_file():
+        raise UserError(f"--prior-data {config.prior_data} is a file; give a folder, which may be a new one")
     check_pipeline_name(config.backbone)
     generation_train_transform(Preprocessing(64, resize=RESIZE), _augmentation(config))
 

@@ -579,7 +579,7 @@ def spoilt(place: Path, sd: Path, unet: Path, flat: Path, classes: Path, texts: 
         ("TEXTS", "SD", ("--prompt", PROMPT), "a prompt is given; drop the prompt"),
         ("FLAT", "SD", ("--prompt", "a {class}"), "has no class folders"),
         ("FLAT", "SD", ("--prompt", PROMPT, "--prior-data", "somewhere"), "--prior-data needs --prior-prompt"),
-        ("FLAT", "SD", ("--prompt", PROMPT, "--prior-prompt", "a photo", "--prior-data", __file__), "py is a file; give"),
+        ("FLAT", "SD", ("--prompt", PROMPT, "--prior-prompt", "a photo", "--prior-data", __file__), "is a file; give"),
         ("CLASSES", "UNET", ("--prior-prompt", "a photo"), "--prior-prompt needs a text-to-image pipeline"),
         ("FLAT", "SD", ("--prompt", PROMPT, "--resize", "none"), "--resize none gives images of different sizes"),
         ("FLAT", "SD", ("--prompt", PROMPT, "--decoder", "unet"), "--decoder is read with --task segment only"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json as json_format
 import re
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,8 @@ def generate(
         steps, guidance: of the sampling; None: those of the run.
 
     Raises:
-        UserError: no finished run, one that makes no images, an unknown class, values out of range.
+        UserError: no finished run, one that makes no images, an unknown class, a prompt for an unconditional model,
+            values out of range.
     """
     about = read_about(folder)
     if about["task"] != "generate":
@@ -50,9 +53,11 @@ def generate(
             raise UserError(f"{name} {value} is below {least}")
     gallery = picture_folder(folder, pictures)
     check_device(device, "fp32")
-    if prompt is not None and about["condition"] != "text" and prompt not in about["classes"]:
-        known = f"none of the run's classes: {', '.join(about['classes'])}" if about["classes"] else "not looked at"
-        raise UserError(f"--prompt {prompt} is {known}; leave it out, or name a class")
+    known = about["classes"]
+    if prompt is not None and about.get("condition") == "none":
+        raise UserError(f"--prompt: the model of {folder} is unconditional; leave it out")
+    if prompt is not None and about.get("condition") == "class" and prompt not in known:
+        raise UserError(f"--prompt {prompt} is none of the run's classes: {', '.join(known)}")
     run = load_run(folder, device)
     task = run.task
     assert isinstance(task, Generates)
@@ -65,10 +70,10 @@ def generate(
     asked = [text for text in prompts for _ in range(n)]
     seeds = [seed + i for i in range(n)] * len(prompts)
     rows: list[dict[str, Any]] = []
+    stems = dict(zip(prompts, _file_names(prompts), strict=True))
     with working(Console(stderr=True), "generating images") as progress:
         for text, own, picture in zip(asked, seeds, task.generate(run.model, asked, seeds, sampling), strict=True):
-            number = f"{prompts.index(text)}-" if len(prompts) > 1 else ""  # the same letters may begin two prompts
-            file = gallery / f"{number}{_file_name(text)}-{own}.png"
+            file = gallery / f"{stems[text]}-{own}.png"
             save_picture(picture, file)
             rows.append({"prompt": text, "seed": own, "image": str(file)})
             progress(len(rows), len(asked))
@@ -79,5 +84,10 @@ def generate(
     return rows
 
 
-def _file_name(text: str | None) -> str:
-    return re.sub(r"[^\w]+", "-", text or "image")[:60].strip("-") or "image"
+def _file_names(prompts: Sequence[str | None]) -> list[str]:
+    """A name for each prompt; those that are alike in their first letters get a number."""
+    names: list[str] = []
+    for text in prompts:
+        name = re.sub(r"[^\w]+", "-", text or "image")[:60].strip("-") or "image"
+        names.append(next(new for new in chain([name], (f"{name}-{i}" for i in count(2))) if new not in names))
+    return names

@@ -264,10 +264,12 @@ def merge(folder: Path, *, out: str, onnx: str | None = None, console: Console |
     """Write the run's model as a plain timm or transformers checkpoint, and as ONNX where asked.
 
     Raises:
-        UserError: no finished run, a target that exists already, missing packages for ONNX.
+        UserError: no finished run, a target that exists already, missing packages for ONNX, or a task without it.
     """
     console = console or Console()
-    read_about(folder)
+    about = read_about(folder)
+    if onnx and not TASKS[about["task"]].ONNX:
+        raise UserError(f"--onnx: {folder} is no single model to export (its task is {about['task']}); leave it out")
     for path in (Path(out), Path(onnx) if onnx else None):
         if path is not None and path.exists():
             raise UserError(f"{path} exists already; choose another name")

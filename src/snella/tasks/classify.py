@@ -53,6 +53,7 @@ from snella.tasks.regions import share
 
 RESIZE: str = "squash"
 PICTURES: tuple[str, ...] = ()
+ONNX: bool = True
 METRICS = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced accuracy"}
 
 

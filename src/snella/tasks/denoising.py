@@ -226,8 +226,9 @@ class Generate:
         console: Console,
     ) -> Mapping[str, Examples]:
         """What the batches of each split are made of (`tasks.generation_data`)."""
-        for name in self.prompts if condition_of(model) == "class" else ():
-            self._label(name)
+        unknown = [name for name in self.prompts if condition_of(model) == "class" and name not in self.classes]
+        if unknown:
+            raise UserError(f"--sample-prompts {unknown[0]} is none of the classes: {', '.join(self.classes)}")
         prepared = prepare(self.frozen, self.sampling, model, data, preprocessing, config, device, console)
         self.empty = prepared.empty
         return prepared.splits

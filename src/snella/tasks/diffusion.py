@@ -102,21 +102,20 @@ def _place(name: str) -> str:
 def _index(name: str) -> dict[str, Any]:
     file = Path(name).expanduser() / INDEX
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else _hub_index(name)
+        return dict(json.loads((file if file.is_file() else _hub_index(name)).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:150]
         raise UserError(f"backbone {name}: its {INDEX} cannot be read ({reason}); check name and network") from None
 
 
 @lru_cache(maxsize=8)
-def _hub_index(name: str) -> dict[str, Any]:
-    from diffusers import DiffusionPipeline
+def _hub_index(name: str) -> Path:
+    from huggingface_hub import hf_hub_download
 
-    found: Any = DiffusionPipeline.load_config(_place(name))
-    return dict(found)
+    return Path(hf_hub_download(name, INDEX))
 
 
-def asked_for(name: str) -> str:
+def named_condition(name: str) -> str:
     """What the network of a named pipeline is asked for: "text", "class" or "none"; its weights are not read."""
     if name == small_unet.NAME:
         return "class"
@@ -143,11 +142,6 @@ def family_of(index: Mapping[str, Any], name: str) -> Family:
             return family
     known = ", ".join(pipeline for family in FAMILIES for pipeline in family.pipelines)
     raise UserError(f"{name} is a {pipeline}, which is not known here (known: {known})")
-
-
-def find_family(name: str) -> Family:
-    """The family of a named pipeline. Raises UserError."""
-    return FAMILIES[-1] if name == small_unet.NAME else family_of(_index(name), name)
 
 
 def build_network(spec: BackboneSpec) -> nn.Module:
@@ -316,11 +310,13 @@ def frozen_parts(name: str) -> Frozen:
         return Frozen(small_unet.small_pipeline(), FAMILIES[-1])
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging
+    from transformers.utils import logging as of_transformers
 
     index = _index(name)
     family = family_of(index, name)
     absent: dict[str, Any] = {family.network: None} | {part: None for part in UNUSED if part in index}
     logging.set_verbosity_error()  # it would warn that there is no safety checker, which `has_safety_checker` tells
+    of_transformers.set_verbosity_error()  # and of long prompts, which `Frozen.cut` finds
     _no_bars()
     try:
         pipe = DiffusionPipeline.from_pretrained(_place(name), use_safetensors=True, **absent)

@@ -20,13 +20,14 @@ from snella.errors import UserError
 from snella.tasks.backbone import BackboneSpec
 from snella.tasks.denoising import Generate
 from snella.tasks.diffusion import (
-    asked_for,
     build_network,
     check_diffusers,
     check_pipeline_name,
     frozen_parts,
     image_unit,
+    named_condition,
 )
+from snella.tasks.generation_data import check_asked
 from snella.tasks.generation_examples import drawn
 from snella.tasks.merged_pipeline import save_merged_pipeline
 from snella.tasks.sampling import SampleSettings
@@ -34,6 +35,7 @@ from snella.tasks.sampling import SampleSettings
 METRICS = {"denoising_loss": "denoising loss"}
 RESIZE: str = "crop"
 PICTURES: tuple[str, ...] = ("image",)
+ONNX: bool = False
 FLUX_LATENTS = 128  # side that its pipeline takes where nobody says; its config does not
 MOST_PROMPTS = 8  # of a sample grid
 
@@ -65,6 +67,8 @@ def check(config: TrainConfig) -> None:
     for name in ("prior_data", "prior_images", "prior_weight") if config.prior_prompt is None else ():
         if getattr(config, name) != getattr(DEFAULTS, name):
             raise UserError(f"{flag(name)} is read with --prior-prompt only: what the prior's images show")
+    if config.prior_data is not None and Path(config.prior_data).expanduser().is_file():
+        raise UserError(f"--prior-data {config.prior_data} is a file; give a folder, which may be a new one")
     check_pipeline_name(config.backbone)
     generation_train_transform(Preprocessing(64, resize=RESIZE), _augmentation(config))
 
@@ -79,8 +83,11 @@ def read(config: TrainConfig, progress: Progress | None) -> ImageData:
 
 
 def read_test(data: str, about: Mapping[str, Any], *, seed: int, progress: Progress | None) -> ImageData:
+    """Raises UserError where the data does not say what the model is asked for."""
     classes = about["classes"] if about["condition"] == "class" else ()
-    return read_captioned_test_data(data, classes=classes, prompt=about["prompt"], seed=seed, progress=progress)
+    found = read_captioned_test_data(data, classes=classes, prompt=about["prompt"], seed=seed, progress=progress)
+    check_asked(about["condition"], found.splits["test"], data, "the run")
+    return found
 
 
 def describe(data: str, *, seed: int, progress: Progress | None) -> RenderableType:
@@ -137,7 +144,7 @@ def eval_transform(preprocessing: Preprocessing) -> Transform:
 def about(config: TrainConfig, data: ImageData) -> dict[str, Any]:
     """The prompt, and what samples are made of."""
     return {
-        "condition": asked_for(config.backbone),
+        "condition": named_condition(config.backbone),
         "prompt": config.prompt,
         "prompts": list(_prompts(config, data)),
         "sampling": {"steps": config.sample_steps, "guidance": config.guidance},
@@ -173,7 +180,7 @@ def save_merged(model: nn.Module, folder: Path, about: Mapping[str, Any]) -> str
 
 def _prompts(config: TrainConfig, data: ImageData) -> tuple[str, ...]:
     """Of the sample grids."""
-    condition = asked_for(config.backbone)
+    condition = named_condition(config.backbone)
     if condition == "none":
         return ()
     if config.sample_prompts is not None:

@@ -20,7 +20,7 @@ from snella.errors import UserError
 from snella.runfolder import save_picture
 from snella.tasks.backbone import fingerprint
 from snella.tasks.diffusion import Frozen, condition_of, has_safety_checker
-from snella.tasks.generation_examples import WithPrior, cached, cached_texts, prior_files
+from snella.tasks.generation_examples import WithPrior, cached, cached_texts, missing_numbers, prior_file, prior_files
 from snella.tasks.sampling import SampleSettings, sample
 
 PRIOR = "prior"  # beside the names of splits
@@ -72,10 +72,9 @@ def prepare(
 def _check(network: nn.Module, data: ImageData, config: TrainConfig, console: Console) -> None:
     asked, name = condition_of(network), config.backbone
     train: CaptionedImages = data.splits["train"]
-    if asked == "text" and not train.captions:
-        raise UserError(f"{data.root} has no captions, which {name} needs; give --prompt, or add captions")
-    if asked == "class" and not train.labels:
-        raise UserError(f"{name} needs classes and {data.root} has no class folders; sort its images into some")
+    check_asked(asked, train, data.root, name)
+    if asked == "none" and config.sample_prompts:
+        raise UserError(f"--sample-prompts: {name} is unconditional; leave it out")
     if asked == "none" and (train.captions or train.labels):
         plain(console, f"  {name} is unconditional: captions and classes are not looked at")
     if asked != "text":
@@ -84,6 +83,14 @@ def _check(network: nn.Module, data: ImageData, config: TrainConfig, console: Co
                 raise UserError(f"{flag(field)} needs a text-to-image pipeline, and {name} is none; leave it out")
     if has_safety_checker(name):
         plain(console, f"  the safety checker of {name} is not loaded: generated images are not checked")
+
+
+def check_asked(condition: str, images: CaptionedImages, data: str, model: str) -> None:
+    """Refuse images without the captions or classes that a model is asked for. Raises UserError."""
+    if condition == "text" and not images.captions:
+        raise UserError(f"{data} has no captions, which {model} needs; add captions, or train with --prompt")
+    if condition == "class" and not images.labels:
+        raise UserError(f"{data} has no class folders, and {model} needs classes; sort its images into some")
 
 
 def _tell_cuts(frozen: Frozen, splits: Mapping[str, CaptionedImages], console: Console) -> None:
@@ -113,11 +120,11 @@ def _prior(
     there = len(prior_files(folder, count))
     if there < count:
         plain(console, f"  generating {count - there} images of {prompt!r} into {folder}")
-        seeds = range(there, count)
+        seeds = missing_numbers(folder, count - there)
         with working(console, "generating images") as progress:
             pictures = sample(frozen, network.to(device), [prompt] * len(seeds), seeds, sampling)
-            for seed, picture in zip(seeds, pictures, strict=True):
-                save_picture(picture, folder / f"prior-{seed:04d}.png")
-                progress(seed + 1 - there, len(seeds))
+            for done, (seed, picture) in enumerate(zip(seeds, pictures, strict=True), 1):
+                save_picture(picture, prior_file(folder, seed))
+                progress(done, len(seeds))
     found = prior_files(folder, count)
     return CaptionedImages(found, (prompt,) * len(found))

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +161,18 @@ def cached_texts(
     return keys
 
 
-def prior_files(folder: Path, count: int) -> tuple[str, ...]:
-    """The first `count` images of a prior's folder, as many as there are."""
+def prior_files(folder: Path, most: int) -> tuple[str, ...]:
+    """The first `most` images of a prior's folder, as many as there are."""
     if not folder.is_dir() or not any(os.scandir(folder)):
         return ()
-    return image_files([folder])[:count]
+    return image_files([folder])[:most]
+
+
+def missing_numbers(folder: Path, most: int) -> list[int]:
+    """The first `most` numbers for which a prior's folder has no image; they are the seeds too."""
+    return list(islice((number for number in count() if not prior_file(folder, number).exists()), most))
+
+
+def prior_file(folder: Path, number: int) -> Path:
+    """The image of a prior with a seed."""
+    return folder / f"prior-{number:04d}.png"

@@ -142,6 +142,8 @@ class TaskModule(Protocol):
 
     PICTURES: tuple[str, ...]  # kinds of pictures that a prediction makes
 
+    ONNX: bool  # whether a merged model can be written as ONNX too
+
     def check(self, config: TrainConfig) -> None:
         """Refuse a config that cannot be trained, before anything is read, built or downloaded."""
         ...

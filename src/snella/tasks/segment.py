@@ -48,6 +48,7 @@ from snella.tasks.windows import windowed_logits
 
 RESIZE: str = "squash"
 PICTURES: tuple[str, ...] = ("mask", "overlay")
+ONNX: bool = True
 METRICS = {"miou": "mIoU", "mdice": "mDice", "pixel_accuracy": "pixel accuracy"}
 EXAMPLES = 4  # images of an evaluation that its figure shows
 

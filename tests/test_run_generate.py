@@ -83,7 +83,7 @@ def sd_run(place: Path, sd: Path, flat: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def class_run(place: Path, unet: Path, classes: Path) -> Path:
-    assert train(classes, unet, place / "class-run", "--lr", "3e-2", "--sample-every", "1") == 0
+    assert train(classes, unet, place / "class-run", "--lr", "3e-2", "--epochs", "2", "--sample-every", "1") == 0
     return place / "class-run"
 
 
@@ -395,7 +395,7 @@ def test_missing_images_of_a_prior_are_generated_into_its_folder(sd, flat, tmp_p
     assert "generating 1 images" in capsys.readouterr().out
     assert len(list(prior.iterdir())) == 4
     assert np.array_equal(pixels(prior / "prior-0001.png"), lost)
-    monkeypatch.setattr("snella.tasks.generate.sample", lambda *_, **__: pytest.fail("images were generated"))
+    monkeypatch.setattr("snella.tasks.generation_data.sample", lambda *_, **__: pytest.fail("images were generated"))
     assert train(flat, sd, tmp_path / "third", *flags) == 0
 
 
@@ -404,7 +404,7 @@ def test_a_prior_without_a_folder_is_generated_once(sd, flat, tmp_path, monkeypa
     flags = ("--prompt", PROMPT, "--prior-prompt", "a photo", "--prior-images", "3", "--method", "bitfit")
     assert train(flat, sd, tmp_path / "run", *flags) == 0
     assert len(list((tmp_path / "cache" / "prior").rglob("*.png"))) == 3
-    monkeypatch.setattr("snella.tasks.generate.sample", lambda *_, **__: pytest.fail("images were generated"))
+    monkeypatch.setattr("snella.tasks.generation_data.sample", lambda *_, **__: pytest.fail("images were generated"))
     assert train(flat, sd, tmp_path / "again", *flags) == 0
 
 
@@ -578,7 +578,7 @@ def spoilt(place: Path, sd: Path, unet: Path, flat: Path, classes: Path, texts: 
         ("PARTLY", "SD", (), "3.png has no caption"),
         ("TEXTS", "SD", ("--prompt", PROMPT), "a prompt is given; drop the prompt"),
         ("FLAT", "SD", ("--prompt", "a {class}"), "has no class folders"),
-        ("FLAT", "SD", ("--prompt", PROMPT, "--prior-data", "somewhere"), "--prior-data needs --prior-prompt"),
+        ("FLAT", "SD", ("--prompt", PROMPT, "--prior-data", "somewhere"), "--prior-data is read with --prior-prompt only"),
         ("FLAT", "SD", ("--prompt", PROMPT, "--prior-prompt", "a photo", "--prior-data", __file__), "is a file; give"),
         ("CLASSES", "UNET", ("--prior-prompt", "a photo"), "--prior-prompt needs a text-to-image pipeline"),
         ("FLAT", "SD", ("--prompt", PROMPT, "--resize", "none"), "--resize none gives images of different sizes"),

@@ -578,7 +578,7 @@ def spoilt(place: Path, sd: Path, unet: Path, flat: Path, classes: Path, texts: 
         ("PARTLY", "SD", (), "3.png has no caption"),
         ("TEXTS", "SD", ("--prompt", PROMPT), "a prompt is given; drop the prompt"),
         ("FLAT", "SD", ("--prompt", "a {class}"), "has no class folders"),
-        ("FLAT", "SD", ("--prompt", PROMPT, "--prior-data", "somewhere"), "--prior-data is read with --prior-prompt only"),
+        ("FLAT", "SD", ("--prompt", PROMPT, "--prior-data", "somewhere"), "--prior-data is read with --prior-prompt"),
         ("FLAT", "SD", ("--prompt", PROMPT, "--prior-prompt", "a photo", "--prior-data", __file__), "is a file; give"),
         ("CLASSES", "UNET", ("--prior-prompt", "a photo"), "--prior-prompt needs a text-to-image pipeline"),
         ("FLAT", "SD", ("--prompt", PROMPT, "--resize", "none"), "--resize none gives images of different sizes"),

@@ -400,12 +400,3 @@ def test_a_safety_checker_is_told(copied: Folders) -> None:
     check_pipeline_name(str(folder))  # it is never loaded, so it may be missing
     assert frozen_parts(str(folder)).pipe.safety_checker is None
     assert not diffusion.has_safety_checker("small_unet")
-
-
-def test_a_text_encoder_that_is_left_out_is_told(tmp_path: Path) -> None:
-    folder = tiny.write_sd3(tmp_path / "sd3")
-    index = json.loads((folder / "model_index.json").read_text())
-    index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
-    (folder / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match=r"without its third text encoder"):
-        frozen_parts(str(folder))

@@ -323,8 +323,6 @@ def frozen_parts(name: str) -> Frozen:
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"backbone {name}: its pipeline cannot be loaded ({reason})") from None
-    if family.network == "transformer" and pipe.components.get("text_encoder_3", pipe) is None:
-        raise UserError(f"backbone {name} is without its third text encoder (T5), which is needed here; add the folder")
     pipe.set_progress_bar_config(disable=True)
     frozen = Frozen(pipe, family)
     if frozen.vae is not None:

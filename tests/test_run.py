@@ -132,7 +132,9 @@ def test_its_config_is_a_recipe_that_trains_the_same(snella_run, tmp_path):
     assert (tmp_path / "again" / "config.yaml").read_text() == (snella_run / "config.yaml").read_text()
 
 
-@pytest.mark.parametrize(("normalisation", "mean"), [("backbone", [0.5, 0.5, 0.5]), ("imagenet", [0.485, 0.456, 0.406])])
+@pytest.mark.parametrize(
+    ("normalisation", "mean"), [("backbone", [0.5, 0.5, 0.5]), ("imagenet", [0.485, 0.456, 0.406])]
+)
 def test_normalisation_is_the_backbones_unless_said(normalisation, mean, images, tmp_path):
     flags = ("--normalisation", normalisation, "--method", "linear", "--epochs", "1")
     assert train(images, tmp_path / "run", *flags) == 0

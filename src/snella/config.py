@@ -56,7 +56,7 @@ class TrainConfig:
     all that fits a square. None: squash; to generate, crop."""
     normalisation: Literal["backbone", "imagenet"] = "backbone"
     """Whose mean and standard deviation of colours the images are given in: the backbone's, as it was pre-trained,
-    or ImageNet's, as the published code has it with every backbone. Not to generate."""
+    or ImageNet's, as the published code has it with every backbone. To classify and to segment."""
 
     decoder: Decoder | None = None
     """What makes a map of classes out of the backbone's features, to segment.

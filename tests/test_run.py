@@ -141,7 +141,9 @@ def test_normalisation_is_the_backbones_unless_said(normalisation, mean, images,
     run = load_run(tmp_path / "run", "cpu")
     assert list(run.preprocessing.mean) == mean
     white = run.module.eval_transform(run.preprocessing)({"image": Image.new("RGB", (40, 40), "white")})["image"]
-    assert white[:, 0, 0].tolist() == pytest.approx([(1 - m) / s for m, s in zip(mean, run.preprocessing.std)])
+    assert white[:, 0, 0].tolist() == pytest.approx(
+        [(1 - m) / s for m, s in zip(mean, run.preprocessing.std, strict=True)]
+    )
 
 
 def test_allocation_is_once_an_epoch_unless_said(images, snella_run, tmp_path):

@@ -15,7 +15,6 @@ from snella.config import FREE_TO_CHANGE, HINTS, KEYS, START, TrainConfig, flag,
 from snella.errors import UserError
 from snella.validation import typed
 
-
 _SUITE = re.compile(r"^suite\s*:", re.MULTILINE)  # what only a suite of tasks has (`snella.suites`)
 
 

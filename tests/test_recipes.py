@@ -14,7 +14,8 @@ from hf_segmenters import saved
 from masked import write_pairs
 from masked_runs import blobs, picture
 from snella.cli import main
-from snella.recipe import read_recipe, recipe_names
+from snella.recipe import read_recipe, recipe_names, suite_names
+from snella.suites import read_suite
 from snella.validation import validate
 
 
@@ -29,6 +30,19 @@ def test_a_recipe_is_valid_and_opens_with_its_command(name):
     opening = text.partition("\n\n")[0] if "\n\n" in text else text
     assert opening.startswith("# ")
     assert f"#   snella train --recipe {name}" in text
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_a_suite_opens_with_its_commands_and_what_to_expect(name):
+    suite = read_suite(name)
+    text = (resources.files("snella") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    opening = text[: text.index("suite:")]
+    assert all(line.startswith("#") for line in opening.splitlines())
+    assert f"#   snella compare --recipe {name} --data DIR" in opening
+    assert any(f"#   snella train --recipe {name}/{task.name} --data DIR" in opening for task in suite.tasks)
+    snell = next(mark for mark in suite.published if mark.method == "SNELL-32")
+    assert all(f"{mean}" in opening for mean in (snell.group_mean, snell.task_mean) if mean)
+    assert "best epoch on the test split" in opening
 
 
 def ade20k(root: Path) -> Path:

@@ -132,6 +132,20 @@ def test_its_config_is_a_recipe_that_trains_the_same(snella_run, tmp_path):
     assert (tmp_path / "again" / "config.yaml").read_text() == (snella_run / "config.yaml").read_text()
 
 
+@pytest.mark.parametrize(
+    ("normalisation", "mean"), [("backbone", [0.5, 0.5, 0.5]), ("imagenet", [0.485, 0.456, 0.406])]
+)
+def test_normalisation_is_the_backbones_unless_said(normalisation, mean, images, tmp_path):
+    flags = ("--normalisation", normalisation, "--method", "linear", "--epochs", "1")
+    assert train(images, tmp_path / "run", *flags) == 0
+    run = load_run(tmp_path / "run", "cpu")
+    assert list(run.preprocessing.mean) == mean
+    white = run.module.eval_transform(run.preprocessing)({"image": Image.new("RGB", (40, 40), "white")})["image"]
+    assert white[:, 0, 0].tolist() == pytest.approx(
+        [(1 - m) / s for m, s in zip(mean, run.preprocessing.std, strict=True)]
+    )
+
+
 def test_allocation_is_once_an_epoch_unless_said(images, snella_run, tmp_path):
     def steps(folder: Path) -> list[int]:
         rows = [json.loads(line) for line in (folder / "allocation.jsonl").read_text().splitlines()]

@@ -28,6 +28,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 from snella.config import Task, TrainConfig, flag, nearest, run_folder
 from snella.errors import UserError
 from snella.recipe import read_recipe
+from snella.suites import is_suite_task, read_suite_task
 from snella.validation import choice_error, validate
 from snella.version import __version__
 
@@ -52,7 +53,8 @@ class Train:
 
     recipe: str | None = None
     """Defaults for the flags below, which override it.
-    The name of a recipe (demo) or the path of a YAML file, such as a run's config.yaml."""
+    The name of a recipe (demo), a suite's task (vtab1k/cifar; --data is then the benchmark's folder), or the path of a
+    YAML file, such as a run's config.yaml."""
     config: OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
     """What a recipe may set, and where the results go."""
 
@@ -169,6 +171,7 @@ def _dispatch(args: list[str]) -> int:
 
 def _train(args: list[str]) -> int:
     command = _parse(Train, args, default=_defaults(args))
+    command = dataclasses.replace(command, config=_in_benchmark(command, args))
     validate(command.config)
     from snella.run import train
     from snella.training.interrupt import Interrupted
@@ -189,7 +192,17 @@ def _defaults(args: list[str]) -> Train:
     recipe, out = _value(args, "recipe"), _value(args, "out")
     if recipe is None and out and "--resume" in args and (Path(out) / "config.yaml").is_file():
         recipe = str(Path(out) / "config.yaml")
-    return Train(recipe, read_recipe(recipe)) if recipe else Train()
+    if not recipe:
+        return Train()
+    return Train(recipe, read_suite_task(recipe) if is_suite_task(recipe) else read_recipe(recipe))
+
+
+def _in_benchmark(command: Train, args: list[str]) -> TrainConfig:
+    """The config; with a suite's task, --data names the folder of the whole benchmark, or the task's own."""
+    config = command.config
+    if command.recipe and is_suite_task(command.recipe) and _value(args, "data"):
+        return dataclasses.replace(config, data=read_suite_task(command.recipe, config.data).data)
+    return config
 
 
 def _value(args: Sequence[str], name: str) -> str | None:

@@ -54,6 +54,9 @@ class TrainConfig:
     crop resizes the short side and cuts out the centre, as FGVC does. To segment, crop and none (pixels as they are)
     train on random squares and find the classes of a whole image by sliding a square over it. To generate, crop keeps
     all that fits a square. None: squash; to generate, crop."""
+    normalisation: Literal["backbone", "imagenet"] = "backbone"
+    """Whose mean and standard deviation of colours the images are given in: the backbone's, as it was pre-trained,
+    or ImageNet's, as the published code has it with every backbone. To classify and to segment."""
 
     decoder: Decoder | None = None
     """What makes a map of classes out of the backbone's features, to segment.
@@ -229,7 +232,7 @@ FREE_TO_CHANGE = (
 # Read by some tasks alone: given with another, they are refused rather than left unread.
 TASK_FIELDS: dict[tuple[Task, ...], tuple[str, ...]] = {
     ("classify",): ("auto_augment", "random_erasing", "mixup", "cutmix"),
-    ("classify", "segment"): ("label_smoothing", "class_weights", "drop_path"),
+    ("classify", "segment"): ("label_smoothing", "class_weights", "drop_path", "normalisation"),
     ("segment",): ("decoder", "adapt_decoder", "loss", "ignore_index"),
     ("generate",): (
         *("prompt", "caption_dropout", "adapt_convs", "snr_gamma", "noise_offset", "cache", "half_weights"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -12,11 +15,34 @@ from snella.config import FREE_TO_CHANGE, HINTS, KEYS, START, TrainConfig, flag,
 from snella.errors import UserError
 from snella.validation import typed
 
+_SUITE = re.compile(r"^suite\s*:", re.MULTILINE)  # what only a suite of tasks has (`snella.suites`)
+
 
 def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
+    """The recipes that come with the package, without the suites."""
+    return [name for name, text in _packaged().items() if not _SUITE.search(text)]
+
+
+def suite_names() -> list[str]:
+    """The suites of tasks that come with the package."""
+    return [name for name, text in _packaged().items() if _SUITE.search(text)]
+
+
+def _packaged() -> dict[str, str]:
+    """name -> text of all that is in the package's folder."""
     folder = resources.files("snella") / "recipes"
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
+    return {f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8") for f in files}
+
+
+def is_suite(recipe: str) -> bool:
+    """Whether this is a packaged suite's name, or a YAML file with `suite:`."""
+    if recipe in suite_names():
+        return True
+    try:
+        return bool(_SUITE.search(Path(recipe).read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # no file, or none of text
+        return False
 
 
 def read_recipe(recipe: str) -> TrainConfig:
@@ -25,25 +51,36 @@ def read_recipe(recipe: str) -> TrainConfig:
     Raises:
         UserError: no such recipe, no YAML, an unknown key or a value of the wrong type.
     """
-    if recipe in recipe_names():
-        text = (resources.files("snella") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
-    elif Path(recipe).is_file():
-        try:
-            text = Path(recipe).read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"recipe {recipe} is not a text file") from None
-    elif "/" in recipe or recipe.endswith((".yaml", ".yml")):
-        raise UserError(f"recipe {recipe} does not exist")
-    else:
-        names = recipe_names()
-        raise UserError(f"no recipe {recipe}{nearest(recipe, names)} (there are {', '.join(names)}, or a path)")
+    text = recipe_text(recipe)
+    if is_suite(recipe):
+        raise UserError(f"recipe {recipe} is a suite of tasks; name one of them, {recipe}/TASK")
     try:
-        return _from_yaml(text)
+        return TrainConfig(**config_values(mapping(text)))
     except UserError as error:
         raise UserError(f"recipe {recipe}: {error}") from None
 
 
-def _from_yaml(text: str) -> TrainConfig:
+def recipe_text(recipe: str) -> str:
+    """The YAML of a recipe or a suite. Raises UserError if there is none."""
+    packaged = _packaged()
+    if recipe in packaged:
+        return packaged[recipe]
+    if Path(recipe).is_file():
+        try:
+            return Path(recipe).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"recipe {recipe} is not a text file") from None
+    if "/" in recipe or recipe.endswith((".yaml", ".yml")):
+        raise UserError(f"recipe {recipe} does not exist{nearest(recipe.partition('/')[0], suite_names())}")
+    names, suites = recipe_names(), " and ".join(suite_names())
+    raise UserError(
+        f"no recipe {recipe}{nearest(recipe, packaged)} "
+        f"(there are {', '.join(names)}, the suites {suites} as SUITE/TASK, or a path)"
+    )
+
+
+def mapping(text: str) -> dict[Any, Any]:
+    """YAML of `key: value` lines. Raises UserError if it is anything else."""
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -54,6 +91,15 @@ def _from_yaml(text: str) -> TrainConfig:
         values = {}
     if not isinstance(values, dict):
         raise UserError("not a list of `key: value` lines")
+    return values
+
+
+def config_values(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """Fields of a config as YAML has them -> as `TrainConfig` takes them.
+
+    Raises:
+        UserError: an unknown key, one that belongs on the command line, or a value of the wrong type.
+    """
     found = {}
     for key, value in values.items():
         if key in START:
@@ -61,7 +107,7 @@ def _from_yaml(text: str) -> TrainConfig:
         if key not in KEYS:
             raise UserError(f"unknown key {key}{nearest(str(key), KEYS)}")
         found[key] = typed(key, value, HINTS[key], parse=True)
-    return TrainConfig(**found)
+    return found
 
 
 def to_yaml(config: TrainConfig) -> str:

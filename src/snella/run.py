@@ -19,6 +19,7 @@ import torch
 from accelerate.utils import is_tensorboard_available
 from rich.console import Console
 from safetensors.torch import save_file
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from snella.config import SMOKE_PER_CLASS, TrainConfig, run_folder, shrunk
@@ -174,6 +175,8 @@ def _prepare(config: TrainConfig, console: Console) -> Prepared:
     _tell_backbone(spec.backbone, console)
     base = module.build(spec)
     preprocessing = replace(module.preprocessing(spec, base), resize=config.resize or module.RESIZE)
+    if config.normalisation == "imagenet":
+        preprocessing = replace(preprocessing, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
     mark = fingerprint(base)
     restorable = config.pretrained or config.checkpoint
     weights = None if restorable else {name: tensor.clone() for name, tensor in base.state_dict().items()}

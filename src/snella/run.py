@@ -23,9 +23,10 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from snella.config import SMOKE_PER_CLASS, TrainConfig, run_folder, shrunk
-from snella.console import checking_images, plain
+from snella.console import checking_images, plain, working
 from snella.data import Batches, ImageData, Preprocessing
 from snella.data.elpv import BASELINE
+from snella.data.images import Progress
 from snella.data.loading import Examples
 from snella.errors import UserError
 from snella.estimate import estimate, estimate_table
@@ -110,9 +111,9 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     plain(console, f"results in {folder}")
     accelerator = accelerator_for(config.device, config.precision)
 
-    def show(stage: str) -> None:
+    def show(stage: str, progress: Progress | None = None) -> None:
         if isinstance(ready.task, Generates):
-            ready.task.show(ready.model.to(accelerator.device).eval(), ready.data, folder, stage)
+            ready.task.show(ready.model.to(accelerator.device).eval(), ready.data, folder, stage, progress)
 
     def after_epoch(epoch: int) -> None:
         every = -(-config.epochs // GRIDS) if config.sample_every is None else config.sample_every
@@ -120,7 +121,8 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
             show(f"epoch-{epoch:03d}")
 
     if not checkpoints(folder):
-        show("before")
+        with working(console, "generating samples") as progress:
+            show("before", progress)
     result = fit(
         ready.model,
         ready.task,
@@ -134,7 +136,8 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         console=console,
     )
     _save_adapter(folder, config, ready)
-    show("after")
+    with working(console, "generating samples") as progress:
+        show("after", progress)
     return _finish(folder, config, ready, result, console)
 
 

@@ -21,6 +21,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from snella.config import TrainConfig
 from snella.console import working
 from snella.data import CaptionedImages, ImageData, Preprocessing
+from snella.data.images import Progress
 from snella.data.loading import Examples
 from snella.errors import UserError
 from snella.report.noise_levels import noise_levels_figure
@@ -233,7 +234,9 @@ class Generate:
         self.empty = prepared.empty
         return prepared.splits
 
-    def show(self, model: nn.Module, data: ImageData, folder: Path, stage: str) -> None:
+    def show(
+        self, model: nn.Module, data: ImageData, folder: Path, stage: str, progress: Progress | None = None
+    ) -> None:
         """Write RUN/samples/STAGE.png, a row for each prompt, and at the end before-after.png.
 
         Seeds and prompts are the same at all stages. Before and after, the pictures are kept one by one as well.
@@ -241,7 +244,11 @@ class Generate:
         prompts: list[str | None] = list(self.prompts) or [None]
         asked = [prompt for prompt in prompts for _ in range(self.samples)]
         seeds = list(range(self.samples)) * len(prompts)
-        pictures = list(self.generate(model, asked, seeds, self.sampling))
+        pictures: list[Image.Image] = []
+        for picture in self.generate(model, asked, seeds, self.sampling):
+            pictures.append(picture)
+            if progress is not None:
+                progress(len(pictures), len(asked))
         samples = folder / "samples"
         save_picture(grid(pictures, self.samples), samples / f"{stage}.png")
         if stage in ("before", "after"):

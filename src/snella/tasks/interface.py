@@ -121,10 +121,10 @@ class Generates(Task, Protocol):
         """An image for each prompt with its seed."""
         ...
 
-    def show(self, model: nn.Module, data: Any, folder: Path, stage: str) -> None:
+    def show(self, model: nn.Module, data: Any, folder: Path, stage: str, progress: Progress | None = None) -> None:
         """Write pictures of what the model makes at a stage ("before", "after" or one between) to the run folder.
 
-        The model is in evaluation mode.
+        The model is in evaluation mode. `progress` is called with (pictures made, pictures in all).
         """
         ...
 

@@ -21,7 +21,7 @@ TRAIN, VAL = 200, 200  # images; the rest is test
 NOTES = (
     "source: conformal-clip-data 0.1.4, textiles simulated by spc4sts (Bui and Apley 2020; Megahed et al. 2025)",
     "licence: MIT",
-    "a local defect is some 10 pixels wide in 250: below 224 pixels it is hard to see",
+    "a local defect is some 10 x 20 of the 250 x 250 pixels: small inputs lose it",
 )
 
 

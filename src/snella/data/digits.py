@@ -7,6 +7,7 @@ Machine Learning Repository), enlarged to 64 x 64 pixels. The package is read as
 from __future__ import annotations
 
 import gzip
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -69,8 +70,9 @@ def _table(file: str) -> np.ndarray:
     try:
         with gzip.open(file, "rt", encoding="ascii") as lines:
             table = np.loadtxt(lines, delimiter=",")
-        if table.shape != (1797, SMALL**2 + 1) or table[:, :-1].max() > LEVELS or table[:, -1].max() > 9:
+        highest = [LEVELS] * SMALL**2 + [len(CLASSES) - 1]
+        if table.shape != (1797, len(highest)) or table.min() < 0 or (table > highest).any():
             raise ValueError("other rows or values than scikit-learn's")
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{file} cannot be read ({error}); install it anew with: {INSTALL}") from error
     return table.astype(np.uint8)

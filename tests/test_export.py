@@ -126,13 +126,20 @@ def test_transformers_loads_the_folder_with_the_same_logits(hf_vit, tmp_path, re
     torch.testing.assert_close(prepared, ours, rtol=0, atol=0.02)  # 2 grey levels: another resizing library
 
 
-def test_the_bundled_architecture_is_not_called_dinov2_weights(tmp_path):
-    spec, model = built("vit_small_focus", 28)
+@pytest.mark.parametrize(
+    ("name", "architecture", "licence", "others"),
+    [
+        ("vit_small_focus", "vit_small_patch14_dinov2", "mit", "lvd142m"),
+        ("efficientnet_lite0_imagenet", "tf_efficientnet_lite0", "apache-2.0", "rwightman"),
+    ],
+)
+def test_bundled_weights_are_not_called_timms(name, architecture, licence, others, tmp_path):
+    spec, model = built(name, 28)
     folder = save_merged(model, tmp_path / "merged", spec=spec, classes=CLASSES, preprocessing=Preprocessing(28))
     config = json.loads((folder / "config.json").read_text())
-    assert config["architecture"] == "vit_small_patch14_dinov2"
-    assert config["pretrained_cfg"]["license"] == "mit"
-    assert "lvd142m" not in json.dumps(config)
+    assert config["architecture"] == architecture
+    assert config["pretrained_cfg"]["license"] == licence
+    assert others not in json.dumps(config)
 
 
 def test_other_logits_are_refused_and_nothing_is_left(tmp_path):

@@ -27,7 +27,7 @@ from snella.cli import main
 from snella.config import TrainConfig
 from snella.methods import METHODS
 from snella.recipe import read_recipe
-from snella.tasks.bundled import FOCUS, NOTES
+from snella.tasks.bundled import BACKBONES, FOCUS
 from snella.trained import load_run
 
 SUMMARY = {"test", "val", "trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "seed", "versions"}
@@ -106,8 +106,9 @@ def test_source_and_licence_of_the_bundled_weights_are_told(weights, images, tmp
     flags = ("--backbone", FOCUS, weights, "--image-size", "28", "--epochs", "1", "--method", "linear")
     assert train(images, tmp_path / "run", *flags) == 0
     shown = capsys.readouterr().out
-    assert any("MIT" in note for note in NOTES)
-    assert all((note in shown) == (weights == "--pretrained") for note in NOTES)
+    notes = BACKBONES[FOCUS].notes
+    assert any("MIT" in note for note in notes)
+    assert all((note in shown) == (weights == "--pretrained") for note in notes)
 
 
 def test_only_the_validation_chooses_the_epoch(trained):

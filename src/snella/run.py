@@ -49,8 +49,8 @@ from snella.runfolder import (
     write_json,
     writing,
 )
-from snella.tasks import bundled
 from snella.tasks.backbone import BackboneSpec, fingerprint
+from snella.tasks.bundled import BACKBONES
 from snella.tasks.interface import Generates, Spec, Task
 from snella.tasks.table import TASKS
 from snella.training.checkpoint import checkpoints
@@ -229,10 +229,10 @@ def tell(data: ImageData, console: Console) -> None:
 
 
 def _tell_backbone(spec: BackboneSpec, console: Console) -> None:
-    """Say where the bundled backbone comes from, with licence; the others' names say so."""
-    if spec.name == bundled.FOCUS and spec.pretrained:
-        plain(console, f"{spec.name}: the bundled backbone")
-        for note in bundled.NOTES:
+    """Say where a bundled backbone comes from, with licence; the others' names say so."""
+    if spec.name in BACKBONES and spec.pretrained:
+        plain(console, f"{spec.name}: a bundled backbone")
+        for note in BACKBONES[spec.name].notes:
             plain(console, f"  {note}")
 
 

@@ -54,9 +54,25 @@ def test_the_four_levels_share_the_split(package: Path) -> None:
             assert shares[level] / len(four.splits[split]) == pytest.approx(total / 2624, abs=0.01)
 
 
-def test_the_seed_decides(package: Path) -> None:
-    assert elpv("elpv", seed=0).splits == elpv("elpv", seed=0).splits
-    assert elpv("elpv", seed=0).splits["train"] != elpv("elpv", seed=1).splits["train"]
+def test_the_cell_types(package: Path) -> None:
+    data = elpv("elpv-type", seed=0)
+    assert data.classes == ("mono", "poly")
+    assert {split: len(items) for split, items in data.splits.items()} == {"train": 100, "val": 200, "test": 2324}
+    labels = dict(entry for entries in data.splits.values() for entry in entries)
+    rows = [line.split() for line in (package / "data" / "labels.csv").read_text().splitlines()]
+    assert labels == {name: data.classes.index(cell_type) for name, _, cell_type in rows}
+    levels = {name: level for name, level, _ in rows}
+    for entries in data.splits.values():
+        shares = Counter((levels[name], label) for name, label in entries)
+        for (level, cell_type), total in Counter((level, cell_type) for _, level, cell_type in rows).items():
+            expected = total * len(entries) / 2624
+            assert shares[level, data.classes.index(cell_type)] == pytest.approx(expected, abs=1)
+
+
+@pytest.mark.parametrize("name", ["elpv", "elpv-levels", "elpv-type"])
+def test_the_seed_decides(package: Path, name: str) -> None:
+    assert elpv(name, seed=0).splits == elpv(name, seed=0).splits
+    assert elpv(name, seed=0).splits["train"] != elpv(name, seed=1).splits["train"]
 
 
 def test_a_missing_package_is_one_command_away(monkeypatch, tmp_path: Path) -> None:
@@ -82,3 +98,9 @@ def test_the_real_package() -> None:
     assert {split: len(images) for split, images in data.splits.items()} == {"train": 800, "val": 200, "test": 1624}
     assert not data.skipped
     assert data.splits["train"][0]["image"].size == (300, 300)  # pyright: ignore[reportAttributeAccessIssue]
+    types = elpv("elpv-type", seed=0)
+    assert Counter(label for entries in types.splits.values() for _, label in entries) == {0: 1074, 1: 1550}
+    levels = elpv("elpv-levels", seed=0)
+    counts = Counter(label for entries in levels.splits.values() for _, label in entries)
+    assert counts == dict(enumerate(LEVELS.values()))
+    assert all({label for _, label in entries} == {0, 1, 2, 3} for entries in levels.splits.values())

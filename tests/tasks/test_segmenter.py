@@ -82,7 +82,10 @@ def test_a_spec_survives_json():
 
 @pytest.mark.parametrize(
     ("name", "size", "kind"),
-    [("test_vit", 48, "PlainSegmentation"), ("test_resnet", 50, "Unet"), ("vit_small_focus", 28, "PlainSegmentation")],
+    [
+        *(("test_vit", 48, "PlainSegmentation"), ("test_resnet", 50, "Unet")),
+        *(("vit_small_focus", 28, "PlainSegmentation"), ("efficientnet_lite0_imagenet", 50, "Unet")),
+    ],
 )
 def test_the_decoder_fits_the_encoder_and_logits_the_image(name, size, kind):
     model = build(name, None, size)

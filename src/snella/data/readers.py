@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from snella.data import elpv
+from snella.data import digits, elpv, textiles
 from snella.data.benchmarks import fgvc, is_fgvc, is_vtab, vtab
 from snella.data.dataset import SPLITS, ImageData, Images, Listing
 from snella.data.folders import image_folder, no_folder
@@ -20,8 +20,13 @@ from snella.data.splits import check_fractions, complete_splits
 from snella.data.timm_source import PREFIXES, is_timm_name, timm_source
 from snella.errors import UserError
 
+BUNDLED: dict[str, Callable[..., Listing]] = {  # name -> what lists it, given the name and seed=
+    **dict.fromkeys(elpv.CLASSES, elpv.elpv),
+    textiles.NAME: textiles.textiles,
+    digits.NAME: digits.digits,
+}
 ACCEPTED = (
-    f"a folder of class folders, a manifest (.csv, .jsonl), {', '.join(elpv.CLASSES)} "
+    f"a folder of class folders, a manifest (.csv, .jsonl), {', '.join(BUNDLED)} "
     f"or {', '.join(f'{prefix}/NAME' for prefix in PREFIXES)}"
 )
 
@@ -40,7 +45,7 @@ def read_data(
     by class; the same seed gives the same split everywhere.
 
     Args:
-        data: a path, a bundled name (`elpv`, `elpv-levels`) or a timm name (`hfds/...`, `torch/...`, `wds/...`).
+        data: a path, a bundled name (of `BUNDLED`) or a timm name (`hfds/...`, `torch/...`, `wds/...`).
         val_fraction, test_fraction: share of the images for a missing split, above 0 and together below 1.
         progress: called with (images checked, images in all).
 
@@ -102,11 +107,11 @@ def _listing(data: str, seed: int) -> Listing:
     path = os.path.expanduser(data)
     try:
         if not os.path.exists(path):
-            if data in elpv.CLASSES:
-                return elpv.elpv(data, seed=seed)
+            if data in BUNDLED:
+                return BUNDLED[data](data, seed=seed)
             if is_timm_name(data):
                 return timm_source(data)
-            existing(path, others=tuple(elpv.CLASSES), remedy=f"give {ACCEPTED}")
+            existing(path, others=tuple(BUNDLED), remedy=f"give {ACCEPTED}")
         listing = _path_listing(path)
     except OSError as error:
         raise UserError(f"{error.filename or data} cannot be read: {error.strerror or error}; check it") from None

@@ -2,7 +2,7 @@
 
     name ─┬─ timm ............ weights from the hub, or a file in any form that timm reads (`timm_backbone`)
           ├─ hf:NAME ......... transformers, from the hub or a local folder (`transformers_backbone`)
-          └─ vit_small_focus . the bundled one (`bundled`)
+          └─ vit_small_focus, efficientnet_lite0_imagenet ... the bundled ones (`bundled`)
 
 Every kind takes images (b, 3, s, s) and has a head for the classes at hand.
 """
@@ -30,7 +30,7 @@ class BackboneSpec:
     """What is needed to build the same backbone again; saved with the adapter.
 
     Args:
-        name: a timm name (also `hf-hub:NAME`, `local-dir:FOLDER`), `hf:NAME_OR_FOLDER`, or `vit_small_focus`.
+        name: a timm name (also `hf-hub:NAME`, `local-dir:FOLDER`), `hf:NAME_OR_FOLDER`, or a bundled one's.
         pretrained: load the weights that the name stands for.
         checkpoint: a file with the weights instead, for a timm name.
         image_size: side of the input, pixels; None: the size of the pre-training.
@@ -67,13 +67,13 @@ def check_backbone_name(spec: BackboneSpec) -> None:
     Raises:
         UserError: an unknown name (with near ones), no weights of that name, a missing file or package.
     """
-    bundled_or_hf = spec.name == bundled.FOCUS or spec.name.startswith(HF)
-    if bundled_or_hf and spec.checkpoint is not None:
-        architecture = bundled.ARCHITECTURE if spec.name == bundled.FOCUS else "a timm name"
+    found = bundled.BACKBONES.get(spec.name)
+    if spec.checkpoint is not None and (found or spec.name.startswith(HF)):
+        architecture = found.architecture if found else "a timm name"
         raise UserError(f"--checkpoint does not go with backbone {spec.name}; use it with {architecture}")
-    if spec.name == bundled.FOCUS:
+    if found:
         if spec.pretrained:
-            bundled.focus_file()
+            found.file()
     elif spec.name.startswith(HF):
         transformers_backbone.check_name(spec.name.removeprefix(HF))
     else:
@@ -91,8 +91,8 @@ def build_backbone(spec: BackboneSpec) -> nn.Module:
     """
     check_backbone_name(spec)
     torch.manual_seed(spec.seed)
-    if spec.name == bundled.FOCUS:
-        return _build_focus(spec)
+    if spec.name in bundled.BACKBONES:
+        return _build_bundled(spec)
     options = {
         "pretrained": spec.pretrained,
         "image_size": spec.image_size,
@@ -111,8 +111,8 @@ def preprocessing_of(spec: BackboneSpec, model: nn.Module) -> Preprocessing:
         found = transformers_backbone.preprocessing_of(spec.name.removeprefix(HF), model)
     else:
         found = timm_backbone.preprocessing_of(model)
-    size = spec.image_size or (bundled.DEFAULT_SIZE if spec.name == bundled.FOCUS else found.image_size)
-    return replace(found, image_size=size)
+    own = bundled.BACKBONES.get(spec.name, found).image_size
+    return replace(found, image_size=spec.image_size or own)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -134,9 +134,10 @@ def logits_of(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.logits
 
 
-def _build_focus(spec: BackboneSpec) -> nn.Module:
-    size = spec.image_size or bundled.DEFAULT_SIZE
-    model = bundled.focus_backbone(
+def _build_bundled(spec: BackboneSpec) -> nn.Module:
+    size = spec.image_size or bundled.BACKBONES[spec.name].image_size
+    model = bundled.build(
+        spec.name,
         pretrained=spec.pretrained,
         image_size=size,
         num_classes=spec.num_classes,

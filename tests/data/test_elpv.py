@@ -104,3 +104,13 @@ def test_the_real_package() -> None:
     counts = Counter(label for entries in levels.splits.values() for _, label in entries)
     assert counts == dict(enumerate(LEVELS.values()))
     assert all({label for _, label in entries} == {0, 1, 2, 3} for entries in levels.splits.values())
+
+
+@pytest.mark.parametrize(("name", "count"), [("elpv-mono", 1074), ("elpv-poly", 1550)])
+def test_the_cells_of_one_type_are_those_of_elpv(name: str, count: int) -> None:
+    whole, part = elpv("elpv", seed=3), elpv(name, seed=3)
+    labels = dict(entry for split in whole.splits.values() for entry in split)
+    found = [entry for split in part.splits.values() for entry in split]
+    assert len(found) == len(dict(found)) == count
+    assert all(labels[image] == label for image, label in found)
+    assert (len(part.splits["train"]), len(part.splits["val"])) == (300, 150)

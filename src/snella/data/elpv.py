@@ -17,11 +17,14 @@ from snella.errors import UserError
 INSTALL = "pip install --no-deps elpv-dataset==1.0.0.post1"
 TRAIN, VAL = 800, 200  # images; the rest is test
 TYPE_TRAIN = 100  # for the cell type, which few images teach
+ONE_TYPE = {"train": 300, "val": 150}  # of the cells of one type
 
 CLASSES = {
     "elpv": ("functional", "defective"),
     "elpv-levels": ("functional", "probably-functional", "probably-defective", "defective"),
     "elpv-type": ("mono", "poly"),
+    "elpv-mono": ("functional", "defective"),
+    "elpv-poly": ("functional", "defective"),
 }
 NOTES = (
     "source: elpv-dataset 1.0.0.post1, electroluminescence images of solar cells",
@@ -38,10 +41,11 @@ REMARKS = {
 
 
 def elpv(name: str, *, seed: int) -> Listing:
-    """Read `elpv` (defective: probability above 1/2), `elpv-levels` (the four probabilities) or `elpv-type`.
+    """Read `elpv` (defective: probability above 1/2), `elpv-levels` (the four probabilities), `elpv-type`, or the cells
+    of one type as `elpv` labels them (`elpv-mono`, `elpv-poly`).
 
     800 train, 200 val, the rest test, stratified by probability and cell type; one split for the first two names.
-    The cell type is learnt from 100.
+    The cell type is learnt from 100; of the cells of one type 300 train and 150 val.
 
     Raises:
         UserError: the package is missing or incomplete.
@@ -51,15 +55,19 @@ def elpv(name: str, *, seed: int) -> Listing:
     with open(os.path.join(folder, "labels.csv"), encoding="utf-8") as file:
         for line in file:
             image, probability, cell_type = line.split()
+            if name in ("elpv-mono", "elpv-poly") and cell_type != name.removeprefix("elpv-"):
+                continue
             names.append(image)
             levels.append(round(3 * float(probability)))
             types.append(CLASSES["elpv-type"].index(cell_type))
-    labels = {"elpv": [int(level >= 2) for level in levels], "elpv-levels": levels, "elpv-type": types}[name]
-    train = TYPE_TRAIN if name == "elpv-type" else TRAIN
-    parts = split_counts(names, list(zip(levels, types, strict=True)), {"train": train, "val": VAL}, seed=seed)
+    labels = {"elpv-levels": levels, "elpv-type": types}.get(name, [int(level >= 2) for level in levels])
+    counts = {"train": TYPE_TRAIN if name == "elpv-type" else TRAIN, "val": VAL}
+    counts = ONE_TYPE if name in ("elpv-mono", "elpv-poly") else counts
+    parts = split_counts(names, list(zip(levels, types, strict=True)), counts, seed=seed)
     parts["test"] = parts.pop("rest")
     splits = {part: [(names[i], labels[i]) for i in indices] for part, indices in parts.items()}
-    made = f"{train} train, {VAL} val, the rest test, stratified by defect probability and cell type, seed {seed}"
+    sizes = f"{counts['train']} train, {counts['val']} val, the rest test"
+    made = f"{sizes}, stratified by defect probability and cell type, seed {seed}"
     notes = (*NOTES, made, *REMARKS.get(name, ()))
     return Listing("elpv", folder, CLASSES[name], splits, notes=notes)
 

@@ -27,10 +27,12 @@ from snella.cli import main
 from snella.config import TrainConfig
 from snella.methods import METHODS
 from snella.recipe import read_recipe
+from snella.runfolder import read_rows
 from snella.tasks.bundled import FOCUS, NOTES
 from snella.trained import load_run
 
 SUMMARY = {"test", "val", "trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "seed", "versions"}
+SUMMARY |= {"selection", "images", "device"}
 
 
 @pytest.fixture(scope="module")
@@ -420,3 +422,18 @@ def test_a_transformers_backbone_trains_predicts_and_merges(images: Path, tmp_pa
     with torch.no_grad():
         ours = loaded.model.eval()(x)
         torch.testing.assert_close(merged(x).logits, getattr(ours, "logits", ours), rtol=1e-4, atol=1e-4)
+
+
+def test_the_last_epoch_is_tested_as_well_where_asked(images, tmp_path):
+    # at this rate the validation falls behind its first epoch's
+    flags = ("--epochs", "3", "--lr", "0.3", "--method", "full", "--min-lr", "0.2")
+    assert train(images, tmp_path / "run", *flags, "--last-epoch") == 0
+    summary = read(tmp_path / "run" / "summary.json")
+    assert summary["test_last"].keys() == summary["test"].keys()
+    assert train(images, tmp_path / "other", *flags) == 0
+    other = read(tmp_path / "other" / "summary.json")
+    assert "test_last" not in other
+    assert {split: other[split] for split in ("test", "val")} == {split: summary[split] for split in ("test", "val")}
+    best = max(read_rows(tmp_path / "run" / "metrics.jsonl"), key=lambda row: row.get("top1", -1))
+    assert best["epoch"] < 3
+    assert summary["test_last"] != summary["test"]

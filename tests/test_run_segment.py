@@ -20,6 +20,7 @@ from snella.cli import main
 from snella.methods import METHODS
 
 SUMMARY = {"test", "val", "trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "seed", "versions"}
+SUMMARY |= {"selection", "images", "device"}
 
 
 @pytest.fixture(scope="module")

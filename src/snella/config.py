@@ -188,6 +188,9 @@ class TrainConfig:
     test_fraction: float = 0.15
     """Share of each class set aside for the final test, where the data has no split of its own. 0 to 1."""
 
+    last_epoch: bool = False
+    """Test the last epoch as well as the best one on val."""
+
     seed: int = 0
     """Seed of everything that is drawn: new weights, splits, order, augmentation."""
     device: str = "auto"

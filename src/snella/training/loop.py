@@ -50,7 +50,7 @@ class FitResult:
     seconds: float  # wall time with validation, over all resumes
     peak_memory_bytes: int  # of a training step, see snella.training.memory
     history: tuple[dict[str, Any], ...]  # the "val" rows of metrics.jsonl
-    last: dict[str, Tensor] | None = field(compare=False)  # the last epoch's tuned state (EMA's if on); None: the best one's
+    last: dict[str, Tensor] | None = field(compare=False)  # tuned state of the last epoch; None: it is the best one's
 
 
 def fit(

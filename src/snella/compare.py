@@ -45,9 +45,7 @@ def compare(plan: Plan, *, workers: int = 1, console: Console | None = None) -> 
     failed: Failures = {}
     tasks = _with_data(plan, failed, console)
     first = plan.seeds[0]
-    grid = [
-        plan.config(task, method, lr, first) for task in tasks for method in plan.grids for lr in plan.grids[method]
-    ]
+    grid = [plan.config(task, method, lr, first) for task in tasks for method, lr in plan.rates()]
     failed |= _run(plan, grid, workers, console)
     chosen = {(task, method): best_rate(_grid(plan, task, method).values()) for task in tasks for method in plan.grids}
     rest = [
@@ -81,27 +79,26 @@ def compare(plan: Plan, *, workers: int = 1, console: Console | None = None) -> 
 def _check_folders(plan: Plan) -> None:
     """Refuse, before anything runs, what stands where a run belongs and is another one."""
     for task in plan.tasks:
-        for method, rates in plan.grids.items():
-            for config in (plan.config(task, method, lr, seed) for lr in rates for seed in plan.seeds):
-                TASKS[config.task].check(config)
-                folder = Path(config.out or "")
-                state = state_of(folder)
-                if state == "foreign":
-                    raise UserError(f"{folder} exists and is no run folder; choose another --out")
-                differ = differences(read_config(folder), config) if state != "absent" else []
-                if differ:
-                    more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-                    raise UserError(
-                        f"{folder} was trained with other settings ({', '.join(differ[:3])}{more}); "
-                        "choose another --out, or delete it"
-                    )
+        for config in (plan.config(task, method, lr, seed) for method, lr in plan.rates() for seed in plan.seeds):
+            TASKS[config.task].check(config)
+            folder = Path(config.out or "")
+            state = state_of(folder)
+            if state == "foreign":
+                raise UserError(f"{folder} exists and is no run folder; choose another --out")
+            differ = differences(read_config(folder), config) if state != "absent" else []
+            if differ:
+                more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+                raise UserError(
+                    f"{folder} was trained with other settings ({', '.join(differ[:3])}{more}); "
+                    "choose another --out, or delete it"
+                )
 
 
 def _with_data(plan: Plan, failed: Failures, console: Console) -> list[PlannedTask]:
     """The tasks whose data can be read; it is not looked at where all runs of the grid are finished."""
     found = []
     for task in plan.tasks:
-        configs = [plan.config(task, m, lr, plan.seeds[0]) for m, rates in plan.grids.items() for lr in rates]
+        configs = [plan.config(task, method, lr, plan.seeds[0]) for method, lr in plan.rates()]
         try:
             if any(state_of(Path(config.out or "")) != "finished" for config in configs):
                 read_run_data(configs[0], console)
@@ -187,10 +184,10 @@ def protocol(plan: Plan, result: TaskResult) -> tuple[str, ...]:
     return (
         f"test: the best epoch on val (the last epoch: {last}); never the best epoch on test",
         f"learning rate: the best of {rates} on val with seed {plan.seeds[0]}",
-        f"seeds: {seeds}; ± is the sample standard deviation over them, [ ] the 95 % t-interval of paired differences",
+        f"seeds: {seeds}; ± is the sample standard deviation, [ ] the 95 % t-interval of differences with the same seeds",
         f"images: {' or '.join(sorted(sizes))}, {preprocessing['image_size']} pixels; "
         f"mean {_values(preprocessing['mean'])}, std {_values(preprocessing['std'])}",
-        "memory: the largest peak of a training step; step: median of the training, which other runs at once slow down",
+        "memory: largest peak of a training step; step: median time of one, which runs side by side slow down",
         f"device: {', '.join(sorted({run.device for run in runs}))}; {' or '.join(sorted(versions))}",
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from snella.config import START, Method, TrainConfig, flag, shrunk
+from snella.config import Method, TrainConfig, flag, shrunk
 from snella.errors import UserError
 from snella.flags import divided, value_of
 from snella.recipe import read_recipe
@@ -24,16 +24,9 @@ T = TypeVar("T")
 
 GRID = (1e-3, 3e-3, 1e-2)
 FULL_GRID = (1e-4, 3e-4, 1e-3)  # of all weights, which need smaller steps
-# fields of train that a comparison sets itself -> the flag that is there instead
-SET_HERE: dict[str, str] = {
-    "method": "--methods",
-    "lr": "--lr-grid",
-    "seed": "--seeds",
-    "last_epoch": "",
-    "resume": "",
-    "overwrite": "",
-}
-SET_HERE |= {name: "" for name in START if name not in ("out", *SET_HERE)}
+# what a comparison sets itself -> the flag that is there instead
+SET_HERE = {"method": "--methods", "lr": "--lr-grid", "seed": "--seeds"}
+SET_HERE |= dict.fromkeys(("last_epoch", "resume", "overwrite", "estimate"), "")
 
 
 @dataclass(frozen=True)
@@ -60,6 +53,10 @@ class Plan:
         out = task.folder / method / f"lr-{lr:g}" / f"seed-{seed}"
         config: Any = replace(task.config, method=method, lr=lr, seed=seed, out=str(out), last_epoch=True, resume=True)
         return shrunk(config) if config.smoke else config
+
+    def rates(self) -> list[tuple[str, float]]:
+        """Each method with each rate of its grid."""
+        return [(method, lr) for method, rates in self.grids.items() for lr in rates]
 
 
 def make_plan(command: Any, shared: Sequence[str], parse: Callable[[TrainConfig, Sequence[str]], TrainConfig]) -> Plan:
@@ -95,10 +92,9 @@ def make_plan(command: Any, shared: Sequence[str], parse: Callable[[TrainConfig,
         defaults = read_recipe(command.recipe) if command.recipe else TrainConfig()
         plan = Plan((PlannedTask("", parse(defaults, shared), folder),), grids, seeds, folder)
     for task in plan.tasks:
-        for method, rates in grids.items():
-            for lr in rates:
-                for seed in seeds:
-                    validate(plan.config(task, method, lr, seed))
+        for method, lr in plan.rates():
+            for seed in seeds:
+                validate(plan.config(task, method, lr, seed))
     return plan
 
 

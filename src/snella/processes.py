@@ -41,9 +41,8 @@ def run_jobs(jobs: Sequence[Job], *, workers: int, console: Console) -> dict[Job
     failed: dict[Job, str] = {}
     environment = _environment(workers)
     columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
-    with Progress(
-        *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    columns += (TimeElapsedColumn(),)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         runs = bar.add_task("runs", total=len(jobs), text="")
         try:
             while waiting or running:

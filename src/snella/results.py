@@ -77,9 +77,7 @@ class TaskResult:
 def read_result(folder: Path) -> RunResult:
     """What a finished run came to."""
     config, summary = read_config(folder), read_summary(folder)
-    metrics = {
-        name: {key: float(value) for key, value in summary[name].items()} for name in ("test", "test_last", "val")
-    }
+    metrics = {name: summary[name] for name in ("test", "test_last", "val")}
     names = ("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "images", "device", "versions")
     images = min(config.batch_size, summary["images"]["train"]) * config.accumulate
     return RunResult(

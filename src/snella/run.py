@@ -295,7 +295,7 @@ def _save_adapter(folder: Path, config: TrainConfig, ready: Prepared) -> None:
 
 
 def _finish(folder: Path, config: TrainConfig, ready: Prepared, result: FitResult, console: Console) -> dict[str, Any]:
-    """Test once, with the best epoch on val (and the last where asked); draw the figures; the summary comes last and says the run is whole."""
+    """Test the best epoch on val (and the last where asked); draw the figures; the summary ends the run."""
     accelerator = accelerator_for(config.device, config.precision)
     names, task = TASKS[config.task].METRICS, ready.task
     found = {

@@ -87,8 +87,12 @@ def cells(result: TaskResult) -> tuple[list[str], list[list[str]]]:
 
 
 def task_report(result: TaskResult) -> Group:
-    """The table with its protocol and notes."""
-    return Group(_table(*cells(result), title=result.name or None), *_lines(result.protocol, result.notes))
+    """What the methods reach and what they cost, as two tables that fit a terminal, with protocol and notes."""
+    heads, rows = cells(result)
+    cut = heads.index("parameters")
+    reached = _table(heads[:cut], [row[:cut] for row in rows], title=result.name or None)
+    cost = _table([heads[0], *heads[cut:]], [[row[0], *row[cut:]] for row in rows])
+    return Group(reached, cost, *_lines(result.protocol, result.notes))
 
 
 def write_task(result: TaskResult, folder: Path) -> None:
@@ -220,7 +224,7 @@ def write_suite(suite: Suite, results: Sequence[TaskResult], folder: Path) -> No
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:
     table = Table(title=Text(title) if title else None, title_justify="left")
     for i, head in enumerate(heads):
-        table.add_column(head, justify="right" if i else "left", overflow="fold")
+        table.add_column(head, justify="right" if i else "left", no_wrap=not i)
     for row in rows:
         table.add_row(*map(Text, row))
     return table

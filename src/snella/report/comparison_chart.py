@@ -38,16 +38,14 @@ def comparison_figure(result: TaskResult, path: str | os.PathLike[str]) -> Path:
             scores[row.method] = score
             memory[row.method] = averages(row)["peak_memory_bytes"]
             parameters[row.method] = averages(row)["trainable_parameters"]
-    width, height = 8.6, 4.0
+    width, height = 8.6, 4.1
     figure = new_figure(width, height)
     left, right = (figure.add_axes((x / width, 0.55 / height, 3.55 / width, 2.5 / height)) for x in (0.65, 4.85))
     _points(left, scores, memory, _limits(list(memory.values()), log=False))
     right.set_xscale("log")
     _points(right, scores, parameters, _limits(list(parameters.values()), log=True))
     left.xaxis.set_major_locator(MaxNLocator(5))
-    left.xaxis.set_major_formatter(
-        FuncFormatter(_in_units(max(memory.values()), (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))))
-    )
+    left.xaxis.set_major_formatter(FuncFormatter(_in_units(max(memory.values()))))
     right.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 3.0), numticks=8))
     right.xaxis.set_minor_locator(NullLocator())
     right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
@@ -56,7 +54,7 @@ def comparison_figure(result: TaskResult, path: str | os.PathLike[str]) -> Path:
     for axes in (left, right):
         axes.yaxis.set_major_locator(MaxNLocator(5))
         if is_share(result.metric):
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:g}%"))
+            axes.yaxis.set_major_formatter(FuncFormatter(_percent))
         axes.set_title(f"test {result.label}", loc="left", fontsize=9.5, weight="bold", color=INK)
         plain(axes)
         axes.grid(axis="y", color=PALE, linewidth=0.6)
@@ -65,11 +63,11 @@ def comparison_figure(result: TaskResult, path: str | os.PathLike[str]) -> Path:
     for axes, x in ((left, memory), (right, parameters)):
         label_points(axes, {name: (x[name], score.mean) for name, score in scores.items()}, _colour)
     seeds = max(score.count for score in scores.values())
+    spread = f"mean of {seeds} seeds, ± 1 standard deviation" if seeds > 1 else "one seed"
     heading(
         figure,
         "Which method for this data" + (f": {result.name}" if result.name else ""),
-        f"test {result.label} of the best epoch on val: mean"
-        + (f" of {seeds} seeds, ± 1 standard deviation" * (seeds > 1)),
+        f"test {result.label} of the best epoch on val: {spread}",
         f"left and {'above' if result.higher_is_better else 'below'} is better",
     )
     return save_figure(figure, path)
@@ -97,9 +95,14 @@ def _limits(values: list[float], *, log: bool) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _in_units(largest: float, units: tuple[tuple[str, float], ...]) -> Callable[[float, int], str]:
-    """What writes values in the unit that suits the largest of them."""
-    unit, size = next((unit for unit in units if largest >= unit[1]), ("B", 1.0))
+def _percent(share: float, _: int) -> str:
+    return f"{share * 100:g}%" if share <= 1 else ""
+
+
+def _in_units(largest: float) -> Callable[[float, int], str]:
+    """What writes bytes in the unit that suits the most of them."""
+    units = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0))
+    unit, size = next(unit for unit in units if largest >= unit[1] or unit[1] == 1)
     return lambda value, _: f"{value / size:g} {unit}"
 
 

@@ -184,7 +184,7 @@ def protocol(plan: Plan, result: TaskResult) -> tuple[str, ...]:
     return (
         f"test: the best epoch on val (the last epoch: {last}); never the best epoch on test",
         f"learning rate: the best of {rates} on val with seed {plan.seeds[0]}",
-        f"seeds: {seeds}; ± is the sample standard deviation, [ ] the 95 % t-interval of differences with the same seeds",
+        f"seeds: {seeds}; ± is the sample standard deviation, [ ] the 95 % t-interval of paired differences",
         f"images: {' or '.join(sorted(sizes))}, {preprocessing['image_size']} pixels; "
         f"mean {_values(preprocessing['mean'])}, std {_values(preprocessing['std'])}",
         "memory: largest peak of a training step; step: median time of one, which runs side by side slow down",

@@ -29,6 +29,7 @@ from runs import MODEL, write_images
 from snella.cli import main
 from snella.config import TrainConfig
 from snella.processes import Job
+from snella.recipe import read_recipe
 from snella.results import step_seconds
 
 STEPS = ["--epochs", "2", "--batch-size", "8"]
@@ -315,3 +316,16 @@ def test_what_stands_in_the_way_is_named(images, tmp_path, ran, capsys):
 def test_the_time_of_a_step_is_a_median_and_without_validations():
     rows = [{"kind": "train", "images_per_second": speed} for speed in (1.0, 8.0, 16.0)] + [{"kind": "val"}]
     assert step_seconds(rows, 8) == 1.0
+
+
+def test_a_recipe_gives_defaults(images, tmp_path, ran):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"data: {images}\nbackbone: test_vit\npretrained: false\nimage_size: 32\nepochs: 1\nmethod: snell\n"
+    )
+    flags = ["--methods", "linear", "--seeds", "1", "--lr-grid", "1e-3", "--batch-size", "8", "--device", "cpu"]
+    assert main(["compare", "--recipe", str(recipe), "--out", str(tmp_path / "out"), *flags, "--smoke"]) == 0
+    config = read_recipe(str(tmp_path / "out" / "linear" / "lr-0.001" / "seed-1" / "config.yaml"))
+    assert (config.method, config.seed, config.epochs, config.smoke, config.last_epoch) == ("linear", 1, 1, True, True)
+    assert main(["compare", "--recipe", str(recipe), "--out", str(tmp_path / "out"), *flags, "--smoke"]) == 0
+    assert len(ran) == 1

@@ -209,10 +209,11 @@ def _compare(args: list[str]) -> int:
     check_flags(args, hints, "compare", negatable=True)
     command = _parse(Compare, ["--help"] if {"-h", "--help"} & set(args) else own)
 
-    def shared_by_all(defaults: TrainConfig, flags: Sequence[str]) -> TrainConfig:
-        return parse(Train, flags, "compare", negatable=True, default=Train(config=defaults)).config
+    def settings(flags: Sequence[str], defaults: TrainConfig | None) -> TrainConfig:
+        default = _defaults(flags) if defaults is None else Train(config=defaults)
+        return parse(Train, flags, "compare", negatable=True, default=default).config
 
-    plan = make_plan(command, shared, shared_by_all)
+    plan = make_plan(command, shared, settings)
     from snella.compare import compare
 
     try:
@@ -221,7 +222,7 @@ def _compare(args: list[str]) -> int:
         raise Stopped(_code(stop), _again(["compare", *args])) from None
 
 
-def _defaults(args: list[str]) -> Train:
+def _defaults(args: Sequence[str]) -> Train:
     """The recipe's values and its name; `--resume --out RUN` alone takes RUN/config.yaml for the recipe."""
     recipe, out = value_of(args, "recipe"), value_of(args, "out")
     if recipe is None and out and "--resume" in args and (Path(out) / "config.yaml").is_file():

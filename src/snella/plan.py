@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 from snella.config import Method, TrainConfig, flag, shrunk
 from snella.errors import UserError
 from snella.flags import divided, value_of
-from snella.recipe import read_recipe
 from snella.validation import choice_error, validate
 
 if TYPE_CHECKING:
@@ -59,13 +58,15 @@ class Plan:
         return [(method, lr) for method, rates in self.grids.items() for lr in rates]
 
 
-def make_plan(command: Any, shared: Sequence[str], parse: Callable[[TrainConfig, Sequence[str]], TrainConfig]) -> Plan:
+def make_plan(
+    command: Any, shared: Sequence[str], settings: Callable[[Sequence[str], TrainConfig | None], TrainConfig]
+) -> Plan:
     """The plan that flags describe.
 
     Args:
         command: recipe, methods, seeds, lr_grid, workers and out, as typed (`snella.cli.Compare`).
         shared: the other flags, of `snella train`.
-        parse: (defaults, flags) -> the config that they give.
+        settings: (flags of `snella train`, defaults; None: those of the recipe named in them) -> the config.
 
     Raises:
         UserError: a method, seed, rate or setting that cannot be.
@@ -86,11 +87,11 @@ def make_plan(command: Any, shared: Sequence[str], parse: Callable[[TrainConfig,
     if command.recipe and is_suite(command.recipe):
         suite = read_suite(command.recipe, value_of(shared, "data"))
         rest = divided(shared, ["data"])[1]
-        tasks = tuple(PlannedTask(t.name, parse(t.config, rest), folder / t.name) for t in suite.tasks)
+        tasks = tuple(PlannedTask(t.name, settings(rest, t.config), folder / t.name) for t in suite.tasks)
         plan = Plan(tasks, grids, seeds, folder, suite)
     else:
-        defaults = read_recipe(command.recipe) if command.recipe else TrainConfig()
-        plan = Plan((PlannedTask("", parse(defaults, shared), folder),), grids, seeds, folder)
+        recipe = ["--recipe", command.recipe] if command.recipe else []
+        plan = Plan((PlannedTask("", settings([*recipe, *shared], None), folder),), grids, seeds, folder)
     for task in plan.tasks:
         for method, lr in plan.rates():
             for seed in seeds:

@@ -18,6 +18,7 @@ def test_quantiles_are_those_of_scipy(freedom, confidence):
     assert t_quantile(freedom, confidence) == pytest.approx(stats.t.ppf((1 + confidence) / 2, freedom), rel=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:Precision loss")
 @given(scores)
 def test_the_interval_of_paired_differences_is_that_of_scipy(pairs):
     ours, theirs = zip(*pairs, strict=True)

@@ -46,7 +46,8 @@ def comparison_figure(result: TaskResult, path: str | os.PathLike[str]) -> Path:
     _points(right, scores, parameters, _limits(list(parameters.values()), log=True))
     left.xaxis.set_major_locator(MaxNLocator(5))
     left.xaxis.set_major_formatter(FuncFormatter(_in_units(max(memory.values()))))
-    right.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 3.0), numticks=8))
+    wide = max(parameters.values()) > 1000 * min(parameters.values())
+    right.xaxis.set_major_locator(LogLocator(10, subs=(1.0,) if wide else (1.0, 3.0), numticks=9))
     right.xaxis.set_minor_locator(NullLocator())
     right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
     left.set_xlabel("peak memory of a training step", fontsize=8.5, color=GREY)
@@ -76,7 +77,14 @@ def comparison_figure(result: TaskResult, path: str | os.PathLike[str]) -> Path:
 def _points(axes: Axes, scores: dict[str, Spread], x: dict[str, float], limits: tuple[float, float]) -> None:
     for name, score in scores.items():
         axes.errorbar(
-            x[name], score.mean, yerr=score.std or 0, fmt="o", markersize=6, elinewidth=1.1, color=_colour(name)
+            x[name],
+            score.mean,
+            yerr=score.std or 0,
+            fmt="o",
+            markersize=6,
+            elinewidth=1.1,
+            color=_colour(name),
+            zorder=3 if name.startswith("snella") else 2,
         )
     axes.set_xlim(limits)
     low = min(score.mean - (score.std or 0) for score in scores.values())

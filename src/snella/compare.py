@@ -169,7 +169,7 @@ def at_an_end(row: MethodResult) -> bool:
 
 
 def protocol(plan: Plan, result: TaskResult) -> tuple[str, ...]:
-    """What was done, in lines to stand under the table."""
+    """What was done, in lines to stand under the table; the first `OWN_LINES` are about this task."""
     runs = [run for row in result.methods for run in row.runs]
     shares = [(row.method, result.spread(row, "test_last")) for row in result.methods]
     last = ", ".join(f"{method} {with_spread(result.metric, value)}" for method, value in shares if value)
@@ -183,10 +183,10 @@ def protocol(plan: Plan, result: TaskResult) -> tuple[str, ...]:
     versions = {", ".join(f"{name} {version}" for name, version in run.versions.items()) for run in runs}
     return (
         f"test: the best epoch on val (the last epoch: {last}); never the best epoch on test",
-        f"learning rate: the best of {rates} on val with seed {plan.seeds[0]}",
-        f"seeds: {seeds}; ± is the sample standard deviation, [ ] the 95 % t-interval of paired differences",
         f"images: {' or '.join(sorted(sizes))}, {preprocessing['image_size']} pixels; "
         f"mean {_values(preprocessing['mean'])}, std {_values(preprocessing['std'])}",
+        f"learning rate: the best of {rates} on val with seed {plan.seeds[0]}",
+        f"seeds: {seeds}; ± is the sample standard deviation, [ ] the 95 % t-interval of paired differences",
         "memory: largest peak of a training step; step: median time of one, which runs side by side slow down",
         f"device: {', '.join(sorted({run.device for run in runs}))}; {' or '.join(sorted(versions))}",
     )

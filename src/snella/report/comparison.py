@@ -16,7 +16,7 @@ from rich.text import Text
 
 from snella.report.intervals import Difference, Spread
 from snella.report.tables import NOTHING, decimal_bytes, duration
-from snella.results import REFERENCE, MethodResult, TaskResult, averages
+from snella.results import OWN_LINES, REFERENCE, MethodResult, TaskResult, averages
 from snella.runfolder import write_json, write_text
 
 if TYPE_CHECKING:
@@ -192,8 +192,8 @@ def suite_lines(suite: Suite, results: Sequence[TaskResult]) -> list[str]:
     lines = [*suite.notes]
     for result in results:
         rates = ", ".join(f"{row.method} {row.lr:g}" for row in result.methods if row.lr is not None)
-        lines += [f"{result.name}: {line}" for line in (f"rates: {rates}", *result.protocol[:1], *result.notes)]
-    shared = dict.fromkeys(line for result in results for line in result.protocol[1:])
+        lines += [f"{result.name}: {line}" for line in (f"rates: {rates}", *result.protocol[:OWN_LINES], *result.notes)]
+    shared = dict.fromkeys(line for result in results for line in result.protocol[OWN_LINES:])
     return [*lines, *shared]
 
 

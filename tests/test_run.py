@@ -22,7 +22,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import snella.run
-import snella.training.loop
 from runs import train, write_images
 from snella.cli import main
 from snella.config import TrainConfig
@@ -422,16 +421,3 @@ def test_a_transformers_backbone_trains_predicts_and_merges(images: Path, tmp_pa
     with torch.no_grad():
         ours = loaded.model.eval()(x)
         torch.testing.assert_close(merged(x).logits, getattr(ours, "logits", ours), rtol=1e-4, atol=1e-4)
-
-
-def test_the_last_epoch_is_tested_as_well_where_asked(images, tmp_path, monkeypatch):
-    flags = ("--epochs", "2", "--method", "full", "--lr", "1e-3", "--warmup", "0.5", "--warmup-lr", "0")
-    found = {}
-    for best, better in (("first", lambda metric, so_far, _: so_far is None), ("last", lambda *_: True)):
-        monkeypatch.setattr(snella.training.loop, "is_better", better)
-        assert train(images, tmp_path / best, *flags, "--last-epoch") == 0
-        found[best] = read(tmp_path / best / "summary.json")
-    assert found["first"]["test"] != found["first"]["test_last"]
-    assert found["first"]["test_last"] == found["last"]["test"] == found["last"]["test_last"]
-    assert train(images, tmp_path / "neither", *flags) == 0
-    assert "test_last" not in read(tmp_path / "neither" / "summary.json")

@@ -5,22 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.tables import ratio, where
 from snella.errors import UserError
+from snella.report.labels import label_points
 from snella.report.style import BLUE, GREY, INK, ORANGE, PALE, heading, new_figure, plain, save_figure
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.transforms import Bbox
-
-# where a label may stand, in points from its marker: x, y, and which of its sides is there
-PLACES = tuple(
-    (x * reach, y * reach, {1: "left", -1: "right", 0: "center"}[x], {1: "bottom", -1: "top", 0: "center"}[y])
-    for reach in (7, 14, 22)
-    for x, y in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
-)
 TICKS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 15, 20)
 
 
@@ -68,7 +59,7 @@ def draw_chart(result: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     axes.set_ylabel("memory of a training step (LoRA = 1)", fontsize=8.5, color=GREY)
     plain(axes)
     axes.spines[["left", "bottom"]].set(visible=True, color=PALE)
-    _label(axes, place)
+    label_points(axes, place, _colour)
     settings, batch = result["settings"], result["results"][0]["batch"]
     peak = "peak of CUDA's allocator" if result["results"][0]["methods"]["lora"]["peak_bytes"] else (
         "kept for the backward pass, weights, gradients and AdamW's moments"
@@ -92,43 +83,3 @@ def _limits(values: Sequence[float], *, room: float) -> tuple[float, float]:
     low, high = min(*values, 0.9), max(*values, 1.1)
     margin = (high / low) ** room
     return low / margin, high * margin
-
-
-def _label(axes: Axes, place: Mapping[str, tuple[float, float]]) -> None:
-    """Write each name beside its point, where it covers no other name and no point."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.transforms import Bbox
-
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    radius = 4.5 * figure.dpi / 72
-    taken = [
-        Bbox.from_bounds(x - radius, y - radius, 2 * radius, 2 * radius)
-        for x, y in axes.transData.transform(list(place.values()))
-    ]
-    frame = axes.get_window_extent(renderer)
-    for name, point in place.items():
-        options: list[tuple[float, Any, Bbox]] = []
-        for dx, dy, ha, va in PLACES:
-            text = axes.annotate(
-                name, point, (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=8.5, color=_colour(name),
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
-            )  # fmt: skip
-            box = text.get_window_extent(renderer)
-            options.append((_covered(box, taken, frame), text, box))
-        _, chosen, box = min(options, key=lambda option: option[0])  # of equals the first
-        for _, text, _ in options:
-            if text is not chosen:
-                text.remove()
-        taken.append(box)
-
-
-def _covered(box: Bbox, taken: Sequence[Bbox], frame: Bbox) -> float:
-    """Area of what a label would cover, and of what of it would lie outside the frame."""
-    from matplotlib.transforms import Bbox
-
-    overlaps = [Bbox.intersection(box, other) for other in taken]
-    inside = Bbox.intersection(box, frame)
-    outside = box.width * box.height - (inside.width * inside.height if inside is not None else 0)
-    return outside + sum(overlap.width * overlap.height for overlap in overlaps if overlap is not None)

@@ -204,6 +204,11 @@ def test_smoke_shrinks_and_shrinks_once():
     assert shrunk(TrainConfig(data="a")).image_size == 112
 
 
+@pytest.mark.parametrize("task", get_args(snella.config.Task))
+def test_what_smoke_makes_is_valid_itself(task):
+    validate(shrunk(TrainConfig(task=task, data="a")))
+
+
 @pytest.mark.parametrize(
     ("data", "name"),
     [

@@ -31,6 +31,7 @@ from snella.tasks.bundled import BACKBONES, FOCUS
 from snella.trained import load_run
 
 SUMMARY = {"test", "val", "trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "seed", "versions"}
+SUMMARY |= {"selection", "images", "device"}
 
 
 @pytest.fixture(scope="module")

@@ -137,7 +137,7 @@ def test_the_run_folder_and_the_summary_are_those_of_any_task(sd_run):
         with Image.open(figure) as opened:
             opened.verify()
     summary = read(sd_run / "summary.json")
-    assert summary.keys() == SUMMARY | {"seed", "versions"}
+    assert summary.keys() == SUMMARY | {"seed", "versions", "selection", "images", "device"}
     assert summary["test"].keys() == summary["val"].keys() == {"denoising_loss"}
     assert summary["test"]["denoising_loss"] == pytest.approx(np.mean(summary["noise_levels"][0]["losses"]))
     assert summary["val"]["denoising_loss"] == min(row["denoising_loss"] for row in rows(sd_run, "val"))

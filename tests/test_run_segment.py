@@ -15,11 +15,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import snella.training.loop
 from masked_runs import blobs, picture, train, write_pairs
 from snella.cli import main
 from snella.methods import METHODS
 
 SUMMARY = {"test", "val", "trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "seed", "versions"}
+SUMMARY |= {"selection", "images", "device"}
 
 
 @pytest.fixture(scope="module")
@@ -232,3 +234,16 @@ def test_smoke_and_windows_of_large_images(tmp_path):
             image.save(root / folder / f"{i}.png")
     assert train(root, tmp_path / "run", "--resize", "none", "--smoke", "--image-size", "32") == 0
     assert sum(row["pixels"] for row in read(tmp_path / "run" / "summary.json")["classes"]) == 2 * 90 * 60
+
+
+def test_the_last_epoch_is_tested_as_well_where_asked(pairs, tmp_path, monkeypatch):
+    flags = ("--epochs", "3")
+    found = {}
+    for best, better in (("first", lambda metric, so_far, _: so_far is None), ("last", lambda *_: True)):
+        monkeypatch.setattr(snella.training.loop, "is_better", better)
+        assert train(pairs, tmp_path / best, *flags, "--last-epoch") == 0
+        found[best] = read(tmp_path / best / "summary.json")
+    assert found["first"]["test"] != found["first"]["test_last"]
+    assert found["first"]["test_last"] == found["last"]["test"] == found["last"]["test_last"]
+    assert train(pairs, tmp_path / "neither", *flags) == 0
+    assert "test_last" not in read(tmp_path / "neither" / "summary.json")

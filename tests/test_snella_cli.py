@@ -48,6 +48,8 @@ def stand_in(tmp_path: Path):
         ("trian", 2, "did you mean train?"),
         ("train --lrr 3", 2, "did you mean --lr?"),
         ("train --data x --r 7", 2, "--r 7 is not divisible by --heads 2"),
+        ("compare --help", 0, "--lr-grid"),
+        ("compare --data x --lr 1", 2, "use --lr-grid"),
         ("evaluate --split tst", 2, "did you mean test?"),
     ],
 )

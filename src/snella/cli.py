@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import io
 import os
-import re
 import shlex
 import signal
 import sys
@@ -18,24 +16,25 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
-import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from snella.config import Task, TrainConfig, flag, nearest, run_folder
 from snella.errors import UserError
+from snella.flags import check_flags, divided, parse, value_of
+from snella.plan import make_plan
 from snella.recipe import read_recipe
 from snella.suites import is_suite_task, read_suite_task
-from snella.validation import choice_error, validate
+from snella.validation import validate
 from snella.version import __version__
 
 HELP = f"""\
 snella {__version__}: fine-tune pre-trained vision backbones by a sparse update that fits its budget.
 
   snella train --data FOLDER      fine-tune; --recipe NAME_OR_FILE gives defaults (snella train --recipe demo)
+  snella compare --data FOLDER    run methods side by side: rates chosen on val, seeds, a table, a chart
   snella evaluate RUN             test a run: metrics, per-class table, figures
   snella predict RUN [IMAGE...]   predict images, or the images of a folder
   snella merge RUN --out FOLDER   write a checkpoint that loads without snella, and ONNX with --onnx
@@ -57,6 +56,26 @@ class Train:
     YAML file, such as a run's config.yaml."""
     config: OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
     """What a recipe may set, and where the results go."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Tune by several methods on the same data: the learning rate of each is chosen on val, then come more seeds.
+
+    Any flag of snella train may follow, for all runs alike: --data, --epochs, --backbone ..."""
+
+    recipe: str | None = None
+    """Defaults of the runs, as for snella train, or a suite of tasks, all of which are run."""
+    methods: str = "snella,lora,linear,full"
+    """Methods of snella train, with commas between them. With lora, the others' differences to it are shown."""
+    seeds: str = "0,1,2"
+    """Seeds of the runs; the first one chooses the learning rate."""
+    lr_grid: str | None = None
+    """Learning rates to choose from. None: 1e-4,3e-4,1e-3 for full and 1e-3,3e-3,1e-2 for the others."""
+    workers: int = 1
+    """Runs at once, each with its share of the cores."""
+    out: str = "runs/compare"
+    """Folder of the runs (METHOD/lr-RATE/seed-SEED) and the results. Finished runs in it are not run again."""
 
 
 @dataclass(frozen=True)
@@ -187,9 +206,28 @@ def _train(args: list[str]) -> int:
     return 0
 
 
-def _defaults(args: list[str]) -> Train:
+def _compare(args: list[str]) -> int:
+    own, shared = divided(args, [f.name for f in dataclasses.fields(Compare)])
+    hints = get_type_hints(TrainConfig) | get_type_hints(Compare)
+    check_flags(args, hints, "compare", negatable=True)
+    command = _parse(Compare, ["--help"] if {"-h", "--help"} & set(args) else own)
+
+    def settings(flags: Sequence[str], defaults: TrainConfig | None) -> TrainConfig:
+        default = _defaults(flags) if defaults is None else Train(config=defaults)
+        return _in_benchmark(parse(Train, flags, "compare", negatable=True, default=default), flags)
+
+    plan = make_plan(command, shared, settings)
+    from snella.compare import compare
+
+    try:
+        return 1 if compare(plan, workers=command.workers) else 0
+    except KeyboardInterrupt as stop:
+        raise Stopped(_code(stop), _again(["compare", *args])) from None
+
+
+def _defaults(args: Sequence[str]) -> Train:
     """The recipe's values and its name; `--resume --out RUN` alone takes RUN/config.yaml for the recipe."""
-    recipe, out = _value(args, "recipe"), _value(args, "out")
+    recipe, out = value_of(args, "recipe"), value_of(args, "out")
     if recipe is None and out and "--resume" in args and (Path(out) / "config.yaml").is_file():
         recipe = str(Path(out) / "config.yaml")
     if not recipe:
@@ -197,23 +235,12 @@ def _defaults(args: list[str]) -> Train:
     return Train(recipe, read_suite_task(recipe) if is_suite_task(recipe) else read_recipe(recipe))
 
 
-def _in_benchmark(command: Train, args: list[str]) -> TrainConfig:
+def _in_benchmark(command: Train, args: Sequence[str]) -> TrainConfig:
     """The config; with a suite's task, --data names the folder of the whole benchmark, or the task's own."""
     config = command.config
-    if command.recipe and is_suite_task(command.recipe) and _value(args, "data"):
+    if command.recipe and is_suite_task(command.recipe) and value_of(args, "data"):
         return dataclasses.replace(config, data=read_suite_task(command.recipe, config.data).data)
     return config
-
-
-def _value(args: Sequence[str], name: str) -> str | None:
-    """The last value of a flag on the command line, before it is parsed."""
-    value = None
-    for word, following in zip_longest(args, args[1:]):
-        if word == flag(name):
-            value = following
-        elif word.startswith(f"{flag(name)}="):
-            value = word.partition("=")[2]
-    return value
 
 
 def _evaluate(args: list[str]) -> int:
@@ -287,6 +314,7 @@ def _data(args: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
+    "compare": _compare,
     "evaluate": _evaluate,
     "predict": _predict,
     "merge": _merge,
@@ -305,61 +333,12 @@ def _run(run: str, command: str) -> Path:
 
 
 def _parse(command: type[C], args: Sequence[str], **default: C) -> C:
-    """Parse the flags of a command; tyro's framed errors become a line."""
-    name = command.__name__.lower()
-    _check_flags(args, command, name)
-    framed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(framed):
-            parse: Any = tyro.cli  # its overloads do not know a default beside a configuration
-            return parse(
-                command, args=args, prog=f"snella {name}", config=(FlagCreatePairsOff,) * (name != "train"), **default
-            )
-    except SystemExit as end:
-        if not end.code:
-            raise
-        raise UserError(f"{_first_paragraph(framed.getvalue())} (see snella {name} --help)") from None
-
-
-def _check_flags(args: Sequence[str], command: type, name: str) -> None:
-    """Refuse what tyro would refuse at more length: unknown flags and choices, with the nearest valid ones."""
-    hints = get_type_hints(command) | (get_type_hints(TrainConfig) if command is Train else {})
+    """The command that the flags describe, with its name and fields in the messages."""
+    name, trains = command.__name__.lower(), command is Train
+    hints = get_type_hints(command) | (get_type_hints(TrainConfig) if trains else {})
     hints.pop("config", None)
-    flags = {flag(key): hint for key, hint in hints.items()} | {"--help": bool}
-    negated = {f"--no-{key[2:]}" for key, hint in flags.items() if hint is bool and command is Train}
-    for i, word in enumerate(args):
-        if not re.match(r"--[A-Za-z]", word):
-            continue
-        given, equals, value = word.partition("=")
-        given = "--" + given[2:].replace("_", "-")
-        if given not in flags and given not in negated:
-            raise UserError(f"unknown flag {given}{nearest(given, [*flags, *negated])} (see snella {name} --help)")
-        hint = flags.get(given)
-        choices = _choices(hint)
-        if choices and (equals or i + 1 < len(args)):
-            value = value if equals else args[i + 1]
-            if value not in choices:
-                raise choice_error(given[2:], value, choices)
-
-
-def _choices(hint: Any) -> tuple[str, ...]:
-    """The values of a Literal, or of one that may be None; () for other types."""
-    if get_origin(hint) is Literal:
-        return get_args(hint)
-    return next((get_args(part) for part in get_args(hint) if get_origin(part) is Literal), ())
-
-
-def _first_paragraph(framed: str) -> str:
-    """The message in a framed error: what stands between its title and the first rule or empty line."""
-    lines = [line.strip(" │|\t") for line in framed.splitlines()]
-    message = []
-    for line in lines[1:]:
-        if not line.strip("─-╭╮╰╯"):
-            if message:
-                break
-            continue
-        message.append(line)
-    return " ".join(message)
+    check_flags(args, hints, name, negatable=trains)
+    return parse(command, args, name, negatable=trains, **default)
 
 
 class Terminated(KeyboardInterrupt):

@@ -193,6 +193,9 @@ class TrainConfig:
     test_fraction: float = 0.15
     """Share of each class set aside for the final test, where the data has no split of its own. 0 to 1."""
 
+    last_epoch: bool = False
+    """Test the last epoch as well as the best one on val."""
+
     seed: int = 0
     """Seed of everything that is drawn: new weights, splits, order, augmentation."""
     device: str = "auto"
@@ -263,19 +266,19 @@ SMOKE_IMAGE = 112  # pixels; whole patches of both 14 and 16
 
 def shrunk(config: TrainConfig) -> TrainConfig:
     """What `--smoke` makes of a config; the images per class are limited where the data is read."""
-    generates = config.task == "generate"  # at the size that the network makes
+    if config.task == "generate":  # at the size that the network makes
+        few = {"samples": 2, "sample_steps": 4, "prior_images": 4}
+        config = replace(config, **{name: min(getattr(config, name), most) for name, most in few.items()})
+    else:
+        config = replace(config, image_size=min(config.image_size or SMOKE_IMAGE, SMOKE_IMAGE))
     return replace(
         config,
         epochs=min(config.epochs, 2),
-        image_size=config.image_size if generates else min(config.image_size or SMOKE_IMAGE, SMOKE_IMAGE),
         batch_size=min(config.batch_size, 8),
         init_warmup=0,
         final_warmup=0,
         allocate_every=None,
         checkpoint_every=0,
-        samples=min(config.samples, 2),
-        sample_steps=min(config.sample_steps, 4),
-        prior_images=min(config.prior_images, 4),
     )
 
 

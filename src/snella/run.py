@@ -54,10 +54,11 @@ from snella.tasks.bundled import BACKBONES
 from snella.tasks.interface import Generates, Spec, Task
 from snella.tasks.table import TASKS
 from snella.training.checkpoint import checkpoints
-from snella.training.devices import accelerator_for
+from snella.training.devices import accelerator_for, device_name
 from snella.training.evaluation import evaluate
 from snella.training.loop import FitResult, LoopSettings, fit
 from snella.training.optimiser import check_optimiser
+from snella.training.state import load_tuned_state
 from snella.validation import validate
 
 FEW = 4  # examples, of each class where there are some, of which memory is estimated
@@ -300,13 +301,20 @@ def _save_adapter(folder: Path, config: TrainConfig, ready: Prepared) -> None:
 
 
 def _finish(folder: Path, config: TrainConfig, ready: Prepared, result: FitResult, console: Console) -> dict[str, Any]:
-    """Test once, with the best epoch on val; draw the figures; the summary comes last and says the run is whole."""
+    """Test the best epoch on val (and the last where asked); draw the figures; the summary ends the run."""
     accelerator = accelerator_for(config.device, config.precision)
     names, task = TASKS[config.task].METRICS, ready.task
     found = {
         split: evaluate(ready.model, task, ready.batches[split], accelerator, seed=config.seed)
         for split in ("val", "test")
     }
+    metrics = {split: {name: found[split].metrics[name] for name in names} for split in ("test", "val")}
+    if config.last_epoch:  # nothing that follows looks at the model's values
+        last = found["test"]
+        if result.last is not None:
+            load_tuned_state(ready.model, result.last)
+            last = evaluate(ready.model, task, ready.batches["test"], accelerator, seed=config.seed)
+        metrics["test_last"] = {name: last.metrics[name] for name in names}
     if allocations := read_rows(folder / "allocation.jsonl"):
         allocation_figure(allocations, folder / "allocation.png")
     training_curves_figure(
@@ -319,12 +327,15 @@ def _finish(folder: Path, config: TrainConfig, ready: Prepared, result: FitResul
     for kind, draw in task.figures(found["test"]).items():
         draw(folder / f"{kind}.png")
     summary = {
-        **{split: {name: found[split].metrics[name] for name in names} for split in ("test", "val")},
+        **metrics,
+        "selection": {"metric": task.selection, "higher_is_better": task.higher_is_better},
         **task.details(found["test"]),
         "trainable_parameters": _trainable(ready.model),
         "adapter_bytes": size_of(folder / ADAPTER),
         "peak_memory_bytes": result.peak_memory_bytes,
         "seconds": round(result.seconds, 3),
+        "images": {split: len(images) for split, images in ready.data.splits.items()},
+        "device": device_name(accelerator.device),
         "seed": config.seed,
         "versions": versions(),
     }

@@ -48,10 +48,13 @@ def assert_same_run(folder: Path, model: Net, result: FitResult, whole: tuple[Pa
     reference = tuned_state(reference_model)
     assert tuned_state(model).keys() == reference.keys()
     assert all(torch.equal(value, reference[name]) for name, value in tuned_state(model).items())
-    timed = ("seconds", "peak_memory_bytes")
-    assert {k: v for k, v in vars(result).items() if k not in timed} == {
-        k: v for k, v in vars(reference_result).items() if k not in timed
+    apart = ("seconds", "peak_memory_bytes", "last")
+    assert {k: v for k, v in vars(result).items() if k not in apart} == {
+        k: v for k, v in vars(reference_result).items() if k not in apart
     }
+    assert (result.last is None) == (reference_result.last is None)
+    for name, value in (reference_result.last or {}).items():
+        assert torch.equal((result.last or {})[name], value), name
     for name in ("metrics.jsonl", "allocation.jsonl"):
         assert rows(folder / name) == rows(reference_folder / name)
     last, reference_last = newest_checkpoint(folder), newest_checkpoint(reference_folder)
@@ -75,6 +78,14 @@ def test_the_reference_run_moves_everything(whole):
     assert result.steps == EVERY_STEP[-1]
     again = load_file(checkpoints(folder)[-1] / "best.safetensors")
     assert all(torch.equal(again[name], value) for name, value in tuned_state(model).items())
+
+
+def test_the_last_epoch_is_kept_beside_the_best_one(whole):
+    folder, _, result = whole
+    assert (result.last is None) == (result.best_epoch == result.epochs_done)
+    ema = load_file(checkpoints(folder)[-1] / "ema.safetensors")
+    last = result.last or load_file(checkpoints(folder)[-1] / "best.safetensors")
+    assert all(torch.equal(last[name], value) for name, value in ema.items())
 
 
 def test_a_run_is_repeatable(whole, tmp_path):

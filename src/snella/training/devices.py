@@ -32,6 +32,11 @@ def check_device(device: str, precision: str) -> None:
             raise UserError(f"device {device!r} cannot be used here ({reason}); try --device cpu") from error
 
 
+def device_name(device: torch.device) -> str:
+    """What the device is called by its maker, or its type."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def accelerator_for(device: str, precision: str, *, tensorboard: Path | None = None) -> Accelerator:
     """Accelerate's view of `device` ("auto" or a torch device) and `precision` ("fp32", "bf16" or "fp16").
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class FitResult:
     seconds: float  # wall time with validation, over all resumes
     peak_memory_bytes: int  # of a training step, see snella.training.memory
     history: tuple[dict[str, Any], ...]  # the "val" rows of metrics.jsonl
+    last: dict[str, Tensor] | None = field(compare=False)  # tuned state of the last epoch; None: it is the best one's
 
 
 def fit(
@@ -102,6 +103,9 @@ def fit(
             accelerator.end_training()
     assert run.best is not None  # a finished run has seen an epoch
     assert at.best_metric is not None
+    last = None
+    if at.best_epoch != at.epochs:
+        last = copied(run.ema.shadow if run.ema is not None else tuned_state(model), device="cpu")
     load_tuned_state(model, run.best)
     return FitResult(
         best_metric=at.best_metric,
@@ -111,6 +115,7 @@ def fit(
         seconds=at.seconds,
         peak_memory_bytes=at.peak_memory_bytes,
         history=tuple(row for row in run.metrics.read() if row["kind"] == "val"),
+        last=last,
     )
 
 

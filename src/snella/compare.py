@@ -1,0 +1,198 @@
+"""Methods side by side: the same data, splits, seeds and loop for all.
+
+    plan ─ checks ─ runs of the grid, first seed ─ best rate of each method on val ─ runs of the other seeds
+                                                                                      └─ table, chart, OUT/compare.*
+
+Each run is `snella train` in a process of its own, in OUT/[TASK/]METHOD/lr-RATE/seed-SEED; its settings (.yaml) and
+what it printed (.log) stand beside that folder.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from snella.config import TrainConfig
+from snella.console import plain
+from snella.errors import UserError
+from snella.plan import Plan, PlannedTask
+from snella.processes import Job, run_jobs
+from snella.recipe import differences, to_yaml
+from snella.report.comparison import suite_report, task_report, with_spread, write_suite, write_task
+from snella.report.comparison_chart import comparison_figure
+from snella.results import MethodResult, RunResult, TaskResult, read_result
+from snella.run import read_run_data
+from snella.runfolder import read_about, read_config, state_of, write_text
+from snella.tasks.table import TASKS
+from snella.training.loop import is_better
+
+Failures = dict[Path, str]  # run folder -> why it failed, in a line
+
+
+def compare(plan: Plan, *, workers: int = 1, console: Console | None = None) -> Failures:
+    """Run what has not been run, print and write the tables and the chart, and return what failed.
+
+    Raises:
+        UserError: data that cannot be read (in a suite, of all tasks), or a folder that holds another run.
+        KeyboardInterrupt: Ctrl-C; the runs under way have written checkpoints, and the same call goes on with them.
+    """
+    console = console or Console()
+    _check_folders(plan)
+    failed: Failures = {}
+    tasks = _with_data(plan, failed, console)
+    first = plan.seeds[0]
+    grid = [plan.config(task, method, lr, first) for task in tasks for method, lr in plan.rates()]
+    failed |= _run(plan, grid, workers, console)
+    chosen = {(task, method): best_rate(_grid(plan, task, method).values()) for task in tasks for method in plan.grids}
+    rest = [
+        plan.config(task, method, lr, seed)
+        for (task, method), lr in chosen.items()
+        if lr is not None
+        for seed in plan.seeds[1:]
+    ]
+    failed |= _run(plan, rest, workers, console)
+
+    results = []
+    for task in tasks:
+        rates = {method: chosen[task, method] for method in plan.grids}
+        if not any(rates.values()):
+            continue
+        results.append(_result(plan, task, rates, failed))
+        write_task(results[-1], task.folder)
+        comparison_figure(results[-1], task.folder / "compare.png")
+    if plan.suite is not None and results:
+        write_suite(plan.suite, results, plan.folder)
+        console.print(suite_report(plan.suite, results))
+    elif results:
+        console.print(task_report(results[0]))
+    for folder, reason in failed.items():
+        plain(console, f"failed: {folder}: {reason}")
+    if results:
+        plain(console, f"tables and chart in {plan.folder}")
+    return failed
+
+
+def _check_folders(plan: Plan) -> None:
+    """Refuse, before anything runs, what stands where a run belongs and is another one."""
+    for task in plan.tasks:
+        for config in (plan.config(task, method, lr, seed) for method, lr in plan.rates() for seed in plan.seeds):
+            TASKS[config.task].check(config)
+            folder = Path(config.out or "")
+            state = state_of(folder)
+            if state == "foreign":
+                raise UserError(f"{folder} exists and is no run folder; choose another --out")
+            differ = differences(read_config(folder), config) if state != "absent" else []
+            if differ:
+                more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+                raise UserError(
+                    f"{folder} was trained with other settings ({', '.join(differ[:3])}{more}); "
+                    "choose another --out, or delete it"
+                )
+
+
+def _with_data(plan: Plan, failed: Failures, console: Console) -> list[PlannedTask]:
+    """The tasks whose data can be read; it is not looked at where all runs of the grid are finished."""
+    found = []
+    for task in plan.tasks:
+        configs = [plan.config(task, method, lr, plan.seeds[0]) for method, lr in plan.rates()]
+        try:
+            if any(state_of(Path(config.out or "")) != "finished" for config in configs):
+                read_run_data(configs[0], console)
+        except UserError as error:
+            failed[task.folder] = str(error)
+            if len(failed) == len(plan.tasks):
+                raise
+            continue
+        found.append(task)
+    return found
+
+
+def _run(plan: Plan, configs: Sequence[TrainConfig], workers: int, console: Console) -> Failures:
+    """Run those that are not finished."""
+    folders: dict[Job, Path] = {}
+    for config in configs:
+        folder = Path(config.out or "")
+        if state_of(folder) == "finished":
+            continue
+        recipe = folder.with_name(f"{folder.name}.yaml")
+        write_text(recipe, to_yaml(config))
+        train = (sys.executable, "-m", "snella", "train", "--recipe", str(recipe), "--out", str(folder), "--resume")
+        folders[Job(str(folder.relative_to(plan.folder)), train, folder.with_name(f"{folder.name}.log"))] = folder
+    if len(folders) < len(configs):
+        plain(console, f"{len(configs) - len(folders)} of {len(configs)} runs are finished already")
+    failed = run_jobs(list(folders), workers=workers, console=console) if folders else {}
+    return {folders[job]: reason for job, reason in failed.items()}
+
+
+def _finished(plan: Plan, task: PlannedTask, method: str, lr: float, seeds: Sequence[int]) -> list[RunResult]:
+    folders = [Path(plan.config(task, method, lr, seed).out or "") for seed in seeds]
+    return [read_result(folder) for folder in folders if state_of(folder) == "finished"]
+
+
+def _grid(plan: Plan, task: PlannedTask, method: str) -> dict[float, RunResult | None]:
+    """Learning rate -> its run with the first seed, if that is finished."""
+    found = {lr: _finished(plan, task, method, lr, plan.seeds[:1]) for lr in plan.grids[method]}
+    return {lr: runs[0] if runs else None for lr, runs in found.items()}
+
+
+def best_rate(runs: Iterable[RunResult | None]) -> float | None:
+    """The learning rate of the run with the best score on val; of equals the first, None where there is no run."""
+    best: RunResult | None = None
+    for run in runs:
+        if run and is_better(run.val[run.metric], best.val[run.metric] if best else None, run.higher_is_better):
+            best = run
+    return best.lr if best else None
+
+
+def _result(plan: Plan, task: PlannedTask, rates: Mapping[str, float | None], failed: Failures) -> TaskResult:
+    rows = []
+    for method, lr in rates.items():
+        runs = _finished(plan, task, method, lr, plan.seeds) if lr is not None else []
+        grid = {rate: run.val[run.metric] if run else None for rate, run in _grid(plan, task, method).items()}
+        rows.append(MethodResult(method, lr, grid, tuple(runs)))
+    run = next(row.runs[0] for row in rows if row.runs)
+    notes = [f"{row.method}: its best rate, {row.lr:g}, is at an end of its grid" for row in rows if at_an_end(row)]
+    notes += [f"{f.relative_to(plan.folder)} failed: {why}" for f, why in failed.items() if task.folder in f.parents]
+    label = TASKS[task.config.task].METRICS[run.metric]
+    result = TaskResult(task.name, run.metric, label, run.higher_is_better, tuple(rows), (), tuple(notes))
+    return replace(result, protocol=protocol(plan, result))
+
+
+def at_an_end(row: MethodResult) -> bool:
+    """Whether the chosen rate is the lowest or the highest of several."""
+    rates = list(row.grid)
+    return len(rates) > 1 and row.lr in (rates[0], rates[-1])
+
+
+def protocol(plan: Plan, result: TaskResult) -> tuple[str, ...]:
+    """What was done, in lines to stand under the table; the first `OWN_LINES` are about this task."""
+    runs = [run for row in result.methods for run in row.runs]
+    shares = [(row.method, result.spread(row, "test_last")) for row in result.methods]
+    last = ", ".join(f"{method} {with_spread(result.metric, value)}" for method, value in shares if value)
+    grids: dict[tuple[float, ...], list[str]] = {}
+    for row in result.methods:
+        grids.setdefault(tuple(row.grid), []).append(row.method)
+    rates = "; ".join(f"{', '.join(map('{:g}'.format, grid))} ({', '.join(who)})" for grid, who in grids.items())
+    preprocessing = read_about(Path(runs[0].folder))["preprocessing"]
+    seeds = ", ".join(map(str, plan.seeds))
+    sizes = {", ".join(f"{count:,} {split}" for split, count in run.images.items()) for run in runs}
+    versions = {", ".join(f"{name} {version}" for name, version in run.versions.items()) for run in runs}
+    return (
+        f"test: the best epoch on val (the last epoch: {last}); never the best epoch on test",
+        f"images: {' or '.join(sorted(sizes))}, {preprocessing['image_size']} pixels; "
+        f"mean {_values(preprocessing['mean'])}, std {_values(preprocessing['std'])}",
+        f"learning rate: the best of {rates} on val with seed {plan.seeds[0]}",
+        f"seeds: {seeds}; ± is the sample standard deviation, [ ] the 95 % t-interval of paired differences",
+        "memory: largest peak of a training step; step: median time of one, which runs side by side slow down",
+        f"device: {', '.join(sorted({run.device for run in runs}))}; {' or '.join(sorted(versions))}",
+    )
+
+
+def _values(values: Sequence[float]) -> str:
+    """Three values, or one where they are the same."""
+    texts = [f"{value:.3g}" for value in values]
+    return texts[0] if len(set(texts)) == 1 else f"({', '.join(texts)})"

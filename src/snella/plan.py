@@ -1,0 +1,130 @@
+"""What a comparison runs: tasks x methods x (learning rates with the first seed, then the other seeds at the best).
+
+Imports nothing heavy: wrong flags are told at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
+
+from snella.config import Method, TrainConfig, flag, shrunk
+from snella.errors import UserError
+from snella.flags import divided, value_of
+from snella.validation import choice_error, validate
+
+if TYPE_CHECKING:
+    from snella.suites import Suite
+
+T = TypeVar("T")
+
+GRID = (1e-3, 3e-3, 1e-2)
+FULL_GRID = (1e-4, 3e-4, 1e-3)  # of all weights, which need smaller steps
+# what a comparison sets itself -> the flag that is there instead
+SET_HERE = {"method": "--methods", "lr": "--lr-grid", "seed": "--seeds"}
+SET_HERE |= dict.fromkeys(("last_epoch", "resume", "overwrite", "estimate"), "")
+
+
+@dataclass(frozen=True)
+class PlannedTask:
+    """Runs on the same data; `folder` holds them."""
+
+    name: str  # "" where there is one task only
+    config: TrainConfig  # what is the same for all runs
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison: what is run, and where."""
+
+    tasks: tuple[PlannedTask, ...]
+    grids: dict[str, tuple[float, ...]]  # method -> its learning rates, ascending
+    seeds: tuple[int, ...]  # the first one chooses the rate
+    folder: Path
+    suite: Suite | None = None
+
+    def config(self, task: PlannedTask, method: str, lr: float, seed: int) -> TrainConfig:
+        """The settings of a run; `out` is its folder."""
+        out = task.folder / method / f"lr-{lr:g}" / f"seed-{seed}"
+        config: Any = replace(task.config, method=method, lr=lr, seed=seed, out=str(out), last_epoch=True, resume=True)
+        return shrunk(config) if config.smoke else config
+
+    def rates(self) -> list[tuple[str, float]]:
+        """Each method with each rate of its grid."""
+        return [(method, lr) for method, rates in self.grids.items() for lr in rates]
+
+
+def make_plan(
+    command: Any, shared: Sequence[str], settings: Callable[[Sequence[str], TrainConfig | None], TrainConfig]
+) -> Plan:
+    """The plan that flags describe.
+
+    Args:
+        command: recipe, methods, seeds, lr_grid, workers and out, as typed (`snella.cli.Compare`).
+        shared: the other flags, of `snella train`.
+        settings: (flags of `snella train`, defaults; None: those of the recipe named in them) -> the config.
+
+    Raises:
+        UserError: a method, seed, rate or setting that cannot be.
+    """
+    for name, instead in SET_HERE.items():
+        if flag(name) in {word.partition("=")[0].replace("_", "-") for word in shared}:
+            remedy = f"use {instead}" if instead else "leave it out"
+            raise UserError(f"{flag(name)} is set by the comparison itself; {remedy}")
+    if command.workers < 1:
+        raise UserError(f"--workers {command.workers} is below 1")
+    methods = tuple(_listed("methods", command.methods, _method))
+    seeds = tuple(_listed("seeds", command.seeds, int))
+    grid = tuple(sorted(_listed("lr_grid", command.lr_grid, _rate))) if command.lr_grid is not None else None
+    grids = {method: grid or (FULL_GRID if method == "full" else GRID) for method in methods}
+    folder = Path(command.out)
+    from snella.suites import is_suite, read_suite
+
+    if command.recipe and is_suite(command.recipe):
+        suite = read_suite(command.recipe, value_of(shared, "data"))
+        rest = divided(shared, ["data"])[1]
+        tasks = tuple(PlannedTask(t.name, settings(rest, t.config), folder / t.name) for t in suite.tasks)
+        plan = Plan(tasks, grids, seeds, folder, suite)
+    else:
+        recipe = ["--recipe", command.recipe] if command.recipe else []
+        plan = Plan((PlannedTask("", settings([*recipe, *shared], None), folder),), grids, seeds, folder)
+    for task in plan.tasks:
+        for method, lr in plan.rates():
+            for seed in seeds:
+                validate(plan.config(task, method, lr, seed))
+    return plan
+
+
+def _listed(name: str, text: str, read: Callable[[str], T]) -> list[T]:
+    """The values between commas, each once."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise UserError(f"{flag(name)} is empty; give values with commas between them")
+    found = []
+    for word in words:
+        try:
+            found.append(read(word))
+        except UserError:
+            raise
+        except ValueError:
+            raise UserError(f"{flag(name)}: {word} is no number; give numbers with commas between them") from None
+    if len(set(found)) < len(found):
+        raise UserError(f"{flag(name)} {text} names a value twice")
+    return found
+
+
+def _method(word: str) -> str:
+    if word not in get_args(Method):
+        raise choice_error("methods", word, get_args(Method))
+    return word
+
+
+def _rate(word: str) -> float:
+    rate = float(word)
+    if not 0 < rate < math.inf:
+        raise UserError(f"--lr-grid: {word} is not above 0")
+    return float(f"{rate:g}")  # as the folder's name has it

@@ -1,0 +1,251 @@
+"""Methods side by side: as a table for the terminal, CSV, JSON and Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from snella.report.intervals import Difference, Spread
+from snella.report.tables import NOTHING, decimal_bytes, duration
+from snella.results import OWN_LINES, REFERENCE, MethodResult, TaskResult, averages
+from snella.runfolder import write_json, write_text
+
+if TYPE_CHECKING:
+    from snella.suites import Suite
+
+NAME = "compare"  # of the files
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is shown in %: all but losses."""
+    return not metric.endswith("loss")
+
+
+def with_spread(metric: str, value: Spread | None) -> str:
+    """A mean with its standard deviation."""
+    if value is None:
+        return NOTHING
+    scale, digits, unit = (100, 1, " %") if is_share(metric) else (1, 4, "")
+    spread = "" if value.std is None else f" ± {value.std * scale:.{digits}f}"
+    return f"{value.mean * scale:.{digits}f}{spread}{unit}"
+
+
+def difference_text(metric: str, value: Difference | None) -> str:
+    """A difference (points of a share) with its interval."""
+    if value is None:
+        return NOTHING
+    scale, digits = (100, 1) if is_share(metric) else (1, 4)
+    mean, low, high = (
+        None if x is None else f"{x * scale:+.{digits}f}".replace("-", "−") for x in (value.mean, value.low, value.high)
+    )
+    return f"{mean}" if low is None else f"{mean} [{low}, {high}]"
+
+
+# ---- one task
+
+
+def cells(result: TaskResult) -> tuple[list[str], list[list[str]]]:
+    """The heads of the columns, and a row for each method."""
+    better = "" if result.higher_is_better else ", + is lower"
+    unit = " (points)" if is_share(result.metric) else better
+    heads = ["method", "lr", f"test {result.label}", f"against {REFERENCE}{unit}", "val"]
+    heads += ["parameters", "adapter", "memory", "time", "step"]
+    paired = any(result.difference(row) for row in result.methods)
+    rows = []
+    for row in result.methods:
+        if not row.runs:
+            rows.append([row.method, *[NOTHING] * (len(heads) - 1)])
+            continue
+        cost = averages(row)
+        val = result.spread(row, "val")
+        rows.append(
+            [
+                row.method,
+                f"{row.lr:g}",
+                with_spread(result.metric, result.spread(row, "test")),
+                difference_text(result.metric, result.difference(row)),
+                with_spread(result.metric, val and Spread(val.mean, None, val.count)),
+                f"{cost['trainable_parameters']:,}",
+                decimal_bytes(int(cost["adapter_bytes"])),
+                decimal_bytes(int(cost["peak_memory_bytes"])),
+                duration(cost["seconds"]),
+                f"{cost['step_seconds'] * 1000:.3g} ms",
+            ]
+        )
+    if not paired:
+        heads, rows = heads[:3] + heads[4:], [row[:3] + row[4:] for row in rows]
+    return heads, rows
+
+
+def task_report(result: TaskResult) -> Group:
+    """What the methods reach and what they cost, as two tables that fit a terminal, with protocol and notes."""
+    heads, rows = cells(result)
+    cut = heads.index("parameters")
+    reached = _table(heads[:cut], [row[:cut] for row in rows], title=result.name or None)
+    cost = _table([heads[0], *heads[cut:]], [[row[0], *row[cut:]] for row in rows])
+    return Group(reached, cost, *_lines(result.protocol, result.notes))
+
+
+def write_task(result: TaskResult, folder: Path) -> None:
+    """Write compare.csv (values as they are), compare.json (each seed) and compare.md to a folder."""
+    write_text(folder / f"{NAME}.csv", csv_text([csv_row(result, row) for row in result.methods]))
+    write_json(folder / f"{NAME}.json", as_json(result))
+    lines = [_markdown(*cells(result)), *(f"- {line}" for line in (*result.protocol, *result.notes))]
+    write_text(folder / f"{NAME}.md", "\n".join(lines) + "\n")
+
+
+def csv_row(result: TaskResult, row: MethodResult) -> dict[str, Any]:
+    """Column -> value; shares from 0 to 1, bytes, seconds, and nothing where there is none."""
+    test, last, val = (result.spread(row, split) for split in ("test", "test_last", "val"))
+    difference = result.difference(row)
+    return {
+        "task": result.name,
+        "method": row.method,
+        "lr": row.lr,
+        "metric": result.metric,
+        "seeds": len(row.runs),
+        "test_mean": test and test.mean,
+        "test_std": test and test.std,
+        "last_epoch_mean": last and last.mean,
+        "last_epoch_std": last and last.std,
+        "difference_mean": difference and difference.mean,
+        "difference_low": difference and difference.low,
+        "difference_high": difference and difference.high,
+        "val_mean": val and val.mean,
+        **(averages(row) if row.runs else {}),
+    }
+
+
+def as_json(result: TaskResult) -> dict[str, Any]:
+    """All that is known, each seed's runs with it."""
+    found = _without_nan(asdict(result))
+    for row, entry in zip(result.methods, found["methods"], strict=True):
+        entry["grid"] = [{"lr": lr, "val": value} for lr, value in entry["grid"].items()]
+        entry["summary"] = _without_nan(csv_row(result, row))
+    return found
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# ---- a suite of tasks
+
+
+def suite_cells(suite: Suite, results: Sequence[TaskResult]) -> tuple[list[str], list[list[str]]]:
+    """A row for each task, then the groups' means and both averages; a column for each method."""
+    from snella.suites import group_mean, group_means, task_mean
+
+    methods = list(dict.fromkeys(row.method for result in results for row in result.methods))
+    metric = results[0].metric
+    values: dict[str, dict[str, float]] = {method: {} for method in methods}
+    shown: dict[str, dict[str, str]] = {}
+    for result in results:
+        for row in result.methods:
+            if (found := result.spread(row, "test")) is not None:
+                values[row.method][result.name] = found.mean
+                shown.setdefault(result.name, {})[row.method] = with_spread(metric, found)
+    rows = [
+        [task.name, task.group, *(shown.get(task.name, {}).get(method, NOTHING) for method in methods)]
+        for task in suite.tasks
+    ]
+
+    def mean_row(name: str, found: Mapping[str, float | None]) -> list[str]:
+        means = (found.get(method) for method in methods)
+        return [name, "", *(NOTHING if m is None else with_spread(metric, Spread(m, None, 1)) for m in means)]
+
+    by_group = {method: group_means(suite, values[method]) for method in methods}
+    groups = dict.fromkeys(task.group for task in suite.tasks if task.group)
+    rows += [mean_row(f"mean of {group}", {m: by_group[m].get(group) for m in methods}) for group in groups]
+    if groups:
+        name = f"mean of the {len(groups)} groups"
+        rows.append(mean_row(name, {m: group_mean(suite, values[m]) for m in methods}))
+    rows.append(mean_row(f"mean of the {len(suite.tasks)} tasks", {m: task_mean(suite, values[m]) for m in methods}))
+    return ["task", "group", *methods], rows
+
+
+def published_cells(suite: Suite) -> tuple[list[str], list[list[str]]]:
+    """A row for each published mark."""
+    rows = []
+    for mark in suite.published:
+        means = (NOTHING if m is None else f"{m:g} %" for m in (mark.group_mean, mark.task_mean))
+        rows.append([mark.method, *means, mark.source])
+    return ["published", "mean of the groups", "mean of the tasks", "remark"], rows
+
+
+def suite_lines(suite: Suite, results: Sequence[TaskResult]) -> list[str]:
+    """Protocol and notes: the suite's, and each task's own."""
+    lines = [*suite.notes]
+    for result in results:
+        rates = ", ".join(f"{row.method} {row.lr:g}" for row in result.methods if row.lr is not None)
+        lines += [f"{result.name}: {line}" for line in (f"rates: {rates}", *result.protocol[:OWN_LINES], *result.notes)]
+    shared = dict.fromkeys(line for result in results for line in result.protocol[OWN_LINES:])
+    return [*lines, *shared]
+
+
+def suite_report(suite: Suite, results: Sequence[TaskResult]) -> Group:
+    """Tasks x methods, the published marks, protocol and notes."""
+    published = [_table(*published_cells(suite))] if suite.published else []
+    table = _table(*suite_cells(suite, results), title=suite.title)
+    return Group(table, *published, *_lines(suite_lines(suite, results), ()))
+
+
+def write_suite(suite: Suite, results: Sequence[TaskResult], folder: Path) -> None:
+    """Write compare.csv, compare.json and compare.md of all tasks to a folder."""
+    rows = [csv_row(result, row) for result in results for row in result.methods]
+    write_text(folder / f"{NAME}.csv", csv_text(rows))
+    published = [asdict(mark) for mark in suite.published]
+    tasks = [as_json(result) for result in results]
+    write_json(folder / f"{NAME}.json", {"suite": suite.name, "published": published, "tasks": tasks})
+    parts = [f"# {suite.title}", "", _markdown(*suite_cells(suite, results))]
+    if suite.published:
+        parts += [_markdown(*published_cells(suite))]
+    lines = [f"- {line}" for line in suite_lines(suite, results)]
+    write_text(folder / f"{NAME}.md", "\n".join([*parts, *lines]) + "\n")
+
+
+# ---- forms
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:
+    table = Table(title=Text(title) if title else None, title_justify="left")
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="right" if i else "left", no_wrap=not i)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _lines(protocol: Sequence[str], notes: Sequence[str]) -> list[Text]:
+    return [Text(f"  {line}") for line in (*protocol, *notes)]
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table with an empty line behind it."""
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    lines = ("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (heads, rule, *rows))
+    return "\n".join(lines) + "\n"
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV, with the columns of all of them."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,64 @@
+"""Means over seeds, and how sure a difference is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean over seeds."""
+
+    mean: float
+    std: float | None  # of the sample; None for one value
+    count: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean of paired differences with its 95 % t-interval; None where one pair tells nothing of the spread."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    pairs: int
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation of at least one value."""
+    return Spread(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
+
+
+def paired_difference(values: Sequence[float], others: Sequence[float]) -> Difference:
+    """Of values[i] - others[i], at least one of them."""
+    found = spread([value - other for value, other in zip(values, others, strict=True)])
+    if found.std is None:
+        return Difference(found.mean, None, None, found.count)
+    half = t_quantile(found.count - 1) * found.std / math.sqrt(found.count)
+    return Difference(found.mean, found.mean - half, found.mean + half, found.count)
+
+
+def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
+    """t with P(|T| <= t) = confidence, for Student's distribution with that many degrees of freedom."""
+    low, high = 0.0, math.pi / 2  # of the angle atan(t / sqrt(freedom))
+    for _ in range(60):
+        angle = (low + high) / 2
+        low, high = (angle, high) if _probability(angle, freedom) < confidence else (low, angle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _probability(angle: float, freedom: int) -> float:
+    """P(|T| <= sqrt(freedom) tan(angle)): the finite series of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    odd = freedom % 2
+    term = math.cos(angle) if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= math.cos(angle) ** 2 * (k - 1) / k
+        total += term
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total

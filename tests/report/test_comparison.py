@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from printed import rows, text
+from snella.report.comparison import difference_text, task_report, with_spread, write_task
+from snella.report.comparison_chart import comparison_figure
+from snella.report.intervals import Difference, Spread
+from snella.results import MethodResult, RunResult, TaskResult
+
+
+def run(metric: str, score: float, seed: int = 0) -> RunResult:
+    scores = {metric: score}
+    return RunResult(
+        f"out/seed-{seed}", 1e-3, seed, metric, True, scores, scores, scores, 5000, 20_000, 3_000_000, 61.0, 0.25,
+        {"train": 8}, "cpu", {"torch": "2"},
+    )  # fmt: skip
+
+
+def result(metric: str = "top1", higher_is_better: bool = True, **scores: tuple[float, ...]) -> TaskResult:
+    methods = tuple(
+        MethodResult(name, 1e-3, {1e-3: 0.5}, tuple(run(metric, score, seed) for seed, score in enumerate(values)))
+        for name, values in scores.items()
+    )
+    return TaskResult("cells", metric, "top-1", higher_is_better, methods, ("seeds: 0",), ("a note",))
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "shown"),
+    [
+        ("top1", Spread(0.8341, 0.0123, 3), "83.4 ± 1.2 %"),
+        ("top1", Spread(0.8341, None, 1), "83.4 %"),
+        ("denoising_loss", Spread(0.12345, 0.01, 3), "0.1235 ± 0.0100"),
+        ("top1", None, "–"),
+    ],
+)
+def test_means_are_shown_with_their_spread(metric, value, shown):
+    assert with_spread(metric, value) == shown
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "shown"),
+    [
+        ("top1", Difference(0.012, -0.003, 0.027, 3), "+1.2 [−0.3, +2.7]"),
+        ("top1", Difference(-0.012, None, None, 1), "−1.2"),
+        ("denoising_loss", Difference(0.012, 0.01, 0.014, 3), "+0.0120 [+0.0100, +0.0140]"),
+        ("top1", None, "–"),
+    ],
+)
+def test_differences_are_points_with_a_sign(metric, value, shown):
+    assert difference_text(metric, value) == shown
+
+
+def test_only_seeds_of_both_are_paired():
+    found = result(snella=(0.9, 0.5), lora=(0.8,))
+    difference = found.difference(found.methods[0])
+    assert difference is not None
+    assert difference.pairs == 1
+    assert difference.mean == pytest.approx(0.1)
+    assert found.difference(found.methods[1]) is None
+
+
+def test_less_of_a_loss_is_better():
+    found = result("loss", False, snella=(0.5, 0.6), lora=(0.7, 0.9))
+    difference = found.difference(found.methods[0])
+    assert difference is not None
+    assert difference.mean == pytest.approx(0.25)
+
+
+def test_without_lora_nothing_is_paired(tmp_path):
+    shown = text(task_report(result(snella=(0.9, 0.8), linear=(0.7, 0.7))))
+    assert "against" not in shown
+    assert rows(shown)["linear"] == ["5,000", "20.0 kB", "3.0 MB", "1 min 01 s", "250 ms"]
+    assert "a note" in shown
+
+
+def test_a_method_without_a_run_has_a_row_of_dashes(tmp_path):
+    found = result(snella=(), lora=(0.5,))
+    assert set(rows(text(task_report(found)))["snella"]) == {"–"}
+    write_task(found, tmp_path)
+    assert (tmp_path / "compare.csv").read_text().splitlines()[1].startswith("cells,snella,0.001,top1,0,,")
+
+
+def test_json_has_no_nan(tmp_path):
+    write_task(result(snella=(math.nan,)), tmp_path)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    report = json.loads((tmp_path / "compare.json").read_text(), parse_constant=refuse)
+    assert report["methods"][0]["runs"][0]["test"] == {"top1": None}
+
+
+@pytest.mark.parametrize("scores", [{"snella": (0.5,)}, {"snella": (0.9, 0.8), "lora": (0.9, 0.8), "full": ()}])
+def test_the_chart_is_drawn_for_few_and_for_equal_points(scores, tmp_path: Path):
+    with Image.open(comparison_figure(result(**scores), tmp_path / "chart.png")) as picture:
+        assert picture.width == round(8.6 * 160)

@@ -1,0 +1,331 @@
+"""A comparison from the command line: the protocol, what is run again, failures, Ctrl-C, all tasks, suites."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import fmean, stdev
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import generation_runs
+import masked_runs
+import snella.compare
+import tiny_pipelines
+from runs import MODEL, write_images
+from snella.cli import main
+from snella.config import TrainConfig
+from snella.processes import Job
+from snella.recipe import read_recipe
+from snella.results import step_seconds
+
+STEPS = ["--epochs", "2", "--batch-size", "8"]
+TWO = ["--methods", "snella,lora", "--seeds", "0,1", "--lr-grid", "3e-2,1e-3"]
+
+
+@pytest.fixture(autouse=True)
+def _suites(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the suites where the package has none."""
+    if find_spec("snella.suites") is None:
+        monkeypatch.setitem(sys.modules, "snella.suites", stand_in({}))
+
+
+@dataclass(frozen=True)
+class Mark:
+    method: str
+    group_mean: float | None
+    task_mean: float | None
+    source: str
+
+
+@dataclass(frozen=True)
+class SuiteTask:
+    name: str
+    group: str
+    config: TrainConfig
+
+
+@dataclass(frozen=True)
+class Suite:
+    name: str
+    title: str
+    tasks: tuple[SuiteTask, ...]
+    published: tuple[Mark, ...]
+    notes: tuple[str, ...]
+
+
+def stand_in(suites: dict[str, Suite]) -> Any:
+    """A module that knows these suites, with means that are written out."""
+    module: Any = ModuleType("snella.suites")
+
+    def group_means(suite: Suite, values: dict[str, float]) -> dict[str, float]:
+        groups = dict.fromkeys(task.group for task in suite.tasks)
+        members = {group: [t.name for t in suite.tasks if t.group == group] for group in groups}
+        return {g: fmean(values[n] for n in names) for g, names in members.items() if set(names) <= values.keys()}
+
+    module.is_suite = lambda recipe: recipe in suites
+    module.read_suite = lambda recipe, data: suites[recipe]
+    module.group_means = group_means
+    module.group_mean = lambda suite, values: fmean(group_means(suite, values).values())
+    module.task_mean = lambda suite, values: fmean(values[task.name] for task in suite.tasks)
+    return module
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs take place in this process, for speed; the list gets the name of each."""
+    names: list[str] = []
+
+    def here(jobs: list[Job], *, workers: int, console: Any) -> dict[Job, str]:
+        failed = {}
+        for job in jobs:
+            names.append(job.name)
+            error = io.StringIO()
+            with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
+                code = main(list(job.command[3:]))
+            if code:
+                failed[job] = error.getvalue().splitlines()[-1].removeprefix("snella: ")
+        return failed
+
+    monkeypatch.setattr(snella.compare, "run_jobs", here)
+    return names
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data") / "images")
+
+
+def compare(data: Path, out: Path, *flags: str) -> int:
+    return main(["compare", "--data", str(data), "--out", str(out), *MODEL, *STEPS, *flags])
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def rewrite(folder: Path, **values: Any) -> None:
+    """Let a finished run have come to something else."""
+    (folder / "summary.json").write_text(json.dumps(summary(folder) | values))
+
+
+def test_the_whole_protocol(images, tmp_path, ran, capsys):
+    out = tmp_path / "out"
+    assert compare(images, out, *TWO) == 0
+    assert ran[:4] == [f"{m}/lr-{lr}/seed-0" for m in ("snella", "lora") for lr in ("0.001", "0.03")]
+    report = json.loads((out / "compare.json").read_text())
+    rows = {row["method"]: row for row in report["methods"]}
+    lines = {line["method"]: line for line in csv.DictReader(open(out / "compare.csv"))}  # noqa: SIM115
+    for method, row in rows.items():
+        val = {f"{lr:g}": summary(out / method / f"lr-{lr:g}" / "seed-0")["val"]["top1"] for lr in (1e-3, 3e-2)}
+        assert row["lr"] == float(max(val, key=lambda lr: val[lr]))
+        assert {f"{entry['lr']:g}": entry["val"] for entry in row["grid"]} == val
+        folders = [out / method / f"lr-{row['lr']:g}" / f"seed-{seed}" for seed in (0, 1)]
+        assert [run["folder"] for run in row["runs"]] == list(map(str, folders))
+        for split, column in (("test", "test"), ("test_last", "last_epoch")):
+            scores = [summary(folder)[split]["top1"] for folder in folders]
+            assert [run[split]["top1"] for run in row["runs"]] == scores
+            assert float(lines[method][f"{column}_mean"]) == pytest.approx(fmean(scores))
+            assert float(lines[method][f"{column}_std"]) == pytest.approx(stdev(scores))
+        assert int(lines[method]["trainable_parameters"]) == summary(folders[0])["trainable_parameters"]
+    ours, theirs = ([run["test"]["top1"] for run in rows[m]["runs"]] for m in ("snella", "lora"))
+    expected = fmean(a - b for a, b in zip(ours, theirs, strict=True))
+    assert float(lines["snella"]["difference_mean"]) == pytest.approx(expected)
+    assert lines["lora"]["difference_mean"] == ""
+    shown = capsys.readouterr().out
+    for words in ("the best epoch on val", "seeds: 0, 1", "18 train, 6 val, 6 test", "mean 0.5", "torch", "end of its"):
+        assert words in " ".join(shown.split())
+    assert (out / "compare.md").read_text().startswith("| method | lr | test top-1 |")
+    assert (out / "compare.png").stat().st_size > 10_000
+
+
+def test_finished_runs_are_not_run_again(images, tmp_path, ran, capsys):
+    flags = ("--methods", "linear", "--seeds", "0", "--lr-grid")
+    assert compare(images, tmp_path, *flags, "1e-3") == 0
+    before = (tmp_path / "compare.json").read_text()
+    assert compare(images, tmp_path, *flags, "1e-3") == 0
+    assert (tmp_path / "compare.json").read_text() == before
+    assert compare(images, tmp_path, *flags, "1e-3,1e-2") == 0
+    assert ran == ["linear/lr-0.001/seed-0", "linear/lr-0.01/seed-0"]
+    capsys.readouterr()
+
+    assert compare(images, tmp_path, *flags, "1e-3", "--weight-decay", "0") == 2
+    assert f"{tmp_path / 'linear'}/lr-0.001/seed-0 was trained with other settings (--weight-decay was 0.05" in (
+        capsys.readouterr().err
+    )
+    assert len(ran) == 2
+
+
+def test_the_rate_is_chosen_on_val_and_not_on_test(images, tmp_path, ran):
+    flags = ("--methods", "linear", "--seeds", "3", "--lr-grid", "1e-3,3e-3,1e-2")
+    assert compare(images, tmp_path, *flags) == 0
+    for lr, val, test in ((0.001, 0.2, 0.9), (0.003, 0.6, 0.1), (0.01, 0.6, 0.8)):
+        rewrite(tmp_path / "linear" / f"lr-{lr:g}" / "seed-3", val={"top1": val}, test={"top1": test})
+    assert compare(images, tmp_path, *flags) == 0
+    report = json.loads((tmp_path / "compare.json").read_text())
+    assert report["methods"][0]["lr"] == 0.003
+    assert report["methods"][0]["summary"]["test_mean"] == 0.1
+    assert report["notes"] == []
+
+
+def test_a_failed_run_is_reported_and_the_rest_goes_on(images, tmp_path, ran, capsys):
+    # nothing is left of a loss at such a rate
+    flags = ("--methods", "full,linear", "--seeds", "0", "--lr-grid", "1e-3,1e30")
+    assert compare(images, tmp_path, *flags) == 1
+    assert len(ran) == 4
+    assert "failed: " in capsys.readouterr().out
+    report = json.loads((tmp_path / "compare.json").read_text())
+    full = report["methods"][0]
+    assert full["lr"] == 1e-3
+    assert full["grid"][1]["val"] is None
+    assert any("full/lr-1e+30/seed-0 failed: the loss is nan" in note for note in report["notes"])
+
+
+def test_ctrl_c_stops_the_runs_which_go_on_later(images, tmp_path, capsys):
+    """With real processes."""
+    flags = ["--methods", "linear", "--seeds", "0", "--lr-grid", "1e-3", "--epochs", "25"]
+    run = tmp_path / "out" / "linear" / "lr-0.001" / "seed-0"
+
+    def interrupt() -> None:
+        end = time.time() + 90
+        while not list((run / "checkpoints").glob("step-*")) and time.time() < end:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert compare(images, tmp_path / "out", *flags) == 130
+    again = capsys.readouterr().err
+    assert again.startswith("snella: stopped; this goes on: snella compare --data ")
+    assert not (run / "summary.json").exists()
+    assert "stopped; this goes on" in run.with_name("seed-0.log").read_text()
+    reached = len((run / "metrics.jsonl").read_text().splitlines())
+    assert reached
+
+    assert main(shlex.split(again.partition("goes on: snella ")[2])) == 0
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows if row["kind"] == "val"] == list(range(1, 26))
+
+
+def test_segmentation(tmp_path, ran, capsys):
+    data = masked_runs.write_pairs(tmp_path / "cells")
+    flags = ["--methods", "snella,lora", "--seeds", "0", "--lr-grid", "3e-3", *masked_runs.MODEL, "--epochs", "1"]
+    assert main(["compare", "--data", str(data), "--out", str(tmp_path / "out"), *flags, "--batch-size", "4"]) == 0
+    assert "test mIoU" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["metric"] == "miou"
+
+
+def test_generation_where_less_is_better(tmp_path, monkeypatch, ran, capsys):
+    monkeypatch.setenv("SNELLA_CACHE", str(tmp_path / "cache"))
+    pipeline = tiny_pipelines.write_unet(tmp_path / "unet", classes=2)
+    data = generation_runs.write_class_folders(tmp_path / "pets")
+    flags = [*generation_runs.MODEL, *generation_runs.SAMPLES, "--epochs", "1", "--batch-size", "4"]
+    flags += ["--methods", "lora,full", "--seeds", "0", "--lr-grid", "1e-3,1e-2", "--backbone", str(pipeline)]
+    command = ["compare", "--data", str(data), "--out", str(tmp_path / "out"), *flags]
+    assert main(command) == 0
+    for method, lr, val, test in (("lora", 0.001, 0.5, 0.4), ("lora", 0.01, 0.6, 0.1), ("full", 0.001, 0.9, 0.2)):
+        losses = {split: {"denoising_loss": value} for split, value in (("val", val), ("test", test))}
+        rewrite(tmp_path / "out" / method / f"lr-{lr:g}" / "seed-0", **losses)
+    rewrite(tmp_path / "out" / "full" / "lr-0.01" / "seed-0", val={"denoising_loss": 2.0})
+    assert main(command) == 0
+    lora, full = json.loads((tmp_path / "out" / "compare.json").read_text())["methods"]
+    assert (lora["lr"], full["lr"]) == (0.001, 0.001)
+    assert full["summary"]["difference_mean"] == pytest.approx(0.2)  # half the loss is better
+    shown = capsys.readouterr().out
+    assert "0.4000" in shown
+    assert "+0.2000" in shown
+
+
+def test_a_suite_runs_all_its_tasks(images, tmp_path, monkeypatch, ran, capsys):
+    config = TrainConfig(data=str(images), backbone="test_vit", pretrained=False, image_size=32, r=4, epochs=1)
+    groups = {"a": "natural", "b": "natural", "c": "structured"}
+    tasks = tuple(SuiteTask(name, group, config) for name, group in groups.items())
+    suite = Suite("toys", "Toys", tasks, (Mark("SNELL-32", 76.9, 74.6, "as published"),), ("no test image is seen",))
+    monkeypatch.setitem(sys.modules, "snella.suites", stand_in({"toys": suite}))
+    out = tmp_path / "out"
+    flags = ["--methods", "linear", "--seeds", "0", "--lr-grid", "1e-3", "--batch-size", "8", "--device", "cpu"]
+    command = ["compare", "--recipe", "toys", "--data", str(images), "--out", str(out), *flags]
+    assert main(command) == 0
+    assert ran == [f"{name}/linear/lr-0.001/seed-0" for name in groups]
+    for name, test in zip(groups, (0.5, 0.7, 0.9), strict=True):
+        rewrite(out / name / "linear" / "lr-0.001" / "seed-0", test={"top1": test})
+    capsys.readouterr()
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in shown.splitlines()]
+    assert ["mean of natural", "", "60.0 %"] in cells
+    assert ["mean of the 2 groups", "", "75.0 %"] in cells
+    assert ["mean of the 3 tasks", "", "70.0 %"] in cells
+    assert ["SNELL-32", "76.9 %", "74.6 %", "as published"] in cells
+    assert "no test image is seen" in shown
+    assert [line["task"] for line in csv.DictReader(io.StringIO((out / "compare.csv").read_text()))] == list(groups)
+    assert (out / "a" / "compare.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--methods snela", "--methods snela is unknown; did you mean snella?"),
+        ("--methods lora,lora", "--methods lora,lora names a value twice"),
+        ("--seeds 0,x", "--seeds: x is no number"),
+        ("--seeds -1", "--seed -1 is outside"),
+        ("--lr-grid 0", "--lr-grid: 0 is not above 0"),
+        ("--lr-grid 1e-7", "--min-lr 1e-05 is above --lr 1e-07"),
+        ("--lr-grid ,", "--lr-grid is empty"),
+        ("--lr 1e-3", "--lr is set by the comparison itself; use --lr-grid"),
+        ("--method=lora", "use --methods"),
+        ("--resume", "--resume is set by the comparison itself; leave it out"),
+        ("--metods lora", "unknown flag --metods; did you mean --methods?"),
+        ("--workers 0", "--workers 0 is below 1"),
+        ("--epochs x", "(see snella compare --help)"),
+        ("--r 7", "--r 7 is not divisible by --heads 2"),
+        ("--data nowhere", "nowhere does not exist"),
+    ],
+)
+def test_wrong_flags_are_one_line_and_nothing_is_written(flags, expected, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = [] if "--data" in flags else ["--data", str(images)]
+    assert main(["compare", *data, *flags.split()]) == 2
+    shown = capsys.readouterr().err
+    assert expected in shown
+    assert len(shown.splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_stands_in_the_way_is_named(images, tmp_path, ran, capsys):
+    foreign = tmp_path / "linear" / "lr-0.001" / "seed-0"
+    foreign.mkdir(parents=True)
+    (foreign / "thesis.txt").touch()
+    assert compare(images, tmp_path, "--methods", "linear", "--lr-grid", "1e-3") == 2
+    assert f"{foreign} exists and is no run folder" in capsys.readouterr().err
+    assert ran == []
+
+
+def test_the_time_of_a_step_is_a_median_and_without_validations():
+    rows = [{"kind": "train", "images_per_second": speed} for speed in (1.0, 8.0, 16.0)] + [{"kind": "val"}]
+    assert step_seconds(rows, 8) == 1.0
+
+
+def test_a_recipe_gives_defaults(images, tmp_path, ran):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"data: {images}\nbackbone: test_vit\npretrained: false\nimage_size: 32\nepochs: 1\nmethod: snell\n"
+    )
+    flags = ["--methods", "linear", "--seeds", "1", "--lr-grid", "1e-3", "--batch-size", "8", "--device", "cpu"]
+    assert main(["compare", "--recipe", str(recipe), "--out", str(tmp_path / "out"), *flags, "--smoke"]) == 0
+    config = read_recipe(str(tmp_path / "out" / "linear" / "lr-0.001" / "seed-1" / "config.yaml"))
+    assert (config.method, config.seed, config.epochs, config.smoke, config.last_epoch) == ("linear", 1, 1, True, True)
+    assert main(["compare", "--recipe", str(recipe), "--out", str(tmp_path / "out"), *flags, "--smoke"]) == 0
+    assert len(ran) == 1

@@ -43,7 +43,7 @@ def test_commands_exist_and_train_parses() -> None:
     lines = [line.split("#")[0] for snippet in snippets("bash") for line in snippet.splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("snella ")]
     assert [command[0] for command in commands] == [
-        *("train", "evaluate", "predict", "train", "predict", "train", "predict", "merge"),
+        *("train", "evaluate", "predict", "compare", "compare", "train", "predict", "train", "predict", "merge"),
     ]
     assert all(command[0] in COMMANDS for command in commands)
     trained = [tyro.cli(Train, args=command[1:]).config for command in commands if command[0] == "train"]

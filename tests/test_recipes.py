@@ -38,9 +38,12 @@ def test_a_suite_opens_with_its_commands_and_what_to_expect(name):
     text = (resources.files("snella") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
     opening = text[: text.index("suite:")]
     assert all(line.startswith("#") for line in opening.splitlines())
-    assert f"#   snella compare --recipe {name} --data DIR" in opening
-    assert any(f"#   snella train --recipe {name}/{task.name} --data DIR" in opening for task in suite.tasks)
-    snell = next(mark for mark in suite.published if mark.method == "SNELL-32")
+    assert f"#   snella compare --recipe {name}" in opening
+    assert any(f"#   snella train --recipe {name}/{task.name}" in opening for task in suite.tasks)
+    snell = next((mark for mark in suite.published if mark.method == "SNELL-32"), None)
+    if snell is None:
+        assert "No published figures" in opening
+        return
     assert all(f"{mean}" in opening for mean in (snell.group_mean, snell.task_mean) if mean)
     assert "best epoch on the test split" in opening
 

@@ -17,6 +17,7 @@ from PIL import Image
 from snella import SnellaConfig
 from snella.cli import main
 from snella.data.benchmarks import VTAB_CLASSES
+from snella.data.readers import BUNDLED
 from snella.errors import UserError
 from snella.methods import wrap
 from snella.recipe import read_recipe, recipe_names, suite_names
@@ -64,7 +65,7 @@ SNELL = {
     "vtab1k/smallnorb_azi": (16, 0.01, 0, 100),
 }
 AMP = ("vtab1k/cifar", "vtab1k/oxford_iiit_pet", "vtab1k/patch_camelyon")
-TASKS = {f"{suite}/{task.name}": task for suite in suite_names() for task in read_suite(suite).tasks}
+TASKS = {f"{suite}/{task.name}": task for suite in ("fgvc", "vtab1k") for task in read_suite(suite).tasks}
 
 
 def test_there_are_the_24_tasks_in_their_groups():
@@ -226,7 +227,7 @@ def test_a_wrong_suite_is_refused_in_a_line(old, new, said, tmp_path):
         ("vtab1k", "recipe vtab1k is a suite of tasks; name one of them, vtab1k/TASK"),
         ("vtb1k/cifar", "recipe vtb1k/cifar does not exist; did you mean vtab1k?"),
         ("vtab2k", "no recipe vtab2k; did you mean vtab1k?"),
-        ("qqqqqq", "the suites fgvc and vtab1k as SUITE/TASK"),
+        ("qqqqqq", "the suites fgvc, packages, vtab1k as SUITE/TASK"),
         ("demo/cifar", "recipe demo/cifar does not exist"),
     ],
 )
@@ -239,7 +240,7 @@ def test_an_unknown_task_or_suite_is_one_line(recipe, said, tmp_path, monkeypatc
 
 
 def test_recipes_and_suites_are_told_apart(tmp_path):
-    assert suite_names() == ["fgvc", "vtab1k"]
+    assert suite_names() == ["fgvc", "packages", "vtab1k"]
     assert not set(suite_names()) & set(recipe_names())
     assert is_suite("fgvc")
     assert is_suite_task("fgvc/cub")
@@ -302,3 +303,11 @@ def test_a_task_takes_a_step_by_its_name(own, dtd, tmp_path):
 def test_a_missing_task_is_named(dtd, tmp_path, capsys):
     assert main(["train", "--recipe", "vtab1k/svhn", "--data", str(dtd.parent), "--out", str(tmp_path / "run")]) == 2
     assert f"{dtd.parent / 'svhn'} does not exist" in capsys.readouterr().err
+
+
+def test_the_suite_of_packages_needs_no_folder():
+    suite = read_suite("packages")
+    for task in suite.tasks:
+        validate(task.config)
+        assert task.config.data in BUNDLED
+    assert not suite.published

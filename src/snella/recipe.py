@@ -72,7 +72,7 @@ def recipe_text(recipe: str) -> str:
             raise UserError(f"recipe {recipe} is not a text file") from None
     if "/" in recipe or recipe.endswith((".yaml", ".yml")):
         raise UserError(f"recipe {recipe} does not exist{nearest(recipe.partition('/')[0], suite_names())}")
-    names, suites = recipe_names(), " and ".join(suite_names())
+    names, suites = recipe_names(), ", ".join(suite_names())
     raise UserError(
         f"no recipe {recipe}{nearest(recipe, packaged)} "
         f"(there are {', '.join(names)}, the suites {suites} as SUITE/TASK, or a path)"

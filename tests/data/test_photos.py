@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snella.data import photos
+from snella.data import packages, photos
 from snella.data.captions import is_captioned, read_captioned_data, read_captioned_test_data
 from snella.data.photos import COUNTS, SETS, SIZE, Crops, crops
 from snella.errors import UserError
@@ -105,15 +105,15 @@ def test_another_name_lists_these() -> None:
 
 @pytest.mark.parametrize("package", ["skimage", "sklearn"])
 def test_a_missing_package_is_named_with_how_to_install_it(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = photos.find_spec
-    monkeypatch.setattr(photos, "find_spec", lambda name: None if name == package else find(name))
+    find = packages.find_spec
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == package else find(name))
     with pytest.raises(UserError, match=rf"of the package {package};.*pip install scikit-image") as caught:
         read_captioned_data("photos", seed=0)
     assert "\n" not in str(caught.value)
 
 
 def test_a_package_without_the_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(photos.os.path, "isfile", lambda path: not str(path).endswith("chelsea.png"))
+    monkeypatch.setattr(packages.os.path, "exists", lambda path: not str(path).endswith("chelsea.png"))
     with pytest.raises(UserError, match=r"needs chelsea\.png of the package skimage"):
         crops("photos-new")
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from snella.data.masks import RGB, MaskCode, classes_of
+from snella.data.packages import package_file
 from snella.errors import UserError
 
 NAME = "brain"
@@ -91,12 +92,10 @@ def _volumes(folder: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _folder() -> str:
-    spec = find_spec("nilearn") if find_spec("nibabel") else None
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        folder = os.path.join(place, "datasets", "data")
-        if all(os.path.isfile(os.path.join(folder, _file(kind))) for kind in ("t1", "gm", "wm")):
-            return folder
-    raise UserError(f"data {NAME!r} needs the packages nibabel and nilearn; install them with: {INSTALL}")
+    files = [package_file("nilearn", "datasets", "data", _file(kind)) for kind in ("t1", "gm", "wm")]
+    if find_spec("nibabel") is None or files[0] is None or None in files:
+        raise UserError(f"data {NAME!r} needs the packages nibabel and nilearn; install them with: {INSTALL}")
+    return os.path.dirname(files[0])
 
 
 def _file(kind: str) -> str:

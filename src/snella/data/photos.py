@@ -6,15 +6,14 @@ imported. Train, val and test are crops of three strips of each photograph, side
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 
 import numpy as np
 from PIL import Image
 
 from snella.data.images import open_image
+from snella.data.packages import package_file
 from snella.errors import UserError
 
 SIZE = 32  # pixels, of a crop
@@ -116,10 +115,9 @@ def _photo(name: str, kind: str) -> np.ndarray:
 
 
 def _file(name: str, photo: Photo) -> str:
-    package, *folders = photo.place
-    spec = find_spec(package)
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        path = os.path.join(place, *folders, photo.file)
-        if os.path.isfile(path):
-            return path
-    raise UserError(f"data {name!r} needs {photo.file} of the package {package}; install them with: {INSTALL}")
+    path = package_file(*photo.place, photo.file)
+    if path is None:
+        raise UserError(
+            f"data {name!r} needs {photo.file} of the package {photo.place[0]}; install them with: {INSTALL}"
+        )
+    return path

@@ -9,14 +9,10 @@ import json
 import os
 import shlex
 import signal
-import sys
 import threading
 import time
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean, stdev
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -31,57 +27,10 @@ from snella.config import TrainConfig
 from snella.processes import Job
 from snella.recipe import read_recipe
 from snella.results import step_seconds
+from snella.suites import Published, Suite, SuiteTask
 
 STEPS = ["--epochs", "2", "--batch-size", "8"]
 TWO = ["--methods", "snella,lora", "--seeds", "0,1", "--lr-grid", "3e-2,1e-3"]
-
-
-@pytest.fixture(autouse=True)
-def _suites(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for the suites where the package has none."""
-    if find_spec("snella.suites") is None:
-        monkeypatch.setitem(sys.modules, "snella.suites", stand_in({}))
-
-
-@dataclass(frozen=True)
-class Mark:
-    method: str
-    group_mean: float | None
-    task_mean: float | None
-    source: str
-
-
-@dataclass(frozen=True)
-class SuiteTask:
-    name: str
-    group: str
-    config: TrainConfig
-
-
-@dataclass(frozen=True)
-class Suite:
-    name: str
-    title: str
-    tasks: tuple[SuiteTask, ...]
-    published: tuple[Mark, ...]
-    notes: tuple[str, ...]
-
-
-def stand_in(suites: dict[str, Suite]) -> Any:
-    """A module that knows these suites, with means that are written out."""
-    module: Any = ModuleType("snella.suites")
-
-    def group_means(suite: Suite, values: dict[str, float]) -> dict[str, float]:
-        groups = dict.fromkeys(task.group for task in suite.tasks)
-        members = {group: [t.name for t in suite.tasks if t.group == group] for group in groups}
-        return {g: fmean(values[n] for n in names) for g, names in members.items() if set(names) <= values.keys()}
-
-    module.is_suite = lambda recipe: recipe in suites
-    module.read_suite = lambda recipe, data: suites[recipe]
-    module.group_means = group_means
-    module.group_mean = lambda suite, values: fmean(group_means(suite, values).values())
-    module.task_mean = lambda suite, values: fmean(values[task.name] for task in suite.tasks)
-    return module
 
 
 @pytest.fixture
@@ -251,9 +200,12 @@ def test_generation_where_less_is_better(tmp_path, monkeypatch, ran, capsys):
 def test_a_suite_runs_all_its_tasks(images, tmp_path, monkeypatch, ran, capsys):
     config = TrainConfig(data=str(images), backbone="test_vit", pretrained=False, image_size=32, r=4, epochs=1)
     groups = {"a": "natural", "b": "natural", "c": "structured"}
-    tasks = tuple(SuiteTask(name, group, config) for name, group in groups.items())
-    suite = Suite("toys", "Toys", tasks, (Mark("SNELL-32", 76.9, 74.6, "as published"),), ("no test image is seen",))
-    monkeypatch.setitem(sys.modules, "snella.suites", stand_in({"toys": suite}))
+    tasks = tuple(SuiteTask(name, group, config, "no published setting") for name, group in groups.items())
+    suite = Suite(
+        "toys", "Toys", tasks, (Published("SNELL-32", 76.9, 74.6, "as published"),), ("no test image is seen",)
+    )
+    monkeypatch.setattr("snella.suites.is_suite", lambda recipe: recipe == "toys")
+    monkeypatch.setattr("snella.suites.read_suite", lambda recipe, data: suite)
     out = tmp_path / "out"
     flags = ["--methods", "linear", "--seeds", "0", "--lr-grid", "1e-3", "--batch-size", "8", "--device", "cpu"]
     command = ["compare", "--recipe", "toys", "--data", str(images), "--out", str(out), *flags]

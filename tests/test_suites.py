@@ -113,7 +113,7 @@ def test_where_there_is_none_it_is_snells(name):
     config = TASKS[name].config
     batch, decay, sparsity, epochs = SNELL[name]
     assert (config.batch_size, config.weight_decay, config.epochs) == (batch, decay, epochs)
-    assert (config.gate, config.target_sparsity, config.lr) == ("published", sparsity, 1e-3)
+    assert (config.gate, config.target_sparsity, config.lr) == ("published" if sparsity else "none", sparsity, 1e-3)
     assert config.init_sparsity <= sparsity
     assert TASKS[name].note == "no published SNELLA setting; SNELL's used"
 

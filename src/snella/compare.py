@@ -9,6 +9,7 @@ what it printed (.log) stand beside that folder.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -130,7 +131,8 @@ def _run(plan: Plan, configs: Sequence[TrainConfig], workers: int, console: Cons
 
 def _finished(plan: Plan, task: PlannedTask, method: str, lr: float, seeds: Sequence[int]) -> list[RunResult]:
     folders = [Path(plan.config(task, method, lr, seed).out or "") for seed in seeds]
-    return [read_result(folder) for folder in folders if state_of(folder) == "finished"]
+    runs = [read_result(folder) for folder in folders if state_of(folder) == "finished"]
+    return [run for run in runs if all(map(math.isfinite, (run.val[run.metric], run.test[run.metric])))]
 
 
 def _grid(plan: Plan, task: PlannedTask, method: str) -> dict[float, RunResult | None]:
@@ -180,14 +182,17 @@ def protocol(plan: Plan, result: TaskResult) -> tuple[str, ...]:
     preprocessing = read_about(Path(runs[0].folder))["preprocessing"]
     seeds = ", ".join(map(str, plan.seeds))
     sizes = {", ".join(f"{count:,} {split}" for split, count in run.images.items()) for run in runs}
+    config = read_config(Path(runs[0].folder))
     versions = {", ".join(f"{name} {version}" for name, version in run.versions.items()) for run in runs}
     return (
         f"test: the best epoch on val (the last epoch: {last}); never the best epoch on test",
         f"images: {' or '.join(sorted(sizes))}, {preprocessing['image_size']} pixels; "
         f"mean {_values(preprocessing['mean'])}, std {_values(preprocessing['std'])}",
+        f"{config.backbone}, {config.epochs} epochs, batches of {config.batch_size}, r {config.r}, {config.precision}",
         f"learning rate: the best of {rates} on val with seed {plan.seeds[0]}",
-        f"seeds: {seeds}; ± is the sample standard deviation, [ ] the 95 % t-interval of paired differences",
-        "memory: largest peak of a training step; step: median time of one, which runs side by side slow down",
+        f"seeds: {seeds}; ± is the sample standard deviation, [ ] the 95 % t-interval of paired differences; where "
+        "the data has no splits of its own, each seed draws them, and test images are shared between seeds",
+        "memory: largest peak of a training step; step: median time of one; runs side by side slow each other down",
         f"device: {', '.join(sorted({run.device for run in runs}))}; {' or '.join(sorted(versions))}",
     )
 

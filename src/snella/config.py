@@ -230,6 +230,7 @@ FREE_TO_CHANGE = (
     "device",
     "workers",
     "checkpoint_every",
+    "last_epoch",
     "tensorboard",
     "rematerialize",
     "gradient_checkpointing",

@@ -77,7 +77,7 @@ def _environment(workers: int) -> dict[str, str]:
 
 def _start(job: Job, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    with open(job.log, "wb") as log:
+    with open(job.log, "ab") as log:  # what an earlier try said stays
         return subprocess.Popen(
             job.command,
             stdin=subprocess.DEVNULL,

@@ -190,6 +190,7 @@ def published_cells(suite: Suite) -> tuple[list[str], list[list[str]]]:
 def suite_lines(suite: Suite, results: Sequence[TaskResult]) -> list[str]:
     """Protocol and notes: the suite's, and each task's own."""
     lines = [*suite.notes]
+    lines += [f"{task.name}: {task.note}" for task in suite.tasks if task.note]
     for result in results:
         rates = ", ".join(f"{row.method} {row.lr:g}" for row in result.methods if row.lr is not None)
         lines += [f"{result.name}: {line}" for line in (f"rates: {rates}", *result.protocol[:OWN_LINES], *result.notes)]

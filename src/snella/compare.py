@@ -27,7 +27,7 @@ from snella.report.comparison import suite_report, task_report, with_spread, wri
 from snella.report.comparison_chart import comparison_figure
 from snella.results import MethodResult, RunResult, TaskResult, read_result
 from snella.run import read_run_data
-from snella.runfolder import read_about, read_config, state_of, write_text
+from snella.runfolder import other_settings, read_about, read_config, state_of, write_text
 from snella.tasks.table import TASKS
 from snella.training.loop import is_better
 
@@ -88,11 +88,7 @@ def _check_folders(plan: Plan) -> None:
                 raise UserError(f"{folder} exists and is no run folder; choose another --out")
             differ = differences(read_config(folder), config) if state != "absent" else []
             if differ:
-                more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-                raise UserError(
-                    f"{folder} was trained with other settings ({', '.join(differ[:3])}{more}); "
-                    "choose another --out, or delete it"
-                )
+                raise other_settings(folder, differ, "choose another --out, or delete it")
 
 
 def _with_data(plan: Plan, failed: Failures, console: Console) -> list[PlannedTask]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import re
-from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from snella.console import plain, working
 from snella.errors import UserError
 from snella.runfolder import read_about, save_picture
 from snella.tasks.interface import Generates
-from snella.trained import load_run, picture_folder
+from snella.trained import free_name, load_run, picture_folder
 from snella.training.devices import check_device
 
 
@@ -70,7 +68,8 @@ def generate(
     asked = [text for text in prompts for _ in range(n)]
     seeds = [seed + i for i in range(n)] * len(prompts)
     rows: list[dict[str, Any]] = []
-    stems = dict(zip(prompts, _file_names(prompts), strict=True))
+    taken = set[str]()
+    stems = {text: free_name(_file_name(text), taken) for text in prompts}  # two prompts may begin alike
     with working(Console(stderr=True), "generating images") as progress:
         for text, own, picture in zip(asked, seeds, task.generate(run.model, asked, seeds, sampling), strict=True):
             file = gallery / f"{stems[text]}-{own}.png"
@@ -84,10 +83,5 @@ def generate(
     return rows
 
 
-def _file_names(prompts: Sequence[str | None]) -> list[str]:
-    """A name for each prompt; those that are alike in their first letters get a number."""
-    names: list[str] = []
-    for text in prompts:
-        name = re.sub(r"[^\w]+", "-", text or "image")[:60].strip("-") or "image"
-        names.append(next(new for new in chain([name], (f"{name}-{i}" for i in count(2))) if new not in names))
-    return names
+def _file_name(text: str | None) -> str:
+    return re.sub(r"[^\w]+", "-", text or "image")[:60].strip("-") or "image"

@@ -56,12 +56,14 @@ def check_claim(folder: Path, config: TrainConfig) -> None:
     if config.resume and state != "absent":
         differ = differences(read_recipe(str(folder / CONFIG)), config)
         if differ:
-            more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-            raise UserError(
-                f"{folder} was trained with other settings ({', '.join(differ[:3])}{more}); "
-                "resume with the same ones, or choose another --out"
-            )
+            raise other_settings(folder, differ, "resume with the same ones, or choose another --out")
     _check_writable(folder)
+
+
+def other_settings(folder: Path, differ: list[str], remedy: str) -> UserError:
+    """The error for a run folder whose settings differ from those asked for."""
+    more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+    return UserError(f"{folder} was trained with other settings ({', '.join(differ[:3])}{more}); {remedy}")
 
 
 def _check_writable(folder: Path) -> None:

@@ -227,7 +227,7 @@ def _predicted(
             unreadable += 1
             plain(Console(stderr=True), f"snella: not predicted: {found}")
             continue
-        stem = _free(Path(found.row["image"]).stem, taken)
+        stem = free_name(Path(found.row["image"]).stem, taken)
         files = {kind: gallery / f"{stem}-{kind}.png" for kind in found.pictures}
         for kind, picture in found.pictures.items():
             with writing(files[kind]) as partial:
@@ -238,7 +238,7 @@ def _predicted(
     return rows, unreadable
 
 
-def _free(stem: str, taken: set[str]) -> str:
+def free_name(stem: str, taken: set[str]) -> str:
     """A name that no other image has: images of different folders may share one."""
     name = next(name for name in chain([stem], (f"{stem}-{i}" for i in count(2))) if name not in taken)
     taken.add(name)

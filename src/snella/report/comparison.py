@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from snella.report.intervals import Difference, Spread
-from snella.report.tables import NOTHING, decimal_bytes, duration
+from snella.report.tables import NOTHING, decimal_bytes, duration, is_share
 from snella.results import OWN_LINES, REFERENCE, MethodResult, TaskResult, averages
 from snella.runfolder import write_json, write_text
 
@@ -23,11 +23,6 @@ if TYPE_CHECKING:
     from snella.suites import Suite
 
 NAME = "compare"  # of the files
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric is shown in %: all but losses."""
-    return not metric.endswith("loss")
 
 
 def with_spread(metric: str, value: Spread | None) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snella.report.comparison import is_share
 from snella.report.intervals import Spread
 from snella.report.labels import label_points
 from snella.report.style import BLUE, GREY, INK, PALE, heading, new_figure, plain, save_figure
+from snella.report.tables import is_share
 from snella.results import TaskResult, averages
 
 if TYPE_CHECKING:

@@ -89,9 +89,14 @@ def fidelity_line(found: Fidelity) -> str:
     )
 
 
+def is_share(metric: str) -> bool:
+    """Whether a metric is shown in %: all but losses."""
+    return not metric.endswith("loss")
+
+
 def shown(metric: str, value: float) -> str:
-    """A metric as people read it: a loss as it is, all others are shares."""
-    return f"{value:.4f}" if metric.endswith("loss") else f"{value:.1%}"
+    """A metric as people read it: a loss as it is, all others in %."""
+    return f"{value:.1%}" if is_share(metric) else f"{value:.4f}"
 
 
 def summary_table(summary: Mapping[str, Any], metrics: Mapping[str, str], *, title: str) -> Table:

@@ -309,15 +309,11 @@ def frozen_parts(name: str) -> Frozen:
     if name == small_unet.NAME:
         return Frozen(small_unet.small_pipeline(), FAMILIES[-1])
     from diffusers import DiffusionPipeline
-    from diffusers.utils import logging
-    from transformers.utils import logging as of_transformers
 
     index = _index(name)
     family = family_of(index, name)
     absent: dict[str, Any] = {family.network: None} | {part: None for part in UNUSED if part in index}
-    logging.set_verbosity_error()  # it would warn that there is no safety checker, which `has_safety_checker` tells
-    of_transformers.set_verbosity_error()  # and of long prompts, which `Frozen.cut` finds
-    _no_bars()
+    _quieten()
     try:
         pipe = DiffusionPipeline.from_pretrained(_place(name), use_safetensors=True, **absent)
     except (OSError, ValueError, RuntimeError) as error:
@@ -333,13 +329,17 @@ def frozen_parts(name: str) -> Frozen:
     return frozen
 
 
-def _no_bars() -> None:
-    """Loading and saving small files needs no bar for each; a download has the hub's."""
+def _quieten() -> None:
+    """No bar for each small file, and no warnings of what is told elsewhere.
+
+    That is the safety checker (`has_safety_checker`) and long prompts (`Frozen.cut`). A download has the hub's bars.
+    """
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 
-    of_diffusers.disable_progress_bar()
-    of_transformers.disable_progress_bar()
+    for logging in (of_diffusers, of_transformers):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
 
 
 def has_safety_checker(name: str) -> bool:

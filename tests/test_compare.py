@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import shlex
 import signal
@@ -24,6 +25,7 @@ import tiny_pipelines
 from runs import MODEL, write_images
 from snella.cli import main
 from snella.config import TrainConfig
+from snella.plan import Plan, PlannedTask
 from snella.processes import Job
 from snella.recipe import read_recipe
 from snella.results import step_seconds
@@ -128,6 +130,38 @@ def test_the_rate_is_chosen_on_val_and_not_on_test(images, tmp_path, ran):
     assert report["methods"][0]["lr"] == 0.003
     assert report["methods"][0]["summary"]["test_mean"] == 0.1
     assert report["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("best", "tried"),
+    [(1e-3, (3e-4, 1e-3, 3e-3)), (3e-2, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)), (1e-4, (1e-4, 3e-4, 1e-3, 3e-3))],
+)
+def test_rates_are_added_until_the_best_is_not_at_an_end(best, tried, images, tmp_path, monkeypatch):
+    """As if the score fell from the best rate to both sides; a run is started once."""
+    names = []
+
+    def runs(jobs: list[Job], *, workers: int, console: Any) -> dict[Job, str]:
+        for job in jobs:
+            names.append(job.name)
+            with contextlib.redirect_stdout(io.StringIO()):
+                assert main(list(job.command[3:])) == 0
+            folder = Path(job.command[-2])
+            score = 1 - abs(math.log(float(folder.parent.name.removeprefix("lr-")) / best)) / 10
+            rewrite(folder, val={"top1": score})
+        return {}
+
+    monkeypatch.setattr(snella.compare, "run_jobs", runs)
+    assert compare(images, tmp_path, "--methods", "lora", "--seeds", "0,1", "--epochs", "1") == 0
+    assert sorted(names) == sorted([*(f"lora/lr-{lr:g}/seed-0" for lr in tried), f"lora/lr-{best:g}/seed-1"])
+    (row,) = json.loads((tmp_path / "compare.json").read_text())["methods"]
+    assert [entry["lr"] for entry in row["grid"]] == list(tried)
+
+
+def test_the_recipes_rate_is_the_middle_for_the_recipes_method(images, tmp_path):
+    task = PlannedTask("", TrainConfig(data=str(images), method="snella", lr=1.1e-4), tmp_path)
+    plan = Plan((task,), ("snella", "lora"), None, (0,), tmp_path)
+    assert plan.first_rates(task, "snella") == (1e-4, 3e-4)
+    assert plan.first_rates(task, "lora") == (3e-4, 1e-3, 3e-3)
 
 
 def test_a_failed_run_is_reported_and_the_rest_goes_on(images, tmp_path, ran, capsys):

@@ -32,6 +32,7 @@ from snella.tasks.table import TASKS
 from snella.training.loop import is_better
 
 Failures = dict[Path, str]  # run folder -> why it failed, in a line
+Grid = dict[float, RunResult | None]  # learning rate -> the run with the first seed; None: it did not finish
 
 
 def compare(plan: Plan, *, workers: int = 1, console: Console | None = None) -> Failures:
@@ -45,24 +46,21 @@ def compare(plan: Plan, *, workers: int = 1, console: Console | None = None) -> 
     _check_folders(plan)
     failed: Failures = {}
     tasks = _with_data(plan, failed, console)
-    first = plan.seeds[0]
-    grid = [plan.config(task, method, lr, first) for task in tasks for method, lr in plan.rates()]
-    failed |= _run(plan, grid, workers, console)
-    chosen = {(task, method): best_rate(_grid(plan, task, method).values()) for task in tasks for method in plan.grids}
+    grids = _search(plan, tasks, workers, failed, console)
     rest = [
         plan.config(task, method, lr, seed)
-        for (task, method), lr in chosen.items()
-        if lr is not None
+        for (task, method), grid in grids.items()
+        if (lr := best_rate(grid.values())) is not None
         for seed in plan.seeds[1:]
     ]
     failed |= _run(plan, rest, workers, console)
 
     results = []
     for task in tasks:
-        rates = {method: chosen[task, method] for method in plan.grids}
-        if not any(rates.values()):
+        of_task = {method: grids[task, method] for method in plan.methods}
+        if not any(run for grid in of_task.values() for run in grid.values()):
             continue
-        results.append(_result(plan, task, rates, failed))
+        results.append(_result(plan, task, of_task, failed))
         write_task(results[-1], task.folder)
         comparison_figure(results[-1], task.folder / "compare.png")
     if plan.suite is not None and results:
@@ -77,10 +75,29 @@ def compare(plan: Plan, *, workers: int = 1, console: Console | None = None) -> 
     return failed
 
 
+def _search(
+    plan: Plan, tasks: Sequence[PlannedTask], workers: int, failed: Failures, console: Console
+) -> dict[tuple[PlannedTask, str], Grid]:
+    """Run the first seed at the learning rates of each method, until none has its best at an end of its own."""
+    first = plan.seeds[:1]
+    rates = {(task, method): plan.first_rates(task, method) for task in tasks for method in plan.methods}
+    while True:
+        configs = [plan.config(task, method, lr, *first) for (task, method), tried in rates.items() for lr in tried]
+        failed |= _run(plan, [config for config in configs if Path(config.out or "") not in failed], workers, console)
+        grids: dict[tuple[PlannedTask, str], Grid] = {}
+        for (task, method), tried in rates.items():
+            found = {lr: _finished(plan, task, method, lr, first) for lr in tried}
+            grids[task, method] = {lr: runs[0] if runs else None for lr, runs in found.items()}
+        wider = {key: plan.wider(tried, best_rate(grids[key].values())) for key, tried in rates.items()}
+        if wider == rates:
+            return grids
+        rates = wider
+
+
 def _check_folders(plan: Plan) -> None:
     """Refuse, before anything runs, what stands where a run belongs and is another one."""
     for task in plan.tasks:
-        for config in (plan.config(task, method, lr, seed) for method, lr in plan.rates() for seed in plan.seeds):
+        for config in (plan.config(task, method, lr, seed) for method, lr in plan.possible() for seed in plan.seeds):
             TASKS[config.task].check(config)
             folder = Path(config.out or "")
             state = state_of(folder)
@@ -95,7 +112,8 @@ def _with_data(plan: Plan, failed: Failures, console: Console) -> list[PlannedTa
     """The tasks whose data can be read; it is not looked at where all runs of the grid are finished."""
     found = []
     for task in plan.tasks:
-        configs = [plan.config(task, method, lr, plan.seeds[0]) for method, lr in plan.rates()]
+        rates = {method: plan.first_rates(task, method) for method in plan.methods}
+        configs = [plan.config(task, method, lr, plan.seeds[0]) for method, tried in rates.items() for lr in tried]
         try:
             if any(state_of(Path(config.out or "")) != "finished" for config in configs):
                 read_run_data(configs[0], console)
@@ -131,12 +149,6 @@ def _finished(plan: Plan, task: PlannedTask, method: str, lr: float, seeds: Sequ
     return [run for run in runs if all(map(math.isfinite, (run.val[run.metric], run.test[run.metric])))]
 
 
-def _grid(plan: Plan, task: PlannedTask, method: str) -> dict[float, RunResult | None]:
-    """Learning rate -> its run with the first seed, if that is finished."""
-    found = {lr: _finished(plan, task, method, lr, plan.seeds[:1]) for lr in plan.grids[method]}
-    return {lr: runs[0] if runs else None for lr, runs in found.items()}
-
-
 def best_rate(runs: Iterable[RunResult | None]) -> float | None:
     """The learning rate of the run with the best score on val; of equals the first, None where there is no run."""
     best: RunResult | None = None
@@ -146,12 +158,13 @@ def best_rate(runs: Iterable[RunResult | None]) -> float | None:
     return best.lr if best else None
 
 
-def _result(plan: Plan, task: PlannedTask, rates: Mapping[str, float | None], failed: Failures) -> TaskResult:
+def _result(plan: Plan, task: PlannedTask, grids: Mapping[str, Grid], failed: Failures) -> TaskResult:
     rows = []
-    for method, lr in rates.items():
+    for method, grid in grids.items():
+        lr = best_rate(grid.values())
         runs = _finished(plan, task, method, lr, plan.seeds) if lr is not None else []
-        grid = {rate: run.val[run.metric] if run else None for rate, run in _grid(plan, task, method).items()}
-        rows.append(MethodResult(method, lr, grid, tuple(runs)))
+        val = {rate: run.val[run.metric] if run else None for rate, run in grid.items()}
+        rows.append(MethodResult(method, lr, val, tuple(runs)))
     run = next(row.runs[0] for row in rows if row.runs)
     notes = [f"{row.method}: its best rate, {row.lr:g}, is at an end of its grid" for row in rows if at_an_end(row)]
     notes += [f"{f.relative_to(plan.folder)} failed: {why}" for f, why in failed.items() if task.folder in f.parents]

@@ -1,5 +1,7 @@
 """What a comparison runs: tasks x methods x (learning rates with the first seed, then the other seeds at the best).
 
+Rates that are not given are found: three rungs of a ladder, and one more wherever the best is at an end.
+
 Imports nothing heavy: wrong flags are told at once.
 """
 
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-GRID = (1e-3, 3e-3, 1e-2)
-FULL_GRID = (1e-4, 3e-4, 1e-3)  # of all weights, which need smaller steps
+LADDER = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of learning rates, the same for all methods
+# Where a method begins, a short run's best rate more often than not; one rung each side is tried with it.
+USUAL = {"snella": 1e-2, "snell": 1e-2, "shira": 1e-2, "bitfit": 1e-2, "linear": 1e-2, "full": 3e-4}
+USUAL |= dict.fromkeys(("lora", "dora", "adalora", "oft"), 1e-3)
 # what a comparison sets itself -> the flag that is there instead
 SET_HERE = {"method": "--methods", "lr": "--lr-grid", "seed": "--seeds"}
 SET_HERE |= dict.fromkeys(("last_epoch", "resume", "overwrite", "estimate"), "")
@@ -42,7 +46,8 @@ class Plan:
     """A comparison: what is run, and where."""
 
     tasks: tuple[PlannedTask, ...]
-    grids: dict[str, tuple[float, ...]]  # method -> its learning rates, ascending
+    methods: tuple[str, ...]
+    grid: tuple[float, ...] | None  # learning rates given for all methods; None: found on the ladder
     seeds: tuple[int, ...]  # the first one chooses the rate
     folder: Path
     suite: Suite | None = None
@@ -53,9 +58,27 @@ class Plan:
         config: Any = replace(task.config, method=method, lr=lr, seed=seed, out=str(out), last_epoch=True, resume=True)
         return shrunk(config) if config.smoke else config
 
-    def rates(self) -> list[tuple[str, float]]:
-        """Each method with each rate of its grid."""
-        return [(method, lr) for method, rates in self.grids.items() for lr in rates]
+    def first_rates(self, task: PlannedTask, method: str) -> tuple[float, ...]:
+        """The learning rates to begin with, ascending: what was given, or three rungs of the ladder.
+
+        The middle one is the recipe's for the recipe's own method, and the usual one for the others.
+        """
+        if self.grid is not None:
+            return self.grid
+        usual = task.config.lr if method == task.config.method else USUAL[method]
+        middle = min(range(len(LADDER)), key=lambda i: abs(math.log(LADDER[i] / usual)))
+        return LADDER[max(middle - 1, 0) : middle + 2]
+
+    def wider(self, rates: Sequence[float], best: float | None) -> tuple[float, ...]:
+        """`rates`, and the next rung below or above where the best of them is at an end of them."""
+        if self.grid is not None or best is None:
+            return tuple(rates)
+        low, high = LADDER.index(rates[0]), LADDER.index(rates[-1])
+        return LADDER[max(low - (best == rates[0]), 0) : high + 1 + (best == rates[-1])]
+
+    def possible(self) -> list[tuple[str, float]]:
+        """Each method with each rate that it may come to."""
+        return [(method, lr) for method in self.methods for lr in self.grid or LADDER]
 
 
 def make_plan(
@@ -80,7 +103,6 @@ def make_plan(
     methods = tuple(_listed("methods", command.methods, _method))
     seeds = tuple(_listed("seeds", command.seeds, int))
     grid = tuple(sorted(_listed("lr_grid", command.lr_grid, _rate))) if command.lr_grid is not None else None
-    grids = {method: grid or (FULL_GRID if method == "full" else GRID) for method in methods}
     folder = Path(command.out)
     from snella.suites import is_suite, read_suite
 
@@ -88,12 +110,12 @@ def make_plan(
         suite = read_suite(command.recipe, value_of(shared, "data"))
         rest = divided(shared, ["data"])[1]
         tasks = tuple(PlannedTask(t.name, settings(rest, t.config), folder / t.name) for t in suite.tasks)
-        plan = Plan(tasks, grids, seeds, folder, suite)
+        plan = Plan(tasks, methods, grid, seeds, folder, suite)
     else:
         recipe = ["--recipe", command.recipe] if command.recipe else []
-        plan = Plan((PlannedTask("", settings([*recipe, *shared], None), folder),), grids, seeds, folder)
+        plan = Plan((PlannedTask("", settings([*recipe, *shared], None), folder),), methods, grid, seeds, folder)
     for task in plan.tasks:
-        for method, lr in plan.rates():
+        for method, lr in plan.possible():
             for seed in seeds:
                 validate(plan.config(task, method, lr, seed))
     return plan

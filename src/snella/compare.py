@@ -25,7 +25,7 @@ from snella.processes import Job, run_jobs
 from snella.recipe import differences, to_yaml
 from snella.report.comparison import suite_report, task_report, with_spread, write_suite, write_task
 from snella.report.comparison_chart import comparison_figure
-from snella.results import MethodResult, RunResult, TaskResult, read_result
+from snella.results import MethodResult, RunResult, TaskResult, mean_result, read_result
 from snella.run import read_run_data
 from snella.runfolder import other_settings, read_about, read_config, state_of, write_text
 from snella.tasks.table import TASKS
@@ -65,6 +65,8 @@ def compare(plan: Plan, *, workers: int = 1, console: Console | None = None) -> 
         comparison_figure(results[-1], task.folder / "compare.png")
     if plan.suite is not None and results:
         write_suite(plan.suite, results, plan.folder)
+        if len({result.metric for result in results}) == 1 and any(row.runs for row in mean_result(results).methods):
+            comparison_figure(mean_result(results), plan.folder / "compare.png")
         console.print(suite_report(plan.suite, results))
     elif results:
         console.print(task_report(results[0]))

@@ -80,6 +80,8 @@ class TrainConfig:
     published is what the published code does; soft is the SNELL paper's equation 5; none keeps all."""
     scale: float = 0.1
     """Constant before the distances, for snella and snell. 0.1 as published."""
+    init_scale: float = 1.0
+    """Factor of the factors' initial values, for snella and snell. 1 as published."""
     init_sparsity: float = 0.0
     """Share of the update that is zero at the start, 0 to 1. 0 as published for FGVC."""
     target_sparsity: float = 0.7

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, geometric_mean, median
 from typing import Any
 
 from snella.report.intervals import Difference, Spread, paired_difference, spread
@@ -73,6 +74,57 @@ class TaskResult:
             return None
         pair = [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
         return paired_difference(*(pair if self.higher_is_better else reversed(pair)))
+
+
+def paired_tasks(results: Sequence[TaskResult], method: str) -> list[tuple[TaskResult, MethodResult, MethodResult]]:
+    """The tasks on which both the method and LoRA have runs, with the rows of the two."""
+    rows = ((result, {row.method: row for row in result.methods if row.runs}) for result in results)
+    return [(result, of[method], of[REFERENCE]) for result, of in rows if of.keys() >= {method, REFERENCE}]
+
+
+def mean_difference(results: Sequence[TaskResult], method: str) -> Difference | None:
+    """How much better than LoRA in the mean over the tasks that both have; the pairs are the seeds that all have."""
+    if method == REFERENCE or not (paired := paired_tasks(results, method)):
+        return None
+    by_seed: dict[int, list[float]] = {}
+    for result, *rows in paired:
+        ours, theirs = ({run.seed: run.test[result.metric] for run in row.runs} for row in rows)
+        sign = 1 if result.higher_is_better else -1
+        for seed in ours.keys() & theirs.keys():
+            by_seed.setdefault(seed, []).append(sign * (ours[seed] - theirs[seed]))
+    means = [fmean(values) for _, values in sorted(by_seed.items()) if len(values) == len(paired)]
+    return paired_difference(means, [0.0] * len(means)) if means else None
+
+
+def cost_ratios(results: Sequence[TaskResult], method: str) -> dict[str, float]:
+    """What the method costs beside LoRA: by column of `averages`, the geometric mean over the tasks that both have."""
+    pairs = [(averages(ours), averages(theirs)) for _, ours, theirs in paired_tasks(results, method)]
+    return (
+        {name: geometric_mean(ours[name] / theirs[name] for ours, theirs in pairs) for name in pairs[0][0]}
+        if pairs
+        else {}
+    )
+
+
+def mean_result(results: Sequence[TaskResult]) -> TaskResult:
+    """The tasks as one, for a chart: of each method and seed that all of them have, means of scores and costs."""
+    scores = ("test", "test_last", "val")
+    costs = ("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "step_seconds")
+    methods = []
+    for row in results[0].methods:
+        by_task = [
+            {run.seed: run for other in r.methods if other.method == row.method for run in other.runs} for r in results
+        ]
+        runs = []
+        for seed in sorted(set.intersection(*map(set, by_task))):
+            same = [(runs_[seed], result.metric) for runs_, result in zip(by_task, results, strict=True)]
+            means = {
+                name: {results[0].metric: fmean(getattr(run, name)[metric] for run, metric in same)} for name in scores
+            }
+            sizes = {name: fmean(getattr(run, name) for run, _ in same) for name in costs}
+            runs.append(replace(same[0][0], folder="", metric=results[0].metric, **means, **sizes))
+        methods.append(replace(row, grid={}, runs=tuple(runs)))
+    return replace(results[0], name=f"mean of {len(results)} tasks", methods=tuple(methods), protocol=(), notes=())
 
 
 def read_result(folder: Path) -> RunResult:

@@ -259,7 +259,18 @@ def _batches(config: TrainConfig, examples: Mapping[str, Examples], preprocessin
 
 def _method_settings(config: TrainConfig, model: nn.Module, batches: int) -> MethodSettings:
     steps_per_epoch = math.ceil(batches / config.accumulate)
-    names = ("r", "heads", "scale", "kernel", "gate", "init_sparsity", "target_sparsity", "init_warmup", "final_warmup")
+    names = (
+        "r",
+        "heads",
+        "scale",
+        "init_scale",
+        "kernel",
+        "gate",
+        "init_sparsity",
+        "target_sparsity",
+        "init_warmup",
+        "final_warmup",
+    )
     names += ("update_dropout", "update_drop_path")
     return MethodSettings(
         allocate_every=config.allocate_every or steps_per_epoch,

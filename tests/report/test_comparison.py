@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,16 @@ from PIL import Image
 from printed import rows, text
 from snella.report.comparison import difference_text, task_report, with_spread, write_task
 from snella.report.comparison_chart import comparison_figure
-from snella.report.intervals import Difference, Spread
-from snella.results import MethodResult, RunResult, TaskResult
+from snella.report.intervals import Difference, Spread, paired_difference
+from snella.results import (
+    MethodResult,
+    RunResult,
+    TaskResult,
+    cost_ratios,
+    mean_difference,
+    mean_result,
+    paired_tasks,
+)
 
 
 def run(metric: str, score: float, seed: int = 0) -> RunResult:
@@ -70,6 +79,48 @@ def test_less_of_a_loss_is_better():
     difference = found.difference(found.methods[0])
     assert difference is not None
     assert difference.mean == pytest.approx(0.25)
+
+
+def suite_of(*results: TaskResult) -> list[TaskResult]:
+    return [replace(found, name=f"task{i}") for i, found in enumerate(results)]
+
+
+def test_the_mean_over_tasks_pairs_the_seeds():
+    tasks = suite_of(result(snella=(0.9, 0.8), lora=(0.8, 0.8)), result(snella=(0.5, 0.7, 0.1), lora=(0.6, 0.4, 0.9)))
+    found = mean_difference(tasks, "snella")
+    expected = paired_difference([(0.9 + 0.5) / 2, (0.8 + 0.7) / 2], [(0.8 + 0.6) / 2, (0.8 + 0.4) / 2])
+    assert found is not None
+    assert (found.mean, found.low, found.pairs) == pytest.approx((expected.mean, expected.low, 2))
+    assert mean_difference(tasks, "lora") is None
+
+
+def test_a_method_that_lacks_a_task_is_compared_on_the_others():
+    tasks = suite_of(result(shira=(0.5,), lora=(0.4,)), result(shira=(), lora=(0.9,)))
+    assert [task.name for task, *_ in paired_tasks(tasks, "shira")] == ["task0"]
+    difference = mean_difference(tasks, "shira")
+    assert difference is not None
+    assert difference.mean == pytest.approx(0.1)
+    assert mean_difference(suite_of(result(shira=(0.5,))), "shira") is None
+
+
+def test_costs_are_multiples_of_loras():
+    tasks = suite_of(result(snella=(0.5,), lora=(0.5,)), result(snella=(0.5,), lora=(0.5,)))
+    for task, factor in zip(tasks, (4, 9), strict=True):
+        (row, _), (ours,) = task.methods, task.methods[0].runs
+        object.__setattr__(row, "runs", (replace(ours, peak_memory_bytes=factor * ours.peak_memory_bytes),))
+    assert cost_ratios(tasks, "snella") == pytest.approx(
+        {"trainable_parameters": 1, "adapter_bytes": 1, "peak_memory_bytes": 6, "seconds": 1, "step_seconds": 1}
+    )
+    assert cost_ratios(suite_of(result(snella=(0.5,))), "snella") == {}
+
+
+def test_a_suite_has_a_chart_of_means_of_the_methods_with_all_tasks(tmp_path: Path):
+    tasks = suite_of(result(snella=(0.9, 0.8), oft=(0.5,)), result(snella=(0.7, 0.6), oft=()))
+    mean = mean_result(tasks)
+    scores = {row.method: [run.test["top1"] for run in row.runs] for row in mean.methods}
+    assert scores == {"snella": pytest.approx([0.8, 0.7]), "oft": []}
+    comparison_figure(mean, tmp_path / "chart.png")
+    assert Image.open(tmp_path / "chart.png").size[0] > 500
 
 
 def test_without_lora_nothing_is_paired(tmp_path):

@@ -16,7 +16,16 @@ from rich.text import Text
 
 from snella.report.intervals import Difference, Spread
 from snella.report.tables import NOTHING, decimal_bytes, duration, is_share
-from snella.results import OWN_LINES, REFERENCE, MethodResult, TaskResult, averages
+from snella.results import (
+    OWN_LINES,
+    REFERENCE,
+    MethodResult,
+    TaskResult,
+    averages,
+    cost_ratios,
+    mean_difference,
+    paired_tasks,
+)
 from snella.runfolder import write_json, write_text
 
 if TYPE_CHECKING:
@@ -170,7 +179,24 @@ def suite_cells(suite: Suite, results: Sequence[TaskResult]) -> tuple[list[str],
         name = f"mean of the {len(groups)} groups"
         rows.append(mean_row(name, {m: group_mean(suite, values[m]) for m in methods}))
     rows.append(mean_row(f"mean of the {len(suite.tasks)} tasks", {m: task_mean(suite, values[m]) for m in methods}))
+    differences = {method: mean_difference(results, method) for method in methods}
+    if any(differences.values()):
+        tasks = {method: len(paired_tasks(results, method)) for method in methods}
+        texts = (
+            difference_text(metric, differences[m]) + (f" ({tasks[m]} tasks)" if 0 < tasks[m] < len(results) else "")
+            for m in methods
+        )
+        rows.append([f"against {REFERENCE}{' (points)' if is_share(metric) else ''}", "", *texts])
     return ["task", "group", *methods], rows
+
+
+def cost_cells(results: Sequence[TaskResult]) -> tuple[list[str], list[list[str]]]:
+    """A row for each method that has tasks in common with LoRA: its costs, as multiples of LoRA's."""
+    methods = dict.fromkeys(row.method for result in results for row in result.methods)
+    names = ("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "step_seconds", "seconds")
+    ratios = {method: cost_ratios(results, method) for method in methods}
+    rows = [[method, *(f"{found[name]:.2f}" for name in names)] for method, found in ratios.items() if found]
+    return [f"costs, {REFERENCE} = 1", "parameters", "adapter", "memory", "step", "time"], rows
 
 
 def published_cells(suite: Suite) -> tuple[list[str], list[list[str]]]:
@@ -196,8 +222,9 @@ def suite_lines(suite: Suite, results: Sequence[TaskResult]) -> list[str]:
 def suite_report(suite: Suite, results: Sequence[TaskResult]) -> Group:
     """Tasks x methods, the published marks, protocol and notes."""
     published = [_table(*published_cells(suite))] if suite.published else []
+    costs = [_table(*cost_cells(results))] if cost_cells(results)[1] else []
     table = _table(*suite_cells(suite, results), title=suite.title)
-    return Group(table, *published, *_lines(suite_lines(suite, results), ()))
+    return Group(table, *costs, *published, *_lines(suite_lines(suite, results), ()))
 
 
 def write_suite(suite: Suite, results: Sequence[TaskResult], folder: Path) -> None:
@@ -208,6 +235,8 @@ def write_suite(suite: Suite, results: Sequence[TaskResult], folder: Path) -> No
     tasks = [as_json(result) for result in results]
     write_json(folder / f"{NAME}.json", {"suite": suite.name, "published": published, "tasks": tasks})
     parts = [f"# {suite.title}", "", _markdown(*suite_cells(suite, results))]
+    if cost_cells(results)[1]:
+        parts += [_markdown(*cost_cells(results))]
     if suite.published:
         parts += [_markdown(*published_cells(suite))]
     lines = [f"- {line}" for line in suite_lines(suite, results)]

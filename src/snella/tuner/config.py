@@ -29,6 +29,7 @@ class SnellaConfig(PeftConfig):
     r: int = field(default=32, metadata={"help": "Rank: columns of both factors, over all heads."})
     heads: int = field(default=2, metadata={"help": "Parts the rank is split into; their distances alternate in sign."})
     scale: float = field(default=0.1, metadata={"help": "Constant c before the distances."})
+    init_scale: float = field(default=1.0, metadata={"help": "Factor of the initial A and B; 1 as published."})
     kernel: Literal["mixk", "pwl"] = field(default="mixk", metadata={"help": "`mixk` (SNELLA) or `pwl` (SNELL)."})
     gate: Literal["published", "soft", "hard", "none"] = field(
         default="published", metadata={"help": "How kept entries of the kernel matrix become the update."}
@@ -96,6 +97,8 @@ def _check_numbers(config: SnellaConfig) -> None:
             f"r={config.r} is not a positive multiple of heads={config.heads}; "
             f"try r={max(config.heads, 1) * max(round(config.r / max(config.heads, 1)), 1)}"
         )
+    if config.init_scale <= 0:
+        raise UserError(f"init_scale={config.init_scale} is not above 0: equal factors would stay equal")
     for name in ("init_sparsity", "target_sparsity"):
         if not 0 <= getattr(config, name) <= 1:
             raise UserError(f"{name}={getattr(config, name)} is outside [0, 1]")

@@ -116,6 +116,8 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
             self.snella_beta[adapter_name] = nn.Parameter(torch.zeros(splits))
         for factor in (*self.snella_A[adapter_name], *self.snella_B[adapter_name]):
             nn.init.kaiming_uniform_(factor, a=math.sqrt(5))  # each 3-D slice by itself, as published
+            with torch.no_grad():
+                factor.mul_(config.init_scale)
         kept = kept_count(config.init_sparsity, rows * in_features)
         self.snella_kept[adapter_name] = torch.full((splits,), kept, dtype=torch.int64, device=weight.device)
         self._move_adapter_to_device_of_base_layer(adapter_name)

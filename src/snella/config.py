@@ -248,6 +248,13 @@ TASK_FIELDS: dict[tuple[Task, ...], tuple[str, ...]] = {
         *("sample_prompts", "samples", "sample_every", "sample_steps", "guidance"),
     ),
 }
+# Read by some methods alone: runs of the others are the same whatever these say.
+METHOD_FIELDS: dict[tuple[Method, ...], tuple[str, ...]] = {
+    ("snella",): ("kernel", "init_sparsity"),
+    ("snella", "snell"): ("heads", "gate", "scale", "init_scale", "target_sparsity", "update_drop_path"),
+    ("snella", "adalora"): ("init_warmup", "final_warmup", "allocate_every"),
+    ("snella", "snell", "lora", "dora", "adalora"): ("update_dropout",),
+}
 HINTS: dict[str, Any] = get_type_hints(TrainConfig)
 KEYS = tuple(f.name for f in fields(TrainConfig) if f.name not in START)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from snella.config import FREE_TO_CHANGE, HINTS, KEYS, START, TrainConfig, flag, nearest
+from snella.config import FREE_TO_CHANGE, HINTS, KEYS, METHOD_FIELDS, START, TrainConfig, flag, nearest
 from snella.errors import UserError
 from snella.validation import typed
 
@@ -119,8 +119,9 @@ def to_yaml(config: TrainConfig) -> str:
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """What differs between two configs in a way that changes the result, one phrase per field."""
+    unread = {name for methods, names in METHOD_FIELDS.items() if new.method not in methods for name in names}
     return [
         f"{flag(name)} was {getattr(old, name)}, is {getattr(new, name)}"
         for name in KEYS
-        if name not in FREE_TO_CHANGE and getattr(old, name) != getattr(new, name)
+        if name not in unread.union(FREE_TO_CHANGE) and getattr(old, name) != getattr(new, name)
     ]

@@ -256,6 +256,8 @@ def test_a_suite_runs_all_its_tasks(images, tmp_path, monkeypatch, ran, capsys):
     assert ["mean of the 3 tasks", "", "70.0 %"] in cells
     assert ["SNELL-32", "76.9 %", "74.6 %", "as published"] in cells
     assert "no test image is seen" in shown
+    assert "not the suite's settings alone: --batch-size 8 --device cpu" in shown
+    assert (out / "compare.png").exists()
     assert [line["task"] for line in csv.DictReader(io.StringIO((out / "compare.csv").read_text()))] == list(groups)
     assert (out / "a" / "compare.png").exists()
 
@@ -278,16 +280,24 @@ def test_a_suite_runs_all_its_tasks(images, tmp_path, monkeypatch, ran, capsys):
         ("--epochs x", "(see snella compare --help)"),
         ("--r 7", "--r 7 is not divisible by --heads 2"),
         ("--data nowhere", "nowhere does not exist"),
+        ("--recipe vtab1k", "suite vtab1k needs --data, the folder that holds caltech101, cifar, dtd ..."),
     ],
 )
 def test_wrong_flags_are_one_line_and_nothing_is_written(flags, expected, images, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    data = [] if "--data" in flags else ["--data", str(images)]
+    data = [] if "--data" in flags or "vtab1k" in flags else ["--data", str(images)]
     assert main(["compare", *data, *flags.split()]) == 2
     shown = capsys.readouterr().err
     assert expected in shown
     assert len(shown.splitlines()) == 1
     assert not any(tmp_path.iterdir())
+
+
+def test_results_go_to_a_folder_named_by_the_data_unless_said(images, tmp_path, monkeypatch, ran):
+    monkeypatch.chdir(tmp_path)
+    flags = [*MODEL, *STEPS, "--methods", "linear", "--seeds", "0", "--lr-grid", "1e-3"]
+    assert main(["compare", "--data", str(images), *flags]) == 0
+    assert (tmp_path / "runs" / "compare-images" / "compare.csv").exists()
 
 
 def test_what_stands_in_the_way_is_named(images, tmp_path, ran, capsys):

@@ -75,8 +75,9 @@ class Compare:
     (or the recipe's, for its method), and further ones for as long as the best is at an end."""
     workers: int = 1
     """Runs at once, each with its share of the cores."""
-    out: str = "runs/compare"
-    """Folder of the runs (METHOD/lr-RATE/seed-SEED) and the results. Finished runs in it are not run again."""
+    out: str | None = None
+    """Folder of the runs (METHOD/lr-RATE/seed-SEED) and the results; None: runs/compare-RECIPE, or -DATA.
+    Finished runs in it are not run again."""
 
 
 @dataclass(frozen=True)

@@ -64,10 +64,13 @@ def compare(plan: Plan, *, workers: int = 1, console: Console | None = None) -> 
         write_task(results[-1], task.folder)
         comparison_figure(results[-1], task.folder / "compare.png")
     if plan.suite is not None and results:
-        write_suite(plan.suite, results, plan.folder)
+        folders = {task.folder for task in plan.tasks}
+        without = [f"{f.relative_to(plan.folder)}: {why}" for f, why in failed.items() if f in folders]
+        suite = replace(plan.suite, notes=(*plan.suite.notes, *without))
+        write_suite(suite, results, plan.folder)
         if len({result.metric for result in results}) == 1 and any(row.runs for row in mean_result(results).methods):
             comparison_figure(mean_result(results), plan.folder / "compare.png")
-        console.print(suite_report(plan.suite, results))
+        console.print(suite_report(suite, results))
     elif results:
         console.print(task_report(results[0]))
     for folder, reason in failed.items():
@@ -169,6 +172,11 @@ def _result(plan: Plan, task: PlannedTask, grids: Mapping[str, Grid], failed: Fa
         rows.append(MethodResult(method, lr, val, tuple(runs)))
     run = next(row.runs[0] for row in rows if row.runs)
     notes = [f"{row.method}: its best rate, {row.lr:g}, is at an end of its grid" for row in rows if at_an_end(row)]
+    notes += [
+        f"{row.method}: {len(row.runs)} of {len(plan.seeds)} seeds finished"
+        for row in rows
+        if row.runs and len(row.runs) < len(plan.seeds)
+    ]
     notes += [f"{f.relative_to(plan.folder)} failed: {why}" for f, why in failed.items() if task.folder in f.parents]
     label = TASKS[task.config.task].METRICS[run.metric]
     result = TaskResult(task.name, run.metric, label, run.higher_is_better, tuple(rows), (), tuple(notes))

@@ -8,6 +8,7 @@ Imports nothing heavy: wrong flags are told at once.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,12 +104,17 @@ def make_plan(
     methods = tuple(_listed("methods", command.methods, _method))
     seeds = tuple(_listed("seeds", command.seeds, int))
     grid = tuple(sorted(_listed("lr_grid", command.lr_grid, _rate))) if command.lr_grid is not None else None
-    folder = Path(command.out)
+    folder = Path(command.out or _folder_name(command.recipe or value_of(shared, "data") or "data"))
     from snella.suites import is_suite, read_suite
 
     if command.recipe and is_suite(command.recipe):
         suite = read_suite(command.recipe, value_of(shared, "data"))
         rest = divided(shared, ["data"])[1]
+        if all(task.config.data == task.name for task in suite.tasks):  # a benchmark's, below a folder
+            names = ", ".join(task.name for task in suite.tasks[:3])
+            raise UserError(f"suite {suite.name} needs --data, the folder that holds {names} ...")
+        if rest:
+            suite = replace(suite, notes=(*suite.notes, f"not the suite's settings alone: {' '.join(rest)}"))
         tasks = tuple(PlannedTask(t.name, settings(rest, t.config), folder / t.name) for t in suite.tasks)
         plan = Plan(tasks, methods, grid, seeds, folder, suite)
     else:
@@ -137,6 +143,11 @@ def _listed(name: str, text: str, read: Callable[[str], T]) -> list[T]:
     if len(set(found)) < len(found):
         raise UserError(f"{flag(name)} {text} names a value twice")
     return found
+
+
+def _folder_name(source: str) -> Path:
+    """Where a comparison on a recipe or on data goes, unless said: runs/compare-NAME."""
+    return Path("runs") / f"compare-{re.sub(r'[^0-9A-Za-z_.-]+', '-', Path(source).resolve().stem)}"
 
 
 def _method(word: str) -> str:

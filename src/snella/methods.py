@@ -60,8 +60,8 @@ class MethodSettings:
 
     r: int = 32
     heads: int = 2
-    scale: float = 0.1
-    init_scale: float = 1.0
+    scale: float = 1.0
+    init_scale: float = 0.1
     kernel: str = "mixk"
     gate: str = "published"
     init_sparsity: float = 0.0

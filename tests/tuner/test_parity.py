@@ -75,7 +75,7 @@ def test_six_training_steps_of_the_published_vit() -> None:
     tensors, meta = reference("vit")
     base = fused_vit(tensors, meta["cfg"])
     steps = len(meta["losses"])
-    config = SnellaConfig(
+    config = SnellaConfig.published(
         r=meta["rank"],
         init_sparsity=meta["init_sparsity"],
         target_sparsity=meta["target_sparsity"],

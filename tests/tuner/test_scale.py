@@ -41,7 +41,7 @@ class _Named(nn.Module):
 
 def tuned(base: nn.Module, **overrides: object) -> peft.PeftModel:
     options = dict(r=8, gate="hard", init_sparsity=0.5, target_modules=["0", "qkv"], modules_to_save=[]) | overrides
-    return peft.get_peft_model(base, SnellaConfig(**options))  # type: ignore[arg-type]
+    return peft.get_peft_model(base, SnellaConfig.published(**options))  # type: ignore[arg-type]
 
 
 def only_layer(model: nn.Module) -> SnellaLayer:
@@ -192,10 +192,10 @@ def test_means_what_it_means_for_lora() -> None:
 def test_smaller_factors_under_a_larger_constant_make_the_same_update(kind):
     """c ||a - b|| is 10 c ||a/10 - b/10||: only the size of an optimiser's step differs."""
     deltas = []
-    for settings in ({"scale": 0.1}, {"scale": 1.0, "init_scale": 0.1}):
+    for make_config in (SnellaConfig.published, SnellaConfig):
         torch.manual_seed(3)
         make, _ = LAYERS[kind]
-        config = SnellaConfig(r=4, target_modules=["qkv" if kind == "qkv" else "0"], **settings)
+        config = make_config(r=4, target_modules=["qkv" if kind == "qkv" else "0"])
         model = peft.get_peft_model(_Named(make()) if kind == "qkv" else nn.Sequential(make()), config)
         deltas.append(only_layer(model).get_delta_weight("default"))
     torch.testing.assert_close(deltas[1], deltas[0], rtol=1e-4, atol=1e-9)

@@ -67,7 +67,7 @@ def test_a_fused_layer_is_three_matrices(vit: nn.Module, images: Tensor) -> None
     for i, part in enumerate(layer.get_delta_weight("default").chunk(3)):
         A, B = layer.snella_A["default"][i], layer.snella_B["default"][i]
         scalars = [getattr(layer, f"snella_{s}")["default"][i] for s in ("alpha", "gamma", "beta")]
-        torch.testing.assert_close(part, delta_weight(A, B, *scalars, sparsity=0.5, gate="hard"))
+        torch.testing.assert_close(part, delta_weight(A, B, *scalars, sparsity=0.5, gate="hard", scale=1.0))
         assert int((part != 0).sum()) == kept[i]
     assert model(images).shape == (3, 5)
 

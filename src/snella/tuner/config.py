@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from peft import PeftConfig, PeftType
 
@@ -22,14 +22,17 @@ class SnellaConfig(PeftConfig):
         >>> model = timm.create_model("test_vit", num_classes=5)
         >>> tuned = peft.get_peft_model(model, SnellaConfig(r=8, target_sparsity=0.9, total_step=1000))
 
+    `scale` and `init_scale` are 0.1 and 1 as published. 1 and 0.1 start from the same update, and an optimiser's step
+    changes its distances ten times as much: one learning rate, about LoRA's, then suits the update and the head.
+
     Raises:
         UserError: a value outside its range; the message names the field.
     """
 
     r: int = field(default=32, metadata={"help": "Rank: columns of both factors, over all heads."})
     heads: int = field(default=2, metadata={"help": "Parts the rank is split into; their distances alternate in sign."})
-    scale: float = field(default=0.1, metadata={"help": "Constant c before the distances."})
-    init_scale: float = field(default=1.0, metadata={"help": "Factor of the initial A and B; 1 as published."})
+    scale: float = field(default=1.0, metadata={"help": "Constant c before the distances."})
+    init_scale: float = field(default=0.1, metadata={"help": "Factor of the initial A and B."})
     kernel: Literal["mixk", "pwl"] = field(default="mixk", metadata={"help": "`mixk` (SNELLA) or `pwl` (SNELL)."})
     gate: Literal["published", "soft", "hard", "none"] = field(
         default="published", metadata={"help": "How kept entries of the kernel matrix become the update."}
@@ -73,6 +76,11 @@ class SnellaConfig(PeftConfig):
             "`mlp` also makes the first MLP product again. Gradients stay the same to the bit."
         },
     )
+
+    @classmethod
+    def published(cls, **settings: Any) -> SnellaConfig:
+        """The settings of the published code (with its learning rate, 1e-3 for 100 epochs), but for those given."""
+        return cls(**{"scale": 0.1, "init_scale": 1.0} | settings)
 
     def __post_init__(self) -> None:
         super().__post_init__()

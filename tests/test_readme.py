@@ -12,15 +12,26 @@ import peft
 import pytest
 import tyro
 
+import snella.compare
+import snella.methods
 import tiny_pipelines
 from snella import SnellaConfig
-from snella.cli import COMMANDS, Train
+from snella.cli import COMMANDS, Train, main
+from snella.plan import Plan
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 
 
-def snippets(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def snippets(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def commands(text: str) -> list[list[str]]:
+    """The snella commands of the text's shell snippets, without the program's name."""
+    lines = [line for snippet in snippets("bash", text) for line in snippet.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("snella ")]
 
 
 def test_python_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,17 +52,26 @@ def test_python_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_commands_exist_and_train_parses() -> None:
     lines = [line.split("#")[0] for snippet in snippets("bash") for line in snippet.splitlines()]
-    commands = [shlex.split(line)[1:] for line in lines if line.startswith("snella ")]
-    assert [command[0] for command in commands] == [
+    assert [command[0] for command in commands(README)] == [
         *("train", "evaluate", "predict", "compare", "compare", "train", "predict", "train", "predict", "merge"),
     ]
-    assert all(command[0] in COMMANDS for command in commands)
-    trained = [tyro.cli(Train, args=command[1:]).config for command in commands if command[0] == "train"]
+    assert all(command[0] in COMMANDS for command in commands(README))
+    trained = [tyro.cli(Train, args=command[1:]).config for command in commands(README) if command[0] == "train"]
     assert [(config.task, config.data) for config in trained] == [
         ("classify", "photos/"),
         ("segment", "cells/"),
         ("generate", "my_dog/"),
     ]
-    makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in (shlex.split(line)[1] for line in lines if line.startswith("make ")):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+
+
+def test_comparisons_are_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Plan] = []
+    monkeypatch.setattr(snella.compare, "compare", lambda plan, workers: plans.append(plan) or {})
+    for command in commands(README) + commands(METHODS):
+        if command[0] == "compare":
+            assert main(command) == 0
+    assert [len(plan.tasks) for plan in plans] == [1, 19, 4]
+    assert plans[-1].methods == tuple(snella.methods.METHODS)

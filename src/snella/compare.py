@@ -155,12 +155,18 @@ def _finished(plan: Plan, task: PlannedTask, method: str, lr: float, seeds: Sequ
 
 
 def best_rate(runs: Iterable[RunResult | None]) -> float | None:
-    """The learning rate of the run with the best score on val; of equals the first, None where there is no run."""
-    best: RunResult | None = None
-    for run in runs:
-        if run and is_better(run.val[run.metric], best.val[run.metric] if best else None, run.higher_is_better):
-            best = run
-    return best.lr if best else None
+    """The learning rate of the run with the best score on val, None where there is no run.
+
+    Of several with that score the one in the middle (of two the first): the centre of a plateau, not its edge.
+    """
+    best: list[RunResult] = []
+    for run in filter(None, runs):
+        score = best[0].val[run.metric] if best else None
+        if is_better(run.val[run.metric], score, run.higher_is_better):
+            best = [run]
+        elif run.val[run.metric] == score:
+            best.append(run)
+    return best[(len(best) - 1) // 2].lr if best else None
 
 
 def _result(plan: Plan, task: PlannedTask, grids: Mapping[str, Grid], failed: Failures) -> TaskResult:
@@ -208,7 +214,7 @@ def protocol(plan: Plan, result: TaskResult) -> tuple[str, ...]:
         f"images: {' or '.join(sorted(sizes))}, {preprocessing['image_size']} pixels; "
         f"mean {_values(preprocessing['mean'])}, std {_values(preprocessing['std'])}",
         f"{config.backbone}, {config.epochs} epochs, batches of {config.batch_size}, r {config.r}, {config.precision}",
-        f"learning rate: the best of {rates} on val with seed {plan.seeds[0]}",
+        f"learning rate: the best of {rates} on val with seed {plan.seeds[0]}, of equals the middle one",
         f"seeds: {seeds}; ± is the sample standard deviation, [ ] the 95 % t-interval of paired differences; where "
         "the data has no splits of its own, each seed draws them, and test images are shared between seeds",
         "memory: largest peak of a training step; step: median time of one; runs side by side slow each other down",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LADDER = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of learning rates, the same for all methods
+LADDER = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of learning rates, the same for all methods
 # Where a method begins, a short run's best rate more often than not; one rung each side is tried with it.
 USUAL = {"linear": 1e-2, "bitfit": 3e-3, "full": 3e-4}
 USUAL |= dict.fromkeys(("snella", "snell", "lora", "dora", "adalora", "shira", "oft"), 1e-3)

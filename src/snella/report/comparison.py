@@ -151,18 +151,23 @@ def _without_nan(value: Any) -> Any:
 
 
 def suite_cells(suite: Suite, results: Sequence[TaskResult]) -> tuple[list[str], list[list[str]]]:
-    """A row for each task, then the groups' means and both averages; a column for each method."""
+    """A row for each task, then the groups' means and both averages; a column for each method.
+
+    The other way round where there are more methods than tasks. There are no means of tasks with other metrics.
+    """
     from snella.suites import group_mean, group_means, task_mean
 
     methods = list(dict.fromkeys(row.method for result in results for row in result.methods))
     metric = results[0].metric
+    alike = all(result.metric == metric for result in results)
     values: dict[str, dict[str, float]] = {method: {} for method in methods}
     shown: dict[str, dict[str, str]] = {}
     for result in results:
         for row in result.methods:
             if (found := result.spread(row, "test")) is not None:
                 values[row.method][result.name] = found.mean
-                shown.setdefault(result.name, {})[row.method] = with_spread(metric, found)
+                shown.setdefault(result.name, {})[row.method] = with_spread(result.metric, found)
+    groups = dict.fromkeys(task.group for task in suite.tasks if task.group)
     rows = [
         [task.name, task.group, *(shown.get(task.name, {}).get(method, NOTHING) for method in methods)]
         for task in suite.tasks
@@ -173,21 +178,30 @@ def suite_cells(suite: Suite, results: Sequence[TaskResult]) -> tuple[list[str],
         return [name, "", *(NOTHING if m is None else with_spread(metric, Spread(m, None, 1)) for m in means)]
 
     by_group = {method: group_means(suite, values[method]) for method in methods}
-    groups = dict.fromkeys(task.group for task in suite.tasks if task.group)
     rows += [mean_row(f"mean of {group}", {m: by_group[m].get(group) for m in methods}) for group in groups]
     if groups:
         name = f"mean of the {len(groups)} groups"
         rows.append(mean_row(name, {m: group_mean(suite, values[m]) for m in methods}))
-    rows.append(mean_row(f"mean of the {len(suite.tasks)} tasks", {m: task_mean(suite, values[m]) for m in methods}))
+    if alike:
+        name = f"mean of the {len(suite.tasks)} tasks"
+        rows.append(mean_row(name, {m: task_mean(suite, values[m]) for m in methods}))
     differences = {method: mean_difference(results, method) for method in methods}
-    if any(differences.values()):
+    if alike and any(differences.values()):
         tasks = {method: len(paired_tasks(results, method)) for method in methods}
         texts = (
             difference_text(metric, differences[m]) + (f" ({tasks[m]} tasks)" if 0 < tasks[m] < len(results) else "")
             for m in methods
         )
-        rows.append([f"against {REFERENCE}{' (points)' if is_share(metric) else ''}", "", *texts])
-    return ["task", "group", *methods], rows
+        name = f"against {REFERENCE}{' (points)' if is_share(metric) else ''}"
+        rows.append([name, "", *texts])
+    heads = ["task", "group", *methods]
+    if groups:
+        return heads, rows
+    table = [[row[0], *row[2:]] for row in [heads, *rows]]
+    if len(methods) > len(suite.tasks):
+        table[0][0] = "method"
+        table = [list(column) for column in zip(*table, strict=True)]
+    return table[0], table[1:]
 
 
 def cost_cells(results: Sequence[TaskResult]) -> tuple[list[str], list[list[str]]]:

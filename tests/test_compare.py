@@ -123,7 +123,7 @@ def test_finished_runs_are_not_run_again(images, tmp_path, ran, capsys):
 def test_the_rate_is_chosen_on_val_and_not_on_test(images, tmp_path, ran):
     flags = ("--methods", "linear", "--seeds", "3", "--lr-grid", "1e-3,3e-3,1e-2")
     assert compare(images, tmp_path, *flags) == 0
-    for lr, val, test in ((0.001, 0.2, 0.9), (0.003, 0.6, 0.1), (0.01, 0.6, 0.8)):
+    for lr, val, test in ((0.001, 0.2, 0.9), (0.003, 0.6, 0.1), (0.01, 0.6, 0.8)):  # of two equals the first
         rewrite(tmp_path / "linear" / f"lr-{lr:g}" / "seed-3", val={"top1": val}, test={"top1": test})
     assert compare(images, tmp_path, *flags) == 0
     report = json.loads((tmp_path / "compare.json").read_text())
@@ -133,8 +133,20 @@ def test_the_rate_is_chosen_on_val_and_not_on_test(images, tmp_path, ran):
 
 
 @pytest.mark.parametrize(
+    ("scores", "best"), [((0.6, 0.6, 0.6), 0.003), ((0.1, 0.6, 0.5), 0.003), ((0.6, 0.6, 0.1), 0.001)]
+)
+def test_of_equal_rates_the_middle_one_is_taken(scores, best, images, tmp_path, ran):
+    flags = ("--methods", "linear", "--seeds", "3", "--lr-grid", "1e-3,3e-3,1e-2")
+    assert compare(images, tmp_path, *flags) == 0
+    for lr, val in zip((0.001, 0.003, 0.01), scores, strict=True):
+        rewrite(tmp_path / "linear" / f"lr-{lr:g}" / "seed-3", val={"top1": val})
+    assert compare(images, tmp_path, *flags) == 0
+    assert json.loads((tmp_path / "compare.json").read_text())["methods"][0]["lr"] == best
+
+
+@pytest.mark.parametrize(
     ("best", "tried"),
-    [(1e-3, (3e-4, 1e-3, 3e-3)), (3e-2, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)), (1e-4, (1e-4, 3e-4, 1e-3, 3e-3))],
+    [(1e-3, (3e-4, 1e-3, 3e-3)), (3e-2, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)), (1e-4, (3e-5, 1e-4, 3e-4, 1e-3, 3e-3))],
 )
 def test_rates_are_added_until_the_best_is_not_at_an_end(best, tried, images, tmp_path, monkeypatch):
     """As if the score fell from the best rate to both sides; a run is started once."""
@@ -158,9 +170,9 @@ def test_rates_are_added_until_the_best_is_not_at_an_end(best, tried, images, tm
 
 
 def test_the_recipes_rate_is_the_middle_for_the_recipes_method(images, tmp_path):
-    task = PlannedTask("", TrainConfig(data=str(images), method="snella", lr=1.1e-4), tmp_path)
+    task = PlannedTask("", TrainConfig(data=str(images), method="snella", lr=3.1e-5), tmp_path)
     plan = Plan((task,), ("snella", "lora"), None, (0,), tmp_path)
-    assert plan.first_rates(task, "snella") == (1e-4, 3e-4)
+    assert plan.first_rates(task, "snella") == (3e-5, 1e-4)
     assert plan.first_rates(task, "lora") == (3e-4, 1e-3, 3e-3)
 
 

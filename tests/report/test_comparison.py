@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from printed import rows, text
-from snella.report.comparison import difference_text, task_report, with_spread, write_task
+from snella.config import TrainConfig
+from snella.report.comparison import difference_text, suite_cells, task_report, with_spread, write_task
 from snella.report.comparison_chart import comparison_figure
 from snella.report.intervals import Difference, Spread, paired_difference
 from snella.results import (
@@ -21,6 +22,7 @@ from snella.results import (
     mean_result,
     paired_tasks,
 )
+from snella.suites import Suite, SuiteTask
 
 
 def run(metric: str, score: float, seed: int = 0) -> RunResult:
@@ -121,6 +123,31 @@ def test_a_suite_has_a_chart_of_means_of_the_methods_with_all_tasks(tmp_path: Pa
     assert scores == {"snella": pytest.approx([0.8, 0.7]), "oft": []}
     comparison_figure(mean, tmp_path / "chart.png")
     assert Image.open(tmp_path / "chart.png").size[0] > 500
+
+
+def suite(*names: str, group: str = "") -> Suite:
+    tasks = tuple(SuiteTask(name, group, TrainConfig(data="x"), "") for name in names)
+    return Suite("toys", "Toys", tasks, (), ())
+
+
+def test_methods_are_rows_where_they_are_more_than_the_tasks():
+    tasks = suite_of(result(snella=(0.5,), lora=(0.4,), oft=(0.2,)), result(snella=(0.9,), lora=(0.6,), oft=()))
+    heads, lines = suite_cells(suite("task0", "task1"), tasks)
+    assert heads == ["method", "task0", "task1", "mean of the 2 tasks", "against lora (points)"]
+    assert lines == [
+        ["snella", "50.0 %", "90.0 %", "70.0 %", "+20.0"],
+        ["lora", "40.0 %", "60.0 %", "50.0 %", "–"],
+        ["oft", "20.0 %", "–", "–", "−20.0 (1 of 2 tasks)"],
+    ]
+    heads, lines = suite_cells(suite("task0", "task1", group="toys"), tasks)
+    assert heads == ["task", "group", "snella", "lora", "oft"]
+    assert lines[0] == ["task0", "toys", "50.0 %", "40.0 %", "20.0 %"]
+
+
+def test_tasks_of_other_metrics_have_no_mean():
+    tasks = suite_of(result(lora=(0.5,), snella=(0.5,)), result("miou", lora=(0.25,), snella=(0.5,)))
+    _, lines = suite_cells(suite("task0", "task1"), tasks)
+    assert lines == [["task0", "50.0 %", "50.0 %"], ["task1", "25.0 %", "50.0 %"]]
 
 
 def test_without_lora_nothing_is_paired(tmp_path):

@@ -188,10 +188,8 @@ def suite_cells(suite: Suite, results: Sequence[TaskResult]) -> tuple[list[str],
     differences = {method: mean_difference(results, method) for method in methods}
     if alike and any(differences.values()):
         tasks = {method: len(paired_tasks(results, method)) for method in methods}
-        texts = (
-            difference_text(metric, differences[m]) + (f" ({tasks[m]} tasks)" if 0 < tasks[m] < len(results) else "")
-            for m in methods
-        )
+        partly = {m: f" ({count} of {len(results)} tasks)" for m, count in tasks.items() if 0 < count < len(results)}
+        texts = (difference_text(metric, differences[m]) + partly.get(m, "") for m in methods)
         name = f"against {REFERENCE}{' (points)' if is_share(metric) else ''}"
         rows.append([name, "", *texts])
     heads = ["task", "group", *methods]

@@ -214,7 +214,8 @@ def protocol(plan: Plan, result: TaskResult) -> tuple[str, ...]:
         f"images: {' or '.join(sorted(sizes))}, {preprocessing['image_size']} pixels; "
         f"mean {_values(preprocessing['mean'])}, std {_values(preprocessing['std'])}",
         f"{config.backbone}, {config.epochs} epochs, batches of {config.batch_size}, r {config.r}, {config.precision}",
-        f"learning rate: the best of {rates} on val with seed {plan.seeds[0]}, of equals the middle one",
+        f"learning rate: the best of {rates} on val with seed {plan.seeds[0]}, of equals the middle one"
+        f"{'' if plan.grid else '; rates were added where it was at an end'}",
         f"seeds: {seeds}; ± is the sample standard deviation, [ ] the 95 % t-interval of paired differences; where "
         "the data has no splits of its own, each seed draws them, and test images are shared between seeds",
         "memory: largest peak of a training step; step: median time of one; runs side by side slow each other down",

@@ -178,8 +178,8 @@ def suite_cells(suite: Suite, results: Sequence[TaskResult]) -> tuple[list[str],
         return [name, "", *(NOTHING if m is None else with_spread(metric, Spread(m, None, 1)) for m in means)]
 
     by_group = {method: group_means(suite, values[method]) for method in methods}
-    rows += [mean_row(f"mean of {group}", {m: by_group[m].get(group) for m in methods}) for group in groups]
-    if groups:
+    if groups and alike:
+        rows += [mean_row(f"mean of {group}", {m: by_group[m].get(group) for m in methods}) for group in groups]
         name = f"mean of the {len(groups)} groups"
         rows.append(mean_row(name, {m: group_mean(suite, values[m]) for m in methods}))
     if alike:
@@ -188,9 +188,12 @@ def suite_cells(suite: Suite, results: Sequence[TaskResult]) -> tuple[list[str],
     differences = {method: mean_difference(results, method) for method in methods}
     if alike and any(differences.values()):
         tasks = {method: len(paired_tasks(results, method)) for method in methods}
-        partly = {m: f" ({count} of {len(results)} tasks)" for m, count in tasks.items() if 0 < count < len(results)}
+        partly = {
+            m: f" ({count} of {len(suite.tasks)} tasks)" for m, count in tasks.items() if 0 < count < len(suite.tasks)
+        }
         texts = (difference_text(metric, differences[m]) + partly.get(m, "") for m in methods)
-        name = f"against {REFERENCE}{' (points)' if is_share(metric) else ''}"
+        unit = " (points)" if is_share(metric) else "" if results[0].higher_is_better else ", + is lower"
+        name = f"against {REFERENCE}{unit}"
         rows.append([name, "", *texts])
     heads = ["task", "group", *methods]
     if groups:

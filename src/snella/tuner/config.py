@@ -79,8 +79,9 @@ class SnellaConfig(PeftConfig):
 
     @classmethod
     def published(cls, **settings: Any) -> SnellaConfig:
-        """The settings of the published code (with its learning rate, 1e-3 for 100 epochs), but for those given."""
-        return cls(**{"scale": 0.1, "init_scale": 1.0} | settings)
+        """With the published constants `scale` and `init_scale`, and the settings given."""
+        constants: dict[str, Any] = {"scale": 0.1, "init_scale": 1.0}
+        return cls(**constants | settings)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -30,6 +31,9 @@ from snella.run import read_run_data
 from snella.runfolder import other_settings, read_about, read_config, state_of, write_text
 from snella.tasks.table import TASKS
 from snella.training.loop import is_better
+
+if TYPE_CHECKING:
+    from snella.suites import Suite
 
 Failures = dict[Path, str]  # run folder -> why it failed, in a line
 Grid = dict[float, RunResult | None]  # learning rate -> the run with the first seed; None: it did not finish
@@ -64,12 +68,9 @@ def compare(plan: Plan, *, workers: int = 1, console: Console | None = None) -> 
         write_task(results[-1], task.folder)
         comparison_figure(results[-1], task.folder / "compare.png")
     if plan.suite is not None and results:
-        folders = {task.folder for task in plan.tasks}
-        without = [f"{f.relative_to(plan.folder)}: {why}" for f, why in failed.items() if f in folders]
-        suite = replace(plan.suite, notes=(*plan.suite.notes, *without))
+        suite = _with_failures(plan, plan.suite, failed)
         write_suite(suite, results, plan.folder)
-        if len({result.metric for result in results}) == 1 and any(row.runs for row in mean_result(results).methods):
-            comparison_figure(mean_result(results), plan.folder / "compare.png")
+        _draw_means(results, plan.folder / "compare.png")
         console.print(suite_report(suite, results))
     elif results:
         console.print(task_report(results[0]))
@@ -80,23 +81,43 @@ def compare(plan: Plan, *, workers: int = 1, console: Console | None = None) -> 
     return failed
 
 
+def _with_failures(plan: Plan, suite: Suite, failed: Failures) -> Suite:
+    """The suite with a note on each task whose data could not be read."""
+    folders = {task.folder for task in plan.tasks}
+    notes = [f"{folder.relative_to(plan.folder)}: {why}" for folder, why in failed.items() if folder in folders]
+    return replace(suite, notes=(*suite.notes, *notes))
+
+
+def _draw_means(results: Sequence[TaskResult], path: Path) -> None:
+    """The chart of the tasks' means, where they have one metric and a method has them all."""
+    if len({result.metric for result in results}) > 1:
+        return
+    mean = mean_result(results)
+    if any(row.runs for row in mean.methods):
+        comparison_figure(mean, path)
+
+
 def _search(
     plan: Plan, tasks: Sequence[PlannedTask], workers: int, failed: Failures, console: Console
 ) -> dict[tuple[PlannedTask, str], Grid]:
     """Run the first seed at the learning rates of each method, until none has its best at an end of its own."""
-    first = plan.seeds[:1]
+    first = plan.seeds[0]
+    tried: dict[tuple[PlannedTask, str], tuple[float, ...]] = {}
     rates = {(task, method): plan.first_rates(task, method) for task in tasks for method in plan.methods}
-    while True:
-        configs = [plan.config(task, method, lr, *first) for (task, method), tried in rates.items() for lr in tried]
-        failed |= _run(plan, [config for config in configs if Path(config.out or "") not in failed], workers, console)
-        grids: dict[tuple[PlannedTask, str], Grid] = {}
-        for (task, method), tried in rates.items():
-            found = {lr: _finished(plan, task, method, lr, first) for lr in tried}
-            grids[task, method] = {lr: runs[0] if runs else None for lr, runs in found.items()}
-        wider = {key: plan.wider(tried, best_rate(grids[key].values())) for key, tried in rates.items()}
-        if wider == rates:
-            return grids
-        rates = wider
+    grids: dict[tuple[PlannedTask, str], Grid] = {key: {} for key in rates}
+    while rates != tried:
+        new = [
+            plan.config(*key, lr, first)
+            for key, wanted in rates.items()
+            for lr in wanted
+            if lr not in tried.get(key, ())
+        ]
+        failed |= _run(plan, new, workers, console)
+        for key, wanted in rates.items():
+            found = {lr: _finished(plan, *key, lr, [first]) for lr in wanted}
+            grids[key] = {lr: runs[0] if runs else None for lr, runs in found.items()}
+        tried, rates = rates, {key: plan.wider(wanted, best_rate(grids[key].values())) for key, wanted in rates.items()}
+    return grids
 
 
 def _check_folders(plan: Plan) -> None:

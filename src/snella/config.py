@@ -297,7 +297,10 @@ def run_folder(config: TrainConfig) -> Path:
     """The run folder: `out`, or runs/DATA-METHOD-sSEED."""
     if config.out:
         return Path(config.out)
-    data = config.data or ""
-    name = Path(data).stem if Path(data).is_file() else Path(data).resolve().name
-    name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "data"
-    return Path("runs") / f"{name}-{config.method}-s{config.seed}"
+    return Path("runs") / f"{source_name(config.data or '')}-{config.method}-s{config.seed}"
+
+
+def source_name(source: str) -> str:
+    """What data or a recipe is called in the name of a folder of results."""
+    name = Path(source).stem if Path(source).is_file() else Path(source).resolve().name
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "data"

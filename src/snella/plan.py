@@ -8,13 +8,12 @@ Imports nothing heavy: wrong flags are told at once.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from snella.config import Method, TrainConfig, flag, shrunk
+from snella.config import Method, TrainConfig, flag, shrunk, source_name
 from snella.errors import UserError
 from snella.flags import divided, value_of
 from snella.validation import choice_error, validate
@@ -104,7 +103,8 @@ def make_plan(
     methods = tuple(_listed("methods", command.methods, _method))
     seeds = tuple(_listed("seeds", command.seeds, int))
     grid = tuple(sorted(_listed("lr_grid", command.lr_grid, _rate))) if command.lr_grid is not None else None
-    folder = Path(command.out or _folder_name(command.recipe or value_of(shared, "data") or "data"))
+    source = command.recipe or value_of(shared, "data") or ""
+    folder = Path(command.out) if command.out else Path("runs") / f"compare-{source_name(source)}"
     from snella.suites import is_suite, read_suite
 
     if command.recipe and is_suite(command.recipe):
@@ -143,11 +143,6 @@ def _listed(name: str, text: str, read: Callable[[str], T]) -> list[T]:
     if len(set(found)) < len(found):
         raise UserError(f"{flag(name)} {text} names a value twice")
     return found
-
-
-def _folder_name(source: str) -> Path:
-    """Where a comparison on a recipe or on data goes, unless said: runs/compare-NAME."""
-    return Path("runs") / f"compare-{re.sub(r'[^0-9A-Za-z_.-]+', '-', Path(source).resolve().stem)}"
 
 
 def _method(word: str) -> str:

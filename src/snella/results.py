@@ -8,10 +8,11 @@ from pathlib import Path
 from statistics import fmean, geometric_mean, median
 from typing import Any
 
-from snella.report.intervals import Difference, Spread, paired_difference, spread
+from snella.report.intervals import Difference, Spread, mean_of_pairs, spread
 from snella.runfolder import read_config, read_rows, read_summary
 
 REFERENCE = "lora"  # what the other methods are compared with
+COSTS = ("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "step_seconds", "seconds")  # of a run
 OWN_LINES = 4  # of a task's protocol; the others are the same for all tasks of a suite
 
 
@@ -63,17 +64,19 @@ class TaskResult:
         """Of the metric over the seeds; `split` is test, test_last or val. None: no run finished."""
         return spread([getattr(run, split)[self.metric] for run in row.runs]) if row.runs else None
 
-    def difference(self, row: MethodResult) -> Difference | None:
-        """How much better than LoRA with the same seeds (+ is better); None where there is nothing to pair."""
+    def differences(self, row: MethodResult) -> dict[int, float]:
+        """Seed -> how much better than LoRA (+ is better), for the seeds of both; none for LoRA itself."""
         reference = next((other for other in self.methods if other.method == REFERENCE), None)
         if reference is None or row is reference:
-            return None
+            return {}
         ours, theirs = ({run.seed: run.test[self.metric] for run in r.runs} for r in (row, reference))
-        seeds = [seed for seed in ours if seed in theirs]
-        if not seeds:
-            return None
-        pair = [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
-        return paired_difference(*(pair if self.higher_is_better else reversed(pair)))
+        sign = 1 if self.higher_is_better else -1
+        return {seed: sign * (score - theirs[seed]) for seed, score in ours.items() if seed in theirs}
+
+    def difference(self, row: MethodResult) -> Difference | None:
+        """How much better than LoRA with the same seeds (+ is better); None where there is nothing to pair."""
+        found = self.differences(row)
+        return mean_of_pairs(list(found.values())) if found else None
 
 
 def paired_tasks(results: Sequence[TaskResult], method: str) -> list[tuple[TaskResult, MethodResult, MethodResult]]:
@@ -84,32 +87,20 @@ def paired_tasks(results: Sequence[TaskResult], method: str) -> list[tuple[TaskR
 
 def mean_difference(results: Sequence[TaskResult], method: str) -> Difference | None:
     """How much better than LoRA in the mean over the tasks that both have; the pairs are the seeds that all have."""
-    if method == REFERENCE or not (paired := paired_tasks(results, method)):
-        return None
-    by_seed: dict[int, list[float]] = {}
-    for result, *rows in paired:
-        ours, theirs = ({run.seed: run.test[result.metric] for run in row.runs} for row in rows)
-        sign = 1 if result.higher_is_better else -1
-        for seed in ours.keys() & theirs.keys():
-            by_seed.setdefault(seed, []).append(sign * (ours[seed] - theirs[seed]))
-    means = [fmean(values) for _, values in sorted(by_seed.items()) if len(values) == len(paired)]
-    return paired_difference(means, [0.0] * len(means)) if means else None
+    found = [result.differences(row) for result, row, _ in paired_tasks(results, method)]
+    seeds = sorted(set.intersection(*map(set, found))) if found else []
+    return mean_of_pairs([fmean(of[seed] for of in found) for seed in seeds]) if seeds else None
 
 
 def cost_ratios(results: Sequence[TaskResult], method: str) -> dict[str, float]:
     """What the method costs beside LoRA: by column of `averages`, the geometric mean over the tasks that both have."""
     pairs = [(averages(ours), averages(theirs)) for _, ours, theirs in paired_tasks(results, method)]
-    return (
-        {name: geometric_mean(ours[name] / theirs[name] for ours, theirs in pairs) for name in pairs[0][0]}
-        if pairs
-        else {}
-    )
+    return {name: geometric_mean(ours[name] / theirs[name] for ours, theirs in pairs) for name in COSTS if pairs}
 
 
 def mean_result(results: Sequence[TaskResult]) -> TaskResult:
-    """The tasks as one, for a chart: of each method and seed that all of them have, means of scores and costs."""
-    scores = ("test", "test_last", "val")
-    costs = ("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "step_seconds")
+    """Tasks of one metric as one, for a chart: of each method and seed that all have, means of scores and costs."""
+    metric = results[0].metric
     methods = []
     for row in results[0].methods:
         by_task = [
@@ -117,12 +108,13 @@ def mean_result(results: Sequence[TaskResult]) -> TaskResult:
         ]
         runs = []
         for seed in sorted(set.intersection(*map(set, by_task))):
-            same = [(runs_[seed], result.metric) for runs_, result in zip(by_task, results, strict=True)]
-            means = {
-                name: {results[0].metric: fmean(getattr(run, name)[metric] for run, metric in same)} for name in scores
+            same = [of_seed[seed] for of_seed in by_task]
+            scores = {
+                split: {metric: fmean(getattr(run, split)[metric] for run in same)}
+                for split in ("test", "test_last", "val")
             }
-            sizes = {name: fmean(getattr(run, name) for run, _ in same) for name in costs}
-            runs.append(replace(same[0][0], folder="", metric=results[0].metric, **means, **sizes))
+            costs = {name: fmean(getattr(run, name) for run in same) for name in COSTS}
+            runs.append(replace(same[0], folder="", **scores, **costs))
         methods.append(replace(row, grid={}, runs=tuple(runs)))
     return replace(results[0], name=f"mean of {len(results)} tasks", methods=tuple(methods), protocol=(), notes=())
 

@@ -106,10 +106,13 @@ def test_a_method_that_lacks_a_task_is_compared_on_the_others():
 
 
 def test_costs_are_multiples_of_loras():
-    tasks = suite_of(result(snella=(0.5,), lora=(0.5,)), result(snella=(0.5,), lora=(0.5,)))
-    for task, factor in zip(tasks, (4, 9), strict=True):
-        (row, _), (ours,) = task.methods, task.methods[0].runs
-        object.__setattr__(row, "runs", (replace(ours, peak_memory_bytes=factor * ours.peak_memory_bytes),))
+    tasks = []
+    for factor in (4, 9):
+        task = result(snella=(0.5,), lora=(0.5,))
+        snella, lora = task.methods
+        (run,) = snella.runs
+        snella = replace(snella, runs=(replace(run, peak_memory_bytes=factor * run.peak_memory_bytes),))
+        tasks.append(replace(task, methods=(snella, lora)))
     assert cost_ratios(tasks, "snella") == pytest.approx(
         {"trainable_parameters": 1, "adapter_bytes": 1, "peak_memory_bytes": 6, "seconds": 1, "step_seconds": 1}
     )

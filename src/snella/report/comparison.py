@@ -17,6 +17,7 @@ from rich.text import Text
 from snella.report.intervals import Difference, Spread
 from snella.report.tables import NOTHING, decimal_bytes, duration, is_share
 from snella.results import (
+    COSTS,
     OWN_LINES,
     REFERENCE,
     MethodResult,
@@ -208,9 +209,8 @@ def suite_cells(suite: Suite, results: Sequence[TaskResult]) -> tuple[list[str],
 def cost_cells(results: Sequence[TaskResult]) -> tuple[list[str], list[list[str]]]:
     """A row for each method that has tasks in common with LoRA: its costs, as multiples of LoRA's."""
     methods = dict.fromkeys(row.method for result in results for row in result.methods)
-    names = ("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "step_seconds", "seconds")
     ratios = {method: cost_ratios(results, method) for method in methods}
-    rows = [[method, *(f"{found[name]:.2f}" for name in names)] for method, found in ratios.items() if found]
+    rows = [[method, *(f"{found[name]:.2f}" for name in COSTS)] for method, found in ratios.items() if found]
     return [f"costs, {REFERENCE} = 1", "parameters", "adapter", "memory", "step", "time"], rows
 
 
@@ -221,6 +221,11 @@ def published_cells(suite: Suite) -> tuple[list[str], list[list[str]]]:
         means = (NOTHING if m is None else f"{m:g} %" for m in (mark.group_mean, mark.task_mean))
         rows.append([mark.method, *means, mark.source])
     return ["published", "mean of the groups", "mean of the tasks", "remark"], rows
+
+
+def suite_tables(suite: Suite, results: Sequence[TaskResult]) -> list[tuple[list[str], list[list[str]]]]:
+    """Heads and rows: tasks x methods, and where there are some the costs and the published marks."""
+    return [suite_cells(suite, results), *(t for t in (cost_cells(results), published_cells(suite)) if t[1])]
 
 
 def suite_lines(suite: Suite, results: Sequence[TaskResult]) -> list[str]:
@@ -236,10 +241,9 @@ def suite_lines(suite: Suite, results: Sequence[TaskResult]) -> list[str]:
 
 def suite_report(suite: Suite, results: Sequence[TaskResult]) -> Group:
     """Tasks x methods, the published marks, protocol and notes."""
-    published = [_table(*published_cells(suite))] if suite.published else []
-    costs = [_table(*cost_cells(results))] if cost_cells(results)[1] else []
-    table = _table(*suite_cells(suite, results), title=suite.title)
-    return Group(table, *costs, *published, *_lines(suite_lines(suite, results), ()))
+    first, *others = suite_tables(suite, results)
+    tables = [_table(*first, title=suite.title), *(_table(*other) for other in others)]
+    return Group(*tables, *_lines(suite_lines(suite, results), ()))
 
 
 def write_suite(suite: Suite, results: Sequence[TaskResult], folder: Path) -> None:
@@ -249,11 +253,7 @@ def write_suite(suite: Suite, results: Sequence[TaskResult], folder: Path) -> No
     published = [asdict(mark) for mark in suite.published]
     tasks = [as_json(result) for result in results]
     write_json(folder / f"{NAME}.json", {"suite": suite.name, "published": published, "tasks": tasks})
-    parts = [f"# {suite.title}", "", _markdown(*suite_cells(suite, results))]
-    if cost_cells(results)[1]:
-        parts += [_markdown(*cost_cells(results))]
-    if suite.published:
-        parts += [_markdown(*published_cells(suite))]
+    parts = [f"# {suite.title}", "", *(_markdown(*table) for table in suite_tables(suite, results))]
     lines = [f"- {line}" for line in suite_lines(suite, results)]
     write_text(folder / f"{NAME}.md", "\n".join([*parts, *lines]) + "\n")
 

@@ -36,7 +36,12 @@ def spread(values: Sequence[float]) -> Spread:
 
 def paired_difference(values: Sequence[float], others: Sequence[float]) -> Difference:
     """Of values[i] - others[i], at least one of them."""
-    found = spread([value - other for value, other in zip(values, others, strict=True)])
+    return mean_of_pairs([value - other for value, other in zip(values, others, strict=True)])
+
+
+def mean_of_pairs(differences: Sequence[float]) -> Difference:
+    """Of the difference of each pair, at least one of them."""
+    found = spread(differences)
     if found.std is None:
         return Difference(found.mean, None, None, found.count)
     half = t_quantile(found.count - 1) * found.std / math.sqrt(found.count)

@@ -110,14 +110,17 @@ def test_finished_runs_are_not_run_again(images, tmp_path, ran, capsys):
     assert compare(images, tmp_path, *flags, "1e-3") == 0
     assert (tmp_path / "compare.json").read_text() == before
     assert compare(images, tmp_path, *flags, "1e-3,1e-2") == 0
-    assert ran == ["linear/lr-0.001/seed-0", "linear/lr-0.01/seed-0"]
+    assert sum("lr-0.01/" in name and "test" not in name for name in ran) == 1
+    assert ran[:2] == ["linear/lr-0.001/seed-0", "linear/lr-0.001/seed-0, test"]
+    assert len(set(ran)) == len(ran)
+    count = len(ran)
     capsys.readouterr()
 
     assert compare(images, tmp_path, *flags, "1e-3", "--weight-decay", "0") == 2
     assert f"{tmp_path / 'linear'}/lr-0.001/seed-0 was trained with other settings (--weight-decay was 0.05" in (
         capsys.readouterr().err
     )
-    assert len(ran) == 2
+    assert len(ran) == count
 
 
 def test_the_rate_is_chosen_on_val_and_not_on_test(images, tmp_path, ran):
@@ -164,7 +167,8 @@ def test_rates_are_added_until_the_best_is_not_at_an_end(best, tried, images, tm
 
     monkeypatch.setattr(snella.compare, "run_jobs", runs)
     assert compare(images, tmp_path, "--methods", "lora", "--seeds", "0,1", "--epochs", "1") == 0
-    assert sorted(names) == sorted([*(f"lora/lr-{lr:g}/seed-0" for lr in tried), f"lora/lr-{best:g}/seed-1"])
+    chosen = [f"lora/lr-{best:g}/seed-0, test", f"lora/lr-{best:g}/seed-1"]
+    assert sorted(names) == sorted([*(f"lora/lr-{lr:g}/seed-0" for lr in tried), *chosen])
     (row,) = json.loads((tmp_path / "compare.json").read_text())["methods"]
     assert [entry["lr"] for entry in row["grid"]] == list(tried)
 
@@ -176,11 +180,18 @@ def test_the_recipes_rate_is_the_middle_for_the_recipes_method(images, tmp_path)
     assert plan.first_rates(task, "lora") == (3e-4, 1e-3, 3e-3)
 
 
+def test_of_the_grid_only_the_chosen_run_is_tested(images, tmp_path, ran):
+    assert compare(images, tmp_path, "--methods", "lora", "--seeds", "0", "--lr-grid", "1e-5,1e-2") == 0
+    (row,) = json.loads((tmp_path / "compare.json").read_text())["methods"]
+    for lr in (1e-5, 1e-2):
+        assert ("test" in summary(tmp_path / "lora" / f"lr-{lr:g}" / "seed-0")) == (lr == row["lr"])
+
+
 def test_a_failed_run_is_reported_and_the_rest_goes_on(images, tmp_path, ran, capsys):
     # nothing is left of a loss at such a rate
     flags = ("--methods", "full,linear", "--seeds", "0", "--lr-grid", "1e-3,1e30")
     assert compare(images, tmp_path, *flags) == 1
-    assert len(ran) == 4
+    assert len(ran) == 6  # with the tests of the two that are left
     assert "failed: " in capsys.readouterr().out
     report = json.loads((tmp_path / "compare.json").read_text())
     full = report["methods"][0]
@@ -231,7 +242,7 @@ def test_generation_where_less_is_better(tmp_path, monkeypatch, ran, capsys):
     command = ["compare", "--data", str(data), "--out", str(tmp_path / "out"), *flags]
     assert main(command) == 0
     for method, lr, val, test in (("lora", 0.001, 0.5, 0.4), ("lora", 0.01, 0.6, 0.1), ("full", 0.001, 0.9, 0.2)):
-        losses = {split: {"denoising_loss": value} for split, value in (("val", val), ("test", test))}
+        losses = {split: {"denoising_loss": value} for split, value in (("val", val), ("test", test), ("test_last", test))}
         rewrite(tmp_path / "out" / method / f"lr-{lr:g}" / "seed-0", **losses)
     rewrite(tmp_path / "out" / "full" / "lr-0.01" / "seed-0", val={"denoising_loss": 2.0})
     assert main(command) == 0
@@ -256,7 +267,7 @@ def test_a_suite_runs_all_its_tasks(images, tmp_path, monkeypatch, ran, capsys):
     flags = ["--methods", "linear", "--seeds", "0", "--lr-grid", "1e-3", "--batch-size", "8", "--device", "cpu"]
     command = ["compare", "--recipe", "toys", "--data", str(images), "--out", str(out), *flags]
     assert main(command) == 0
-    assert ran == [f"{name}/linear/lr-0.001/seed-0" for name in groups]
+    assert ran == [f"{name}/linear/lr-0.001/seed-0{step}" for step in ("", ", test") for name in groups]
     for name, test in zip(groups, (0.5, 0.7, 0.9), strict=True):
         rewrite(out / name / "linear" / "lr-0.001" / "seed-0", test={"top1": test})
     capsys.readouterr()
@@ -334,6 +345,6 @@ def test_a_recipe_gives_defaults(images, tmp_path, ran):
     flags = ["--methods", "linear", "--seeds", "1", "--lr-grid", "1e-3", "--batch-size", "8", "--device", "cpu"]
     assert main(["compare", "--recipe", str(recipe), "--out", str(tmp_path / "out"), *flags, "--smoke"]) == 0
     config = read_recipe(str(tmp_path / "out" / "linear" / "lr-0.001" / "seed-1" / "config.yaml"))
-    assert (config.method, config.seed, config.epochs, config.smoke, config.last_epoch) == ("linear", 1, 1, True, True)
+    assert (config.method, config.seed, config.epochs, config.smoke, config.test) == ("linear", 1, 1, True, "both")
     assert main(["compare", "--recipe", str(recipe), "--out", str(tmp_path / "out"), *flags, "--smoke"]) == 0
-    assert len(ran) == 1
+    assert len(ran) == 2

@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import snella.run
+import snella.training.loop
 from runs import train, write_images
 from snella.cli import main
 from snella.config import TrainConfig
@@ -125,6 +126,28 @@ def test_the_test_split_is_evaluated_once_and_last(images, tmp_path, monkeypatch
     monkeypatch.setattr(snella.run, "fit", lambda *a, **k: seen.append("fit") or fit(*a, **k))
     assert train(images, tmp_path / "run", "--method", "linear") == 0
     assert seen == ["fit", "evaluate", "evaluate"]  # val, test
+
+
+@pytest.mark.parametrize("epochs", ["best", "both"])
+def test_what_was_not_tested_is_tested_later_without_training_again(epochs, images, tmp_path, monkeypatch, capsys):
+    at_once, later = tmp_path / "at once", tmp_path / "later"
+    assert train(images, at_once, "--test", epochs) == 0
+    assert train(images, later, "--test", "none") == 0
+    untested = read(later / "summary.json")
+    assert not {"test", "test_last"} & untested.keys()
+    assert "val top-1" in capsys.readouterr().out
+    assert not (later / "confusion.png").exists()
+
+    monkeypatch.setattr(snella.training.loop, "train_epoch", lambda *_: pytest.fail("it trains"))
+    assert train(images, later, "--test", epochs, "--resume") == 0
+    summaries = [read(folder / "summary.json") for folder in (at_once, later)]
+    assert summaries[1]["seconds"] == untested["seconds"]
+    for summary in summaries:
+        del summary["seconds"]
+    assert summaries[0] == summaries[1]
+    assert {path.name for path in at_once.iterdir()} == {path.name for path in later.iterdir()}
+    assert train(images, later, "--resume", "--test", "none") == 0
+    assert read(later / "summary.json").keys() == summaries[1].keys() | {"seconds"}  # what is there stays
 
 
 def test_its_config_is_a_recipe_that_trains_the_same(snella_run, tmp_path):

@@ -241,7 +241,7 @@ def test_the_last_epoch_is_tested_as_well_where_asked(pairs, tmp_path, monkeypat
     found = {}
     for best, better in (("first", lambda metric, so_far, _: so_far is None), ("last", lambda *_: True)):
         monkeypatch.setattr(snella.training.loop, "is_better", better)
-        assert train(pairs, tmp_path / best, *flags, "--last-epoch") == 0
+        assert train(pairs, tmp_path / best, *flags, "--test", "both") == 0
         found[best] = read(tmp_path / best / "summary.json")
     assert found["first"]["test"] != found["first"]["test_last"]
     assert found["first"]["test_last"] == found["last"]["test"] == found["last"]["test_last"]

@@ -1,6 +1,6 @@
 """Methods side by side: the same data, splits, seeds and loop for all.
 
-    plan ─ checks ─ runs of the grid, first seed ─ best rate of each method on val ─ runs of the other seeds
+    plan ─ checks ─ runs of the grid, first seed ─ best rate of each method on val ─ its test, runs of the other seeds
                                                                                       └─ table, chart, OUT/compare.*
 
 Each run is `snella train` in a process of its own, in OUT/[TASK/]METHOD/lr-RATE/seed-SEED; its settings (.yaml) and
@@ -28,7 +28,7 @@ from snella.report.comparison import suite_report, task_report, with_spread, wri
 from snella.report.comparison_chart import comparison_figure
 from snella.results import MethodResult, RunResult, TaskResult, mean_result, read_result
 from snella.run import read_run_data
-from snella.runfolder import other_settings, read_about, read_config, state_of, write_text
+from snella.runfolder import is_tested, other_settings, read_about, read_config, read_summary, state_of, write_text
 from snella.tasks.table import TASKS
 from snella.training.loop import is_better
 
@@ -51,22 +51,22 @@ def compare(plan: Plan, *, workers: int = 1, console: Console | None = None) -> 
     failed: Failures = {}
     tasks = _with_data(plan, failed, console)
     grids = _search(plan, tasks, workers, failed, console)
-    rest = [
+    chosen = [
         plan.config(task, method, lr, seed)
         for (task, method), grid in grids.items()
         if (lr := best_rate(grid.values())) is not None
-        for seed in plan.seeds[1:]
+        for seed in plan.seeds
     ]
-    failed |= _run(plan, rest, workers, console)
+    failed |= _run(plan, chosen, workers, console)
 
     results = []
     for task in tasks:
-        of_task = {method: grids[task, method] for method in plan.methods}
-        if not any(run for grid in of_task.values() for run in grid.values()):
+        result = _result(plan, task, {method: grids[task, method] for method in plan.methods}, failed)
+        if result is None:
             continue
-        results.append(_result(plan, task, of_task, failed))
-        write_task(results[-1], task.folder)
-        comparison_figure(results[-1], task.folder / "compare.png")
+        results.append(result)
+        write_task(result, task.folder)
+        comparison_figure(result, task.folder / "compare.png")
     if plan.suite is not None and results:
         suite = _with_failures(plan, plan.suite, failed)
         write_suite(suite, results, plan.folder)
@@ -100,14 +100,17 @@ def _draw_means(results: Sequence[TaskResult], path: Path) -> None:
 def _search(
     plan: Plan, tasks: Sequence[PlannedTask], workers: int, failed: Failures, console: Console
 ) -> dict[tuple[PlannedTask, str], Grid]:
-    """Run the first seed at the learning rates of each method, until none has its best at an end of its own."""
+    """Run the first seed at the learning rates of each method, until none has its best at an end of its own.
+
+    Nothing is tested yet.
+    """
     first = plan.seeds[0]
     tried: dict[tuple[PlannedTask, str], tuple[float, ...]] = {}
     rates = {(task, method): plan.first_rates(task, method) for task in tasks for method in plan.methods}
     grids: dict[tuple[PlannedTask, str], Grid] = {key: {} for key in rates}
     while rates != tried:
         new = [
-            plan.config(*key, lr, first)
+            replace(plan.config(*key, lr, first), test="none")
             for key, wanted in rates.items()
             for lr in wanted
             if lr not in tried.get(key, ())
@@ -153,16 +156,18 @@ def _with_data(plan: Plan, failed: Failures, console: Console) -> list[PlannedTa
 
 
 def _run(plan: Plan, configs: Sequence[TrainConfig], workers: int, console: Console) -> Failures:
-    """Run those that are not finished."""
+    """Run those that are not finished; those that lack a test only make it."""
     folders: dict[Job, Path] = {}
     for config in configs:
         folder = Path(config.out or "")
-        if state_of(folder) == "finished":
+        finished = state_of(folder) == "finished"
+        if finished and is_tested(read_summary(folder), config.test):
             continue
         recipe = folder.with_name(f"{folder.name}.yaml")
         write_text(recipe, to_yaml(config))
         train = (sys.executable, "-m", "snella", "train", "--recipe", str(recipe), "--out", str(folder), "--resume")
-        folders[Job(str(folder.relative_to(plan.folder)), train, folder.with_name(f"{folder.name}.log"))] = folder
+        name = f"{folder.relative_to(plan.folder)}{', test' if finished else ''}"
+        folders[Job(name, train, folder.with_name(f"{folder.name}.log"))] = folder
     if len(folders) < len(configs):
         plain(console, f"{len(configs) - len(folders)} of {len(configs)} runs are finished already")
     failed = run_jobs(list(folders), workers=workers, console=console) if folders else {}
@@ -172,7 +177,7 @@ def _run(plan: Plan, configs: Sequence[TrainConfig], workers: int, console: Cons
 def _finished(plan: Plan, task: PlannedTask, method: str, lr: float, seeds: Sequence[int]) -> list[RunResult]:
     folders = [Path(plan.config(task, method, lr, seed).out or "") for seed in seeds]
     runs = [read_result(folder) for folder in folders if state_of(folder) == "finished"]
-    return [run for run in runs if all(map(math.isfinite, (run.val[run.metric], run.test[run.metric])))]
+    return [run for run in runs if math.isfinite(run.val[run.metric])]
 
 
 def best_rate(runs: Iterable[RunResult | None]) -> float | None:
@@ -190,14 +195,18 @@ def best_rate(runs: Iterable[RunResult | None]) -> float | None:
     return best[(len(best) - 1) // 2].lr if best else None
 
 
-def _result(plan: Plan, task: PlannedTask, grids: Mapping[str, Grid], failed: Failures) -> TaskResult:
+def _result(plan: Plan, task: PlannedTask, grids: Mapping[str, Grid], failed: Failures) -> TaskResult | None:
+    """All methods on a task; None where no run was tested."""
     rows = []
     for method, grid in grids.items():
         lr = best_rate(grid.values())
-        runs = _finished(plan, task, method, lr, plan.seeds) if lr is not None else []
+        found = _finished(plan, task, method, lr, plan.seeds) if lr is not None else []
+        runs = [run for run in found if run.test_last and math.isfinite(run.test[run.metric])]
         val = {rate: run.val[run.metric] if run else None for rate, run in grid.items()}
         rows.append(MethodResult(method, lr, val, tuple(runs)))
-    run = next(row.runs[0] for row in rows if row.runs)
+    run = next((row.runs[0] for row in rows if row.runs), None)
+    if run is None:
+        return None
     notes = [f"{row.method}: its best rate, {row.lr:g}, is at an end of its grid" for row in rows if at_an_end(row)]
     notes += [
         f"{row.method}: {len(row.runs)} of {len(plan.seeds)} seeds finished"

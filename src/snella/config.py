@@ -25,6 +25,7 @@ Loss = Literal["ce", "dice", "ce+dice"]
 Optimizer = Literal["adamw", "adamw8bit"]
 Decoder = Literal["plain", "unet", "fpn", "upernet", "segformer", "dpt"]
 Split = Literal["train", "val", "test", "all"]
+Tested = Literal["best", "both", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +197,9 @@ class TrainConfig:
     test_fraction: float = 0.15
     """Share of each class set aside for the final test, where the data has no split of its own. 0 to 1."""
 
-    last_epoch: bool = False
-    """Test the last epoch as well as the best one on val."""
+    test: Tested = "best"
+    """Which epochs are tested: best (the best on val), both (that and the last one), or none.
+    --resume with another value tests what was not tested, without training again."""
 
     seed: int = 0
     """Seed of everything that is drawn: new weights, splits, order, augmentation."""
@@ -233,7 +235,7 @@ FREE_TO_CHANGE = (
     "device",
     "workers",
     "checkpoint_every",
-    "last_epoch",
+    "test",
     "tensorboard",
     "rematerialize",
     "gradient_checkpointing",

@@ -29,7 +29,7 @@ USUAL = {"linear": 1e-2, "bitfit": 3e-3, "full": 3e-4}
 USUAL |= dict.fromkeys(("snella", "snell", "lora", "dora", "adalora", "shira", "oft"), 1e-3)
 # what a comparison sets itself -> the flag that is there instead
 SET_HERE = {"method": "--methods", "lr": "--lr-grid", "seed": "--seeds"}
-SET_HERE |= dict.fromkeys(("last_epoch", "resume", "overwrite", "estimate"), "")
+SET_HERE |= dict.fromkeys(("test", "resume", "overwrite", "estimate"), "")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Plan:
     def config(self, task: PlannedTask, method: str, lr: float, seed: int) -> TrainConfig:
         """The settings of a run; `out` is its folder."""
         out = task.folder / method / f"lr-{lr:g}" / f"seed-{seed}"
-        config: Any = replace(task.config, method=method, lr=lr, seed=seed, out=str(out), last_epoch=True, resume=True)
+        config: Any = replace(task.config, method=method, lr=lr, seed=seed, out=str(out), test="both", resume=True)
         return shrunk(config) if config.smoke else config
 
     def first_rates(self, task: PlannedTask, method: str) -> tuple[float, ...]:

@@ -25,7 +25,7 @@ class RunResult:
     seed: int
     metric: str  # the one that chooses
     higher_is_better: bool
-    test: dict[str, float]  # of the best epoch on val
+    test: dict[str, float]  # of the best epoch on val; empty where it was not tested
     test_last: dict[str, float]  # of the last epoch
     val: dict[str, float]
     trainable_parameters: int
@@ -120,9 +120,9 @@ def mean_result(results: Sequence[TaskResult]) -> TaskResult:
 
 
 def read_result(folder: Path) -> RunResult:
-    """What a finished run came to."""
+    """What a finished run came to; of the grid only what was chosen is tested."""
     config, summary = read_config(folder), read_summary(folder)
-    metrics = {name: summary[name] for name in ("test", "test_last", "val")}
+    metrics = {name: summary.get(name, {}) for name in ("test", "test_last", "val")}
     names = ("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "images", "device", "versions")
     images = min(config.batch_size, summary["images"]["train"]) * config.accumulate
     return RunResult(

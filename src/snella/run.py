@@ -41,6 +41,7 @@ from snella.runfolder import (
     SUMMARY,
     check_claim,
     claim,
+    is_tested,
     read_rows,
     read_summary,
     size_of,
@@ -99,9 +100,10 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     if config.estimate:
         return _estimate(config, console)
     check_claim(folder, config)
-    if config.resume and state_of(folder) == "finished":
+    trained = config.resume and state_of(folder) == "finished"
+    if trained and is_tested(summary := read_summary(folder), config.test):
         plain(console, f"{folder} is finished; --overwrite trains it again")
-        return read_summary(folder)
+        return summary
 
     ready = _prepare(config, console)
     claim(folder, config)
@@ -136,9 +138,10 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         resume=config.resume,
         console=console,
     )
-    _save_adapter(folder, config, ready)
-    with working(console, "generating samples") as progress:
-        show("after", progress)
+    if not trained:
+        _save_adapter(folder, config, ready)
+        with working(console, "generating samples") as progress:
+            show("after", progress)
     return _finish(folder, config, ready, result, console)
 
 
@@ -301,15 +304,16 @@ def _save_adapter(folder: Path, config: TrainConfig, ready: Prepared) -> None:
 
 
 def _finish(folder: Path, config: TrainConfig, ready: Prepared, result: FitResult, console: Console) -> dict[str, Any]:
-    """Test the best epoch on val (and the last where asked); draw the figures; the summary ends the run."""
+    """Test what was asked for; draw the figures; the summary ends the run."""
     accelerator = accelerator_for(config.device, config.precision)
     names, task = TASKS[config.task].METRICS, ready.task
     found = {
         split: evaluate(ready.model, task, ready.batches[split], accelerator, seed=config.seed)
-        for split in ("val", "test")
+        for split in (("val",) if config.test == "none" else ("test", "val"))
     }
-    metrics = {split: {name: found[split].metrics[name] for name in names} for split in ("test", "val")}
-    if config.last_epoch:  # nothing that follows looks at the model's values
+    metrics = {split: {name: evaluation.metrics[name] for name in names} for split, evaluation in found.items()}
+    tested = found.get("test")
+    if config.test == "both":  # nothing that follows looks at the model's values
         last = found["test"]
         if result.last is not None:
             load_tuned_state(ready.model, result.last)
@@ -324,12 +328,12 @@ def _finish(folder: Path, config: TrainConfig, ready: Prepared, result: FitResul
         name=names[task.selection],
         higher_is_better=task.higher_is_better,
     )
-    for kind, draw in task.figures(found["test"]).items():
+    for kind, draw in (task.figures(tested) if tested else {}).items():
         draw(folder / f"{kind}.png")
     summary = {
         **metrics,
         "selection": {"metric": task.selection, "higher_is_better": task.higher_is_better},
-        **task.details(found["test"]),
+        **(task.details(tested) if tested else {}),
         "trainable_parameters": _trainable(ready.model),
         "adapter_bytes": size_of(folder / ADAPTER),
         "peak_memory_bytes": result.peak_memory_bytes,
@@ -340,8 +344,8 @@ def _finish(folder: Path, config: TrainConfig, ready: Prepared, result: FitResul
         "versions": versions(),
     }
     write_json(folder / SUMMARY, summary)
-    if len(ready.data.classes) <= LISTED:
-        console.print(task.table(found["test"]))
+    if tested and len(ready.data.classes) <= LISTED:
+        console.print(task.table(tested))
     console.print(summary_table(summary, names, title=f"{config.method} on {Path(ready.data.root).name}"))
     if BASELINE in ready.data.notes:
         plain(console, BASELINE)

@@ -13,12 +13,12 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snella.config import TrainConfig
+from snella.config import Tested, TrainConfig
 from snella.errors import UserError
 from snella.recipe import differences, read_recipe, to_yaml
 
@@ -196,6 +196,11 @@ def read_summary(folder: Path) -> dict[str, Any]:
         return json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{folder / SUMMARY} is damaged ({error}); delete it and --resume writes it again") from None
+
+
+def is_tested(summary: Mapping[str, Any], epochs: Tested) -> bool:
+    """Whether a finished run has the tests of these epochs."""
+    return {"none": set(), "best": {"test"}, "both": {"test", "test_last"}}[epochs] <= summary.keys()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -104,14 +104,15 @@ def summary_table(summary: Mapping[str, Any], metrics: Mapping[str, str], *, tit
 
     Args:
         summary: what summary.json holds.
-        metrics: the metrics of the test split to show -> what to call them.
+        metrics: those to show, of the test split, or of val where nothing was tested -> what to call them.
         title: what was trained on what.
     """
     table = Table(title=Text(title), title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
+    split = "test" if "test" in summary else "val"
     for metric, name in metrics.items():
-        table.add_row(f"test {name}", shown(metric, summary["test"][metric]))
+        table.add_row(f"{split} {name}", shown(metric, summary[split][metric]))
     table.add_row("trainable parameters", f"{summary['trainable_parameters']:,}")
     table.add_row("adapter size", decimal_bytes(summary["adapter_bytes"]))
     table.add_row("peak memory", decimal_bytes(summary["peak_memory_bytes"]))

@@ -242,7 +242,9 @@ def test_generation_where_less_is_better(tmp_path, monkeypatch, ran, capsys):
     command = ["compare", "--data", str(data), "--out", str(tmp_path / "out"), *flags]
     assert main(command) == 0
     for method, lr, val, test in (("lora", 0.001, 0.5, 0.4), ("lora", 0.01, 0.6, 0.1), ("full", 0.001, 0.9, 0.2)):
-        losses = {split: {"denoising_loss": value} for split, value in (("val", val), ("test", test), ("test_last", test))}
+        losses = {
+            split: {"denoising_loss": value} for split, value in (("val", val), ("test", test), ("test_last", test))
+        }
         rewrite(tmp_path / "out" / method / f"lr-{lr:g}" / "seed-0", **losses)
     rewrite(tmp_path / "out" / "full" / "lr-0.01" / "seed-0", val={"denoising_loss": 2.0})
     assert main(command) == 0

@@ -79,11 +79,15 @@ class TrainConfig:
     gate: Gate = "published"
     """What becomes of the entries that win the budget, for snella and snell.
     published is what the published code does; soft is the SNELL paper's equation 5; none keeps all."""
-    scale: float = 1.0
-    """Constant before the distances, for snella and snell. 0.1 as published, with init_scale 1.
-    1 with 0.1 starts from the same update and learns it ten times as fast as the head: right where epochs are few."""
+    scale: float = 8.0
+    """Constant before the distances, for snella and snell. 0.1 as published, for a scale that is not relative."""
+    relative_scale: bool = True
+    """Make updates in proportion to the frozen weights, layer by layer, for snella and snell. Off as published: then
+    the learning rate has to suit the layers' sizes, and the update learns far slower than the head."""
     init_scale: float = 0.1
     """Factor of the factors' initial values, for snella and snell. 1 as published."""
+    init_alpha: float = 0.0
+    """Weight of mixk's softmax kernel at the start, for snella; it is learnt. 1 as published."""
     init_sparsity: float = 0.0
     """Share of the update that is zero at the start, 0 to 1. 0 as published for FGVC."""
     target_sparsity: float = 0.7
@@ -253,8 +257,10 @@ TASK_FIELDS: dict[tuple[Task, ...], tuple[str, ...]] = {
 }
 # Read by some methods alone: runs of the others are the same whatever these say.
 METHOD_FIELDS: dict[tuple[Method, ...], tuple[str, ...]] = {
-    ("snella",): ("kernel", "init_sparsity"),
-    ("snella", "snell"): ("heads", "gate", "scale", "init_scale", "target_sparsity", "update_drop_path"),
+    ("snella",): ("kernel", "init_alpha", "init_sparsity"),
+    ("snella", "snell"): (
+        *("heads", "gate", "scale", "relative_scale", "init_scale", "target_sparsity", "update_drop_path"),
+    ),
     ("snella", "adalora"): ("init_warmup", "final_warmup", "allocate_every"),
     ("snella", "snell", "lora", "dora", "adalora"): ("update_dropout",),
 }

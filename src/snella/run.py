@@ -262,8 +262,8 @@ def _batches(config: TrainConfig, examples: Mapping[str, Examples], preprocessin
 
 def _method_settings(config: TrainConfig, model: nn.Module, batches: int) -> MethodSettings:
     steps_per_epoch = math.ceil(batches / config.accumulate)
-    names = ("r", "heads", "scale", "init_scale", "kernel", "gate", "init_sparsity", "target_sparsity")
-    names += ("init_warmup", "final_warmup", "update_dropout", "update_drop_path")
+    names = ("r", "heads", "scale", "relative_scale", "init_scale", "init_alpha", "kernel", "gate", "init_sparsity")
+    names += ("target_sparsity", "init_warmup", "final_warmup", "update_dropout", "update_drop_path")
     return MethodSettings(
         allocate_every=config.allocate_every or steps_per_epoch,
         total_step=config.epochs * steps_per_epoch,

@@ -22,7 +22,7 @@ def test_kernel_values_through_a_layer_with_zero_base_weight(case: int) -> None:
     golden = {key.split(".", 1)[1]: tensor for key, tensor in KERNELS.items() if key.startswith(f"case{case}.")}
     base = nn.Sequential(nn.Linear(meta["in_features"], meta["out_features"], bias=False))
     nn.init.zeros_(base[0].weight)
-    config = SnellaConfig(
+    config = SnellaConfig.published(
         r=meta["rank"],
         heads=meta["heads"],
         scale=meta["scale"],

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import cast
 
 import peft
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from snella import SnellaConfig, delta_weight
@@ -188,14 +191,48 @@ def test_means_what_it_means_for_lora() -> None:
     assert scales[0] == scales[1] == [0.5, 1.5, 0.75, 0.75, 1.0]
 
 
-@pytest.mark.parametrize("kind", LAYERS)
-def test_smaller_factors_under_a_larger_constant_make_the_same_update(kind):
-    """c ||a - b|| is 10 c ||a/10 - b/10||: only the size of an optimiser's step differs."""
-    deltas = []
-    for make_config in (SnellaConfig.published, SnellaConfig):
-        torch.manual_seed(3)
-        make, _ = LAYERS[kind]
-        config = make_config(r=4, target_modules=["qkv" if kind == "qkv" else "0"])
-        model = peft.get_peft_model(_Named(make()) if kind == "qkv" else nn.Sequential(make()), config)
-        deltas.append(only_layer(model).get_delta_weight("default"))
-    torch.testing.assert_close(deltas[1], deltas[0], rtol=1e-4, atol=1e-9)
+def relative(weight: Tensor, **overrides: object) -> SnellaLayer:
+    """A layer with that weight (m, n) and the update that a seed draws for it."""
+    base = nn.Linear(weight.shape[1], weight.shape[0])
+    base.weight.data = weight
+    torch.manual_seed(3)
+    options = dict(r=4, init_sparsity=0.5, target_modules=["0"], modules_to_save=[]) | overrides
+    return only_layer(peft.get_peft_model(nn.Sequential(base), SnellaConfig(**options)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("gate", ["published", "soft", "hard", "none"])
+@given(factor=st.floats(1e-3, 1e3))
+def test_updates_are_in_proportion_to_the_frozen_weight(gate: str, factor: float) -> None:
+    weight = torch.randn(9, 12)
+    one, other = (relative(w, gate=gate).get_delta_weight("default") for w in (weight, factor * weight))
+    assert one.any()
+    torch.testing.assert_close(other, factor * one, rtol=1e-4, atol=1e-6 * factor)
+
+
+def test_the_constant_is_scale_times_the_root_of_the_weights_rms() -> None:
+    layer = relative(torch.full((9, 12), -0.25), scale=3.0)
+    factors = (layer.snella_A["default"][0], layer.snella_B["default"][0])
+    scalars = [getattr(layer, f"snella_{name}")["default"][0] for name in ("alpha", "gamma", "beta")]
+    expected = delta_weight(*factors, *scalars, sparsity=0.5, scale=1.5)
+    torch.testing.assert_close(layer.get_delta_weight("default"), expected)
+
+
+def test_a_weight_of_zeros_counts_as_a_new_one() -> None:
+    new = relative(torch.full((9, 12), 1 / math.sqrt(3 * 12)))
+    torch.testing.assert_close(
+        relative(torch.zeros(9, 12)).get_delta_weight("default"), new.get_delta_weight("default")
+    )
+
+
+def test_an_adapter_that_is_added_to_a_merged_layer_sees_the_frozen_weight() -> None:
+    weight = torch.randn(9, 12)
+    layer = relative(weight.clone(), gate="hard", scale=9.0)
+    merged = relative(weight.clone(), gate="hard", scale=9.0)
+    config = SnellaConfig(r=4, gate="hard")
+    for one in (layer, merged):
+        if one is merged:
+            one.merge()
+            assert not torch.equal(one._base().weight, weight)
+        torch.manual_seed(5)
+        one.update_layer("other", config)
+    assert torch.equal(layer.get_delta_weight("other"), merged.get_delta_weight("other"))

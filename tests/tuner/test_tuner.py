@@ -54,13 +54,14 @@ def test_published_parameter_count_of_vit_b() -> None:
 
 def test_the_published_start_is_nearly_zero() -> None:
     base = nn.Sequential(nn.Linear(768, 768))
-    model = tuned(base, r=32, gate="published", target_modules=["0"])
+    config = SnellaConfig.published(r=32, init_sparsity=0.5, target_modules=["0"])
+    model = peft.get_peft_model(base, config)
     rms = layers(model)[0].get_delta_weight("default").square().mean().sqrt().item()
     assert rms == pytest.approx(2.6e-6, rel=0.1)  # METHOD of the published code, at sparsity 0.5
 
 
 def test_a_fused_layer_is_three_matrices(vit: nn.Module, images: Tensor) -> None:
-    model = tuned(vit)
+    model = tuned(vit, scale=1.0, relative_scale=False)
     layer = vit.blocks[0].attn.qkv
     kept = layer.kept("default").tolist()
     assert len(kept) == 3

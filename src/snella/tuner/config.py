@@ -22,8 +22,9 @@ class SnellaConfig(PeftConfig):
         >>> model = timm.create_model("test_vit", num_classes=5)
         >>> tuned = peft.get_peft_model(model, SnellaConfig(r=8, target_sparsity=0.9, total_step=1000))
 
-    `scale` and `init_scale` are 0.1 and 1 as published. 1 and 0.1 start from the same update, and an optimiser's step
-    changes its distances ten times as much: one learning rate, about LoRA's, then suits the update and the head.
+    The published updates have one constant for all layers, and take a learning rate far above the head's. Here they are
+    in proportion to the weights that they change (`relative_scale`), so that one learning rate, about LoRA's, suits
+    all layers of all backbones, and the head. `SnellaConfig.published()` has the constants as published.
 
     Raises:
         UserError: a value outside its range; the message names the field.
@@ -31,8 +32,16 @@ class SnellaConfig(PeftConfig):
 
     r: int = field(default=32, metadata={"help": "Rank: columns of both factors, over all heads."})
     heads: int = field(default=2, metadata={"help": "Parts the rank is split into; their distances alternate in sign."})
-    scale: float = field(default=1.0, metadata={"help": "Constant c before the distances."})
+    scale: float = field(default=8.0, metadata={"help": "Constant c before the distances."})
+    relative_scale: bool = field(
+        default=True,
+        metadata={
+            "help": "Multiply c, layer by layer, with the root mean square of the frozen weight, or with its root where "
+            "the gate squares, so that updates are in proportion to weights."
+        },
+    )
     init_scale: float = field(default=0.1, metadata={"help": "Factor of the initial A and B."})
+    init_alpha: float = field(default=0.0, metadata={"help": "Weight of `mixk`'s softmax kernel at the start."})
     kernel: Literal["mixk", "pwl"] = field(default="mixk", metadata={"help": "`mixk` (SNELLA) or `pwl` (SNELL)."})
     gate: Literal["published", "soft", "hard", "none"] = field(
         default="published", metadata={"help": "How kept entries of the kernel matrix become the update."}
@@ -79,8 +88,8 @@ class SnellaConfig(PeftConfig):
 
     @classmethod
     def published(cls, **settings: Any) -> SnellaConfig:
-        """With the published constants `scale` and `init_scale`, and the settings given."""
-        constants: dict[str, Any] = {"scale": 0.1, "init_scale": 1.0}
+        """With the published constants of update and start, and the settings given."""
+        constants: dict[str, Any] = {"scale": 0.1, "relative_scale": False, "init_scale": 1.0, "init_alpha": 1.0}
         return cls(**constants | settings)
 
     def __post_init__(self) -> None:

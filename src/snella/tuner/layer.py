@@ -102,7 +102,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
             )
         rows, width = out_features // splits, config.r // config.heads
         self.settings[adapter_name] = UpdateSettings(
-            form=Form(config.kernel, config.gate, config.scale),
+            form=Form(config.kernel, config.gate, self._scale(config)),
             dropout=0.0 if last_name in NO_INPUT_DROPOUT else config.update_dropout,
             drop_path=config.update_drop_path,
             rematerialize=config.rematerialize,
@@ -111,7 +111,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         self.snella_A[adapter_name] = nn.Parameter(torch.empty(splits, config.heads, in_features, width))
         self.snella_B[adapter_name] = nn.Parameter(torch.empty(splits, config.heads, rows, width))
         if config.kernel == "mixk":
-            self.snella_alpha[adapter_name] = nn.Parameter(torch.ones(splits))
+            self.snella_alpha[adapter_name] = nn.Parameter(torch.full((splits,), config.init_alpha))
             self.snella_gamma[adapter_name] = nn.Parameter(torch.ones(splits))
             self.snella_beta[adapter_name] = nn.Parameter(torch.zeros(splits))
         for factor in (*self.snella_A[adapter_name], *self.snella_B[adapter_name]):
@@ -122,6 +122,19 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         self.snella_kept[adapter_name] = torch.full((splits,), kept, dtype=torch.int64, device=weight.device)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _scale(self, config: SnellaConfig) -> float:
+        """The constant before this layer's distances.
+
+        It is made of the frozen weight whenever the adapter is put on, and so is not saved. A weight of zeros, or one
+        without values yet (meta), counts as a new layer's.
+        """
+        if not config.relative_scale:
+            return config.scale
+        weight = self._base().weight.data if self._unmerged_weight is None else self._unmerged_weight
+        size = 0.0 if weight.is_meta else torch.linalg.vector_norm(weight, dtype=torch.float32).item()
+        rms = size / math.sqrt(weight.numel()) or 1 / math.sqrt(3 * weight[0].numel())
+        return config.scale * (rms if config.gate in ("hard", "none") else math.sqrt(rms))
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter from this layer, as PEFT does."""

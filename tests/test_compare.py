@@ -174,10 +174,18 @@ def test_rates_are_added_until_the_best_is_not_at_an_end(best, tried, images, tm
 
 
 def test_the_recipes_rate_is_the_middle_for_the_recipes_method(images, tmp_path):
-    task = PlannedTask("", TrainConfig(data=str(images), method="snella", lr=3.1e-5), tmp_path)
+    task = PlannedTask("", TrainConfig(data=str(images), method="snella", lr=1.1e-5), tmp_path)
     plan = Plan((task,), ("snella", "lora"), None, (0,), tmp_path)
-    assert plan.first_rates(task, "snella") == (3e-5, 1e-4)
+    assert plan.first_rates(task, "snella") == (1e-5, 3e-5)
     assert plan.first_rates(task, "lora") == (3e-4, 1e-3, 3e-3)
+
+
+def test_no_rate_is_below_the_least_one(images, tmp_path):
+    task = PlannedTask("", TrainConfig(data=str(images), min_lr=5e-4), tmp_path)
+    plan = Plan((task,), ("lora",), None, (0,), tmp_path)
+    assert plan.first_rates(task, "lora") == (1e-3, 3e-3)
+    assert plan.wider(task, (1e-3, 3e-3), 1e-3) == (1e-3, 3e-3)
+    assert plan.wider(task, (1e-2, 3e-2, 1e-1), 1e-1) == (1e-2, 3e-2, 1e-1)
 
 
 def test_of_the_grid_only_the_chosen_run_is_tested(images, tmp_path, ran):

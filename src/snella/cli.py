@@ -71,8 +71,8 @@ class Compare:
     seeds: str = "0,1,2"
     """Seeds of the runs; the first one chooses the learning rate."""
     lr_grid: str | None = None
-    """Learning rates to choose from. None: three of 3e-5,1e-4,3e-4,1e-3,3e-3,1e-2,3e-2 around the method's usual one
-    (or the recipe's, for its method), and further ones for as long as the best is at an end."""
+    """Learning rates to choose from. None: three of 1e-5,3e-5,1e-4 ... 1e-1 around the method's usual one (or the
+    recipe's, for its method), and further ones for as long as the best is at an end; none below --min-lr."""
     workers: int = 1
     """Runs at once, each with its share of the cores."""
     out: str | None = None

@@ -119,14 +119,19 @@ def _search(
         for key, wanted in rates.items():
             found = {lr: _finished(plan, *key, lr, [first]) for lr in wanted}
             grids[key] = {lr: runs[0] if runs else None for lr, runs in found.items()}
-        tried, rates = rates, {key: plan.wider(wanted, best_rate(grids[key].values())) for key, wanted in rates.items()}
+        tried, rates = (
+            rates,
+            {key: plan.wider(key[0], wanted, best_rate(grids[key].values())) for key, wanted in rates.items()},
+        )
     return grids
 
 
 def _check_folders(plan: Plan) -> None:
     """Refuse, before anything runs, what stands where a run belongs and is another one."""
     for task in plan.tasks:
-        for config in (plan.config(task, method, lr, seed) for method, lr in plan.possible() for seed in plan.seeds):
+        for config in (
+            plan.config(task, method, lr, seed) for method, lr in plan.possible(task) for seed in plan.seeds
+        ):
             TASKS[config.task].check(config)
             folder = Path(config.out or "")
             state = state_of(folder)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LADDER = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of learning rates, the same for all methods
+# of learning rates, the same for all methods
+LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 # Where a method begins, a short run's best rate more often than not; one rung each side is tried with it.
 USUAL = {"linear": 1e-2, "bitfit": 3e-3, "full": 3e-4}
 USUAL |= dict.fromkeys(("snella", "snell", "lora", "dora", "adalora", "shira", "oft"), 1e-3)
@@ -66,19 +67,25 @@ class Plan:
         if self.grid is not None:
             return self.grid
         usual = task.config.lr if method == task.config.method else USUAL[method]
-        middle = min(range(len(LADDER)), key=lambda i: abs(math.log(LADDER[i] / usual)))
-        return LADDER[max(middle - 1, 0) : middle + 2]
+        rungs = self.rungs(task)
+        middle = min(range(len(rungs)), key=lambda i: abs(math.log(rungs[i] / usual)))
+        return rungs[max(middle - 1, 0) : middle + 2]
 
-    def wider(self, rates: Sequence[float], best: float | None) -> tuple[float, ...]:
+    def wider(self, task: PlannedTask, rates: Sequence[float], best: float | None) -> tuple[float, ...]:
         """`rates`, and the next rung below or above where the best of them is at an end of them."""
         if self.grid is not None or best is None:
             return tuple(rates)
-        low, high = LADDER.index(rates[0]), LADDER.index(rates[-1])
-        return LADDER[max(low - (best == rates[0]), 0) : high + 1 + (best == rates[-1])]
+        rungs = self.rungs(task)
+        low, high = rungs.index(rates[0]), rungs.index(rates[-1])
+        return rungs[max(low - (best == rates[0]), 0) : high + 1 + (best == rates[-1])]
 
-    def possible(self) -> list[tuple[str, float]]:
+    def rungs(self, task: PlannedTask) -> tuple[float, ...]:
+        """What rates are taken from: those given, or the ladder down to the task's `min_lr`."""
+        return self.grid or tuple(lr for lr in LADDER if lr >= task.config.min_lr) or LADDER[-1:]
+
+    def possible(self, task: PlannedTask) -> list[tuple[str, float]]:
         """Each method with each rate that it may come to."""
-        return [(method, lr) for method in self.methods for lr in self.grid or LADDER]
+        return [(method, lr) for method in self.methods for lr in self.rungs(task)]
 
 
 def make_plan(
@@ -121,7 +128,7 @@ def make_plan(
         recipe = ["--recipe", command.recipe] if command.recipe else []
         plan = Plan((PlannedTask("", settings([*recipe, *shared], None), folder),), methods, grid, seeds, folder)
     for task in plan.tasks:
-        for method, lr in plan.possible():
+        for method, lr in plan.possible(task):
             for seed in seeds:
                 validate(plan.config(task, method, lr, seed))
     return plan

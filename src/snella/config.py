@@ -79,13 +79,13 @@ class TrainConfig:
     gate: Gate = "published"
     """What becomes of the entries that win the budget, for snella and snell.
     published is what the published code does; soft is the SNELL paper's equation 5; none keeps all."""
-    scale: float = 8.0
+    scale: float = 10.0
     """Constant before the distances, for snella and snell. 0.1 as published, for a scale that is not relative."""
     relative_scale: bool = True
     """Make updates in proportion to the frozen weights, layer by layer, for snella and snell. Off as published: then
     the learning rate has to suit the layers' sizes, and the update learns far slower than the head."""
     init_scale: float = 0.1
-    """Factor of the factors' initial values, for snella and snell. 1 as published."""
+    """What the constant is at the start, for snella and snell: the factors begin smaller instead. 0.1 as published."""
     init_alpha: float = 0.0
     """Weight of mixk's softmax kernel at the start, for snella; it is learnt. 1 as published."""
     init_sparsity: float = 0.0

@@ -127,7 +127,7 @@ def delta_weight(
         sparsity: share of the entries that are zeroed, in [0, 1]; gate `none` does not look at it.
         kernel: `mixk` (SNELLA) or `pwl` (SNELL).
         gate: `published`, `soft`, `hard` or `none`.
-        scale: the constant c before the distances, 0.1 as published; a layer's own is `SnellaConfig.scale` times a power of its rms.
+        scale: the constant c before the distances, 0.1 as published; a layer makes its own of `SnellaConfig.scale`.
 
     Returns:
         delta (m, n), in fp32, or float64 where A is.

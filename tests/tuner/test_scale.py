@@ -200,13 +200,30 @@ def relative(weight: Tensor, **overrides: object) -> SnellaLayer:
     return only_layer(peft.get_peft_model(nn.Sequential(base), SnellaConfig(**options)))  # type: ignore[arg-type]
 
 
+def give_factors(one: SnellaLayer, other: SnellaLayer) -> None:
+    with torch.no_grad():
+        for factors in ("snella_A", "snella_B"):
+            getattr(other, factors)["default"].copy_(getattr(one, factors)["default"])
+
+
 @pytest.mark.parametrize("gate", ["published", "soft", "hard", "none"])
 @given(factor=st.floats(1e-3, 1e3))
 def test_updates_are_in_proportion_to_the_frozen_weight(gate: str, factor: float) -> None:
     weight = torch.randn(9, 12)
-    one, other = (relative(w, gate=gate).get_delta_weight("default") for w in (weight, factor * weight))
-    assert one.any()
-    torch.testing.assert_close(other, factor * one, rtol=1e-4, atol=1e-6 * factor)
+    layer, other = (relative(w, gate=gate) for w in (weight, factor * weight))
+    give_factors(layer, other)
+    delta = layer.get_delta_weight("default")
+    assert delta.any()
+    torch.testing.assert_close(other.get_delta_weight("default"), factor * delta, rtol=1e-4, atol=1e-6 * factor)
+
+
+@given(size=st.floats(1e-3, 1e3), scale=st.floats(0.1, 100))
+def test_the_start_is_the_published_one_whatever_the_weight_and_the_constant(size: float, scale: float) -> None:
+    start = relative(size * torch.randn(9, 12), scale=scale, init_alpha=1.0)
+    published = relative(torch.randn(9, 12), scale=0.1, relative_scale=False, init_alpha=1.0)
+    torch.testing.assert_close(
+        start.get_delta_weight("default"), published.get_delta_weight("default"), rtol=1e-3, atol=1e-7
+    )
 
 
 def test_the_constant_is_scale_times_the_root_of_the_weights_rms() -> None:
@@ -218,10 +235,9 @@ def test_the_constant_is_scale_times_the_root_of_the_weights_rms() -> None:
 
 
 def test_a_weight_of_zeros_counts_as_a_new_one() -> None:
-    new = relative(torch.full((9, 12), 1 / math.sqrt(3 * 12)))
-    torch.testing.assert_close(
-        relative(torch.zeros(9, 12)).get_delta_weight("default"), new.get_delta_weight("default")
-    )
+    new, zeros = relative(torch.full((9, 12), 1 / math.sqrt(3 * 12))), relative(torch.zeros(9, 12))
+    give_factors(new, zeros)
+    torch.testing.assert_close(zeros.get_delta_weight("default"), new.get_delta_weight("default"))
 
 
 def test_an_adapter_that_is_added_to_a_merged_layer_sees_the_frozen_weight() -> None:

@@ -32,15 +32,18 @@ class SnellaConfig(PeftConfig):
 
     r: int = field(default=32, metadata={"help": "Rank: columns of both factors, over all heads."})
     heads: int = field(default=2, metadata={"help": "Parts the rank is split into; their distances alternate in sign."})
-    scale: float = field(default=8.0, metadata={"help": "Constant c before the distances."})
+    scale: float = field(default=10.0, metadata={"help": "Constant c before the distances."})
     relative_scale: bool = field(
         default=True,
         metadata={
-            "help": "Multiply c, layer by layer, with the root mean square of the frozen weight, or with its root where "
-            "the gate squares, so that updates are in proportion to weights."
+            "help": "Multiply c, layer by layer, by the rms of the frozen weight (by its root where the gate squares): "
+            "updates are in proportion to weights."
         },
     )
-    init_scale: float = field(default=0.1, metadata={"help": "Factor of the initial A and B."})
+    init_scale: float = field(
+        default=0.1,
+        metadata={"help": "What c is at the start: A and B begin smaller by init_scale / c."},
+    )
     init_alpha: float = field(default=0.0, metadata={"help": "Weight of `mixk`'s softmax kernel at the start."})
     kernel: Literal["mixk", "pwl"] = field(default="mixk", metadata={"help": "`mixk` (SNELLA) or `pwl` (SNELL)."})
     gate: Literal["published", "soft", "hard", "none"] = field(
@@ -89,7 +92,7 @@ class SnellaConfig(PeftConfig):
     @classmethod
     def published(cls, **settings: Any) -> SnellaConfig:
         """With the published constants of update and start, and the settings given."""
-        constants: dict[str, Any] = {"scale": 0.1, "relative_scale": False, "init_scale": 1.0, "init_alpha": 1.0}
+        constants: dict[str, Any] = {"scale": 0.1, "relative_scale": False, "init_alpha": 1.0}
         return cls(**constants | settings)
 
     def __post_init__(self) -> None:

@@ -101,8 +101,9 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
                 f"{self.name} has {out_features} outputs, not divisible into fused_splits[{last_name!r}]={splits}"
             )
         rows, width = out_features // splits, config.r // config.heads
+        scale = self._scale(config)
         self.settings[adapter_name] = UpdateSettings(
-            form=Form(config.kernel, config.gate, self._scale(config)),
+            form=Form(config.kernel, config.gate, scale),
             dropout=0.0 if last_name in NO_INPUT_DROPOUT else config.update_dropout,
             drop_path=config.update_drop_path,
             rematerialize=config.rematerialize,
@@ -117,7 +118,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         for factor in (*self.snella_A[adapter_name], *self.snella_B[adapter_name]):
             nn.init.kaiming_uniform_(factor, a=math.sqrt(5))  # each 3-D slice by itself, as published
             with torch.no_grad():
-                factor.mul_(config.init_scale)
+                factor.mul_(config.init_scale / scale)  # the update starts the same under any constant
         kept = kept_count(config.init_sparsity, rows * in_features)
         self.snella_kept[adapter_name] = torch.full((splits,), kept, dtype=torch.int64, device=weight.device)
         self._move_adapter_to_device_of_base_layer(adapter_name)

@@ -199,9 +199,9 @@ def test_differences_name_what_changes_the_result_and_nothing_else():
 def test_what_a_method_does_not_read_is_no_difference():
     lora, snella = (TrainConfig(data="x", method=method) for method in ("lora", "snella"))
     assert differences(lora, replace(lora, scale=0.3, target_sparsity=0.2, allocate_every=3)) == []
-    assert differences(snella, replace(snella, scale=0.3)) == ["--scale was 10.0, is 0.3"]
+    assert differences(snella, replace(snella, scale=0.3)) == ["--scale was 8.0, is 0.3"]
     assert differences(lora, replace(lora, update_dropout=0.1)) == ["--update-dropout was 0.0, is 0.1"]
-    assert differences(lora, replace(snella, scale=0.3)) == ["--method was lora, is snella", "--scale was 10.0, is 0.3"]
+    assert differences(lora, replace(snella, scale=0.3)) == ["--method was lora, is snella", "--scale was 8.0, is 0.3"]
 
 
 def test_smoke_shrinks_and_shrinks_once():

@@ -79,7 +79,7 @@ class TrainConfig:
     gate: Gate = "published"
     """What becomes of the entries that win the budget, for snella and snell.
     published is what the published code does; soft is the SNELL paper's equation 5; none keeps all."""
-    scale: float = 10.0
+    scale: float = 8.0
     """Constant before the distances, for snella and snell. 0.1 as published, for a scale that is not relative."""
     relative_scale: bool = True
     """Make updates in proportion to the frozen weights, layer by layer, for snella and snell. Off as published: then

@@ -60,7 +60,7 @@ class MethodSettings:
 
     r: int = 32
     heads: int = 2
-    scale: float = 10.0
+    scale: float = 8.0
     relative_scale: bool = True
     init_scale: float = 0.1
     init_alpha: float = 0.0

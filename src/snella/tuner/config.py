@@ -32,7 +32,7 @@ class SnellaConfig(PeftConfig):
 
     r: int = field(default=32, metadata={"help": "Rank: columns of both factors, over all heads."})
     heads: int = field(default=2, metadata={"help": "Parts the rank is split into; their distances alternate in sign."})
-    scale: float = field(default=10.0, metadata={"help": "Constant c before the distances."})
+    scale: float = field(default=8.0, metadata={"help": "Constant c before the distances."})
     relative_scale: bool = field(
         default=True,
         metadata={

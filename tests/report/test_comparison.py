@@ -10,7 +10,7 @@ from PIL import Image
 
 from printed import rows, text
 from snella.config import TrainConfig
-from snella.report.comparison import difference_text, suite_cells, task_report, with_spread, write_task
+from snella.report.comparison import difference_text, suite_cells, task_report, with_spread, write_suite, write_task
 from snella.report.comparison_chart import comparison_figure
 from snella.report.intervals import Difference, Spread, paired_difference
 from snella.results import (
@@ -175,6 +175,18 @@ def test_json_has_no_nan(tmp_path):
 
     report = json.loads((tmp_path / "compare.json").read_text(), parse_constant=refuse)
     assert report["methods"][0]["runs"][0]["test"] == {"top1": None}
+
+
+def test_a_suites_json_has_the_differences_of_means_and_the_costs(tmp_path):
+    alike = suite_of(result(lora=(0.5, 0.6), snella=(0.6, 0.6)), result(lora=(0.5, 0.6), snella=(0.7, 0.6)))
+    other = suite_of(result(lora=(0.5,), snella=(0.6,)), result("miou", lora=(0.5,), snella=(0.7,)))
+    for tasks, expected in ((alike, 0.075), (other, None)):
+        write_suite(suite("task0", "task1"), tasks, tmp_path)
+        means = json.loads((tmp_path / "compare.json").read_text())["means"]
+        against = means["snella"]["against_lora"]
+        assert (against and against["mean"]) == (expected and pytest.approx(expected))
+        assert means["snella"]["costs_beside_lora"] == cost_ratios(tasks, "snella")
+        assert means["lora"]["against_lora"] is None
 
 
 @pytest.mark.parametrize("scores", [{"snella": (0.5,)}, {"snella": (0.9, 0.8), "lora": (0.9, 0.8), "full": ()}])

@@ -151,6 +151,15 @@ def _without_nan(value: Any) -> Any:
 # ---- a suite of tasks
 
 
+def _methods(results: Sequence[TaskResult]) -> list[str]:
+    return list(dict.fromkeys(row.method for result in results for row in result.methods))
+
+
+def _alike(results: Sequence[TaskResult]) -> bool:
+    """Whether the tasks have one metric, so that means over them mean something."""
+    return len({result.metric for result in results}) == 1
+
+
 def suite_cells(suite: Suite, results: Sequence[TaskResult]) -> tuple[list[str], list[list[str]]]:
     """A row for each task, then the groups' means and both averages; a column for each method.
 
@@ -158,9 +167,9 @@ def suite_cells(suite: Suite, results: Sequence[TaskResult]) -> tuple[list[str],
     """
     from snella.suites import group_mean, group_means, task_mean
 
-    methods = list(dict.fromkeys(row.method for result in results for row in result.methods))
+    methods = _methods(results)
     metric = results[0].metric
-    alike = all(result.metric == metric for result in results)
+    alike = _alike(results)
     values: dict[str, dict[str, float]] = {method: {} for method in methods}
     shown: dict[str, dict[str, str]] = {}
     for result in results:
@@ -208,8 +217,7 @@ def suite_cells(suite: Suite, results: Sequence[TaskResult]) -> tuple[list[str],
 
 def cost_cells(results: Sequence[TaskResult]) -> tuple[list[str], list[list[str]]]:
     """A row for each method that has tasks in common with LoRA: its costs, as multiples of LoRA's."""
-    methods = dict.fromkeys(row.method for result in results for row in result.methods)
-    ratios = {method: cost_ratios(results, method) for method in methods}
+    ratios = {method: cost_ratios(results, method) for method in _methods(results)}
     rows = [[method, *(f"{found[name]:.2f}" for name in COSTS)] for method, found in ratios.items() if found]
     return [f"costs, {REFERENCE} = 1", "parameters", "adapter", "memory", "step", "time"], rows
 
@@ -252,7 +260,16 @@ def write_suite(suite: Suite, results: Sequence[TaskResult], folder: Path) -> No
     write_text(folder / f"{NAME}.csv", csv_text(rows))
     published = [asdict(mark) for mark in suite.published]
     tasks = [as_json(result) for result in results]
-    write_json(folder / f"{NAME}.json", {"suite": suite.name, "published": published, "tasks": tasks})
+    alike = _alike(results)
+    means = {
+        method: {
+            "against_lora": asdict(found) if alike and (found := mean_difference(results, method)) else None,
+            "costs_beside_lora": cost_ratios(results, method),
+        }
+        for method in _methods(results)
+    }
+    report = {"suite": suite.name, "published": published, "means": _without_nan(means), "tasks": tasks}
+    write_json(folder / f"{NAME}.json", report)
     parts = [f"# {suite.title}", "", *(_markdown(*table) for table in suite_tables(suite, results))]
     lines = [f"- {line}" for line in suite_lines(suite, results)]
     write_text(folder / f"{NAME}.md", "\n".join([*parts, *lines]) + "\n")

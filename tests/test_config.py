@@ -196,12 +196,18 @@ def test_differences_name_what_changes_the_result_and_nothing_else():
     assert differences(config, replace(config, **free)) == []
 
 
+def test_settings_of_older_runs_are_read_as_they_were(tmp_path):
+    config = read_recipe(written(tmp_path, "data: a\nscale: 0.1\ninit_scale: 1.0\nlast_epoch: true\n"))
+    assert (config.scale, config.start_scale, config.init_alpha, config.test) == (0.1, 0.1, 1.0, "both")
+    assert read_recipe(written(tmp_path, "data: a\nlast_epoch: false\n")).test == "best"
+
+
 def test_what_a_method_does_not_read_is_no_difference():
     lora, snella = (TrainConfig(data="x", method=method) for method in ("lora", "snella"))
     assert differences(lora, replace(lora, scale=0.3, target_sparsity=0.2, allocate_every=3)) == []
-    assert differences(snella, replace(snella, scale=0.3)) == ["--scale was 8.0, is 0.3"]
+    assert differences(snella, replace(snella, scale=0.3)) == ["--scale was None, is 0.3"]
     assert differences(lora, replace(lora, update_dropout=0.1)) == ["--update-dropout was 0.0, is 0.1"]
-    assert differences(lora, replace(snella, scale=0.3)) == ["--method was lora, is snella", "--scale was 8.0, is 0.3"]
+    assert differences(lora, replace(snella, scale=0.3)) == ["--method was lora, is snella", "--scale was None, is 0.3"]
 
 
 def test_smoke_shrinks_and_shrinks_once():

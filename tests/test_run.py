@@ -150,6 +150,15 @@ def test_what_was_not_tested_is_tested_later_without_training_again(epochs, imag
     assert read(later / "summary.json").keys() == summaries[1].keys() | {"seconds"}  # what is there stays
 
 
+def test_a_run_without_checkpoints_is_not_trained_again_to_be_tested(images, tmp_path, capsys):
+    assert train(images, tmp_path / "run", "--method", "linear", "--test", "none") == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    before = (tmp_path / "run" / "summary.json").read_bytes()
+    assert train(images, tmp_path / "run", "--method", "linear", "--resume") == 2
+    assert "has no checkpoints to test; use snella evaluate" in capsys.readouterr().err
+    assert (tmp_path / "run" / "summary.json").read_bytes() == before
+
+
 def test_its_config_is_a_recipe_that_trains_the_same(snella_run, tmp_path):
     recipe = ["--recipe", str(snella_run / "config.yaml")]
     assert main(["train", *recipe, "--out", str(tmp_path / "again")]) == 0

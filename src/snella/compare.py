@@ -214,9 +214,9 @@ def _result(plan: Plan, task: PlannedTask, grids: Mapping[str, Grid], failed: Fa
         return None
     notes = [f"{row.method}: its best rate, {row.lr:g}, is at an end of its grid" for row in rows if at_an_end(row)]
     notes += [
-        f"{row.method}: {len(row.runs)} of {len(plan.seeds)} seeds finished"
+        f"{row.method}: {len(row.runs)} of {len(plan.seeds)} seeds finished and tested"
         for row in rows
-        if row.runs and len(row.runs) < len(plan.seeds)
+        if row.lr is not None and len(row.runs) < len(plan.seeds)
     ]
     notes += [f"{f.relative_to(plan.folder)} failed: {why}" for f, why in failed.items() if task.folder in f.parents]
     label = TASKS[task.config.task].METRICS[run.metric]

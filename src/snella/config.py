@@ -79,12 +79,13 @@ class TrainConfig:
     gate: Gate = "published"
     """What becomes of the entries that win the budget, for snella and snell.
     published is what the published code does; soft is the SNELL paper's equation 5; none keeps all."""
-    scale: float = 8.0
-    """Constant before the distances, for snella and snell. 0.1 as published, for a scale that is not relative."""
-    relative_scale: bool = True
-    """Make updates in proportion to the frozen weights, layer by layer, for snella and snell. Off as published: then
-    the learning rate has to suit the layers' sizes, and the update learns far slower than the head."""
-    init_scale: float = 0.1
+    scale: float | None = None
+    """Constant before the distances, the same for all layers, for snella and snell. 0.1 as published: the learning rate
+    has to suit the layers' sizes then, and the update learns far slower than the head. None: see relative_scale."""
+    relative_scale: float = 8.0
+    """The constant of a layer over the root of its frozen weight's rms, so that updates are in proportion to weights,
+    for snella and snell. Smaller is safer in trainings of less than a hundred steps."""
+    start_scale: float = 0.1
     """What the constant is at the start, for snella and snell: the factors begin smaller instead. 0.1 as published."""
     init_alpha: float = 0.0
     """Weight of mixk's softmax kernel at the start, for snella; it is learnt. 1 as published."""
@@ -259,7 +260,7 @@ TASK_FIELDS: dict[tuple[Task, ...], tuple[str, ...]] = {
 METHOD_FIELDS: dict[tuple[Method, ...], tuple[str, ...]] = {
     ("snella",): ("kernel", "init_alpha", "init_sparsity"),
     ("snella", "snell"): (
-        *("heads", "gate", "scale", "relative_scale", "init_scale", "target_sparsity", "update_drop_path"),
+        *("heads", "gate", "scale", "relative_scale", "start_scale", "target_sparsity", "update_drop_path"),
     ),
     ("snella", "adalora"): ("init_warmup", "final_warmup", "allocate_every"),
     ("snella", "snell", "lora", "dora", "adalora"): ("update_dropout",),

@@ -47,7 +47,7 @@ class MethodSettings:
 
     Args:
         r: rank of the update (adalora: the average that is left at the end; shira: as many entries as that rank has).
-        heads, scale, relative_scale, init_scale, init_alpha, kernel, gate: as in `SnellaConfig`.
+        heads, scale, relative_scale, start_scale, init_alpha, kernel, gate: as in `SnellaConfig`.
         init_sparsity, target_sparsity: of snella's schedule; snell keeps target_sparsity throughout.
         init_warmup, final_warmup: steps before the first and after the last change of budgets (snella, adalora).
         allocate_every: steps between two changes (snella, adalora).
@@ -60,9 +60,9 @@ class MethodSettings:
 
     r: int = 32
     heads: int = 2
-    scale: float = 8.0
-    relative_scale: bool = True
-    init_scale: float = 0.1
+    scale: float | None = None
+    relative_scale: float = 8.0
+    start_scale: float = 0.1
     init_alpha: float = 0.0
     kernel: str = "mixk"
     gate: str = "published"

@@ -101,13 +101,24 @@ def config_values(values: Mapping[Any, Any]) -> dict[str, Any]:
         UserError: an unknown key, one that belongs on the command line, or a value of the wrong type.
     """
     found = {}
-    for key, value in values.items():
+    for key, value in _renamed(values).items():
         if key in START:
             raise UserError(f"{key} belongs on the command line ({flag(key)}), not in a recipe")
         if key not in KEYS:
             raise UserError(f"unknown key {key}{nearest(str(key), KEYS)}")
         found[key] = typed(key, value, HINTS[key], parse=True)
     return found
+
+
+def _renamed(values: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """With the names of today: `last_epoch` was a switch; `init_scale` a factor, and the softmax then began at 1."""
+    values = dict(values)
+    if (last_epoch := values.pop("last_epoch", None)) is not None:
+        values["test"] = "both" if last_epoch else "best"
+    factor, scale = values.pop("init_scale", None), values.get("scale", 1.0)
+    if isinstance(factor, int | float) and isinstance(scale, int | float):
+        values |= {"start_scale": factor * scale, "init_alpha": 1.0}
+    return values
 
 
 def to_yaml(config: TrainConfig) -> str:

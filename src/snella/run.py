@@ -42,6 +42,7 @@ from snella.runfolder import (
     check_claim,
     claim,
     is_tested,
+    read_about,
     read_rows,
     read_summary,
     size_of,
@@ -105,9 +106,14 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         plain(console, f"{folder} is finished; --overwrite trains it again")
         return summary
 
+    if trained and not checkpoints(folder):
+        raise UserError(f"{folder} has no checkpoints to test; use snella evaluate, or train again with --overwrite")
+
     ready = _prepare(config, console)
+    if trained and ready.fingerprint != read_about(folder)["fingerprint"]:
+        raise UserError(f"{config.backbone} is not what {folder} was trained on; its weights have changed")
     claim(folder, config)
-    if ready.base is not None:
+    if ready.base is not None and not trained:
         with writing(folder / BASE) as partial:
             save_file(ready.base, partial)
     plain(console, f"{config.backbone}, {config.method}: {_trainable(ready.model):,} trainable parameters")
@@ -262,7 +268,7 @@ def _batches(config: TrainConfig, examples: Mapping[str, Examples], preprocessin
 
 def _method_settings(config: TrainConfig, model: nn.Module, batches: int) -> MethodSettings:
     steps_per_epoch = math.ceil(batches / config.accumulate)
-    names = ("r", "heads", "scale", "relative_scale", "init_scale", "init_alpha", "kernel", "gate", "init_sparsity")
+    names = ("r", "heads", "scale", "relative_scale", "start_scale", "init_alpha", "kernel", "gate", "init_sparsity")
     names += ("target_sparsity", "init_warmup", "final_warmup", "update_dropout", "update_drop_path")
     return MethodSettings(
         allocate_every=config.allocate_every or steps_per_epoch,
@@ -309,7 +315,7 @@ def _finish(folder: Path, config: TrainConfig, ready: Prepared, result: FitResul
     names, task = TASKS[config.task].METRICS, ready.task
     found = {
         split: evaluate(ready.model, task, ready.batches[split], accelerator, seed=config.seed)
-        for split in (("val",) if config.test == "none" else ("test", "val"))
+        for split in (("val",) if config.test == "none" else ("val", "test"))
     }
     metrics = {split: {name: evaluation.metrics[name] for name in names} for split, evaluation in found.items()}
     tested = found.get("test")

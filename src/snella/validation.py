@@ -34,7 +34,9 @@ _RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "init_alpha": (-math.inf, math.inf, False, False),
     "seed": (0, 2**32 - 1, True, True),  # what numpy takes
     "ignore_index": (0, 65535, True, True),  # masks have up to 16 bits
-    **dict.fromkeys(("scale", "init_scale", "lr", "clip_grad", "snr_gamma"), (0, math.inf, False, False)),
+    **dict.fromkeys(
+        ("scale", "relative_scale", "start_scale", "lr", "clip_grad", "snr_gamma"), (0, math.inf, False, False)
+    ),
     **dict.fromkeys(
         (
             "min_lr",

@@ -219,15 +219,15 @@ def test_updates_are_in_proportion_to_the_frozen_weight(gate: str, factor: float
 
 @given(size=st.floats(1e-3, 1e3), scale=st.floats(0.1, 100))
 def test_the_start_is_the_published_one_whatever_the_weight_and_the_constant(size: float, scale: float) -> None:
-    start = relative(size * torch.randn(9, 12), scale=scale, init_alpha=1.0)
-    published = relative(torch.randn(9, 12), scale=0.1, relative_scale=False, init_alpha=1.0)
+    start = relative(size * torch.randn(9, 12), relative_scale=scale, init_alpha=1.0)
+    published = relative(torch.randn(9, 12), scale=0.1, init_alpha=1.0)
     torch.testing.assert_close(
         start.get_delta_weight("default"), published.get_delta_weight("default"), rtol=1e-3, atol=1e-7
     )
 
 
 def test_the_constant_is_scale_times_the_root_of_the_weights_rms() -> None:
-    layer = relative(torch.full((9, 12), -0.25), scale=3.0)
+    layer = relative(torch.full((9, 12), -0.25), relative_scale=3.0)
     factors = (layer.snella_A["default"][0], layer.snella_B["default"][0])
     scalars = [getattr(layer, f"snella_{name}")["default"][0] for name in ("alpha", "gamma", "beta")]
     expected = delta_weight(*factors, *scalars, sparsity=0.5, scale=1.5)
@@ -242,8 +242,8 @@ def test_a_weight_of_zeros_counts_as_a_new_one() -> None:
 
 def test_an_adapter_that_is_added_to_a_merged_layer_sees_the_frozen_weight() -> None:
     weight = torch.randn(9, 12)
-    layer = relative(weight.clone(), gate="hard", scale=9.0)
-    merged = relative(weight.clone(), gate="hard", scale=9.0)
+    layer = relative(weight.clone(), gate="hard", relative_scale=9.0)
+    merged = relative(weight.clone(), gate="hard", relative_scale=9.0)
     config = SnellaConfig(r=4, gate="hard")
     for one in (layer, merged):
         if one is merged:
@@ -252,3 +252,41 @@ def test_an_adapter_that_is_added_to_a_merged_layer_sees_the_frozen_weight() -> 
         torch.manual_seed(5)
         one.update_layer("other", config)
     assert torch.equal(layer.get_delta_weight("other"), merged.get_delta_weight("other"))
+
+
+def test_a_relative_constant_is_part_of_the_state() -> None:
+    layer = relative(torch.randn(9, 12))
+    model = nn.Sequential(layer)
+    expected = layer.get_delta_weight("default")
+
+    wrapped = relative(100 * torch.randn(9, 12))  # as around a random base, whose weights are loaded later
+    nn.Sequential(wrapped).load_state_dict(model.state_dict())
+    assert torch.equal(wrapped.get_delta_weight("default"), expected)
+
+    with torch.device("meta"):
+        empty = relative(torch.empty(9, 12))
+    nn.Sequential(empty).load_state_dict(model.state_dict(), assign=True)
+    assert torch.equal(empty.get_delta_weight("default"), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_is_the_same_on_another_base_and_after_a_cast(dtype: torch.dtype, tmp_path) -> None:
+    base = nn.Sequential(nn.Linear(12, 9))
+    model = peft.get_peft_model(base, SnellaConfig(r=4, target_modules=["0"], modules_to_save=[]))
+    scale = only_layer(model).settings["default"].form.scale
+    model.to(dtype).save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(nn.Sequential(nn.Linear(12, 9)), tmp_path)
+    assert only_layer(loaded).settings["default"].form.scale == scale
+
+
+def test_an_adapter_with_one_constant_has_no_others_in_its_file() -> None:
+    layer = relative(torch.randn(9, 12), scale=0.1)
+    assert not any("snella_scale" in name for name in layer.state_dict())
+    assert layer.settings["default"].form.scale == 0.1
+
+
+def test_a_deleted_adapter_leaves_no_constant() -> None:
+    layer = relative(torch.randn(9, 12))
+    layer.update_layer("other", SnellaConfig(r=4))
+    layer.delete_adapter("other")
+    assert set(layer.snella_scale) == {"default"}

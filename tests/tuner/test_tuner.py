@@ -61,7 +61,7 @@ def test_the_published_start_is_nearly_zero() -> None:
 
 
 def test_a_fused_layer_is_three_matrices(vit: nn.Module, images: Tensor) -> None:
-    model = tuned(vit, scale=1.0, relative_scale=False)
+    model = tuned(vit, scale=1.0)
     layer = vit.blocks[0].attn.qkv
     kept = layer.kept("default").tolist()
     assert len(kept) == 3

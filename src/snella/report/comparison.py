@@ -264,6 +264,7 @@ def write_suite(suite: Suite, results: Sequence[TaskResult], folder: Path) -> No
     means = {
         method: {
             "against_lora": asdict(found) if alike and (found := mean_difference(results, method)) else None,
+            "tasks": len(paired_tasks(results, method)),
             "costs_beside_lora": cost_ratios(results, method),
         }
         for method in _methods(results)

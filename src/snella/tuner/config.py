@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -32,17 +33,20 @@ class SnellaConfig(PeftConfig):
 
     r: int = field(default=32, metadata={"help": "Rank: columns of both factors, over all heads."})
     heads: int = field(default=2, metadata={"help": "Parts the rank is split into; their distances alternate in sign."})
-    scale: float = field(default=8.0, metadata={"help": "Constant c before the distances."})
-    relative_scale: bool = field(
-        default=True,
+    scale: float | None = field(
+        default=None,
+        metadata={"help": "Constant c before the distances, the same for all layers; None: as relative_scale has it."},
+    )
+    relative_scale: float = field(
+        default=8.0,
         metadata={
-            "help": "Multiply c, layer by layer, by the rms of the frozen weight (by its root where the gate squares): "
-            "updates are in proportion to weights."
+            "help": "c over the root of the frozen weight's rms (over the rms where the gate does not square), "
+            "so that updates are in proportion to weights. Tried with squaring gates only."
         },
     )
-    init_scale: float = field(
+    start_scale: float = field(
         default=0.1,
-        metadata={"help": "What c is at the start: A and B begin smaller by init_scale / c."},
+        metadata={"help": "What c is in effect at the start: A and B begin smaller by start_scale / c."},
     )
     init_alpha: float = field(default=0.0, metadata={"help": "Weight of `mixk`'s softmax kernel at the start."})
     kernel: Literal["mixk", "pwl"] = field(default="mixk", metadata={"help": "`mixk` (SNELLA) or `pwl` (SNELL)."})
@@ -92,7 +96,7 @@ class SnellaConfig(PeftConfig):
     @classmethod
     def published(cls, **settings: Any) -> SnellaConfig:
         """With the published constants of update and start, and the settings given."""
-        constants: dict[str, Any] = {"scale": 0.1, "relative_scale": False, "init_alpha": 1.0}
+        constants: dict[str, Any] = {"scale": 0.1, "init_alpha": 1.0}
         return cls(**constants | settings)
 
     def __post_init__(self) -> None:
@@ -118,8 +122,10 @@ def _check_numbers(config: SnellaConfig) -> None:
             f"r={config.r} is not a positive multiple of heads={config.heads}; "
             f"try r={max(config.heads, 1) * max(round(config.r / max(config.heads, 1)), 1)}"
         )
-    if config.init_scale <= 0:
-        raise UserError(f"init_scale={config.init_scale} is not above 0: equal factors would stay equal")
+    for name in ("scale", "relative_scale", "start_scale"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{name}={value} is not a number above 0")
     for name in ("init_sparsity", "target_sparsity"):
         if not 0 <= getattr(config, name) <= 1:
             raise UserError(f"{name}={getattr(config, name)} is outside [0, 1]")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -31,6 +31,10 @@ from snella.tuner.config import SnellaConfig
 # The published code drops no inputs of the update of attention's output projection.
 NO_INPUT_DROPOUT = ("proj", "o_proj", "out_proj")
 
+# A relative constant is saved with the adapter, since another base, or a random one that is loaded later, would give
+# another. It is an integer because a cast of the model to half precision would round a float.
+SCALE_UNIT = 2.0**-32
+
 
 @dataclass(frozen=True)
 class UpdateSettings:
@@ -40,6 +44,17 @@ class UpdateSettings:
     dropout: float
     drop_path: float
     rematerialize: bool | Literal["mlp"]
+
+
+def _take_scales(layer: nn.Module, _: object) -> None:
+    """Use the constants that a state dict has brought."""
+    assert isinstance(layer, SnellaLayer)
+    for name, units in layer.snella_scale.items():
+        if not units.is_meta:
+            settings = layer.settings[name]
+            form = settings.form._replace(scale=units.item() * SCALE_UNIT)
+            layer.settings[name] = replace(settings, form=form)
+    layer._cached_weight = None
 
 
 def _is_traced(x: Tensor) -> bool:
@@ -72,6 +87,8 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         self.snella_gamma = nn.ParameterDict()
         self.snella_beta = nn.ParameterDict()
         self.snella_kept = BufferDict(persistent=True)
+        self.snella_scale = BufferDict(persistent=True)  # of those whose constant is relative, in units of SCALE_UNIT
+        self.register_load_state_dict_post_hook(_take_scales)
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._active_adapter = adapter_name
@@ -101,7 +118,11 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
                 f"{self.name} has {out_features} outputs, not divisible into fused_splits[{last_name!r}]={splits}"
             )
         rows, width = out_features // splits, config.r // config.heads
-        scale = self._scale(config)
+        scale = config.scale
+        if scale is None:
+            units = self._relative_scale(config)
+            self.snella_scale[adapter_name] = torch.tensor(units, device=weight.device)
+            scale = units * SCALE_UNIT
         self.settings[adapter_name] = UpdateSettings(
             form=Form(config.kernel, config.gate, scale),
             dropout=0.0 if last_name in NO_INPUT_DROPOUT else config.update_dropout,
@@ -112,35 +133,35 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         self.snella_A[adapter_name] = nn.Parameter(torch.empty(splits, config.heads, in_features, width))
         self.snella_B[adapter_name] = nn.Parameter(torch.empty(splits, config.heads, rows, width))
         if config.kernel == "mixk":
-            self.snella_alpha[adapter_name] = nn.Parameter(torch.full((splits,), config.init_alpha))
+            self.snella_alpha[adapter_name] = nn.Parameter(torch.full((splits,), float(config.init_alpha)))
             self.snella_gamma[adapter_name] = nn.Parameter(torch.ones(splits))
             self.snella_beta[adapter_name] = nn.Parameter(torch.zeros(splits))
         for factor in (*self.snella_A[adapter_name], *self.snella_B[adapter_name]):
             nn.init.kaiming_uniform_(factor, a=math.sqrt(5))  # each 3-D slice by itself, as published
             with torch.no_grad():
-                factor.mul_(config.init_scale / scale)  # the update starts the same under any constant
+                factor.mul_(config.start_scale / scale)  # the update starts the same under any constant
         kept = kept_count(config.init_sparsity, rows * in_features)
         self.snella_kept[adapter_name] = torch.full((splits,), kept, dtype=torch.int64, device=weight.device)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def _scale(self, config: SnellaConfig) -> float:
-        """The constant before this layer's distances.
+    def _relative_scale(self, config: SnellaConfig) -> int:
+        """The constant before this layer's distances, made of its frozen weight, in units of SCALE_UNIT.
 
-        It is made of the frozen weight whenever the adapter is put on, and so is not saved. A weight of zeros, or one
-        without values yet (meta), counts as a new layer's.
+        A weight of zeros, or one without values yet (meta), counts as a new layer's.
         """
-        if not config.relative_scale:
-            return config.scale
         weight = self._base().weight.data if self._unmerged_weight is None else self._unmerged_weight
         size = 0.0 if weight.is_meta else torch.linalg.vector_norm(weight, dtype=torch.float32).item()
         rms = size / math.sqrt(weight.numel()) or 1 / math.sqrt(3 * weight[0].numel())
-        return config.scale * (rms if config.gate in ("hard", "none") else math.sqrt(rms))
+        scale = config.relative_scale * (rms if config.gate in ("hard", "none") else math.sqrt(rms))
+        return max(round(scale / SCALE_UNIT), 1)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter from this layer, as PEFT does."""
         if adapter_name in self.settings:
             del self.settings[adapter_name], self.scaling[adapter_name], self.snella_kept[adapter_name]
+            if adapter_name in self.snella_scale:
+                del self.snella_scale[adapter_name]
         super().delete_adapter(adapter_name)
 
     def set_scale(self, adapter: str, scale: float) -> None:

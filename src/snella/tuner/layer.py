@@ -49,7 +49,8 @@ class UpdateSettings:
 def _take_scales(layer: nn.Module, _: object) -> None:
     """Use the constants that a state dict has brought."""
     assert isinstance(layer, SnellaLayer)
-    for name, units in layer.snella_scale.items():
+    for name in layer.snella_scale:
+        units = cast(Tensor, layer.snella_scale[name])
         if not units.is_meta:
             settings = layer.settings[name]
             form = settings.form._replace(scale=units.item() * SCALE_UNIT)

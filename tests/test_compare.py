@@ -149,7 +149,7 @@ def test_of_equal_rates_the_middle_one_is_taken(scores, best, images, tmp_path, 
 
 @pytest.mark.parametrize(
     ("best", "tried"),
-    [(1e-3, (3e-4, 1e-3, 3e-3)), (3e-2, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)), (1e-4, (3e-5, 1e-4, 3e-4, 1e-3, 3e-3))],
+    [(1e-3, (3e-4, 1e-3, 3e-3)), (3e-2, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)), (1e-4, (3e-5, 1e-4, 3e-4, 1e-3, 3e-3))],
 )
 def test_rates_are_added_until_the_best_is_not_at_an_end(best, tried, images, tmp_path, monkeypatch):
     """As if the score fell from the best rate to both sides; a run is started once."""

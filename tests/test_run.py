@@ -154,7 +154,7 @@ def test_a_run_without_checkpoints_is_not_trained_again_to_be_tested(images, tmp
     assert train(images, tmp_path / "run", "--method", "linear", "--test", "none") == 0
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     before = (tmp_path / "run" / "summary.json").read_bytes()
-    assert train(images, tmp_path / "run", "--method", "linear", "--resume") == 2
+    assert train(images, tmp_path / "run", "--method", "linear", "--resume", "--test", "best") == 2
     assert "has no checkpoints to test; use snella evaluate" in capsys.readouterr().err
     assert (tmp_path / "run" / "summary.json").read_bytes() == before
 

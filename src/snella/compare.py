@@ -26,7 +26,7 @@ from snella.processes import Job, run_jobs
 from snella.recipe import differences, to_yaml
 from snella.report.comparison import suite_report, task_report, with_spread, write_suite, write_task
 from snella.report.comparison_chart import comparison_figure
-from snella.results import MethodResult, RunResult, TaskResult, mean_result, read_result
+from snella.results import MethodResult, RunResult, TaskResult, have_one_metric, mean_result, read_result
 from snella.run import read_run_data
 from snella.runfolder import is_tested, other_settings, read_about, read_config, read_summary, state_of, write_text
 from snella.tasks.table import TASKS
@@ -90,7 +90,7 @@ def _with_failures(plan: Plan, suite: Suite, failed: Failures) -> Suite:
 
 def _draw_means(results: Sequence[TaskResult], path: Path) -> None:
     """The chart of the tasks' means, where they have one metric and a method has them all."""
-    if len({result.metric for result in results}) > 1:
+    if not have_one_metric(results):
         return
     mean = mean_result(results)
     if any(row.runs for row in mean.methods):
@@ -119,27 +119,22 @@ def _search(
         for key, wanted in rates.items():
             found = {lr: _finished(plan, *key, lr, [first]) for lr in wanted}
             grids[key] = {lr: runs[0] if runs else None for lr, runs in found.items()}
-        tried, rates = (
-            rates,
-            {key: plan.wider(key[0], wanted, best_rate(grids[key].values())) for key, wanted in rates.items()},
-        )
+        tried = rates
+        rates = {key: plan.wider(key[0], wanted, best_rate(grids[key].values())) for key, wanted in tried.items()}
     return grids
 
 
 def _check_folders(plan: Plan) -> None:
     """Refuse, before anything runs, what stands where a run belongs and is another one."""
-    for task in plan.tasks:
-        for config in (
-            plan.config(task, method, lr, seed) for method, lr in plan.possible(task) for seed in plan.seeds
-        ):
-            TASKS[config.task].check(config)
-            folder = Path(config.out or "")
-            state = state_of(folder)
-            if state == "foreign":
-                raise UserError(f"{folder} exists and is no run folder; choose another --out")
-            differ = differences(read_config(folder), config) if state != "absent" else []
-            if differ:
-                raise other_settings(folder, differ, "choose another --out, or delete it")
+    for config in plan.possible():
+        TASKS[config.task].check(config)
+        folder = Path(config.out or "")
+        state = state_of(folder)
+        if state == "foreign":
+            raise UserError(f"{folder} exists and is no run folder; choose another --out")
+        differ = differences(read_config(folder), config) if state != "absent" else []
+        if differ:
+            raise other_settings(folder, differ, "choose another --out, or delete it")
 
 
 def _with_data(plan: Plan, failed: Failures, console: Console) -> list[PlannedTask]:

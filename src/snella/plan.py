@@ -8,7 +8,7 @@ Imports nothing heavy: wrong flags are told at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
@@ -83,9 +83,13 @@ class Plan:
         """What rates are taken from: those given, or the ladder down to the task's `min_lr`."""
         return self.grid or tuple(lr for lr in LADDER if lr >= task.config.min_lr) or LADDER[-1:]
 
-    def possible(self, task: PlannedTask) -> list[tuple[str, float]]:
-        """Each method with each rate that it may come to."""
-        return [(method, lr) for method in self.methods for lr in self.rungs(task)]
+    def possible(self) -> Iterator[TrainConfig]:
+        """The settings of every run that it may come to."""
+        for task in self.tasks:
+            for method in self.methods:
+                for lr in self.rungs(task):
+                    for seed in self.seeds:
+                        yield self.config(task, method, lr, seed)
 
 
 def make_plan(
@@ -127,10 +131,8 @@ def make_plan(
     else:
         recipe = ["--recipe", command.recipe] if command.recipe else []
         plan = Plan((PlannedTask("", settings([*recipe, *shared], None), folder),), methods, grid, seeds, folder)
-    for task in plan.tasks:
-        for method, lr in plan.possible(task):
-            for seed in seeds:
-                validate(plan.config(task, method, lr, seed))
+    for config in plan.possible():
+        validate(config)
     return plan
 
 

@@ -79,6 +79,11 @@ class TaskResult:
         return mean_of_pairs(list(found.values())) if found else None
 
 
+def have_one_metric(results: Sequence[TaskResult]) -> bool:
+    """Whether means over the tasks mean something."""
+    return len({result.metric for result in results}) == 1
+
+
 def paired_tasks(results: Sequence[TaskResult], method: str) -> list[tuple[TaskResult, MethodResult, MethodResult]]:
     """The tasks on which both the method and LoRA have runs, with the rows of the two."""
     rows = ((result, {row.method: row for row in result.methods if row.runs}) for result in results)

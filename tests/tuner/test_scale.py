@@ -191,6 +191,19 @@ def test_means_what_it_means_for_lora() -> None:
     assert scales[0] == scales[1] == [0.5, 1.5, 0.75, 0.75, 1.0]
 
 
+@pytest.mark.parametrize("kind", LAYERS)
+def test_smaller_factors_under_a_larger_constant_make_the_same_update(kind):
+    """c ||a - b|| is 10 c ||a/10 - b/10||: only the size of an optimiser's step differs."""
+    deltas = []
+    for make_config in (SnellaConfig.published, SnellaConfig):
+        torch.manual_seed(3)
+        make, _ = LAYERS[kind]
+        config = make_config(r=4, init_alpha=1.0, target_modules=["qkv" if kind == "qkv" else "0"])
+        model = peft.get_peft_model(_Named(make()) if kind == "qkv" else nn.Sequential(make()), config)
+        deltas.append(only_layer(model).get_delta_weight("default"))
+    torch.testing.assert_close(deltas[1], deltas[0], rtol=1e-4, atol=1e-9)
+
+
 def relative(weight: Tensor, **overrides: object) -> SnellaLayer:
     """A layer with that weight (m, n) and the update that a seed draws for it."""
     base = nn.Linear(weight.shape[1], weight.shape[0])

@@ -24,6 +24,7 @@ from snella.results import (
     TaskResult,
     averages,
     cost_ratios,
+    have_one_metric,
     mean_difference,
     paired_tasks,
 )
@@ -155,11 +156,6 @@ def _methods(results: Sequence[TaskResult]) -> list[str]:
     return list(dict.fromkeys(row.method for result in results for row in result.methods))
 
 
-def _alike(results: Sequence[TaskResult]) -> bool:
-    """Whether the tasks have one metric, so that means over them mean something."""
-    return len({result.metric for result in results}) == 1
-
-
 def suite_cells(suite: Suite, results: Sequence[TaskResult]) -> tuple[list[str], list[list[str]]]:
     """A row for each task, then the groups' means and both averages; a column for each method.
 
@@ -169,7 +165,7 @@ def suite_cells(suite: Suite, results: Sequence[TaskResult]) -> tuple[list[str],
 
     methods = _methods(results)
     metric = results[0].metric
-    alike = _alike(results)
+    alike = have_one_metric(results)
     values: dict[str, dict[str, float]] = {method: {} for method in methods}
     shown: dict[str, dict[str, str]] = {}
     for result in results:
@@ -260,7 +256,7 @@ def write_suite(suite: Suite, results: Sequence[TaskResult], folder: Path) -> No
     write_text(folder / f"{NAME}.csv", csv_text(rows))
     published = [asdict(mark) for mark in suite.published]
     tasks = [as_json(result) for result in results]
-    alike = _alike(results)
+    alike = have_one_metric(results)
     means = {
         method: {
             "against_lora": asdict(found) if alike and (found := mean_difference(results, method)) else None,

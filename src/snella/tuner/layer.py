@@ -70,7 +70,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
 
     The weight counts as S matrices (out/S, in) stacked along the out axis; a convolution's is
     (out, in·kh·kw). Parameters by adapter name: snella_A (S, H, n, r/H), snella_B (S, H, m/S, r/H), the scalars
-    (S,) of kernel `mixk`, and the integer budgets snella_kept (S,).
+    (S,) of kernel `mixk`, the integer budgets snella_kept (S,), and where it is relative the constant snella_scale.
     """
 
     adapter_layer_names = ("snella_A", "snella_B", "snella_alpha", "snella_gamma", "snella_beta")

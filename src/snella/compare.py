@@ -240,7 +240,7 @@ def protocol(plan: Plan, result: TaskResult) -> tuple[str, ...]:
     config = read_config(Path(runs[0].folder))
     versions = {", ".join(f"{name} {version}" for name, version in run.versions.items()) for run in runs}
     return (
-        f"test: the best epoch on val (the last epoch: {last}); never the best epoch on test",
+        f"test: the best epoch on val, of equals the last (the last of all: {last}); never the best on test",
         f"images: {' or '.join(sorted(sizes))}, {preprocessing['image_size']} pixels; "
         f"mean {_values(preprocessing['mean'])}, std {_values(preprocessing['std'])}",
         f"{config.backbone}, {config.epochs} epochs, batches of {config.batch_size}, r {config.r}, {config.precision}",

@@ -330,6 +330,7 @@ def _finish(folder: Path, config: TrainConfig, ready: Prepared, result: FitResul
     training_curves_figure(
         read_rows(folder / "metrics.jsonl"),
         folder / "curves.png",
+        best_epoch=result.best_epoch,
         metric=task.selection,
         name=names[task.selection],
         higher_is_better=task.higher_is_better,

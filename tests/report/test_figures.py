@@ -129,14 +129,14 @@ def captured(monkeypatch, module):
     return figures
 
 
-@pytest.mark.parametrize(("higher", "best"), [(True, 3), (False, 1)])
-def test_curves_mark_the_best_epoch(higher, best, tmp_path, monkeypatch):
+@pytest.mark.parametrize("best", [1, 3, 4])
+def test_curves_mark_the_best_epoch(best, tmp_path, monkeypatch):
     from snella.report import figures as module
 
     figures = captured(monkeypatch, module)
-    scores = {1: 0.2, 2: 0.5, 3: 0.9, 4: 0.9}  # of equals the first, as the loop does
+    scores = {1: 0.9, 2: 0.2, 3: 0.9, 4: 0.9}
     history = list(rows(4, lambda epoch: {"score": scores[epoch], "loss": 1.0}))
-    training_curves_figure(history, tmp_path / "curves.png", metric="score", higher_is_better=higher)
+    training_curves_figure(history, tmp_path / "curves.png", best_epoch=best, metric="score")
     (figure,) = figures
     assert any(f"best epoch: {best} of 4" in text.get_text() for text in figure.texts)
     left, right = figure.axes
@@ -148,6 +148,7 @@ def test_curves_of_one_epoch_and_of_a_loss_alone(tmp_path):
     path = training_curves_figure(
         list(rows(1, lambda _: {"denoising_loss": 3.2})),
         tmp_path / "curves.png",
+        best_epoch=1,
         metric="denoising_loss",
         higher_is_better=False,
     )
@@ -156,7 +157,7 @@ def test_curves_of_one_epoch_and_of_a_loss_alone(tmp_path):
 
 def test_curves_need_a_validation(tmp_path):
     with pytest.raises(ValueError, match="no row of a validation"):
-        training_curves_figure([{"kind": "train", "step": 1, "epoch": 1, "loss": 1.0}], tmp_path / "c.png")
+        training_curves_figure(list(rows(1, lambda _: {}))[:1], tmp_path / "c.png", best_epoch=1)
 
 
 def test_a_figure_that_fails_leaves_the_old_file(tmp_path):

@@ -98,6 +98,7 @@ def training_curves_figure(
     rows: Sequence[Mapping[str, Any]],
     path: str | os.PathLike[str],
     *,
+    best_epoch: int,
     metric: str = "top1",
     name: str | None = None,
     higher_is_better: bool = True,
@@ -107,9 +108,10 @@ def training_curves_figure(
     Args:
         rows: of metrics.jsonl: {"kind": "train", "step", "loss"} and {"kind": "val", "step", "epoch", metrics...}.
         path: file to write (its ending says the format); replaced if it is there.
-        metric: the one that chooses the best epoch.
+        best_epoch: the one to mark.
+        metric: the one that has chosen it.
         name: what to call it; None: the metric's own name.
-        higher_is_better: whether it is the highest that is best.
+        higher_is_better: whether it may be a share, to be shown in percent.
 
     Returns:
         The path.
@@ -126,7 +128,7 @@ def training_curves_figure(
     steps_per_epoch = val[-1]["step"] / val[-1]["epoch"]
     epochs = [row["epoch"] for row in val]
     scores = [row[metric] for row in val]
-    best = (np.argmax if higher_is_better else np.argmin)(scores)
+    best = epochs.index(best_epoch)
 
     width, height = 8.6, 3.75
     figure = new_figure(width, height)

@@ -203,7 +203,9 @@ def validate(
         with run.ema.applied(run.model) if run.ema is not None else nullcontext():
             evaluation = evaluate(run.model, task, val, run.accelerator, seed=settings.seed, seen=seen)
             metrics = {name: float(value) for name, value in evaluation.metrics.items()}
-            best = is_better(metrics[task.selection], at.best_metric, task.higher_is_better)
+            score = metrics[task.selection]
+            better = is_better(score, at.best_metric, task.higher_is_better)
+            best = better or score == at.best_metric  # of equals the later epoch: learning rate and budgets went on
             if best:
                 run.best = copied(tuned_state(run.model), device="cpu")
     except _StopValidation:  # the checkpoint stands before the validation, which a resume does again
@@ -213,9 +215,9 @@ def validate(
     at.epochs += 1
     at.batches = 0
     if best:
-        at.best_metric, at.best_epoch = metrics[task.selection], at.epochs
-    stale = at.epochs - at.best_epoch
-    at.finished = at.epochs == settings.epochs or 0 < settings.early_stopping <= stale
+        at.best_metric, at.best_epoch = score, at.epochs
+    at.stale = 0 if better else at.stale + 1
+    at.finished = at.epochs == settings.epochs or 0 < settings.early_stopping <= at.stale
     run.metrics.append({"kind": "val", "epoch": at.epochs, "step": at.step, **metrics})
     run.accelerator.log({f"val/{name}": value for name, value in metrics.items()}, step=at.step)
     progress.epoch_done(at.epochs, metrics, best=best)

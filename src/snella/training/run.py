@@ -54,6 +54,7 @@ class Position:
     loss_count: int = 0
     best_metric: float | None = None
     best_epoch: int = 0
+    stale: int = 0  # epochs since one was better than all before, not only as good
     seconds: float = 0.0
     peak_memory_bytes: int = 0
     metrics_rows: int = 0

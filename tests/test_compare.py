@@ -25,7 +25,7 @@ import tiny_pipelines
 from runs import MODEL, write_images
 from snella.cli import main
 from snella.config import TrainConfig
-from snella.plan import Plan, PlannedTask
+from snella.plan import LADDER, Plan, PlannedTask
 from snella.processes import Job
 from snella.recipe import read_recipe
 from snella.results import step_seconds
@@ -149,9 +149,14 @@ def test_of_equal_rates_the_middle_one_is_taken(scores, best, images, tmp_path, 
 
 @pytest.mark.parametrize(
     ("best", "tried"),
-    [(1e-3, (3e-4, 1e-3, 3e-3)), (3e-2, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)), (1e-4, (3e-5, 1e-4, 3e-4, 1e-3, 3e-3))],
+    [
+        (1e-3, (3e-4, 5e-4, 1e-3, 2e-3, 3e-3)),
+        (2e-3, (3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2)),
+        (3e-2, (3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 5e-2, 1e-1)),
+        (1e-4, (3e-5, 5e-5, 1e-4, 2e-4, 3e-4, 1e-3, 3e-3)),
+    ],
 )
-def test_rates_are_added_until_the_best_is_not_at_an_end(best, tried, images, tmp_path, monkeypatch):
+def test_rates_are_added_around_the_best(best, tried, images, tmp_path, monkeypatch):
     """As if the score fell from the best rate to both sides; a run is started once."""
     names = []
 
@@ -184,8 +189,25 @@ def test_no_rate_is_below_the_least_one(images, tmp_path):
     task = PlannedTask("", TrainConfig(data=str(images), min_lr=5e-4), tmp_path)
     plan = Plan((task,), ("lora",), None, (0,), tmp_path)
     assert plan.first_rates(task, "lora") == (1e-3, 3e-3)
-    assert plan.wider(task, (1e-3, 3e-3), 1e-3) == (1e-3, 3e-3)
-    assert plan.wider(task, (1e-2, 3e-2, 1e-1), 1e-1) == (1e-2, 3e-2, 1e-1)
+    assert plan.more(task, (1e-3, 3e-3), 1e-3) == (1e-3, 2e-3, 3e-3)
+    assert plan.more(task, (1e-2, 3e-2, 1e-1), 1e-1) == (1e-2, 3e-2, 5e-2, 1e-1)
+
+
+@pytest.mark.parametrize("min_lr", [0.0, 1e-5, 2e-5, 4e-4, 0.06, 0.1, 0.5])
+def test_the_search_ends(images, tmp_path, min_lr):
+    """Whatever the scores: no rate is tried twice, all are on the ladder, and the best has neighbours that lose."""
+    task = PlannedTask("", TrainConfig(data=str(images), min_lr=min_lr), tmp_path)
+    plan = Plan((task,), ("lora",), None, (0,), tmp_path)
+    for best in LADDER:
+        rates: tuple[float, ...] = ()
+        new = plan.first_rates(task, "lora")
+        while new != rates:
+            assert set(rates) < set(new) <= set(plan.rungs(task))
+            assert list(new) == sorted(set(new))
+            rates, found = new, min(new, key=lambda lr: abs(math.log(lr / best)))
+            new = plan.more(task, rates, found)
+        if best in plan.rungs(task):
+            assert found == best
 
 
 def test_of_the_grid_only_the_chosen_run_is_tested(images, tmp_path, ran):

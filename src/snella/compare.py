@@ -120,7 +120,7 @@ def _search(
             found = {lr: _finished(plan, *key, lr, [first]) for lr in wanted}
             grids[key] = {lr: runs[0] if runs else None for lr, runs in found.items()}
         tried = rates
-        rates = {key: plan.wider(key[0], wanted, best_rate(grids[key].values())) for key, wanted in tried.items()}
+        rates = {key: plan.more(key[0], wanted, best_rate(grids[key].values())) for key, wanted in tried.items()}
     return grids
 
 
@@ -245,7 +245,7 @@ def protocol(plan: Plan, result: TaskResult) -> tuple[str, ...]:
         f"mean {_values(preprocessing['mean'])}, std {_values(preprocessing['std'])}",
         f"{config.backbone}, {config.epochs} epochs, batches of {config.batch_size}, r {config.r}, {config.precision}",
         f"learning rate: the best of {rates} on val with seed {plan.seeds[0]}, of equals the middle one"
-        f"{'' if plan.grid else '; rates were added where it was at an end'}",
+        f"{'' if plan.grid else '; rates were added where it was at an end, and on both sides of it'}",
         f"seeds: {seeds}; ± is the sample standard deviation, [ ] the 95 % t-interval of paired differences; where "
         "the data has no splits of its own, each seed draws them, and test images are shared between seeds",
         "memory: largest peak of a training step; step: median time of one; runs side by side slow each other down",

@@ -1,6 +1,7 @@
 """What a comparison runs: tasks x methods x (learning rates with the first seed, then the other seeds at the best).
 
-Rates that are not given are found: three rungs of a ladder, and one more wherever the best is at an end.
+Rates that are not given are found: three rungs of a ladder, one more wherever the best is at an end, and at last the
+two half rungs beside the best.
 
 Imports nothing heavy: wrong flags are told at once.
 """
@@ -23,8 +24,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# of learning rates, the same for all methods
-LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+# of learning rates, the same for all methods; at odd places the half rungs
+LADDER = (
+    *(1e-5, 2e-5, 3e-5, 5e-5),
+    *(1e-4, 2e-4, 3e-4, 5e-4),
+    *(1e-3, 2e-3, 3e-3, 5e-3),
+    *(1e-2, 2e-2, 3e-2, 5e-2, 1e-1),
+)
 # Where a method begins, a short run's best rate more often than not; one rung each side is tried with it.
 USUAL = {"linear": 1e-2, "bitfit": 3e-3, "full": 3e-4}
 USUAL |= dict.fromkeys(("snella", "snell", "lora", "dora", "adalora", "shira", "oft"), 1e-3)
@@ -67,21 +73,27 @@ class Plan:
         if self.grid is not None:
             return self.grid
         usual = task.config.lr if method == task.config.method else USUAL[method]
-        rungs = self.rungs(task)
+        rungs = self.rungs(task)[::2]
         middle = min(range(len(rungs)), key=lambda i: abs(math.log(rungs[i] / usual)))
         return rungs[max(middle - 1, 0) : middle + 2]
 
-    def wider(self, task: PlannedTask, rates: Sequence[float], best: float | None) -> tuple[float, ...]:
-        """`rates`, and the next rung below or above where the best of them is at an end of them."""
-        if self.grid is not None or best is None:
-            return tuple(rates)
+    def more(self, task: PlannedTask, rates: Sequence[float], best: float | None) -> tuple[float, ...]:
+        """`rates`, ascending, and what is to be tried beside the best of them.
+
+        That is the next rung where it is at an end of them, and the half rungs on both sides where it is not.
+        """
         rungs = self.rungs(task)
-        low, high = rungs.index(rates[0]), rungs.index(rates[-1])
-        return rungs[max(low - (best == rates[0]), 0) : high + 1 + (best == rates[-1])]
+        if self.grid is not None or best is None or best not in rungs[::2]:
+            return tuple(rates)
+        at = rungs.index(best)
+        new = [rung for rung in (at - 2, at + 2) if 0 <= rung < len(rungs) and rungs[rung] not in rates]
+        new = new or [half for half in (at - 1, at + 1) if 0 <= half < len(rungs)]
+        return tuple(sorted({*rates, *(rungs[i] for i in new)}))
 
     def rungs(self, task: PlannedTask) -> tuple[float, ...]:
-        """What rates are taken from: those given, or the ladder down to the task's `min_lr`."""
-        return self.grid or tuple(lr for lr in LADDER if lr >= task.config.min_lr) or LADDER[-1:]
+        """What rates are taken from: those given, or the ladder down to the rung at the task's `min_lr`."""
+        least = min((i for i, lr in enumerate(LADDER) if lr >= task.config.min_lr and i % 2 == 0), default=-1)
+        return self.grid or LADDER[least:]
 
     def possible(self) -> Iterator[TrainConfig]:
         """The settings of every run that it may come to."""

@@ -24,6 +24,7 @@ import snella.compare
 import tiny_pipelines
 from runs import MODEL, write_images
 from snella.cli import main
+from snella.compare import alone_in
 from snella.config import TrainConfig
 from snella.plan import LADDER, Plan, PlannedTask
 from snella.processes import Job
@@ -253,6 +254,16 @@ def test_ctrl_c_stops_the_runs_which_go_on_later(images, tmp_path, capsys):
     assert main(shlex.split(again.partition("goes on: snella ")[2])) == 0
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows if row["kind"] == "val"] == list(range(1, 26))
+
+
+def test_one_comparison_in_a_folder(images, tmp_path, ran, capsys):
+    flags = ("--methods", "linear", "--seeds", "0", "--lr-grid", "1e-3")
+    with alone_in(tmp_path):
+        assert compare(images, tmp_path, *flags) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message == f"snella: another comparison is at work in {tmp_path}; wait for it, or choose another --out"
+    assert not ran
+    assert compare(images, tmp_path, *flags) == 0
 
 
 def test_segmentation(tmp_path, ran, capsys):

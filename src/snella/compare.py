@@ -9,13 +9,15 @@ what it printed (.log) stand beside that folder.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from snella.config import TrainConfig
@@ -28,7 +30,16 @@ from snella.report.comparison import suite_report, task_report, with_spread, wri
 from snella.report.comparison_chart import comparison_figure
 from snella.results import MethodResult, RunResult, TaskResult, have_one_metric, mean_result, read_result
 from snella.run import read_run_data
-from snella.runfolder import is_tested, other_settings, read_about, read_config, read_summary, state_of, write_text
+from snella.runfolder import (
+    check_writable,
+    is_tested,
+    other_settings,
+    read_about,
+    read_config,
+    read_summary,
+    state_of,
+    write_text,
+)
 from snella.tasks.table import TASKS
 from snella.training.loop import is_better
 
@@ -43,13 +54,20 @@ def compare(plan: Plan, *, workers: int = 1, console: Console | None = None) -> 
     """Run what has not been run, print and write the tables and the chart, and return what failed.
 
     Raises:
-        UserError: data that cannot be read (in a suite, of all tasks), or a folder that holds another run.
+        UserError: data that cannot be read (in a suite, of all tasks), or a folder that holds another run or cannot be
+            written to, or in which another comparison is at work.
         KeyboardInterrupt: Ctrl-C; the runs under way have written checkpoints, and the same call goes on with them.
     """
     console = console or Console()
     _check_folders(plan)
     failed: Failures = {}
     tasks = _with_data(plan, failed, console)
+    with alone_in(plan.folder):
+        return _compare(plan, tasks, failed, workers, console)
+
+
+def _compare(plan: Plan, tasks: Sequence[PlannedTask], failed: Failures, workers: int, console: Console) -> Failures:
+    """All but the checks; `failed` has the tasks that cannot be read."""
     grids = _search(plan, tasks, workers, failed, console)
     chosen = [
         plan.config(task, method, lr, seed)
@@ -79,6 +97,26 @@ def compare(plan: Plan, *, workers: int = 1, console: Console | None = None) -> 
     if results:
         plain(console, f"tables and chart in {plan.folder}")
     return failed
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make the folder, and keep other comparisons out of it until the body, or at the latest the process, ends.
+
+    Raises:
+        UserError: another comparison is at work there, or nothing can be written there.
+    """
+    check_writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another comparison is at work in {folder}; wait for it, or choose another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _with_failures(plan: Plan, suite: Suite, failed: Failures) -> Suite:

@@ -57,7 +57,7 @@ def check_claim(folder: Path, config: TrainConfig) -> None:
         differ = differences(read_recipe(str(folder / CONFIG)), config)
         if differ:
             raise other_settings(folder, differ, "resume with the same ones, or choose another --out")
-    _check_writable(folder)
+    check_writable(folder)
 
 
 def other_settings(folder: Path, differ: list[str], remedy: str) -> UserError:
@@ -66,8 +66,12 @@ def other_settings(folder: Path, differ: list[str], remedy: str) -> UserError:
     return UserError(f"{folder} was trained with other settings ({', '.join(differ[:3])}{more}); {remedy}")
 
 
-def _check_writable(folder: Path) -> None:
-    """Try the nearest folder that exists: a run that cannot be saved should fail before it trains."""
+def check_writable(folder: Path) -> None:
+    """Try the nearest folder that exists: a run that cannot be saved should fail before it trains.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
     place = folder
     while not place.exists():
         place = place.parent

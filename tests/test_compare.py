@@ -179,6 +179,24 @@ def test_rates_are_added_around_the_best(best, tried, images, tmp_path, monkeypa
     assert [entry["lr"] for entry in row["grid"]] == list(tried)
 
 
+def test_a_rate_of_the_search_may_fail(images, tmp_path, ran, monkeypatch):
+    """Not one that was asked for, and not all of them."""
+    run_jobs, lost = snella.compare.run_jobs, {"lr-0.003"}
+
+    def runs(jobs: list[Job], *, workers: int, console: Any) -> dict[Job, str]:
+        diverged = {job: "the loss is nan" for job in jobs if job.name.split("/")[1] in lost}
+        return run_jobs([job for job in jobs if job not in diverged], workers=workers, console=console) | diverged
+
+    monkeypatch.setattr(snella.compare, "run_jobs", runs)
+    flags = ("--methods", "lora", "--seeds", "0", "--epochs", "1")
+    assert compare(images, tmp_path / "some", *flags) == 0
+    report = json.loads((tmp_path / "some" / "compare.json").read_text())
+    assert "lora/lr-0.003/seed-0 failed: the loss is nan" in report["notes"]
+    assert compare(images, tmp_path / "given", *flags, "--lr-grid", "1e-3,3e-3") == 1
+    lost |= {"lr-0.0003", "lr-0.001"}
+    assert compare(images, tmp_path / "all", *flags) == 1
+
+
 def test_the_recipes_rate_is_the_middle_for_the_recipes_method(images, tmp_path):
     task = PlannedTask("", TrainConfig(data=str(images), method="snella", lr=1.1e-5), tmp_path)
     plan = Plan((task,), ("snella", "lora"), None, (0,), tmp_path)

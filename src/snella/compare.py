@@ -53,6 +53,8 @@ Grid = dict[float, RunResult | None]  # learning rate -> the run with the first 
 def compare(plan: Plan, *, workers: int = 1, console: Console | None = None) -> Failures:
     """Run what has not been run, print and write the tables and the chart, and return what failed.
 
+    A rate that the search tried beside others may fail: it is reported only.
+
     Raises:
         UserError: data that cannot be read (in a suite, of all tasks), or a folder that holds another run or cannot be
             written to, or in which another comparison is at work.
@@ -96,7 +98,18 @@ def _compare(plan: Plan, tasks: Sequence[PlannedTask], failed: Failures, workers
         plain(console, f"failed: {folder}: {reason}")
     if results:
         plain(console, f"tables and chart in {plan.folder}")
-    return failed
+    return {folder: reason for folder, reason in failed.items() if folder not in _not_missed(plan, grids)}
+
+
+def _not_missed(plan: Plan, grids: Mapping[tuple[PlannedTask, str], Grid]) -> set[Path]:
+    """The folders of rates that the search chose and that gave nothing, where others did."""
+    return {
+        Path(plan.config(*key, lr, plan.seeds[0]).out or "")
+        for key, grid in grids.items()
+        if plan.grid is None and any(grid.values())
+        for lr, run in grid.items()
+        if run is None
+    }
 
 
 @contextlib.contextmanager

@@ -294,10 +294,27 @@ def test_ctrl_c_before_training_starts_says_how_to_start_again(images, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
-def test_sigterm_before_training_starts_is_told_apart(images, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(classify, "read_data", lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGTERM))
-    assert train(images, tmp_path / "run") == 143
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_before_training_starts_is_told_apart(number, code, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)  # the tests may run under nohup
+    monkeypatch.setattr(classify, "read_data", lambda *args, **kwargs: os.kill(os.getpid(), number))
+    assert train(images, tmp_path / "run") == code
     assert "stopped; this goes on: snella train --data" in said(capsys)
+
+
+def test_nohup_is_respected(images, tmp_path, monkeypatch):
+    read_data = classify.read_data
+    monkeypatch.setattr(
+        classify,
+        "read_data",
+        lambda *args, **kwargs: (os.kill(os.getpid(), signal.SIGHUP), read_data(*args, **kwargs))[1],
+    )
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert train(images, tmp_path / "run", "--epochs", "1") == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_data_shows_counts_and_unreadable_files(data, capsys):

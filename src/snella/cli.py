@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (without the program's name) and return its exit code.
 
     0: done; 1: done, but for images that could not be read, or a fault in snella; 2: something given is wrong;
-    130, 143: stopped by Ctrl-C, by SIGTERM.
+    130, 143, 129: stopped by Ctrl-C, by SIGTERM, by SIGHUP.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
@@ -344,11 +344,15 @@ def _parse(command: type[C], args: Sequence[str], **default: C) -> C:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived."""
+    """SIGTERM arrived, or SIGHUP: the terminal is gone."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
 class Stopped(Exception):  # noqa: N818 (not an error)
-    """A command was stopped by Ctrl-C or SIGTERM; `go_on` is the command that goes on."""
+    """A command was stopped by Ctrl-C or a signal; `go_on` is the command that goes on."""
 
     def __init__(self, code: int, go_on: str) -> None:
         super().__init__(go_on)
@@ -358,24 +362,29 @@ class Stopped(Exception):  # noqa: N818 (not an error)
 
 def _code(stop: KeyboardInterrupt) -> int:
     """The exit code that a shell gives a program ended by the signal."""
-    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+    return 128 + (stop.number if isinstance(stop, Terminated) else signal.SIGINT)
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does: with files closed and a line that says how to go on."""
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does: with files closed and a line that says how to go on.
+
+    SIGHUP stays ignored where it is, as under nohup.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, frame: object) -> None:
-        raise Terminated
+        raise Terminated(number)
 
-    previous = signal.signal(signal.SIGTERM, stop)
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows lacks SIGHUP
+    previous = {n: signal.signal(n, stop) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def resume_command(folder: Path) -> str:

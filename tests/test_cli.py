@@ -304,11 +304,12 @@ def test_a_signal_before_training_starts_is_told_apart(number, code, images, tmp
 
 def test_nohup_is_respected(images, tmp_path, monkeypatch):
     read_data = classify.read_data
-    monkeypatch.setattr(
-        classify,
-        "read_data",
-        lambda *args, **kwargs: (os.kill(os.getpid(), signal.SIGHUP), read_data(*args, **kwargs))[1],
-    )
+
+    def hung_up(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGHUP)
+        return read_data(*args, **kwargs)
+
+    monkeypatch.setattr(classify, "read_data", hung_up)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert train(images, tmp_path / "run", "--epochs", "1") == 0

@@ -61,7 +61,7 @@ def compare(plan: Plan, *, workers: int = 1, console: Console | None = None) -> 
         KeyboardInterrupt: Ctrl-C; the runs under way have written checkpoints, and the same call goes on with them.
     """
     console = console or Console()
-    _check_folders(plan)
+    _check_plan(plan)
     failed: Failures = {}
     tasks = _with_data(plan, failed, console)
     with alone_in(plan.folder):
@@ -98,7 +98,8 @@ def _compare(plan: Plan, tasks: Sequence[PlannedTask], failed: Failures, workers
         plain(console, f"failed: {folder}: {reason}")
     if results:
         plain(console, f"tables and chart in {plan.folder}")
-    return {folder: reason for folder, reason in failed.items() if folder not in _not_missed(plan, grids)}
+    not_missed = _not_missed(plan, grids)
+    return {folder: reason for folder, reason in failed.items() if folder not in not_missed}
 
 
 def _not_missed(plan: Plan, grids: Mapping[tuple[PlannedTask, str], Grid]) -> set[Path]:
@@ -151,7 +152,7 @@ def _draw_means(results: Sequence[TaskResult], path: Path) -> None:
 def _search(
     plan: Plan, tasks: Sequence[PlannedTask], workers: int, failed: Failures, console: Console
 ) -> dict[tuple[PlannedTask, str], Grid]:
-    """Run the first seed at the learning rates of each method, until none has its best at an end of its own.
+    """Run the first seed at the learning rates of each method, until the plan has no more for any.
 
     Nothing is tested yet.
     """
@@ -175,10 +176,11 @@ def _search(
     return grids
 
 
-def _check_folders(plan: Plan) -> None:
-    """Refuse, before anything runs, what stands where a run belongs and is another one."""
+def _check_plan(plan: Plan) -> None:
+    """Refuse, before anything runs, what no task can do, and what stands where a run belongs and is another one."""
+    for task in plan.tasks:
+        TASKS[task.config.task].check(task.config)  # methods, rates and seeds make no difference to it
     for config in plan.possible():
-        TASKS[config.task].check(config)
         folder = Path(config.out or "")
         state = state_of(folder)
         if state == "foreign":

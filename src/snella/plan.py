@@ -85,15 +85,19 @@ class Plan:
         rungs = self.rungs(task)
         if self.grid is not None or best is None or best not in rungs[::2]:
             return tuple(rates)
-        at = rungs.index(best)
-        new = [rung for rung in (at - 2, at + 2) if 0 <= rung < len(rungs) and rungs[rung] not in rates]
-        new = new or [half for half in (at - 1, at + 1) if 0 <= half < len(rungs)]
-        return tuple(sorted({*rates, *(rungs[i] for i in new)}))
+        at, found = rungs.index(best), set(rates)
+        for step in (2, 1):  # rungs, then half rungs
+            beside = {rungs[i] for i in (at - step, at + step) if 0 <= i < len(rungs)}
+            if not beside <= found:
+                return tuple(sorted(found | beside))
+        return tuple(rates)
 
     def rungs(self, task: PlannedTask) -> tuple[float, ...]:
         """What rates are taken from: those given, or the ladder down to the rung at the task's `min_lr`."""
-        least = min((i for i, lr in enumerate(LADDER) if lr >= task.config.min_lr and i % 2 == 0), default=-1)
-        return self.grid or LADDER[least:]
+        if self.grid is not None:
+            return self.grid
+        least = next((i for i in range(0, len(LADDER), 2) if LADDER[i] >= task.config.min_lr), -1)
+        return LADDER[least:]
 
     def possible(self) -> Iterator[TrainConfig]:
         """The settings of every run that it may come to."""

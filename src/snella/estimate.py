@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
 from rich.console import Group, RenderableType
 from rich.table import Table
 from torch import nn
 
+from snella.training.devices import on_device
 from snella.training.evaluation import Task, seed_step
 from snella.training.memory import PeakMemory, step_bytes
 from snella.training.optimiser import moment_bytes
@@ -77,7 +77,7 @@ def estimate(
 
     def kept(images: int) -> tuple[int, int]:
         """Images that the batch had, and the bytes that its forward pass keeps."""
-        batch: Any = send_to_device(make_batch(images), device)
+        batch = on_device(make_batch(images), device)
         seed_step(seed, 1)
         memory = PeakMemory(model, torch.device("cpu"))  # which counts tensors, wherever they are
         with accelerator.autocast(), memory.forward(batch.values()):

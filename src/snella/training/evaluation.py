@@ -8,8 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import set_seed
 from torch import Tensor, nn
+
+from snella.training.devices import on_device
 
 
 class Evaluation(Protocol):
@@ -58,7 +60,7 @@ class OnDevice:
 
     def __iter__(self) -> Iterator[Mapping[str, Tensor]]:
         for done, batch in enumerate(self._batches.epoch(1), start=1):
-            yield send_to_device(batch, self._device)
+            yield on_device(batch, self._device)
             if self._seen is not None:
                 self._seen(done, len(self))
 

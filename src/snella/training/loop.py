@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import is_tensorboard_available, send_to_device
+from accelerate.utils import is_tensorboard_available
 from rich.console import Console
 from torch import Tensor, nn
 
 from snella.errors import UserError
 from snella.training.checkpoint import checkpoints
-from snella.training.devices import accelerator_for
+from snella.training.devices import accelerator_for, on_device
 from snella.training.evaluation import Batches, Task, evaluate, seed_step
 from snella.training.interrupt import Interrupted, StopSignals
 from snella.training.progress import Progress, Speed
@@ -163,7 +163,7 @@ def optimiser_step(run: Run, task: Task, group: list[dict[str, Tensor]]) -> floa
     accelerator, settings, step = run.accelerator, run.settings, run.position.step + 1
     losses = []
     for batch in group:
-        moved: Any = send_to_device(batch, accelerator.device)
+        moved = on_device(batch, accelerator.device)
         with accelerator.autocast(), run.memory.forward(moved.values()):
             loss = task.loss(run.model, moved)
         accelerator.backward(loss / len(group))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from snella import SnellaConfig, delta_weight
+from snella.delta import Gate
 from snella.tuner import SnellaLayer
 
 LAYERS = {
@@ -245,6 +246,26 @@ def test_the_constant_is_scale_times_the_root_of_the_weights_rms() -> None:
     scalars = [getattr(layer, f"snella_{name}")["default"][0] for name in ("alpha", "gamma", "beta")]
     expected = delta_weight(*factors, *scalars, sparsity=0.5, scale=1.5)
     torch.testing.assert_close(layer.get_delta_weight("default"), expected)
+
+
+@pytest.mark.parametrize("gate", ["hard", "none"])
+def test_without_squaring_the_constant_is_a_tenth_over_the_rms_and_the_scalars_unit(gate: Gate) -> None:
+    layer = relative(torch.full((9, 12), -0.25), relative_scale=3.0, init_alpha=0.5, gate=gate)
+    factors = (layer.snella_A["default"][0], layer.snella_B["default"][0])
+    with torch.no_grad():
+        layer.snella_beta["default"].fill_(0.25)
+    c = 0.1 * 3.0 * 0.25
+    scalars = [c * getattr(layer, f"snella_{name}")["default"][0] for name in ("alpha", "gamma", "beta")]
+    expected = delta_weight(*factors, *scalars, sparsity=0.5, scale=c, gate=gate)
+    torch.testing.assert_close(layer.get_delta_weight("default"), expected)
+
+
+@given(size=st.floats(1e-2, 10))
+def test_without_squaring_an_update_starts_at_less_than_a_hundredth_of_its_weight(size: float) -> None:
+    weight = size * torch.randn(48, 64)
+    for gate in ("hard", "none"):
+        delta = relative(weight, gate=gate, r=32).get_delta_weight("default")
+        assert 0 < delta.square().mean() < 1e-4 * weight.square().mean()
 
 
 def test_a_weight_of_zeros_counts_as_a_new_one() -> None:

@@ -20,7 +20,8 @@ from snella.errors import UserError
 from snella.tuner import SnellaLayer
 from vits import tiny_vit
 
-TRAINED = dict(r=8, gate="hard", init_sparsity=0.5)  # an update that is far from zero, so that tests can see it
+# an update that is far from zero, so that tests can see it
+TRAINED = dict(r=8, gate="hard", start_scale=5.0, init_sparsity=0.5)
 
 
 def tuned(base: nn.Module, **overrides: object) -> peft.PeftModel:

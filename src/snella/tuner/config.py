@@ -40,8 +40,8 @@ class SnellaConfig(PeftConfig):
     relative_scale: float = field(
         default=8.0,
         metadata={
-            "help": "c over the root of the frozen weight's rms (over the rms where the gate does not square), "
-            "so that updates are in proportion to weights. Tried with squaring gates only."
+            "help": "c over the root of the frozen weight's rms, so that updates are in proportion to weights. Where "
+            "the gate does not square, c is a tenth of this over the rms, and mixk's scalars count in units of c."
         },
     )
     start_scale: float = field(

@@ -35,6 +35,10 @@ NO_INPUT_DROPOUT = ("proj", "o_proj", "out_proj")
 # another. It is an integer because a cast of the model to half precision would round a float.
 SCALE_UNIT = 2.0**-32
 
+# What gates that do not square multiply entries by, over the root of the weight's rms: what the others do where the
+# update is a hundredth of the weight. Without it an update is as large as the weight after a few steps.
+LINEAR = 0.1
+
 
 @dataclass(frozen=True)
 class UpdateSettings:
@@ -44,6 +48,7 @@ class UpdateSettings:
     dropout: float
     drop_path: float
     rematerialize: bool | Literal["mlp"]
+    in_units_of_scale: bool  # the scalars: they would outgrow an update that is far smaller than they are
 
 
 def _take_scales(layer: nn.Module, _: object) -> None:
@@ -119,9 +124,12 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
                 f"{self.name} has {out_features} outputs, not divisible into fused_splits[{last_name!r}]={splits}"
             )
         rows, width = out_features // splits, config.r // config.heads
-        scale = config.scale
+        squares = config.gate in ("published", "soft")
+        scale, gain = config.scale, 1.0
         if scale is None:
-            units = self._relative_scale(config)
+            root = math.sqrt(self._rms())
+            gain = 1.0 if squares else LINEAR * root
+            units = max(round(config.relative_scale * root * gain / SCALE_UNIT), 1)
             self.snella_scale[adapter_name] = torch.tensor(units, device=weight.device)
             scale = units * SCALE_UNIT
         self.settings[adapter_name] = UpdateSettings(
@@ -129,6 +137,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
             dropout=0.0 if last_name in NO_INPUT_DROPOUT else config.update_dropout,
             drop_path=config.update_drop_path,
             rematerialize=config.rematerialize,
+            in_units_of_scale=config.scale is None and not squares,
         )
         self.scaling[adapter_name] = 1.0
         self.snella_A[adapter_name] = nn.Parameter(torch.empty(splits, config.heads, in_features, width))
@@ -140,22 +149,17 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         for factor in (*self.snella_A[adapter_name], *self.snella_B[adapter_name]):
             nn.init.kaiming_uniform_(factor, a=math.sqrt(5))  # each 3-D slice by itself, as published
             with torch.no_grad():
-                factor.mul_(config.start_scale / scale)  # the update starts the same under any constant
+                factor.mul_(gain * config.start_scale / scale)  # the update starts the same under any constant
         kept = kept_count(config.init_sparsity, rows * in_features)
         self.snella_kept[adapter_name] = torch.full((splits,), kept, dtype=torch.int64, device=weight.device)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def _relative_scale(self, config: SnellaConfig) -> int:
-        """The constant before this layer's distances, made of its frozen weight, in units of SCALE_UNIT.
-
-        A weight of zeros, or one without values yet (meta), counts as a new layer's.
-        """
+    def _rms(self) -> float:
+        """Of the frozen weight; one of zeros, or without values yet (meta), counts as a new layer's."""
         weight = self._base().weight.data if self._unmerged_weight is None else self._unmerged_weight
         size = 0.0 if weight.is_meta else torch.linalg.vector_norm(weight, dtype=torch.float32).item()
-        rms = size / math.sqrt(weight.numel()) or 1 / math.sqrt(3 * weight[0].numel())
-        scale = config.relative_scale * (rms if config.gate in ("hard", "none") else math.sqrt(rms))
-        return max(round(scale / SCALE_UNIT), 1)
+        return size / math.sqrt(weight.numel()) or 1 / math.sqrt(3 * weight[0].numel())
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter from this layer, as PEFT does."""
@@ -200,12 +204,13 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         return delta if scale == 1 else scale * delta
 
     def _factors(self, adapter_name: str) -> Factors:
-        scalars = (self.snella_alpha, self.snella_gamma, self.snella_beta)
-        return Factors(
-            self.snella_A[adapter_name],
-            self.snella_B[adapter_name],
-            *(scalar.get(adapter_name) for scalar in scalars),
-        )
+        A, B = self.snella_A[adapter_name], self.snella_B[adapter_name]
+        if adapter_name not in self.snella_alpha:  # kernel pwl
+            return Factors(A, B, None, None, None)
+        settings = self.settings[adapter_name]
+        unit = settings.form.scale if settings.in_units_of_scale else 1
+        scalars = (by_adapter[adapter_name] for by_adapter in (self.snella_alpha, self.snella_gamma, self.snella_beta))
+        return Factors(A, B, *(scalar if unit == 1 else unit * scalar for scalar in scalars))
 
     def _traceable_delta(self, adapter_name: str) -> Tensor:
         """The definition, which torch.compile sees through and fuses by itself."""

@@ -24,12 +24,12 @@ import snella.compare
 import tiny_pipelines
 from runs import MODEL, write_images
 from snella.cli import main
-from snella.compare import alone_in
 from snella.config import TrainConfig
 from snella.plan import LADDER, Plan, PlannedTask
 from snella.processes import Job
 from snella.recipe import read_recipe
 from snella.results import step_seconds
+from snella.runfolder import alone_in
 from snella.suites import Published, Suite, SuiteTask
 
 STEPS = ["--epochs", "2", "--batch-size", "8"]
@@ -276,7 +276,7 @@ def test_ctrl_c_stops_the_runs_which_go_on_later(images, tmp_path, capsys):
 
 def test_one_comparison_in_a_folder(images, tmp_path, ran, capsys):
     flags = ("--methods", "linear", "--seeds", "0", "--lr-grid", "1e-3")
-    with alone_in(tmp_path):
+    with alone_in(tmp_path, "comparison"):
         assert compare(images, tmp_path, *flags) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert message == f"snella: another comparison is at work in {tmp_path}; wait for it, or choose another --out"
@@ -354,7 +354,7 @@ def test_a_suite_runs_all_its_tasks(images, tmp_path, monkeypatch, ran, capsys):
         ("--seeds 0,x", "--seeds: x is no number"),
         ("--seeds -1", "--seed -1 is outside"),
         ("--lr-grid 0", "--lr-grid: 0 is not above 0"),
-        ("--lr-grid 1e-7", "--min-lr 1e-05 is above --lr 1e-07"),
+        ("--lr-grid 1e-7", "--min-lr 1e-05 is above the learning rate 1e-07"),
         ("--lr-grid ,", "--lr-grid is empty"),
         ("--lr 1e-3", "--lr is set by the comparison itself; use --lr-grid"),
         ("--method=lora", "use --methods"),

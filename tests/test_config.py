@@ -162,7 +162,7 @@ def test_a_recipe_that_is_no_text_is_refused(tmp_path):
         ({"target_sparsity": float("nan")}, "--target-sparsity nan"),
         ({"lr": 0.0}, "--lr 0.0 is outside the numbers above 0"),
         ({"lr": float("inf")}, "--lr inf"),
-        ({"lr": 1e-6}, "--min-lr 1e-05 is above --lr 1e-06"),
+        ({"lr": 1e-6}, "--min-lr 1e-05 is above the learning rate 1e-06"),
         ({"epochs": 0}, "--epochs 0"),
         ({"batch_size": -1}, "--batch-size -1"),
         ({"allocate_every": 0}, "--allocate-every 0"),

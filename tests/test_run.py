@@ -28,6 +28,7 @@ from snella.cli import main
 from snella.config import TrainConfig
 from snella.methods import METHODS
 from snella.recipe import read_recipe
+from snella.runfolder import alone_in
 from snella.tasks.bundled import BACKBONES, FOCUS
 from snella.trained import load_run
 
@@ -197,6 +198,17 @@ def test_an_existing_run_is_kept_unless_asked(flags, images, spoilable, capsys):
     assert train(images, spoilable, *flags) == 2
     assert "--resume goes on with it, --overwrite replaces it" in capsys.readouterr().err
     assert (spoilable / "summary.json").read_text() == before
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--overwrite"])
+def test_a_run_that_is_under_way_elsewhere_is_left_alone(flag, images, spoilable, capsys):
+    (spoilable / "summary.json").unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in spoilable.iterdir()}
+    with alone_in(spoilable, "training"):
+        assert train(images, spoilable, flag) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message == f"snella: another training is at work in {spoilable}; wait for it, or choose another --out"
+    assert {path.name: path.stat().st_mtime_ns for path in spoilable.iterdir()} == before
 
 
 def test_overwrite_keeps_the_old_run_until_the_new_one_starts(images, spoilable, capsys):

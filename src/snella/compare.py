@@ -9,15 +9,13 @@ what it printed (.log) stand beside that folder.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from snella.config import TrainConfig
@@ -31,6 +29,7 @@ from snella.report.comparison_chart import comparison_figure
 from snella.results import MethodResult, RunResult, TaskResult, have_one_metric, mean_result, read_result
 from snella.run import read_run_data
 from snella.runfolder import (
+    alone_in,
     check_writable,
     is_tested,
     other_settings,
@@ -64,7 +63,9 @@ def compare(plan: Plan, *, workers: int = 1, console: Console | None = None) -> 
     _check_plan(plan)
     failed: Failures = {}
     tasks = _with_data(plan, failed, console)
-    with alone_in(plan.folder):
+    check_writable(plan.folder)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(plan.folder, "comparison"):
         return _compare(plan, tasks, failed, workers, console)
 
 
@@ -111,26 +112,6 @@ def _not_missed(plan: Plan, grids: Mapping[tuple[PlannedTask, str], Grid]) -> se
         for lr, run in grid.items()
         if run is None
     }
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Make the folder, and keep other comparisons out of it until the body, or at the latest the process, ends.
-
-    Raises:
-        UserError: another comparison is at work there, or nothing can be written there.
-    """
-    check_writable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"another comparison is at work in {folder}; wait for it, or choose another --out") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _with_failures(plan: Plan, suite: Suite, failed: Failures) -> Suite:

@@ -39,6 +39,7 @@ from snella.runfolder import (
     ADAPTER,
     BASE,
     SUMMARY,
+    alone_in,
     check_claim,
     claim,
     is_tested,
@@ -113,6 +114,12 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     if trained and ready.fingerprint != read_about(folder)["fingerprint"]:
         raise UserError(f"{config.backbone} is not what {folder} was trained on; its weights have changed")
     claim(folder, config)
+    with alone_in(folder, "training"):
+        return _train(config, ready, folder, trained, console)
+
+
+def _train(config: TrainConfig, ready: Prepared, folder: Path, trained: bool, console: Console) -> dict[str, Any]:
+    """All but the checks; `trained`: only the tests are missing."""
     if ready.base is not None and not trained:
         with writing(folder / BASE) as partial:
             save_file(ready.base, partial)

@@ -16,7 +16,9 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from filelock import FileLock, Timeout
 
 from snella.config import Tested, TrainConfig
 from snella.errors import UserError
@@ -46,7 +48,7 @@ def check_claim(folder: Path, config: TrainConfig) -> None:
 
     Raises:
         UserError: it exists and neither --resume nor --overwrite was given, it is no run folder, its run has other
-            settings, or it cannot be written to.
+            settings, another process trains there, or it cannot be written to.
     """
     state = state_of(folder)
     if state == "foreign":
@@ -58,6 +60,9 @@ def check_claim(folder: Path, config: TrainConfig) -> None:
         if differ:
             raise other_settings(folder, differ, "resume with the same ones, or choose another --out")
     check_writable(folder)
+    if state != "absent":
+        with alone_in(folder, "training"):
+            pass
 
 
 def other_settings(folder: Path, differ: list[str], remedy: str) -> UserError:
@@ -80,6 +85,26 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"cannot write to {place}: {_reason(error)}; choose another --out") from None
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, work: Literal["training", "comparison"]) -> Iterator[None]:
+    """Keep others that do the same work out of a folder until the body, or at the latest the process, ends.
+
+    Raises:
+        UserError: one of them is at work there.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another {work} is at work in {folder}; wait for it, or choose another --out") from None
+    try:
+        yield
+    finally:
+        if os.name == "posix":  # elsewhere an open file cannot be deleted
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def _reason(error: OSError) -> str:

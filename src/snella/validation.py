@@ -87,7 +87,7 @@ def validate(config: TrainConfig) -> None:
         fit = max(config.r // config.heads, 1) * config.heads
         raise UserError(f"--r {config.r} is not divisible by --heads {config.heads}; try --r {fit}")
     if config.min_lr > config.lr:
-        raise UserError(f"--min-lr {config.min_lr} is above --lr {config.lr}; pass a --min-lr below it")
+        raise UserError(f"--min-lr {config.min_lr} is above the learning rate {config.lr}; lower it or raise the rate")
     if config.val_fraction + config.test_fraction >= 1:
         raise UserError("--val-fraction and --test-fraction add up to 1 or more: no image is left to train on")
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):

@@ -126,6 +126,8 @@ def test_a_fault_of_our_own_is_told_apart(monkeypatch, capsys):
     monkeypatch.setitem(COMMANDS, "data", fault)
     assert main(["data"]) == 1
     assert "fault in snella: KeyError: 'x\\ny' (--debug shows where)" in said(capsys)
+    assert main(["data", "--debug"]) == 1
+    assert capsys.readouterr().err.endswith("fault in snella: KeyError: 'x\\ny'\n")
 
 
 # Data at fault. Each case spoils a good image folder and says what the message must name.

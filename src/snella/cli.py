@@ -5,16 +5,11 @@ What loads torch is imported inside the command that needs it, so that help and 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
-import os
 import shlex
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
@@ -22,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from snella.config import Task, TrainConfig, flag, nearest, run_folder
+from snella.ending import Stopped, again, exit_code, explain, terminable
 from snella.errors import UserError
 from snella.flags import check_flags, divided, parse, value_of
 from snella.plan import make_plan
@@ -160,21 +156,17 @@ class Data:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line (without the program's name) and return its exit code.
-
-    0: done; 1: done, but for images that could not be read, or a fault in snella; 2: something given is wrong;
-    130, 143, 129: stopped by Ctrl-C, by SIGTERM, by SIGHUP.
-    """
+    """Run a command line (without the program's name) and return its exit code, one of `snella.ending`."""
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
-    with _terminable():
+    with terminable():
         try:
             return _dispatch(args)
         except BaseException as error:
             if debug:
                 traceback.print_exc()
-            return _explain(error, args)
+            return explain(error, args, debug=debug)
 
 
 def _dispatch(args: list[str]) -> int:
@@ -204,7 +196,7 @@ def _train(args: list[str]) -> int:
     except KeyboardInterrupt as stop:
         folder = run_folder(command.config)
         started = (folder / "config.yaml").exists() and not command.config.overwrite
-        raise Stopped(_code(stop), resume_command(folder) if started else _again(["train", *args])) from None
+        raise Stopped(exit_code(stop), resume_command(folder) if started else again(["train", *args])) from None
     return 0
 
 
@@ -224,7 +216,7 @@ def _compare(args: list[str]) -> int:
     try:
         return 1 if compare(plan, workers=command.workers) else 0
     except KeyboardInterrupt as stop:
-        raise Stopped(_code(stop), _again(["compare", *args])) from None
+        raise Stopped(exit_code(stop), again(["compare", *args])) from None
 
 
 def _defaults(args: Sequence[str]) -> Train:
@@ -343,89 +335,6 @@ def _parse(command: type[C], args: Sequence[str], **default: C) -> C:
     return parse(command, args, name, negatable=trains, **default)
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived, or SIGHUP: the terminal is gone."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
-class Stopped(Exception):  # noqa: N818 (not an error)
-    """A command was stopped by Ctrl-C or a signal; `go_on` is the command that goes on."""
-
-    def __init__(self, code: int, go_on: str) -> None:
-        super().__init__(go_on)
-        self.code = code
-        self.go_on = go_on
-
-
-def _code(stop: KeyboardInterrupt) -> int:
-    """The exit code that a shell gives a program ended by the signal."""
-    return 128 + (stop.number if isinstance(stop, Terminated) else signal.SIGINT)
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a command as Ctrl-C does: with files closed and a line that says how to go on.
-
-    SIGHUP stays ignored where it is, as under nohup.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise Terminated(number)
-
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows lacks SIGHUP
-    previous = {n: signal.signal(n, stop) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def resume_command(folder: Path) -> str:
     """The command that goes on with a run."""
     return shlex.join(["snella", "train", "--recipe", str(folder / "config.yaml"), "--out", str(folder), "--resume"])
-
-
-def _again(args: Sequence[str]) -> str:
-    return shlex.join(["snella", *args])
-
-
-_REMEDIES = {
-    errno.ENOSPC: "the disk is full; free some space or write elsewhere",
-    errno.EROFS: "the file system is read-only; write elsewhere",
-    errno.EACCES: "no permission; check the path or write elsewhere",
-    errno.EPERM: "no permission; check the path or write elsewhere",
-}
-
-
-def _explain(error: BaseException, args: Sequence[str]) -> int:
-    """Print what went wrong and return the exit code."""
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 0
-    if isinstance(error, Stopped):
-        return _say(f"stopped; this goes on: {error.go_on}", error.code)
-    if isinstance(error, KeyboardInterrupt):
-        return _say(f"stopped; this starts again: {_again(args)}", _code(error))
-    if isinstance(error, UserError):
-        return _say(str(error), 2)
-    if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    if isinstance(error, OSError):
-        reason = _REMEDIES.get(error.errno or 0) or error.strerror or str(error)
-        return _say(f"{error.filename}: {reason}" if error.filename else reason, 2)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return _say("out of memory; try a smaller --batch-size, with --accumulate, or a smaller --image-size", 2)
-    where = "" if "--debug" in args else " (--debug shows where)"
-    return _say(f"fault in snella: {type(error).__name__}: {' '.join(str(error).split())[:300]}{where}", 1)
-
-
-def _say(message: str, code: int) -> int:
-    print(f"snella: {message}", file=sys.stderr)
-    return code

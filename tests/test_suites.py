@@ -311,3 +311,19 @@ def test_the_suite_of_packages_needs_no_folder():
         validate(task.config)
         assert task.config.data in BUNDLED
     assert not suite.published
+
+
+@pytest.mark.parametrize(
+    ("tasks", "folder"),
+    [
+        ("{digits: {data: digits}, textiles: {data: textiles}}", False),  # named, by chance, as what the packages ship
+        ("{digits: {}, textiles: {}}", True),
+        ("{digits: {setting: small}}", False),
+        ("{digits: }", True),
+    ],
+)
+def test_a_folder_is_asked_for_where_no_task_names_its_data(tasks, folder, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"suite: Mine\nsettings: {{small: {{data: digits}}}}\ntasks: {tasks}\n")
+    assert read_suite(str(path)).needs_folder == folder
+    assert not read_suite(str(path), "benchmark").needs_folder

@@ -137,7 +137,7 @@ def make_plan(
     if command.recipe and is_suite(command.recipe):
         suite = read_suite(command.recipe, value_of(shared, "data"))
         rest = divided(shared, ["data"])[1]
-        if all(task.config.data == task.name for task in suite.tasks):  # a benchmark's, below a folder
+        if suite.needs_folder:
             names = ", ".join(task.name for task in suite.tasks[:3])
             raise UserError(f"suite {suite.name} needs --data, the folder that holds {names} ...")
         if rest:

@@ -70,6 +70,9 @@ class Suite:
     tasks: tuple[SuiteTask, ...]
     published: tuple[Published, ...]
     notes: tuple[str, ...]
+    needs_folder: bool = (
+        False  # no task says where its data are: below the benchmark's folder, which --data has to name
+    )
 
 
 def read_suite(recipe: str, data: str | None = None) -> Suite:
@@ -87,7 +90,8 @@ def read_suite(recipe: str, data: str | None = None) -> Suite:
         raise UserError(f"suite {recipe}: {error}") from None
     if data is None:
         return suite
-    return replace(suite, tasks=tuple(replace(task, config=_below(data, task.config)) for task in suite.tasks))
+    tasks = tuple(replace(task, config=_below(data, task.config)) for task in suite.tasks)
+    return replace(suite, tasks=tasks, needs_folder=False)
 
 
 def is_suite_task(recipe: str) -> bool:
@@ -162,6 +166,7 @@ def _suite(name: str, values: dict[Any, Any]) -> Suite:
         tasks=tuple(_task(str(key), _table(f"task {key}", value), common, settings) for key, value in tasks.items()),
         published=tuple(map(_published, _list("published", values.get("published")))),
         notes=typed("notes", _list("notes", values.get("notes")), tuple[str, ...], parse=True),
+        needs_folder=not any("data" in _merged(own or {}, common, settings) for own in tasks.values()),
     )
 
 
@@ -171,13 +176,18 @@ def _task(name: str, own: dict[Any, Any], common: dict[Any, Any], settings: dict
         raise UserError(
             f"task {name}: no setting {setting}{nearest(str(setting), settings)} (settings: {', '.join(settings)})"
         )
-    merged = {"data": name, **common, **settings.get(str(setting), {}), **own}
+    merged = {"data": name, **_merged(own, common, settings)}
     merged.pop("setting", None)
     try:
         texts = {key: typed(key, merged.pop(key, ""), str) for key in ("group", "note")}
         return SuiteTask(name=name, config=TrainConfig(**config_values(merged)), **texts)
     except UserError as error:
         raise UserError(f"task {name}: {error}") from None
+
+
+def _merged(own: dict[Any, Any], common: dict[Any, Any], settings: dict[str, dict[Any, Any]]) -> dict[Any, Any]:
+    """What a task, its setting and the suite say, the nearest first."""
+    return {**common, **settings.get(str(own.get("setting")), {}), **own}
 
 
 def _published(value: Any) -> Published:

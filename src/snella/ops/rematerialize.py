@@ -145,7 +145,19 @@ def _saved_tensors_are_hooked() -> bool:
     A checkpoint's second forward pass would not find the notes of the first, and put other tensors in their places.
     """
     autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
-    return autograd._top_saved_tensors_default_hooks(True) is not None
+    if hasattr(autograd, "_top_saved_tensors_default_hooks"):
+        return autograd._top_saved_tensors_default_hooks(True) is not None
+    # PyTorch 2.6 does not say; but a tensor that is saved under hooks takes no others
+    node: Any = torch.zeros((), requires_grad=True).exp().grad_fn
+    try:
+        node._raw_saved_result.register_hooks(_as_it_is, _as_it_is)
+    except RuntimeError:
+        return True
+    return False
+
+
+def _as_it_is(saved: Tensor) -> Tensor:
+    return saved
 
 
 def _is_kept(x: Tensor, output: Tensor) -> bool:

@@ -13,6 +13,7 @@ import timm.data
 import torch
 from PIL import Image
 from torch import nn
+from torch.torch_version import TorchVersion
 
 from snella import export
 from snella.data.transforms import Preprocessing, eval_transform
@@ -228,6 +229,16 @@ def test_an_onnx_file_is_kept_unless_told(tmp_path):
     assert file.read_text() == "mine"
     export_onnx(Shift(), file, image_size=8, overwrite=True)
     onnxruntime.InferenceSession(str(file))
+
+
+@pytest.mark.parametrize(("version", "refused"), [("2.7.1+cu126", True), ("2.8.0", False), ("2.14.1+cpu", False)])
+def test_an_old_pytorch_is_named_with_the_command(version, refused, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    if refused:
+        with pytest.raises(UserError, match=r"this is 2\.7\.1\+cu126; run: pip install 'torch>=2\.8'"):
+            export.check_onnx()
+    else:
+        export.check_onnx()
 
 
 def test_missing_packages_are_named_with_the_command(tmp_path, monkeypatch):

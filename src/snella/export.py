@@ -29,6 +29,7 @@ from snella.tasks.backbone import HF, BackboneSpec, logits_of
 from snella.tasks.bundled import BACKBONES
 
 MERGED_TOLERANCE = 1e-4  # of logits, absolute
+ONNX_TORCH = "2.8"
 ONNX_TOLERANCE = 1e-3  # other kernels, other order of sums
 
 
@@ -123,7 +124,12 @@ def export_onnx(
 
 
 def check_onnx() -> None:
-    """Raises UserError, with the command that installs them, where packages for ONNX are missing."""
+    """Raises UserError, with the command that installs them, where packages for ONNX are missing or too old."""
+    if torch.__version__ < ONNX_TORCH:  # 2.6 and 2.7 fix the batch's size in a ViT
+        raise UserError(
+            f"the ONNX export needs PyTorch {ONNX_TORCH} or newer, and this is {torch.__version__}; "
+            f"run: pip install 'torch>={ONNX_TORCH}'"
+        )
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
     if missing:
         raise UserError(f"the ONNX export needs {', '.join(missing)}; run: pip install {' '.join(missing)}")

@@ -84,7 +84,8 @@ class TrainConfig:
     has to suit the layers' sizes then, and the update learns far slower than the head. None: see relative_scale."""
     relative_scale: float = 8.0
     """The constant of a layer over the root of its frozen weight's rms, so that updates are in proportion to weights,
-    for snella and snell. Smaller is safer in trainings of less than a hundred steps."""
+    for snella and snell. With gates hard and none the constant is a tenth of this over the rms.
+    Smaller is safer in trainings of less than a hundred steps."""
     start_scale: float = 0.1
     """What the constant is at the start, for snella and snell: the factors begin smaller instead. 0.1 as published."""
     init_alpha: float = 0.0

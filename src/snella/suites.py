@@ -70,9 +70,7 @@ class Suite:
     tasks: tuple[SuiteTask, ...]
     published: tuple[Published, ...]
     notes: tuple[str, ...]
-    needs_folder: bool = (
-        False  # no task says where its data are: below the benchmark's folder, which --data has to name
-    )
+    needs_folder: bool = False  # no task names its data: they are below a folder, which --data has to name
 
 
 def read_suite(recipe: str, data: str | None = None) -> Suite:

@@ -46,7 +46,10 @@ class SnellaConfig(PeftConfig):
     )
     start_scale: float = field(
         default=0.1,
-        metadata={"help": "What c is in effect at the start: A and B begin smaller by start_scale / c."},
+        metadata={
+            "help": "What c is in effect at the start: A and B begin smaller by start_scale / c (with a relative scale "
+            "by that of the squaring gates' c, whatever the gate)."
+        },
     )
     init_alpha: float = field(default=0.0, metadata={"help": "Weight of `mixk`'s softmax kernel at the start."})
     kernel: Literal["mixk", "pwl"] = field(default="mixk", metadata={"help": "`mixk` (SNELLA) or `pwl` (SNELL)."})

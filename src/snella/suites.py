@@ -155,37 +155,43 @@ def _suite(name: str, values: dict[Any, Any]) -> Suite:
     settings = {
         str(key): _table(f"setting {key}", value) for key, value in _table("settings", values.get("settings")).items()
     }
-    tasks = _table("tasks", values.get("tasks"))
+    tasks = {
+        str(key): _merged(str(key), _table(f"task {key}", own), common, settings)
+        for key, own in _table("tasks", values.get("tasks")).items()
+    }
     if not tasks:
         raise UserError("tasks: there is none; name at least one")
     return Suite(
         name=name,
         title=typed("suite", values["suite"], str),
-        tasks=tuple(_task(str(key), _table(f"task {key}", value), common, settings) for key, value in tasks.items()),
+        tasks=tuple(_task(*item) for item in tasks.items()),
         published=tuple(map(_published, _list("published", values.get("published")))),
         notes=typed("notes", _list("notes", values.get("notes")), tuple[str, ...], parse=True),
-        needs_folder=not any("data" in _merged(own or {}, common, settings) for own in tasks.values()),
+        needs_folder=not any("data" in task for task in tasks.values()),
     )
 
 
-def _task(name: str, own: dict[Any, Any], common: dict[Any, Any], settings: dict[str, dict[Any, Any]]) -> SuiteTask:
+def _merged(
+    name: str, own: dict[Any, Any], common: dict[Any, Any], settings: dict[str, dict[Any, Any]]
+) -> dict[Any, Any]:
+    """What a task, its setting and the suite say, the nearest first."""
     setting = own.get("setting")
     if setting is not None and setting not in settings:
         raise UserError(
             f"task {name}: no setting {setting}{nearest(str(setting), settings)} (settings: {', '.join(settings)})"
         )
-    merged = {"data": name, **_merged(own, common, settings)}
+    merged = {**common, **settings.get(str(setting), {}), **own}
     merged.pop("setting", None)
+    return merged
+
+
+def _task(name: str, values: dict[Any, Any]) -> SuiteTask:
+    values = {"data": name, **values}
     try:
-        texts = {key: typed(key, merged.pop(key, ""), str) for key in ("group", "note")}
-        return SuiteTask(name=name, config=TrainConfig(**config_values(merged)), **texts)
+        texts = {key: typed(key, values.pop(key, ""), str) for key in ("group", "note")}
+        return SuiteTask(name=name, config=TrainConfig(**config_values(values)), **texts)
     except UserError as error:
         raise UserError(f"task {name}: {error}") from None
-
-
-def _merged(own: dict[Any, Any], common: dict[Any, Any], settings: dict[str, dict[Any, Any]]) -> dict[Any, Any]:
-    """What a task, its setting and the suite say, the nearest first."""
-    return {**common, **settings.get(str(own.get("setting")), {}), **own}
 
 
 def _published(value: Any) -> Published:

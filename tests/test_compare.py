@@ -23,9 +23,9 @@ import masked_runs
 import snella.compare
 import tiny_pipelines
 from runs import MODEL, write_images
-from snella.cli import main
+from snella.cli import Compare, main
 from snella.config import TrainConfig
-from snella.plan import LADDER, Plan, PlannedTask
+from snella.plan import LADDER, Plan, PlannedTask, make_plan
 from snella.processes import Job
 from snella.recipe import read_recipe
 from snella.results import step_seconds
@@ -180,11 +180,11 @@ def test_rates_are_added_around_the_best(best, tried, images, tmp_path, monkeypa
 
 
 def test_a_rate_of_the_search_may_fail(images, tmp_path, ran, monkeypatch):
-    """Not one that was asked for, and not all of them."""
-    run_jobs, lost = snella.compare.run_jobs, {"lr-0.003"}
+    """By its rate alone; not one that was asked for, and not all of them."""
+    run_jobs, lost, reason = snella.compare.run_jobs, {"lr-0.003"}, "the loss is nan"
 
     def runs(jobs: list[Job], *, workers: int, console: Any) -> dict[Job, str]:
-        diverged = {job: "the loss is nan" for job in jobs if job.name.split("/")[1] in lost}
+        diverged = {job: reason for job in jobs if job.name.split("/")[1] in lost}
         return run_jobs([job for job in jobs if job not in diverged], workers=workers, console=console) | diverged
 
     monkeypatch.setattr(snella.compare, "run_jobs", runs)
@@ -192,6 +192,8 @@ def test_a_rate_of_the_search_may_fail(images, tmp_path, ran, monkeypatch):
     assert compare(images, tmp_path / "some", *flags) == 0
     report = json.loads((tmp_path / "some" / "compare.json").read_text())
     assert "lora/lr-0.003/seed-0 failed: the loss is nan" in report["notes"]
+    reason = "ended by SIGKILL"
+    assert compare(images, tmp_path / "some", *flags) == 1
     assert compare(images, tmp_path / "given", *flags, "--lr-grid", "1e-3,3e-3") == 1
     lost |= {"lr-0.0003", "lr-0.001"}
     assert compare(images, tmp_path / "all", *flags) == 1
@@ -227,6 +229,20 @@ def test_the_search_ends(images, tmp_path, min_lr):
             new = plan.more(task, rates, found)
         if best in plan.rungs(task):
             assert found == best
+
+
+@pytest.mark.parametrize(
+    ("settings", "methods"),
+    [
+        ({}, ("snella", "lora", "linear", "full")),
+        ({"task": "generate"}, ("snella", "lora", "full")),
+        ({"task": "generate", "half_weights": True, "precision": "bf16"}, ("snella", "lora")),
+    ],
+)
+def test_the_usual_methods_are_those_that_can_train(settings, methods):
+    config = TrainConfig(data="x", backbone="y", **settings)
+    plan = make_plan(Compare(), ["--data", "x"], lambda flags, defaults: config)
+    assert plan.methods == methods
 
 
 def test_of_the_grid_only_the_chosen_run_is_tested(images, tmp_path, ran):
@@ -351,6 +367,7 @@ def test_a_suite_runs_all_its_tasks(images, tmp_path, monkeypatch, ran, capsys):
     [
         ("--methods snela", "--methods snela is unknown; did you mean snella?"),
         ("--methods lora,lora", "--methods lora,lora names a value twice"),
+        ("--methods=", "--methods is empty"),
         ("--seeds 0,x", "--seeds: x is no number"),
         ("--seeds -1", "--seed -1 is outside"),
         ("--lr-grid 0", "--lr-grid: 0 is not above 0"),

@@ -200,6 +200,9 @@ def test_settings_of_older_runs_are_read_as_they_were(tmp_path):
     config = read_recipe(written(tmp_path, "data: a\nscale: 0.1\ninit_scale: 1.0\nlast_epoch: true\n"))
     assert (config.scale, config.start_scale, config.init_alpha, config.test) == (0.1, 0.1, 1.0, "both")
     assert read_recipe(written(tmp_path, "data: a\nlast_epoch: false\n")).test == "best"
+    assert read_recipe(written(tmp_path, "data: a\ninit_scale: 3e0\n")).start_scale == 3.0  # a text in YAML
+    with pytest.raises(UserError, match="init_scale"):
+        read_recipe(written(tmp_path, "data: a\ninit_scale: abc\n"))
 
 
 def test_what_a_method_does_not_read_is_no_difference():

@@ -46,6 +46,13 @@ def test_a_failure_without_a_message_is_named(statements, reason, tmp_path):
     assert run(python(tmp_path, "x", statements))[0] == {"x": reason}
 
 
+def test_what_an_earlier_try_said_is_no_reason(tmp_path):
+    first = python(tmp_path, "x", "import sys; sys.exit('snella: stopped')")
+    assert run(first)[0] == {"x": "stopped"}
+    assert run(python(tmp_path, "x", "[][0]"))[0] == {"x": "IndexError: list index out of range"}
+    assert first.log.read_text().startswith("snella: stopped\nTraceback")
+
+
 def test_several_run_at_once_and_share_the_cores(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(6), raising=False)

@@ -221,6 +221,28 @@ def test_overwrite_keeps_the_old_run_until_the_new_one_starts(images, spoilable,
     assert {path.name for path in spoilable.parent.iterdir()} == {"run"}
 
 
+def test_stopped_after_an_overwrite_what_was_trained_is_kept(images, spoilable, monkeypatch, capsys):
+    def stopped(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(snella.run, "_finish", stopped)
+    assert train(images, spoilable, "--overwrite") == 130
+    assert f"this goes on: snella train --recipe {spoilable / 'config.yaml'} --out" in capsys.readouterr().err
+    monkeypatch.setattr(snella.run, "_prepare", stopped)
+    assert train(images, spoilable, "--overwrite") == 130
+    assert f"this goes on: snella train --data {images} " in capsys.readouterr().err
+
+
+def test_lost_rows_do_not_keep_a_run_from_its_end(images, spoilable):
+    summary = read(spoilable / "summary.json")
+    for kept in (4, 0):
+        (spoilable / "summary.json").unlink()
+        rows = (spoilable / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (spoilable / "metrics.jsonl").write_text("".join(rows[:kept]))
+        assert train(images, spoilable, "--resume") == 0
+        assert read(spoilable / "summary.json")["test"] == summary["test"]
+
+
 def test_resume_of_a_finished_run_says_so(images, spoilable, capsys):
     before = (spoilable / "summary.json").read_text()
     assert train(images, spoilable, "--resume") == 0
@@ -325,6 +347,25 @@ def test_evaluate_on_other_data_matches_classes_by_name(snella_run, images, tmp_
     (other / "c1").rename(other / "zebra")
     assert main(["evaluate", str(snella_run), "--data", str(other)]) == 2
     assert "zebra" in capsys.readouterr().err
+
+
+def test_evaluate_on_other_data_leaves_the_runs_own_evaluation(snella_run, images, tmp_path):
+    assert main(["evaluate", str(snella_run), "--device", "cpu"]) == 0
+    own = (snella_run / "evaluation" / "test.json").read_text()
+    for name in ("test", "site.v1", "site.v2"):
+        other = tmp_path / name
+        shutil.copytree(images, other)
+        assert main(["evaluate", str(snella_run), "--data", str(other), "--device", "cpu"]) == 0
+    assert (snella_run / "evaluation" / "test.json").read_text() == own
+    for name in ("data-test", "site.v1", "site.v2"):
+        assert read(snella_run / "evaluation" / f"{name}.json")["data"] == str(tmp_path / name.removeprefix("data-"))
+
+
+def test_evaluate_where_the_precision_cannot_be_used(images, spoilable, capsys):
+    config = spoilable / "config.yaml"
+    config.write_text(config.read_text().replace("precision: fp32", "precision: fp16"))
+    assert main(["evaluate", str(spoilable), "--device", "cpu"]) == 0
+    assert "fp16, in which it was trained, cannot be used here; evaluated in fp32" in capsys.readouterr().out
 
 
 def test_predict_names_what_it_cannot_read_and_goes_on(trained, images, tmp_path, capsys):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import filelock
 import pytest
 
+from snella.config import TrainConfig
 from snella.errors import UserError
-from snella.runfolder import alone_in
+from snella.runfolder import alone_in, check_claim, claim
 
 
 def test_one_at_a_time_and_nothing_is_left(tmp_path):
@@ -15,6 +19,31 @@ def test_one_at_a_time_and_nothing_is_left(tmp_path):
         with alone_in(tmp_path, "training"), refused, alone_in(tmp_path, "training"):
             pass
         assert not any(tmp_path.iterdir())
+
+
+def test_a_run_that_came_meanwhile_is_left_alone(tmp_path):
+    config, folder = TrainConfig(data="x"), tmp_path / "run"
+    check_claim(folder, config)
+    check_claim(folder, config)  # both find nothing there
+    claim(folder, config)
+    (folder / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="exists: --resume goes on with it"):
+        claim(folder, config)
+    assert (folder / "checkpoints").is_dir()
+    with alone_in(folder, "training"), pytest.raises(UserError, match="another training is at work"):
+        claim(folder, replace(config, overwrite=True))
+    assert (folder / "checkpoints").is_dir()
+
+
+def test_the_folder_we_are_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    claim(Path("."), TrainConfig(data="x"))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    for inside in (tmp_path, tmp_path / "deeper"):
+        inside.mkdir(exist_ok=True)
+        monkeypatch.chdir(inside)
+        with pytest.raises(UserError, match="cannot be replaced from inside it"):
+            check_claim(tmp_path, TrainConfig(data="x", overwrite=True))
 
 
 def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):

@@ -239,6 +239,14 @@ def test_an_unknown_task_or_suite_is_one_line(recipe, said, tmp_path, monkeypatc
     assert len(shown.splitlines()) == 1
 
 
+def test_a_run_folder_named_as_a_suite_has_a_recipe_in_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fgvc").mkdir()
+    (tmp_path / "fgvc" / "config.yaml").write_text("lr: 0.1\n")
+    assert not is_suite_task("fgvc/config.yaml")
+    assert read_recipe("fgvc/config.yaml").lr == 0.1
+
+
 def test_recipes_and_suites_are_told_apart(tmp_path):
     assert suite_names() == ["fgvc", "packages", "vtab1k"]
     assert not set(suite_names()) & set(recipe_names())

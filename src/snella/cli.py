@@ -62,8 +62,9 @@ class Compare:
 
     recipe: str | None = None
     """Defaults of the runs, as for snella train, or a suite of tasks, all of which are run."""
-    methods: str = "snella,lora,linear,full"
-    """Methods of snella train, with commas between them. With lora, the others' differences to it are shown."""
+    methods: str | None = None
+    """Methods of snella train, with commas between them. With lora, the others' differences to it are shown.
+    None: snella,lora,linear,full; to generate, without linear (no head to train), and full with --half-weights."""
     seeds: str = "0,1,2"
     """Seeds of the runs; the first one chooses the learning rate."""
     lr_grid: str | None = None
@@ -189,15 +190,21 @@ def _train(args: list[str]) -> int:
     from snella.run import train
     from snella.training.interrupt import Interrupted
 
+    folder = run_folder(command.config)
+    before = _written(folder / "config.yaml")
     try:
         train(command.config)
     except Interrupted as stop:
-        raise Stopped(128 + stop.signal_number, resume_command(run_folder(command.config))) from None
+        raise Stopped(128 + stop.signal_number, resume_command(folder)) from None
     except KeyboardInterrupt as stop:
-        folder = run_folder(command.config)
-        started = (folder / "config.yaml").exists() and not command.config.overwrite
+        started = _written(folder / "config.yaml") != before  # it is written when the folder is claimed
         raise Stopped(exit_code(stop), resume_command(folder) if started else again(["train", *args])) from None
     return 0
+
+
+def _written(path: Path) -> int | None:
+    """When a file was written, in ns; None where there is none."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _compare(args: list[str]) -> int:

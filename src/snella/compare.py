@@ -40,7 +40,7 @@ from snella.runfolder import (
     write_text,
 )
 from snella.tasks.table import TASKS
-from snella.training.loop import is_better
+from snella.training.loop import DIVERGED, is_better
 
 if TYPE_CHECKING:
     from snella.suites import Suite
@@ -52,7 +52,7 @@ Grid = dict[float, RunResult | None]  # learning rate -> the run with the first 
 def compare(plan: Plan, *, workers: int = 1, console: Console | None = None) -> Failures:
     """Run what has not been run, print and write the tables and the chart, and return what failed.
 
-    A rate that the search tried beside others may fail: it is reported only.
+    A rate that the search tried beside others may diverge: it is reported only.
 
     Raises:
         UserError: data that cannot be read (in a suite, of all tasks), or a folder that holds another run or cannot be
@@ -99,11 +99,13 @@ def _compare(plan: Plan, tasks: Sequence[PlannedTask], failed: Failures, workers
         plain(console, f"failed: {folder}: {reason}")
     if results:
         plain(console, f"tables and chart in {plan.folder}")
-    not_missed = _not_missed(plan, grids)
-    return {folder: reason for folder, reason in failed.items() if folder not in not_missed}
+    tried = _tried_beside(plan, grids)
+    return {
+        folder: reason for folder, reason in failed.items() if not (folder in tried and reason.startswith(DIVERGED))
+    }
 
 
-def _not_missed(plan: Plan, grids: Mapping[tuple[PlannedTask, str], Grid]) -> set[Path]:
+def _tried_beside(plan: Plan, grids: Mapping[tuple[PlannedTask, str], Grid]) -> set[Path]:
     """The folders of rates that the search chose and that gave nothing, where others did."""
     return {
         Path(plan.config(*key, lr, plan.seeds[0]).out or "")
@@ -211,7 +213,11 @@ def _run(plan: Plan, configs: Sequence[TrainConfig], workers: int, console: Cons
 def _finished(plan: Plan, task: PlannedTask, method: str, lr: float, seeds: Sequence[int]) -> list[RunResult]:
     folders = [Path(plan.config(task, method, lr, seed).out or "") for seed in seeds]
     runs = [read_result(folder) for folder in folders if state_of(folder) == "finished"]
-    return [run for run in runs if math.isfinite(run.val[run.metric])]
+    return [run for run in runs if _finite(run.val, name=run.metric)]
+
+
+def _finite(*metrics: Mapping[str, float], name: str) -> bool:
+    return all(math.isfinite(of[name]) for of in metrics)
 
 
 def best_rate(runs: Iterable[RunResult | None]) -> float | None:
@@ -235,7 +241,7 @@ def _result(plan: Plan, task: PlannedTask, grids: Mapping[str, Grid], failed: Fa
     for method, grid in grids.items():
         lr = best_rate(grid.values())
         found = _finished(plan, task, method, lr, plan.seeds) if lr is not None else []
-        runs = [run for run in found if run.test_last and math.isfinite(run.test[run.metric])]
+        runs = [run for run in found if run.test_last and _finite(run.test, run.test_last, name=run.metric)]
         val = {rate: run.val[run.metric] if run else None for rate, run in grid.items()}
         rows.append(MethodResult(method, lr, val, tuple(runs)))
     run = next((row.runs[0] for row in rows if row.runs), None)

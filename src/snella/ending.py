@@ -1,6 +1,7 @@
 """How a command ends: stopped by a signal or by an error, in a line that says what to do, with an exit code.
 
-0: done; 1: done, but for images that could not be read, or a fault in snella; 2: something given is wrong;
+0: done; 1: done, but for images that could not be read or runs of a comparison that failed, or a fault in snella;
+2: something given is wrong;
 130, 143, 129: stopped by Ctrl-C, by SIGTERM, by SIGHUP.
 """
 

@@ -92,10 +92,11 @@ def check_flags(args: Sequence[str], hints: Mapping[str, Any], name: str, *, neg
 
 
 def _choices(hint: Any) -> tuple[str, ...]:
-    """The values of a Literal, or of one that may be None; () for other types."""
+    """The values of a Literal, or of one that may be None (typed as such); () for other types."""
     if get_origin(hint) is Literal:
         return get_args(hint)
-    return next((get_args(part) for part in get_args(hint) if get_origin(part) is Literal), ())
+    values = next((get_args(part) for part in get_args(hint) if get_origin(part) is Literal), ())
+    return (*values, "None") if values and type(None) in get_args(hint) else values
 
 
 def _first_paragraph(framed: str) -> str:

@@ -127,7 +127,7 @@ def make_plan(
             raise UserError(f"{flag(name)} is set by the comparison itself; {remedy}")
     if command.workers < 1:
         raise UserError(f"--workers {command.workers} is below 1")
-    methods = tuple(_listed("methods", command.methods, _method))
+    given = tuple(_listed("methods", command.methods, _method)) if command.methods is not None else None
     seeds = tuple(_listed("seeds", command.seeds, int))
     grid = tuple(sorted(_listed("lr_grid", command.lr_grid, _rate))) if command.lr_grid is not None else None
     source = command.recipe or value_of(shared, "data") or ""
@@ -143,13 +143,22 @@ def make_plan(
         if rest:
             suite = replace(suite, notes=(*suite.notes, f"not the suite's settings alone: {' '.join(rest)}"))
         tasks = tuple(PlannedTask(t.name, settings(rest, t.config), folder / t.name) for t in suite.tasks)
-        plan = Plan(tasks, methods, grid, seeds, folder, suite)
+        plan = Plan(tasks, given or _usual_methods(tasks), grid, seeds, folder, suite)
     else:
         recipe = ["--recipe", command.recipe] if command.recipe else []
-        plan = Plan((PlannedTask("", settings([*recipe, *shared], None), folder),), methods, grid, seeds, folder)
+        tasks = (PlannedTask("", settings([*recipe, *shared], None), folder),)
+        plan = Plan(tasks, given or _usual_methods(tasks), grid, seeds, folder)
     for config in plan.possible():
         validate(config)
     return plan
+
+
+def _usual_methods(tasks: Sequence[PlannedTask]) -> tuple[str, ...]:
+    """What is compared unless methods are named: no method that a task cannot train by."""
+    configs = [task.config for task in tasks]
+    left_out = {"linear"} if any(config.task == "generate" for config in configs) else set()  # it has no head
+    left_out |= {"full"} if any(config.half_weights for config in configs) else set()
+    return tuple(method for method in ("snella", "lora", "linear", "full") if method not in left_out)
 
 
 def _listed(name: str, text: str, read: Callable[[str], T]) -> list[T]:

@@ -37,7 +37,7 @@ def run_jobs(jobs: Sequence[Job], *, workers: int, console: Console) -> dict[Job
     stop as by SIGTERM and waited for, before KeyboardInterrupt goes on; once more ends them at once.
     """
     waiting = deque(jobs)
-    running: dict[Job, tuple[subprocess.Popen[bytes], TaskID]] = {}
+    running: dict[Job, tuple[subprocess.Popen[bytes], TaskID, int]] = {}
     failed: dict[Job, str] = {}
     environment = _environment(workers)
     columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
@@ -48,10 +48,11 @@ def run_jobs(jobs: Sequence[Job], *, workers: int, console: Console) -> dict[Job
             while waiting or running:
                 while waiting and len(running) < workers:
                     job = waiting.popleft()
-                    running[job] = (_start(job, environment), bar.add_task(job.name, total=None, text=""))
+                    old = job.log.stat().st_size if job.log.exists() else 0  # bytes that an earlier try said
+                    running[job] = (_start(job, environment), bar.add_task(job.name, total=None, text=""), old)
                 time.sleep(POLL)
-                for job, (process, shown) in list(running.items()):
-                    bar.update(shown, text=escape(_last_line(job.log)[:80]))
+                for job, (process, shown, old) in list(running.items()):
+                    bar.update(shown, text=escape(_last_line(job.log, old)[:80]))
                     if process.poll() is None:
                         continue
                     del running[job]
@@ -59,12 +60,12 @@ def run_jobs(jobs: Sequence[Job], *, workers: int, console: Console) -> dict[Job
                     bar.advance(runs)
                     done = len(jobs) - len(waiting) - len(running)
                     if process.returncode:
-                        failed[job] = _reason(job.log, process.returncode)
+                        failed[job] = _reason(job.log, old, process.returncode)
                         plain(console, f"{done}/{len(jobs)}  {job.name} failed: {failed[job]} (log: {job.log})")
                     else:
                         plain(console, f"{done}/{len(jobs)}  {job.name}")
         except BaseException:
-            _stop([process for process, _ in running.values()])
+            _stop([process for process, _, _ in running.values()])
             raise
     return failed
 
@@ -102,25 +103,25 @@ def _stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
             continue
 
 
-def _lines(log: Path) -> list[str]:
-    """The last lines of a log that are not empty."""
+def _lines(log: Path, old: int) -> list[str]:
+    """The last lines of a log that are not empty, behind its `old` first bytes."""
     try:
         with open(log, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            file.seek(max(old, file.seek(0, os.SEEK_END) - TAIL))
             text = file.read().decode(errors="replace")
     except OSError:
         return []
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _last_line(log: Path) -> str:
-    return next(reversed(_lines(log)), "")
+def _last_line(log: Path, old: int) -> str:
+    return next(reversed(_lines(log, old)), "")
 
 
-def _reason(log: Path, code: int) -> str:
+def _reason(log: Path, old: int, code: int) -> str:
     """Why a command failed: its own last message, or how it ended."""
     if code < 0:
         return f"ended by {signal.Signals(-code).name}"
-    lines = _lines(log)
+    lines = _lines(log, old)
     messages = [line for line in lines if line.startswith("snella: ")] or lines
     return messages[-1].removeprefix("snella: ") if messages else f"exit code {code}"

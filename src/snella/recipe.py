@@ -115,8 +115,9 @@ def _renamed(values: Mapping[Any, Any]) -> Mapping[Any, Any]:
     values = dict(values)
     if (last_epoch := values.pop("last_epoch", None)) is not None:
         values["test"] = "both" if last_epoch else "best"
-    factor, scale = values.pop("init_scale", None), values.get("scale", 1.0)
-    if isinstance(factor, int | float) and isinstance(scale, int | float):
+    if (factor := values.pop("init_scale", None)) is not None:
+        factor = typed("init_scale", factor, float, parse=True)
+        scale = typed("scale", values.get("scale", 1.0), float, parse=True)
         values |= {"start_scale": factor * scale, "init_alpha": 1.0}
     return values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -142,8 +143,12 @@ def read_result(folder: Path) -> RunResult:
 
 
 def step_seconds(rows: list[dict[str, Any]], images: int) -> float:
-    """Median time of an optimiser step of so many images, from the speeds in metrics.jsonl; no validation is in it."""
-    return median(images / row["images_per_second"] for row in rows if row["kind"] == "train")
+    """Median time of an optimiser step of so many images, from the speeds in metrics.jsonl; no validation is in it.
+
+    NaN where there are no rows.
+    """
+    found = [images / row["images_per_second"] for row in rows if row["kind"] == "train"]
+    return median(found) if found else math.nan
 
 
 def averages(row: MethodResult) -> dict[str, float]:

@@ -334,14 +334,15 @@ def _finish(folder: Path, config: TrainConfig, ready: Prepared, result: FitResul
         metrics["test_last"] = {name: last.metrics[name] for name in names}
     if allocations := read_rows(folder / "allocation.jsonl"):
         allocation_figure(allocations, folder / "allocation.png")
-    training_curves_figure(
-        read_rows(folder / "metrics.jsonl"),
-        folder / "curves.png",
-        best_epoch=result.best_epoch,
-        metric=task.selection,
-        name=names[task.selection],
-        higher_is_better=task.higher_is_better,
-    )
+    if result.history:  # metrics.jsonl may be lost, where a run folder was copied
+        training_curves_figure(
+            read_rows(folder / "metrics.jsonl"),
+            folder / "curves.png",
+            best_epoch=result.best_epoch,
+            metric=task.selection,
+            name=names[task.selection],
+            higher_is_better=task.higher_is_better,
+        )
     for kind, draw in (task.figures(tested) if tested else {}).items():
         draw(folder / f"{kind}.png")
     summary = {

@@ -48,13 +48,15 @@ def check_claim(folder: Path, config: TrainConfig) -> None:
 
     Raises:
         UserError: it exists and neither --resume nor --overwrite was given, it is no run folder, its run has other
-            settings, another process trains there, or it cannot be written to.
+            settings, another process trains there, it cannot be written to, or is to be replaced and we are in it.
     """
     state = state_of(folder)
     if state == "foreign":
         raise UserError(f"{folder} exists and is no run folder; choose another --out")
     if state in ("started", "finished") and not (config.overwrite or config.resume):
         raise UserError(f"{folder} exists: --resume goes on with it, --overwrite replaces it, --out chooses another")
+    if config.overwrite and state != "absent" and Path.cwd().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder} cannot be replaced from inside it; go to another folder, or choose another --out")
     if config.resume and state != "absent":
         differ = differences(read_recipe(str(folder / CONFIG)), config)
         if differ:
@@ -119,12 +121,17 @@ def claim(folder: Path, config: TrainConfig) -> None:
 
     What `--overwrite` replaces is moved aside first and deleted when the new folder stands; it comes back if that
     fails.
+
+    Raises:
+        UserError: as `check_claim`, which is asked again: while data and model were made ready, others may have come.
     """
+    check_claim(folder, config)
     state = state_of(folder)
     if state != "absent" and config.resume:
         write_text(folder / CONFIG, to_yaml(config))  # workers, device ... may have changed
         return
-    old = folder.with_name(f".{folder.name}.replaced")
+    whole = folder.resolve()  # "." has no name
+    old = whole.with_name(f".{whole.name}.replaced")
     if state != "absent":
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)

@@ -93,9 +93,9 @@ def read_suite(recipe: str, data: str | None = None) -> Suite:
 
 
 def is_suite_task(recipe: str) -> bool:
-    """Whether this is SUITE/TASK, of a suite that exists."""
+    """Whether this is SUITE/TASK, of a suite that exists, and no file (as vtab1k/config.yaml of a run)."""
     suite, slash, _ = recipe.rpartition("/")
-    return bool(slash) and is_suite(suite)
+    return bool(slash) and not Path(recipe).is_file() and is_suite(suite)
 
 
 def read_suite_task(recipe: str, data: str | None = None) -> TrainConfig:

@@ -17,12 +17,13 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from snella.config import TrainConfig
+from snella.config import TrainConfig, source_name
 from snella.console import checking_images, plain
 from snella.data import Batches, Images, Preprocessing, UnreadableImage, image_files
 from snella.errors import UserError
@@ -121,12 +122,13 @@ def evaluate(
     batches = Batches(
         images, run.module.eval_transform(run.preprocessing), batch_size=batch_size, shuffle=False, seed=0
     )
-    accelerator = accelerator_for(device, run.config.precision)
+    accelerator = _accelerator(device, run.config.precision, console)
     result = evaluate_batches(run.model, run.task, batches, accelerator)
     if batches.unreadable:
         plain(console, f"{len(batches.unreadable)} unreadable images left out, the first: {batches.unreadable[0]}")
     target = folder / "evaluation"
-    found: dict[str, Any] = {"metrics": result.metrics, **run.task.report(result)}
+    source = {} if data is None else {"data": data}
+    found: dict[str, Any] = {**source, "metrics": result.metrics, **run.task.report(result)}
     lines = []
     if features is not None and isinstance(run.task, Generates):
         judged = run.task.judge(run.model, images, features, count=samples, console=console)
@@ -154,7 +156,17 @@ def _images_of(folder: Path, data: str | None, split: str, about: dict[str, Any]
     with checking_images(console) as progress:
         found = TASKS[about["task"]].read_test(data, about, seed=config.seed, progress=progress)
     tell(found, console)
-    return found.splits["test"], Path(data).resolve().stem or "data"
+    name = source_name(data)
+    return found.splits["test"], f"data-{name}" if name in ("train", "val", "test") else name
+
+
+def _accelerator(device: str, precision: str, console: Console) -> Accelerator:
+    """For the run's precision, or fp32 where this (valid) device cannot do it."""
+    try:
+        return accelerator_for(device, precision)
+    except UserError:
+        plain(console, f"{precision}, in which it was trained, cannot be used here; evaluated in fp32")
+        return accelerator_for(device, "fp32")
 
 
 def predict(

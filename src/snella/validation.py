@@ -97,6 +97,8 @@ def validate(config: TrainConfig) -> None:
         )
     if config.half_weights and (config.precision == "fp32" or config.method == "full"):
         raise UserError("--half-weights is for frozen weights under --precision bf16 or fp16; leave it out")
+    if config.adapt_convs and config.target_modules is not None:
+        raise UserError("--adapt-convs adds convolutions to the usual layers; with --target-modules name them there")
     if config.resume and config.overwrite:
         raise UserError("--resume and --overwrite contradict each other: pass one of them")
 

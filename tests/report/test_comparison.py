@@ -12,7 +12,7 @@ from printed import rows, text
 from snella.config import TrainConfig
 from snella.report.comparison import difference_text, suite_cells, task_report, with_spread, write_suite, write_task
 from snella.report.comparison_chart import comparison_figure
-from snella.report.intervals import Difference, Spread, paired_difference
+from snella.report.intervals import Difference, Spread, mean_of_pairs
 from snella.results import (
     MethodResult,
     RunResult,
@@ -90,7 +90,7 @@ def suite_of(*results: TaskResult) -> list[TaskResult]:
 def test_the_mean_over_tasks_pairs_the_seeds():
     tasks = suite_of(result(snella=(0.9, 0.8), lora=(0.8, 0.8)), result(snella=(0.5, 0.7, 0.1), lora=(0.6, 0.4, 0.9)))
     found = mean_difference(tasks, "snella")
-    expected = paired_difference([(0.9 + 0.5) / 2, (0.8 + 0.7) / 2], [(0.8 + 0.6) / 2, (0.8 + 0.4) / 2])
+    expected = mean_of_pairs([(0.9 + 0.5 - 0.8 - 0.6) / 2, (0.8 + 0.7 - 0.8 - 0.4) / 2])
     assert found is not None
     assert (found.mean, found.low, found.pairs) == pytest.approx((expected.mean, expected.low, 2))
     assert mean_difference(tasks, "lora") is None

@@ -175,6 +175,20 @@ def test_the_second_signal_stops_at_once(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_closed_terminal_asks_too_but_under_nohup(whole, tmp_path, monkeypatch):
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+    try:
+        with pytest.raises(Interrupted) as stopped:
+            train(tmp_path, at_step=lambda step: os.kill(os.getpid(), signal.SIGHUP) if step == 2 else None)
+        assert stopped.value.signal_number == signal.SIGHUP
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        resumed = train(tmp_path, resume=True, at_step=lambda step: os.kill(os.getpid(), signal.SIGHUP))
+        assert_same_run(tmp_path, *resumed, whole)
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
 def test_outside_the_main_thread_no_handler_is_set(whole, tmp_path):
     outcome = []
     before = signal.getsignal(signal.SIGINT)

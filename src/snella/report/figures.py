@@ -108,7 +108,7 @@ def training_curves_figure(
     Args:
         rows: of metrics.jsonl: {"kind": "train", "step", "loss"} and {"kind": "val", "step", "epoch", metrics...}.
         path: file to write (its ending says the format); replaced if it is there.
-        best_epoch: the one to mark.
+        best_epoch: the one to mark, where there is a row of it.
         metric: the one that has chosen it.
         name: what to call it; None: the metric's own name.
         higher_is_better: whether it may be a share, to be shown in percent.
@@ -128,7 +128,6 @@ def training_curves_figure(
     steps_per_epoch = val[-1]["step"] / val[-1]["epoch"]
     epochs = [row["epoch"] for row in val]
     scores = [row[metric] for row in val]
-    best = epochs.index(best_epoch)
 
     width, height = 8.6, 3.75
     figure = new_figure(width, height)
@@ -141,19 +140,20 @@ def training_curves_figure(
     if metric != "loss":
         left.plot(epochs, [row.get("loss", math.nan) for row in val], color=ORANGE, label="validation", **line)
     right.plot(epochs, scores, color=ORANGE, **line)
-    right.plot(epochs[best], scores[best], "o", markersize=8, markerfacecolor="none", markeredgecolor=INK)
+    of_best = next((row for row in val if row["epoch"] == best_epoch), None)
+    if of_best is not None:
+        right.plot(best_epoch, of_best[metric], "o", markersize=8, markerfacecolor="none", markeredgecolor=INK)
     _curve_axes(left, "loss", epochs[-1])
     _curve_axes(right, f"validation {name or metric}", epochs[-1])
     left.legend(loc="upper right", fontsize=8, frameon=False, labelcolor="linecolor", handlelength=1.2)
     is_share = higher_is_better and all(0 <= score <= 1 for score in scores)
     if is_share:
         right.yaxis.set_major_formatter(PercentFormatter(1))
-    value = f"{scores[best]:.1%}" if is_share else f"{scores[best]:.4g}"
-    heading(
-        figure,
-        "How the training went",
-        f"best epoch: {epochs[best]} of {epochs[-1]}, with {value} {name or metric} on the validation images (circle)",
-    )
+    text = f"best epoch: {best_epoch} of {epochs[-1]}"
+    if of_best is not None:
+        value = f"{of_best[metric]:.1%}" if is_share else f"{of_best[metric]:.4g}"
+        text += f", with {value} {name or metric} on the validation images (circle)"
+    heading(figure, "How the training went", text)
     return save_figure(figure, path)
 
 

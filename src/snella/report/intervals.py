@@ -34,11 +34,6 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
 
-def paired_difference(values: Sequence[float], others: Sequence[float]) -> Difference:
-    """Of values[i] - others[i], at least one of them."""
-    return mean_of_pairs([value - other for value, other in zip(values, others, strict=True)])
-
-
 def mean_of_pairs(differences: Sequence[float]) -> Difference:
     """Of the difference of each pair, at least one of them."""
     found = spread(differences)

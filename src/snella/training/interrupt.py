@@ -1,4 +1,4 @@
-"""Stopping at a good moment: the first Ctrl-C or SIGTERM asks, the second one stops at once."""
+"""Stopping at a good moment: the first Ctrl-C, SIGTERM or SIGHUP asks, the second one stops at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import FrameType
 class Interrupted(Exception):  # noqa: N818 — not an error
     """Training was asked to stop and did, after `step` optimiser steps.
 
-    `checkpoint` is the folder to go on from, `signal_number` what asked: SIGINT or SIGTERM.
+    `checkpoint` is the folder to go on from, `signal_number` what asked: SIGINT, SIGTERM or SIGHUP.
     """
 
     def __init__(self, step: int, checkpoint: Path, signal_number: int) -> None:
@@ -24,11 +24,12 @@ class Interrupted(Exception):  # noqa: N818 — not an error
 
 
 class StopSignals:
-    """`requested` is None until the first SIGINT or SIGTERM inside `with StopSignals() as stop`, then its number.
+    """`requested` is None until the first signal inside `with StopSignals() as stop`, then its number.
 
     At that moment the handlers that were there before are put back, so that the second signal does what it did
-    before: KeyboardInterrupt for Ctrl-C, the end of the process for SIGTERM. Outside the main thread, where Python
-    does not allow handlers, nothing happens.
+    before: KeyboardInterrupt for Ctrl-C, the end of the process for SIGTERM. SIGHUP (the terminal is gone) stays
+    ignored where it is, as under nohup. Outside the main thread, where Python does not allow handlers, nothing
+    happens.
     """
 
     def __init__(self) -> None:
@@ -48,7 +49,10 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # Windows has none
+                numbers.append(signal.SIGHUP)
+            for number in numbers:
                 self._previous[number] = signal.signal(number, self._ask)
         return self
 

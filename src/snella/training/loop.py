@@ -36,6 +36,7 @@ from snella.training.state import copied, load_tuned_state, train_mode, tuned_st
 
 __all__ = ["AfterStep", "Batches", "FitResult", "Interrupted", "LoopSettings", "Task", "fit"]
 
+DIVERGED = "the loss is"  # how the message begins
 ROWS_PER_EPOCH = 10  # of metrics.jsonl, besides the validation's
 
 
@@ -75,7 +76,7 @@ def fit(
     newest checkpoint, or starts where there is none; of a finished run it loads the result.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was written.
         UserError: the loss is not finite, the folder cannot be written or holds another run, the newest checkpoint
             is damaged or of other settings, the device, the precision or TensorBoard is not there.
     """
@@ -172,7 +173,7 @@ def optimiser_step(run: Run, task: Task, group: list[dict[str, Tensor]]) -> floa
     if not math.isfinite(mean):
         lr = run.optimizer.param_groups[0]["lr"]
         remedy = "lower --lr" + (" or use --precision bf16" if settings.precision == "fp16" else "")
-        raise UserError(f"the loss is {mean} at step {step} with learning rate {lr:.3g}; {remedy}")
+        raise UserError(f"{DIVERGED} {mean} at step {step} with learning rate {lr:.3g}; {remedy}")
     if settings.clip_grad is not None:
         trained = [p for p in run.model.parameters() if p.requires_grad]
         accelerator.clip_grad_norm_(trained, settings.clip_grad)  # unscales first

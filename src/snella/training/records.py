@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,12 @@ class Records:
             file.write(json.dumps(row) + "\n")
             file.flush()
         self.rows += 1
+
+    def sync(self) -> None:
+        """Wait until the rows are on the disk itself, as a checkpoint that counts them is."""
+        if self.rows:
+            with writing_to(self.path.parent), open(self.path, "ab") as file:
+                os.fsync(file.fileno())
 
     def read(self) -> list[dict[str, Any]]:
         """All rows."""

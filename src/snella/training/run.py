@@ -90,6 +90,8 @@ class Run:
         at.seconds = time.perf_counter() - self.clock
         at.peak_memory_bytes = self.memory.bytes
         at.metrics_rows, at.allocation_rows = self.metrics.rows, self.allocation.rows
+        self.metrics.sync()
+        self.allocation.sync()
         tensors = {
             "tuned": tuned_state(self.model),
             "optimiser": optimiser_tensors(self.adam),

@@ -106,13 +106,15 @@ class Importance:
                 "no adapter weight has a gradient: call update_and_allocate after optimizer.step() "
                 "and before the gradients are cleared"
             )
+        for name, factor in factors.items():
+            for averages in (self.mean, self.deviation):
+                if name not in averages:
+                    averages[name] = torch.zeros_like(factor, dtype=torch.float32)
+                averages[name] = averages[name].to(factor.device)  # what was loaded may lie elsewhere
         if not all(flags.all() for flags in _stacked(finite)):
             self.skipped += 1
             return
         for name, factor in factors.items():
-            if name not in self.mean:
-                self.mean[name] = torch.zeros_like(factor, dtype=torch.float32)
-                self.deviation[name] = torch.zeros_like(factor, dtype=torch.float32)
             mean, deviation = self.mean[name], self.deviation[name]
             importance = torch.zeros_like(mean) if factor.grad is None else (factor * factor.grad).abs().float()
             mean.mul_(self.beta1).add_(importance, alpha=1 - self.beta1)
@@ -121,7 +123,7 @@ class Importance:
     def score(self, names: Sequence[str]) -> list[float]:
         """The score of each of the S matrices that the named factors (S, ...) make: Σ_P mean(I · U)."""
         parts = [(self.mean[name] * self.deviation[name]).flatten(1).mean(1) for name in names]
-        return torch.stack(parts).double().sum(0).tolist()
+        return torch.stack(parts).cpu().double().sum(0).tolist()  # Apple's GPUs have no float64
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, as tensors."""

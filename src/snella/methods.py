@@ -271,7 +271,7 @@ def _layers(method: str, model: nn.Module, settings: MethodSettings) -> dict[str
     rule = LoraConfig(**layers)  # matches no head
     found = {name: part for name, part in model.named_modules() if check_target_module_exists(rule, name)}
     passed = [name for name, part in found.items() if isinstance(part, nn.Conv2d) and not adaptable(part)]
-    if isinstance(asked, str) and passed:  # as snella's tuner does: a pattern passes over grouped convolutions
+    if isinstance(asked, str) and passed:  # as snella's tuner does: a pattern passes over those
         layers["target_modules"] = f"(?!(?:{'|'.join(map(re.escape, passed))})$)(?:{asked})"
         found = {name: part for name, part in found.items() if name not in passed}
     if not found:
@@ -293,7 +293,7 @@ def _refusal(method: str, model: nn.Module, name: str, r: int) -> str | None:
     layer: Any = model.get_submodule(name)
     if not adaptable(layer):
         groups = f" in {layer.groups} groups" if isinstance(layer, nn.Conv2d) else ""
-        return f"it is a {type(layer).__name__}{groups}, and only Linear and ungrouped Conv2d have one matrix to adapt"
+        return f"it is a {type(layer).__name__}{groups}, and only plain Linear and Conv2d have one matrix to adapt"
     if method == "shira":
         if isinstance(layer, nn.Conv2d):
             return "it is a Conv2d, and PEFT has SHiRA for Linear only"

@@ -57,12 +57,13 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     image.paste("white", (0, 0, 10, 10))  # left half white
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned clockwise by 90 degrees: left becomes top
-    image.save(tmp_path / "a.jpg", exif=exif, quality=95)
-    shown = open_image(tmp_path / "a.jpg")
-    assert shown.size == (10, 20) == image_size(tmp_path / "a.jpg")
-    pixels = np.asarray(shown)
-    assert pixels[:8].mean() > 250
-    assert pixels[-8:].mean() < 5
+    for name in ("a.jpg", "a.png", "a.tif", "a.webp"):
+        image.save(tmp_path / name, exif=exif, quality=95)
+        shown = open_image(tmp_path / name)
+        assert shown.size == (10, 20) == image_size(tmp_path / name)
+        pixels = np.asarray(shown)
+        assert pixels[:8].mean() > 250
+        assert pixels[-8:].mean() < 5
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from snella.data.paths import existing
+from snella.data.paths import existing, read_text
 from snella.errors import UserError
 
 
@@ -41,3 +41,12 @@ def test_the_first_missing_folder_is_named(tmp_path: Path) -> None:
 def test_a_dangling_link_is_called_one(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     assert "link to" in message(tmp_path / "link")
+
+
+def test_text_is_utf_8_with_or_without_a_mark(tmp_path: Path) -> None:
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "a.txt").write_text("é.jpg 0\n", encoding=encoding)
+        assert read_text(str(tmp_path / "a.txt")) == "é.jpg 0\n"
+    (tmp_path / "a.txt").write_bytes("é.jpg 0\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"a\.txt is not UTF-8 text"):
+        read_text(str(tmp_path / "a.txt"))

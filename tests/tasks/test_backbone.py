@@ -8,40 +8,16 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
+from backbones import VIT, build, images, logits, spec
 from snella.data.transforms import Preprocessing
 from snella.errors import UserError
 from snella.tasks import pretrained
 from snella.tasks.backbone import (
-    BackboneSpec,
-    build_backbone,
     check_backbone_name,
     fingerprint,
-    logits_of,
     preprocessing_of,
 )
-
-VIT = "test_vit"  # timm's own miniature: 16-pixel patches at 160
-
-
-def spec(name=VIT, *, pretrained=False, checkpoint=None, image_size=None, num_classes=3, **options):
-    checkpoint = None if checkpoint is None else str(checkpoint)
-    return BackboneSpec(name, pretrained, checkpoint, image_size, num_classes, **options)
-
-
-def build(asked: BackboneSpec) -> Any:  # models have more than a Module says
-    return build_backbone(asked)
-
-
-def images(size, count=2):
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
-
-
-@torch.no_grad()
-def logits(model, batch):
-    return logits_of(model.eval()(batch))
-
 
 # names
 
@@ -313,92 +289,6 @@ def test_fingerprint_sees_the_base_but_not_the_head():
 def test_fingerprint_takes_any_dtype(dtype):
     model = build(spec())
     assert len({fingerprint(model), fingerprint(model.to(dtype)), fingerprint(model.to(torch.float16))}) == 3
-
-
-# transformers
-
-
-@pytest.fixture(scope="module")
-def hf_vit(tmp_path_factory):
-    """A folder with a tiny ViT of 5 classes at 32 pixels, and the model."""
-    transformers = pytest.importorskip("transformers")
-    config = transformers.ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=32,
-        patch_size=8,
-        num_labels=5,
-    )
-    torch.manual_seed(3)
-    model = transformers.ViTForImageClassification(config).eval()
-    nn.init.normal_(model.vit.embeddings.position_embeddings)  # zeros at first, which any resizing leaves as they are
-    folder = tmp_path_factory.mktemp("hf_vit")
-    model.save_pretrained(folder)
-    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.4, 0.5, 0.6])
-    processor.save_pretrained(folder)
-    return folder, model
-
-
-def test_a_transformers_folder(hf_vit, caplog):
-    folder, source = hf_vit
-    asked = spec(f"hf:{folder}", pretrained=True, num_classes=5)
-    model = build(asked)
-    assert torch.equal(logits(model, images(32)), logits(source, images(32)))
-    found = preprocessing_of(asked, model)
-    assert (found.image_size, found.mean, found.interpolation) == (32, (0.4, 0.5, 0.6), "bilinear")
-    assert not caplog.text
-    three = build(spec(f"hf:{folder}", pretrained=True))
-    assert logits(three, images(32)).shape == (2, 3)
-    assert "its head is dropped" in caplog.text
-    assert fingerprint(three) == fingerprint(model)
-    scratch = build(spec(f"hf:{folder}", image_size=64))
-    assert logits(scratch, images(64)).shape == (2, 3)
-    assert fingerprint(scratch) != fingerprint(model)
-
-
-def test_a_transformers_vit_at_another_size_interpolates_its_positions(hf_vit, tmp_path):
-    folder, source = hf_vit
-    model = build(spec(f"hf:{folder}", pretrained=True, num_classes=5, image_size=48))
-    with torch.no_grad():
-        expected = source(images(48), interpolate_pos_encoding=True).logits
-    torch.testing.assert_close(logits(model, images(48)), expected)
-    model.save_pretrained(tmp_path)  # and stays at that size for whoever loads it next
-    again = type(model).from_pretrained(tmp_path)
-    torch.testing.assert_close(logits(again, images(48)), expected)
-    with pytest.raises(UserError, match="try 48 or 56"):
-        build(spec(f"hf:{folder}", pretrained=True, image_size=50))
-
-
-def test_transformers_drop_path_and_missing_processor(tmp_path, caplog):
-    transformers = pytest.importorskip("transformers")
-    config = transformers.SwinConfig(
-        image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4, num_labels=3
-    )
-    transformers.SwinForImageClassification(config).save_pretrained(tmp_path)
-    for rate in (0.0, 0.3):
-        asked = spec(f"hf:{tmp_path}", pretrained=True, image_size=64, drop_path=rate)
-        model = build(asked)
-        assert model.config.drop_path_rate == rate
-    assert logits(model, images(64)).shape == (2, 3)
-    assert preprocessing_of(asked, model) == Preprocessing(64)
-    assert "no preprocessor_config.json" in caplog.text
-
-
-def test_a_transformers_folder_of_something_else_is_refused(hf_vit, tmp_path):
-    folder, source = hf_vit
-    with pytest.raises(UserError, match="has no drop-path"):
-        build(spec(f"hf:{folder}", pretrained=True, drop_path=0.1))
-    state = {name: tensor for name, tensor in source.state_dict().items() if "embeddings" not in name}
-    for file in folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="4 are missing"):
-        build(spec(f"hf:{tmp_path}", pretrained=True))
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="model_type"):
-        build(spec(f"hf:{tmp_path}", pretrained=True))
 
 
 # bundled

@@ -82,6 +82,26 @@ def test_allocator_state_goes_on_where_it_was(images: Tensor) -> None:
     assert budgets(straight) == budgets(second)
 
 
+def test_an_adapter_made_anew_starts_with_no_averages(vit: nn.Module, images: Tensor) -> None:
+    model = peft.get_peft_model(vit, SnellaConfig(r=4, total_step=8))
+    train(model, images, range(1, 3))
+    model.add_adapter("other", SnellaConfig(r=4, total_step=8))
+    model.delete_adapter("default")
+    model.add_adapter("default", SnellaConfig(r=8, total_step=8))
+    model.set_adapter("default")
+    assert all(record is not None for record in train(model, images, range(1, 3)))
+
+
+def test_a_first_step_that_overflows_leaves_equal_shares(vit: nn.Module, images: Tensor) -> None:
+    model = peft.get_peft_model(vit, SnellaConfig(r=8, total_step=8))
+    (torch.nn.functional.cross_entropy(model(images), torch.tensor([0, 1, 2])) * float("inf")).backward()
+    record = model.base_model.update_and_allocate(1)
+    assert record["skipped"] == 1
+    smallest = min(record["size"].values())
+    assert {kept for name, kept in record["kept"].items() if record["size"][name] > smallest} != {0}
+    assert abs(sum(record["kept"].values()) - record["budget"]) <= len(record["kept"])
+
+
 def test_the_transformers_trainer(tmp_path: Path) -> None:
     import transformers
 
@@ -121,3 +141,6 @@ def test_the_transformers_trainer(tmp_path: Path) -> None:
     (tmp_path / "a" / "checkpoint-3").rename(tmp_path / "b" / "checkpoint-3")
     resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-3"))
     assert budgets(resumed.model) == budgets(straight.model)
+    (tmp_path / "b" / "checkpoint-3" / "allocator.safetensors").unlink()
+    with pytest.warns(UserWarning, match="the averages of importance start anew"):
+        trainer(tmp_path / "b", 6).train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-3"))

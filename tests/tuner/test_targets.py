@@ -14,6 +14,7 @@ from torch import nn
 from hf_segmenters import FAMILIES, config
 from snella import SnellaConfig
 from snella.errors import UserError
+from snella.methods import MethodSettings, wrap
 from snella.tuner import SnellaLayer
 from snella.tuner.targets import default_targets, head_names
 
@@ -212,8 +213,33 @@ def test_grouped_convolutions_are_passed_over_by_a_pattern_and_refused_by_name()
     assert by_pattern.base_model.targeted_module_names == ["stages.0.blocks.0.mlp.fc1"]
     with torch.device("meta"):
         model = timm.create_model("test_convnext")
-    with pytest.raises(UserError, match=r"conv_dw is a convolution in \d+ groups: its weight is not one matrix"):
+    with pytest.raises(UserError, match=r"conv_dw is a Conv2d in \d+ groups, not the plain product with one matrix"):
         peft.get_peft_model(model, SnellaConfig(r=4, target_modules=["conv_dw"]))
+
+
+def test_layers_that_do_more_than_a_product_are_left_as_they_are() -> None:
+    """timm's Conv2dSame pads by the input's size, its StdConv2d standardises the weight."""
+    from timm.layers import Conv2dSame, StdConv2d
+
+    x = torch.randn(1, 3, 9, 9)
+    for kind in (Conv2dSame, StdConv2d):
+        base = nn.Sequential(kind(3, 4, 3, stride=2), nn.Conv2d(4, 4, 1)).eval()
+        plain = base(x)
+        model = peft.get_peft_model(base, SnellaConfig(r=4, target_modules=r"\d", start_scale=1e-6, modules_to_save=[]))
+        assert model.base_model.targeted_module_names == ["1"]
+        torch.testing.assert_close(model(x), plain)
+        with pytest.raises(UserError, match=f"0 is a {kind.__name__}, not the plain product"):
+            peft.get_peft_model(nn.Sequential(kind(3, 4, 3)), SnellaConfig(r=4, target_modules=["0"]))
+
+
+@pytest.mark.parametrize("method", ["snella", "lora"])
+def test_the_default_layers_of_a_model_that_pads_by_size(method: str) -> None:
+    model = timm.create_model("tf_efficientnetv2_b0", num_classes=3).eval()
+    wrapped = wrap(method, model, MethodSettings(r=4, total_step=4)).eval()
+    assert wrapped(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
+    names = wrapped.base_model.targeted_module_names
+    assert "blocks.1.1.conv_exp" in names
+    assert "blocks.1.0.conv_exp" not in names
 
 
 def test_a_wrong_pattern_lists_the_candidates() -> None:

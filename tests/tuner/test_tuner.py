@@ -260,6 +260,9 @@ def test_models_that_read_the_weight_see_the_update() -> None:
         plain = base(x)
         model = tuned(base, target_modules=["qkv"]).eval()
         assert not torch.allclose(model(x), plain)
+        model.merge_adapter()
+        with model.disable_adapter():
+            assert torch.equal(model(x), plain)
     model.train()
     model(x).sum().backward()
     assert base.blocks[0].attn.qkv.snella_A["default"].grad.abs().sum() > 0

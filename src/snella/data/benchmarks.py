@@ -6,6 +6,7 @@ import json
 import os
 
 from snella.data.dataset import Entry, Listing, natural_order
+from snella.data.paths import read_text
 from snella.errors import UserError
 
 # class counts of the 19 VTAB-1k tasks, by the folder names they are distributed under
@@ -41,7 +42,7 @@ def vtab(root: str) -> Listing:
     """Read a VTAB-1k task: a line is "relative/path label".
 
     Raises:
-        UserError: a malformed line, a label out of range.
+        UserError: no UTF-8 text, a malformed line, a label out of range.
     """
     files = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
     notes = ["published VTAB-1k runs train on train800val200.txt (train and val together) and report test"]
@@ -63,17 +64,16 @@ def vtab(root: str) -> Listing:
 
 def _vtab_lines(path: str, classes: int | None) -> list[Entry]:
     entries: list[Entry] = []
-    with open(path, encoding="utf-8") as file:
-        for line, text in enumerate(file, start=1):
-            if not text.strip():
-                continue
-            name, label = [*text.rsplit(None, 1), ""][:2]
-            if not label.removeprefix("-").isdecimal():
-                raise UserError(f"{path} line {line}: expected 'relative/path label', found {text.strip()!r}")
-            if int(label) < 0 or (classes and int(label) >= classes):
-                limit = f"0 to {classes - 1}" if classes else "0 or more"
-                raise UserError(f"{path} line {line}: label {label} is out of range ({limit}); correct the file")
-            entries.append((name.strip(), int(label)))
+    for line, text in enumerate(read_text(path).split("\n"), start=1):
+        if not text.strip():
+            continue
+        name, label = [*text.rsplit(None, 1), ""][:2]
+        if not label.removeprefix("-").isdecimal():
+            raise UserError(f"{path} line {line}: expected 'relative/path label', found {text.strip()!r}")
+        if int(label) < 0 or (classes and int(label) >= classes):
+            limit = f"0 to {classes - 1}" if classes else "0 or more"
+            raise UserError(f"{path} line {line}: label {label} is out of range ({limit}); correct the file")
+        entries.append((name.strip(), int(label)))
     return entries
 
 

@@ -16,6 +16,7 @@ from snella.data.folders import SPLIT_NAMES, image_folder
 from snella.data.images import SUFFIXES, hidden, images_below, is_image
 from snella.data.manifests import columns_of, one_of, read_table, split_value, text_value
 from snella.data.masked_folders import is_masked_folder
+from snella.data.paths import read_text
 from snella.errors import UserError
 
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -153,11 +154,7 @@ def _texts_beside(root: str, images: Iterable[str]) -> Iterator[tuple[str, str]]
 
 
 def _read_caption(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8-sig") as file:  # some editors write a byte-order mark
-            caption = one_line(file.read())
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    caption = one_line(read_text(path))
     if not caption:
         raise UserError(f"{path} is empty; write a caption, or move it and its image away")
     return caption

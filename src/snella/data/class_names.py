@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from snella.data.masks import MAX_VALUE, RGB
+from snella.data.paths import read_text
 from snella.errors import UserError
 
 NAMES_FILE = "classes.json"
@@ -71,10 +72,9 @@ def ade_names(path: str) -> ClassNames:
     Of a name's synonyms the first is taken, of a first that occurs twice all.
 
     Raises:
-        UserError: a line without a number and a name.
+        UserError: no UTF-8 text, or a line without a number and a name.
     """
-    with open(path, encoding="utf-8") as file:
-        lines = [line.rstrip("\n").split("\t") for line in file if line.strip()]
+    lines = [line.split("\t") for line in read_text(path).split("\n") if line.strip()]
     rows = []
     for number, cells in enumerate(lines[1:], start=2):
         if len(cells) < 2 or not cells[0].strip().isdecimal() or not 0 < int(cells[0]) <= MAX_VALUE:

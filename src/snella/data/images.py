@@ -86,7 +86,8 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Width and height as displayed, in pixels, from the header alone. Raises UnreadableImage."""
     try:
         with opened(path, str(path)) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 swap the sides
+            # EXIF orientations 5 to 8 swap the sides; of a TIFF Pillow has done so (`exif_transpose` knows)
+            turned = image.format != "TIFF" and image.getexif().get(0x0112, 1) >= 5
             return (image.height, image.width) if turned else image.size
     except UnreadableImage:
         raise

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from snella.data.class_names import ADE_FILE, ClassNames, ade_names, names_file, voc_names
 from snella.data.folders import SPLIT_NAMES
 from snella.data.images import hidden, images_below, is_image
+from snella.data.paths import read_text
 from snella.errors import UserError
 
 IMAGES = ("images", "image", "imgs", "img", "jpegimages", "original")
@@ -177,8 +178,7 @@ def _list(root: str, name: str) -> list[str] | None:
     path = os.path.join(root, "ImageSets", "Segmentation", f"{name}.txt")
     if not os.path.isfile(path):
         return None
-    with open(path, encoding="utf-8") as file:
-        names = list(dict.fromkeys(file.read().split()))
+    names = list(dict.fromkeys(read_text(path).split()))
     if not names:
         raise UserError(f"{path} is empty; it must hold one image name a line")
     return names

@@ -1,4 +1,4 @@
-"""Paths that a user gave: near names where one does not exist."""
+"""Paths that a user gave: near names where one does not exist, and the text of a file."""
 
 from __future__ import annotations
 
@@ -34,3 +34,12 @@ def existing(path: str, *, others: tuple[str, ...] = (), remedy: str = "check th
     if near:
         raise UserError(f"{path} does not exist; did you mean {' or '.join(near)}?")
     raise UserError(f"{path} does not exist; {remedy}")
+
+
+def read_text(path: str) -> str:
+    """The text of a UTF-8 file, without the byte-order mark that some editors write. Raises UserError if it is none."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return file.read()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from None

@@ -47,11 +47,12 @@ def _threshold(K: Tensor, kept: Tensor, interpolated: bool, select: Select) -> T
     if not interpolated:
         return select(values, (size - kept).clamp_min(1).reshape(1) - 1).squeeze(0)
     # A tensor as divisor: CUDA divides by a Python number through its reciprocal, which can be one bit off.
+    kept = kept.cpu() if kept.device.type == "mps" else kept  # Apple's GPUs have no float64
     total = torch.full_like(kept, size, dtype=torch.float64)
     position = (1 - kept / total) * (size - 1)
     low = position.floor().clamp_max(size - 1)
-    ordered = select(values, torch.stack((low, (low + 1).clamp_max(size - 1))).long())
-    return torch.lerp(ordered[0], ordered[1], (position - low).to(values.dtype))
+    ordered = select(values, torch.stack((low, (low + 1).clamp_max(size - 1))).long().to(values.device))
+    return torch.lerp(ordered[0], ordered[1], (position - low).to(values.dtype).to(values.device))
 
 
 def _by_sample(values: Tensor, ranks: Tensor) -> Tensor:

@@ -116,11 +116,14 @@ def preprocessing_of(name: str, model: nn.Module) -> Preprocessing:
     except (OSError, ValueError):
         _log.warning("hf:%s has no preprocessor_config.json; images are normalised with ImageNet's mean and std", name)
         return Preprocessing(size or 224)
+    if getattr(processor, "do_flip_channel_order", None):
+        _log.warning("hf:%s was trained on images in the order blue, green, red; here they are RGB", name)
+    normalises = getattr(processor, "do_normalize", True)  # else values stay in 0..1, whatever mean and std are there
     sides: Any = getattr(processor, "crop_size", None) or processor.size
     return Preprocessing(
         image_size=size or sides.get("height") or sides.get("shortest_edge") or 224,
-        mean=tuple(processor.image_mean),
-        std=tuple(processor.image_std),
+        mean=tuple(processor.image_mean) if normalises else (0.0, 0.0, 0.0),
+        std=tuple(processor.image_std) if normalises else (1.0, 1.0, 1.0),
         interpolation=Resampling(int(processor.resample)).name.lower(),
     )
 
@@ -136,9 +139,14 @@ def _config(name: str, num_classes: int, drop_path: float) -> PretrainedConfig:
     if hasattr(config, "use_auxiliary_head"):
         config.use_auxiliary_head = False  # it serves a loss that only the library computes
     part = _part(config, "drop_path_rate")
-    if part is not None:
-        part.drop_path_rate = drop_path  # 0 too: Swin's and BEiT's own is 0.1
-    elif drop_path:
+    own = getattr(part, "drop_path_rate", None)
+    wanted = [drop_path] * len(own) if isinstance(own, list) else drop_path  # CvT has one a stage
+    if part is not None and own != wanted:
+        try:
+            part.drop_path_rate = wanted  # 0 too: Swin's and BEiT's own is 0.1
+        except Exception as error:  # LeViT's is a whole number, and transformers checks the type
+            raise UserError(f"backbone hf:{name} cannot have --drop-path {drop_path}; leave it out") from error
+    elif part is None and drop_path:
         raise UserError(f"backbone hf:{name} has no drop-path; leave --drop-path at 0")
     return config
 
@@ -212,9 +220,9 @@ def _takes(model: PreTrainedModel, image_size: int) -> bool:
 def _resized(model: PreTrainedModel, name: str, image_size: int) -> PreTrainedModel:
     """The same model for another image size, with the position embeddings interpolated once and for all."""
     resized = type(model)(_at_size(model.config, image_size))
-    state, shapes = model.state_dict(), {name: tensor.shape for name, tensor in resized.state_dict().items()}
-    for name, module in model.named_modules():
-        key = f"{name}.position_embeddings"
+    state, shapes = model.state_dict(), {key: tensor.shape for key, tensor in resized.state_dict().items()}
+    for path, module in model.named_modules():
+        key = f"{path}.position_embeddings"
         interpolate: Any = getattr(module, "interpolate_pos_encoding", None)
         if key in state and interpolate is not None:
             with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class AllocationCallback(TrainerCallback):
         saved = _state_file(args, state)
         if saved.exists():
             tuner.load_allocator_state_dict(load_file(saved))
+        elif state.global_step:
+            warnings.warn(f"no {saved}: the averages of importance start anew", stacklevel=2)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

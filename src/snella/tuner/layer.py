@@ -238,6 +238,8 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         `qkv.weight`), and have to see the update. In evaluation without gradients it is kept until a factor, a
         budget, a scale or W changes.
         """
+        if self.merged and self.disable_adapters:
+            self.unmerge()
         base = self._base().weight
         names = self._in_force()
         if not names:

@@ -40,7 +40,7 @@ class SnellaModel(BaseTuner):
     peft_config: dict[str, SnellaConfig]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Wrap the targeted layers, as PEFT does; grouped convolutions that a pattern matched are left alone."""
+        """Wrap the targeted layers, as PEFT does; convolutions that a pattern matched, but not `adaptable`, stay."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         modules = dict(model.named_modules())
         self.targeted_module_names = [
@@ -48,8 +48,8 @@ class SnellaModel(BaseTuner):
         ]
         if not any(adapter_name in layer.settings for layer in self._layers()):
             raise UserError(
-                f"target_modules={self.peft_config[adapter_name].target_modules!r} matches grouped convolutions "
-                f"only, which cannot be adapted; choose from: {', '.join(candidates(model))}"
+                f"target_modules={self.peft_config[adapter_name].target_modules!r} matches convolutions only "
+                f"that cannot be adapted; choose from: {', '.join(candidates(model))}"
             )
         if self.peft_config[adapter_name].rematerialize:
             for module in filter(recomputable, model.modules()):
@@ -103,11 +103,12 @@ class SnellaModel(BaseTuner):
             return
         if isinstance(target, BaseTunerLayer):
             raise UserError(f"{current_key} already has an adapter of type {type(target).__name__}")
-        if isinstance(target, nn.Conv2d) and target.groups > 1:
+        if isinstance(target, nn.Conv2d) and not adaptable(target):
             if isinstance(peft_config.target_modules, str):
                 return
+            grouped = f" in {target.groups} groups" if target.groups > 1 else ""
             raise UserError(
-                f"{current_key} is a convolution in {target.groups} groups: its weight is not one matrix; "
+                f"{current_key} is a {type(target).__name__}{grouped}, not the plain product with one matrix; "
                 f"take it out of target_modules, or give a regular expression, which passes over it"
             )
         if not adaptable(target):
@@ -119,6 +120,11 @@ class SnellaModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # a further adapter trains only once it is made active
         self._replace_module(parent, target_name, layer, target)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter, as PEFT does, with its averages: another of that name starts with none."""
+        super().delete_adapter(adapter_name)
+        vars(self).get("_importance_by_adapter", {}).pop(adapter_name, None)
 
     def _layers(self) -> list[SnellaLayer]:
         return [module for module in self.model.modules() if isinstance(module, SnellaLayer)]

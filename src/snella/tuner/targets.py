@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from peft.tuners.tuners_utils import BaseTunerLayer
+from timm.layers import Linear as TimmLinear
 from torch import nn
 
 from snella.errors import UserError
@@ -113,14 +114,18 @@ DECODERS = (
     ),
 )
 FAMILIES = BACKBONES + DECODERS
+PLAIN = (nn.Linear.forward, nn.Conv2d.forward, TimmLinear.forward)  # products of the weight as it is
 CLASS_TABLES = ("class_embedding", "class_embedder.embedding_table")  # ends of names, in diffusers
 
 
 def adaptable(module: nn.Module) -> bool:
-    """Whether a layer's weight is one matrix, or several stacked: Linear, or Conv2d that is not grouped."""
+    """Whether a layer is the product with one matrix, or several stacked: Linear, or Conv2d that is not grouped.
+
+    Those that pad, standardise or unpack first (timm's Conv2dSame and StdConv2d, quantised layers) are another product.
+    """
     if isinstance(module, BaseTunerLayer):
         module = module.get_base_layer()
-    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+    return type(module).forward in PLAIN and getattr(module, "groups", 1) == 1
 
 
 def candidates(model: nn.Module) -> list[str]:

@@ -64,7 +64,7 @@ class Compare:
     """Defaults of the runs, as for snella train, or a suite of tasks, all of which are run."""
     methods: str | None = None
     """Methods of snella train, with commas between them. With lora, the others' differences to it are shown.
-    None: snella,lora,linear,full; to generate, without linear (no head to train), and full with --half-weights."""
+    None: snella,lora,linear,full, but for what cannot train (linear to generate, full with --half-weights)."""
     seeds: str = "0,1,2"
     """Seeds of the runs; the first one chooses the learning rate."""
     lr_grid: str | None = None

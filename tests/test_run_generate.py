@@ -334,6 +334,19 @@ def test_fidelity_to_the_split_is_the_same_twice(class_run, capsys):
     assert -1 <= found[0]["similarity"] <= found[0]["nearest"] <= 1 + 1e-6
 
 
+def test_metrics_are_kept_whatever_becomes_of_the_fidelity(class_run, classes, tmp_path, monkeypatch, capsys):
+    flags = ("--features", "vit_small_focus", "--samples", "8", "--device", "cpu")
+    few = tmp_path / "few" / "cat"
+    few.mkdir(parents=True)
+    shutil.copy(next((classes / "cat").iterdir()), few)
+    assert main(["evaluate", str(class_run), "--data", str(few.parent), *flags]) == 2
+    assert "--features compares with 2 images or more, and there are 1" in capsys.readouterr().err
+    monkeypatch.setattr("snella.tasks.denoising.fidelity", lambda *_, **__: 1 / 0)
+    shutil.copytree(classes, tmp_path / "many")
+    assert main(["evaluate", str(class_run), "--data", str(tmp_path / "many"), *flags]) == 1
+    assert "denoising_loss" in read(class_run / "evaluation" / "many.json")["metrics"]
+
+
 def test_fidelity_asks_a_text_model_for_the_references_captions(sd, classes, tmp_path, monkeypatch):
     assert train(classes, sd, tmp_path / "run", "--prompt", "a photo of {class}", "--method", "bitfit") == 0
     asked: list[str] = []
@@ -473,6 +486,18 @@ def test_the_estimate_is_near_what_the_run_finds(method, unet, classes, tmp_path
     assert found["estimate"].total == pytest.approx(
         read(tmp_path / "run" / "summary.json")["peak_memory_bytes"], rel=0.15
     )
+
+
+def test_the_estimate_counts_batches_of_a_larger_prior(sd, flat, tmp_path, monkeypatch):
+    found: dict[str, Any] = {}
+    estimate = snella.run.estimate
+    monkeypatch.setattr("snella.run.estimate", lambda *a, **k: found.update(k) or estimate(*a, **k))
+    prior = write_flat(tmp_path / "prior", 4)
+    flags = ("--prompt", PROMPT, "--prior-prompt", "a photo", "--prior-data", str(prior), "--batch-size", "100")
+    assert train(flat, sd, tmp_path / "run", *flags, "--prior-images", "50", "--estimate") == 0
+    assert found["batch_size"] == 50
+    assert train(flat, sd, tmp_path / "run", *flags, "--prior-images", "1", "--estimate") == 0
+    assert found["batch_size"] < 50
 
 
 # Data

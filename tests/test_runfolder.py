@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from snella.config import TrainConfig
 from snella.errors import UserError
-from snella.runfolder import alone_in, check_claim, claim
+from snella.runfolder import alone_in, check_claim, claim, writing
 
 
 def test_one_at_a_time_and_nothing_is_left(tmp_path):
@@ -33,6 +34,23 @@ def test_a_run_that_came_meanwhile_is_left_alone(tmp_path):
     with alone_in(folder, "training"), pytest.raises(UserError, match="another training is at work"):
         claim(folder, replace(config, overwrite=True))
     assert (folder / "checkpoints").is_dir()
+
+
+def test_two_may_write_what_is_shared(tmp_path):
+    path = tmp_path / "a"
+
+    def late() -> None:
+        with writing(path, shared=True) as partial:
+            partial.write_text("second")
+
+    with writing(path, shared=True) as partial:
+        partial.write_text("first")
+        other = threading.Thread(target=late)
+        other.start()
+        other.join()
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
 def test_the_folder_we_are_in(tmp_path, monkeypatch):

@@ -71,7 +71,11 @@ def estimate(
 ) -> Estimate:
     """Run the forward pass of two small batches in training mode, and count. The model goes to the device."""
     device = accelerator.device
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    free = None
+    if device.type == "cuda":
+        model.to("cpu")  # making a prior's images may have left it there
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info(device)[0]
     model.to(device)
     train_mode(model)
 

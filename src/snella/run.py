@@ -171,13 +171,18 @@ def _estimate(config: TrainConfig, console: Console) -> dict[str, Any]:
         ready.task,
         make_batch,
         accelerator_for(config.device, config.precision),
-        batch_size=min(config.batch_size, len(ready.data.splits["train"])),
+        batch_size=min(config.batch_size, _epoch_size(config, ready.data)),
         optimizer=config.optimizer,
         ema=config.ema is not None,
         seed=config.seed,
     )
     console.print(estimate_table(found))
     return {**asdict(found), "peak_memory_bytes": found.total}
+
+
+def _epoch_size(config: TrainConfig, data: ImageData) -> int:
+    """Examples of an epoch: images, or those of the prior, of which there may be more."""
+    return max(len(data.splits["train"]), config.prior_images if config.prior_prompt is not None else 0)
 
 
 def _check_machine(config: TrainConfig) -> None:

@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -148,9 +149,13 @@ def claim(folder: Path, config: TrainConfig) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, file or folder as the body makes it, which takes its place when whole."""
-    partial = path.with_name(f".{path.name}.partial")
+def writing(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """A temporary path beside `path`, file or folder as the body makes it, which takes its place when whole.
+
+    `shared`: others may write the same at the same time; each has a temporary path of its own.
+    """
+    own = f".{os.getpid()}-{threading.get_ident()}" if shared else ""
+    partial = path.with_name(f".{path.name}{own}.partial")
     _remove(partial)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,9 +189,9 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a PNG file as `write_text` does."""
-    with writing(path) as partial:
+def save_picture(picture: Image.Image, path: Path, *, shared: bool = False) -> None:
+    """Write a PNG file as `write_text` does; `shared` as in `writing`."""
+    with writing(path, shared=shared) as partial:
         picture.save(partial, "PNG")
 
 

@@ -116,6 +116,8 @@ def evaluate(
     if data is not None and split != "test":
         raise UserError("--split chooses from the run's own data; of --data the test split is taken, or all")
     images, name = _images_of(folder, data, split, about, console)
+    if features is not None and len(images) < 2:
+        raise UserError(f"--features compares with 2 images or more, and there are {len(images)}; name more by --data")
     run = load_run(folder, device)
     if features is not None and not isinstance(run.task, Generates):
         raise UserError(f"--features: {folder} makes no images (its task is {about['task']}); leave it out")
@@ -129,18 +131,16 @@ def evaluate(
     target = folder / "evaluation"
     source = {} if data is None else {"data": data}
     found: dict[str, Any] = {**source, "metrics": result.metrics, **run.task.report(result)}
-    lines = []
-    if features is not None and isinstance(run.task, Generates):
-        judged = run.task.judge(run.model, images, features, count=samples, console=console)
-        found["fidelity"] = asdict(judged)
-        lines.append(fidelity_line(judged))
     write_json(target / f"{name}.json", found)
     for i, (kind, draw) in enumerate(run.task.figures(result).items()):
         draw(target / (f"{name}-{kind}.png" if i else f"{name}.png"))
     console.print(run.task.table(result))
     values = ", ".join(f"{label} {shown(key, result.metrics[key])}" for key, label in run.module.METRICS.items())
-    for line in (*lines, f"{name}: {values}; figures in {target}"):
-        plain(console, line)
+    plain(console, f"{name}: {values}; figures in {target}")
+    if features is not None and isinstance(run.task, Generates):
+        judged = run.task.judge(run.model, images, features, count=samples, console=console)
+        write_json(target / f"{name}.json", {**found, "fidelity": asdict(judged)})
+        plain(console, fidelity_line(judged))
     return result
 
 

@@ -165,7 +165,7 @@ def test_contradictions_are_refused(tmp_path: Path, picture, class_folders) -> N
     (tmp_path / "text" / "a.txt").write_text("x")
     assert "captions in text files and a prompt" in refused(str(tmp_path / "text"), prompt="x")
     root = plain(tmp_path / "plain", picture, 4)
-    assert "has no class folders; write the name in its place" in refused(root, prompt="a {class}")
+    assert "has no class folders; sort its images into some" in refused(root, prompt="a {class}")
     assert "the prompt is empty" in refused(root, prompt=" ")
     assert "the prompt is empty" in refused(class_folders(tmp_path / "classes", a=4), prompt="")
     assert "val_fraction" in refused(root, val_fraction=0.0)

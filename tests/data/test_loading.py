@@ -155,6 +155,24 @@ def test_a_batch_without_a_readable_image_is_an_error(images: Images) -> None:
         next(loaded.epoch(0))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_the_examples_is_one_line_from_a_worker_too(workers: int) -> None:
+    with pytest.raises(UserError, match=r"^the cache lost a file$"):
+        next(batches(Lost(), lambda example: example, workers=workers).epoch(0))
+
+
+class Lost:
+    """Examples whose second one cannot be had."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == 1:
+            raise UserError("the cache lost a file")
+        return {"x": index}
+
+
 def test_images_without_labels_and_other_examples_load(images: Images) -> None:
     unlabelled = next(batches(Images(images.paths), eval_transform(P)).epoch(0))
     assert set(unlabelled) == {"image"}

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import tiny_pipelines as tiny
+from snella.data import CaptionedImages
 from snella.errors import UserError
 from snella.tasks.backbone import BackboneSpec
 from snella.tasks.denoising import LEVELS, Generate
@@ -335,3 +338,15 @@ def test_a_class_that_is_not_known(unet: Part) -> None:
     with pytest.raises(UserError, match="no class 'bird'; choose from cat, dog, red"):
         task(unet).generate(unet[1], ["bird"], [0], task(unet).sampling)
     assert len(list(task(unet).generate(unet[1], ["dog", "cat"], [0, 1], task(unet).sampling))) == 2
+
+
+@pytest.mark.parametrize(("squash", "white"), [(False, 0.0), (True, 0.25)])
+def test_real_images_are_cropped_or_squashed_as_the_models_are(unet: Part, tmp_path: Path, squash: bool, white: float):
+    """A wide image, white at its left quarter, which the centre leaves out."""
+    pixels = np.zeros((10, 40, 3), np.uint8)
+    pixels[:, :10] = 255
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    images = CaptionedImages((str(tmp_path / "wide.png"),), ())
+    shown = task(unet, squash=squash)._fitted(images, 0)
+    assert shown.size == (SIDE, SIDE)
+    assert np.asarray(shown).mean() / 255 == pytest.approx(white, abs=0.02)

@@ -56,6 +56,34 @@ def copied(folders: Folders, tmp_path: Path) -> Folders:
     return lambda name: Path(shutil.copytree(folders(name), tmp_path / name))
 
 
+def test_a_tokenizer_of_sentencepiece_alone_is_read(copied: Folders, tmp_path: Path) -> None:
+    """As PixArt's on the hub."""
+    import sentencepiece
+
+    folder = copied("pixart")
+    shutil.rmtree(folder / "tokenizer")
+    (folder / "tokenizer").mkdir()
+    (tmp_path / "text").write_text("\n".join([PROMPT, "a red cat on the beach", "snow"] * 20))
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    place = str(folder / "tokenizer" / "spiece")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=place, vocab_size=24, hard_vocab_limit=False, minloglevel=2, **ids
+    )
+    config = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": 120}
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = frozen_parts(str(folder)).pipe.tokenizer
+    assert tokenizer.decode(tokenizer(PROMPT).input_ids, skip_special_tokens=True) == PROMPT
+
+
+def test_a_package_that_a_tokenizer_lacks_is_named(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks(*args: Any, **kwargs: Any) -> None:
+        raise ImportError("T5Tokenizer requires the SentencePiece library")
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lacks)
+    with pytest.raises(UserError, match=r"its pipeline cannot be loaded .T5Tokenizer requires the SentencePiece"):
+        frozen_parts(str(folders("pixart")))
+
+
 def spec(folder: Path | str, num_classes: int = 0, **options: Any) -> BackboneSpec:
     options = {"pretrained": True, "checkpoint": None, "image_size": None} | options
     return BackboneSpec(str(folder), num_classes=num_classes, **options)

@@ -234,6 +234,8 @@ def test_a_priors_files_are_the_first_ones(tmp_path: Path) -> None:
     assert prior_files(folder, 3) == ()
     folder.mkdir()
     assert prior_files(folder, 3) == ()
+    (folder / ".prior-0000.png.1-1.partial").touch()
+    assert prior_files(folder, 3) == ()
     for i in range(5):
         Image.new("RGB", (4, 4), (i, 0, 0)).save(folder / f"prior-{i:04d}.png")
     assert [Path(file).name for file in prior_files(folder, 4)] == [f"prior-000{i}.png" for i in range(4)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,24 @@ def test_dit_makes_the_images_of_its_pipeline(guidance: float, made: Made) -> No
     [expected] = pipe(class_labels=[3], guidance_scale=guidance, num_inference_steps=4, generator=generator).images
     found = sampled(frozen, network, [3], [2], with_batch(1, steps=4, guidance=guidance))
     assert difference(found, [expected]) <= 1
+
+
+@pytest.mark.parametrize("name", ["sdxl", "dit"])
+def test_decoders_see_no_half_precision(name: str, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SDXL's overflows in it."""
+    _, frozen, network = made(name)
+    seen: list[tuple[torch.dtype, bool]] = []
+    decode = type(frozen.vae).decode
+
+    def note(self: Any, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append((latents.dtype, torch.is_autocast_enabled("cpu")))
+        return decode(self, latents, *args, **kwargs)
+
+    monkeypatch.setattr(type(frozen.vae), "decode", note)
+    half = copy.deepcopy(network).to(torch.bfloat16)
+    assert len(sampled(frozen, half, asked_of(name), [1, 2, 3], SETTINGS)) == 3
+    assert set(seen) == {(torch.float32, False)}
+    assert "decode" not in vars(frozen.vae)
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl", "dit", "unet"])

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,11 +49,8 @@ class TensorCache:
             for name, tensor in tensors.items()
         }
         content = safetensors.torch.save(plain, {_SUM: _checksum(plain)})
-        path = self._path(key)
-        own = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")  # two may write one key at a time
-        with writing(own) as partial:
+        with writing(self._path(key), shared=True) as partial:
             partial.write_bytes(content)
-        os.replace(own, path)
 
     def __contains__(self, key: str) -> bool:
         return self.get(key) is not None

@@ -153,7 +153,10 @@ def _prompted(data: str, listing: Listing, prompt: str | None) -> Captions:
     if prompt is None:
         return {}
     if CLASS in prompt:
-        raise UserError(f"the prompt has {CLASS} but {data} has no class folders; write the name in its place")
+        raise UserError(
+            f"the prompt {prompt!r} has {CLASS}, and {data} has no class folders; sort its images into some, add "
+            f"captions, or train with the name in its place"
+        )
     return {name: prompt.strip() for name, _ in entries}
 
 

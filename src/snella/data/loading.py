@@ -89,11 +89,13 @@ class Batches:
         """The epoch's batches after the first `skip`. One epoch at a time.
 
         Raises:
-            UserError: every image of a batch is unreadable.
+            UserError: every image of a batch is unreadable; or what the examples raise.
         """
         self._order.epoch, self._order.skip = epoch, skip
         for batch, unreadable in self._loader:
             self._report(unreadable)
+            if isinstance(batch, UserError):
+                raise batch
             if batch is None:
                 raise UserError(f"every image of a batch is unreadable, the first: {unreadable[0]}; check the files")
             yield batch
@@ -131,11 +133,11 @@ class _Seeded(Dataset):
     def __init__(self, examples: Examples, transform: Transform, seed: int) -> None:
         self.examples, self.transform, self.seed = examples, transform, seed
 
-    def __getitem__(self, key: Key) -> dict[str, Any] | UnreadableImage:
+    def __getitem__(self, key: Key) -> dict[str, Any] | UnreadableImage | UserError:
         epoch, index = key
         try:
             example = self.examples[index]
-        except UnreadableImage as error:
+        except (UnreadableImage, UserError) as error:  # raised in a worker it would come with that one's traceback
             return error
         with seeded((self.seed, epoch, index)):
             return self.transform(example)
@@ -173,9 +175,14 @@ def transformed(
             yield list(pool.map(load, range(start, min(start + batch_size, len(examples)))))
 
 
-def _collate(examples: list[dict[str, Any] | UnreadableImage]) -> tuple[Batch | None, list[UnreadableImage]]:
+def _collate(
+    examples: list[dict[str, Any] | UnreadableImage | UserError],
+) -> tuple[Batch | UserError | None, list[UnreadableImage]]:
+    errors = [example for example in examples if isinstance(example, UserError)]
+    if errors:
+        return errors[0], []
     unreadable = [example for example in examples if isinstance(example, UnreadableImage)]
-    readable = [example for example in examples if not isinstance(example, UnreadableImage)]
+    readable = [example for example in examples if isinstance(example, dict)]
     if not readable:
         return None, unreadable
     return {key: _stacked([example[key] for example in readable]) for key in readable[0]}, unreadable

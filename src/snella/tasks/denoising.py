@@ -73,6 +73,7 @@ class Generate:
         noise_offset: strength of the offset noise.
         caption_dropout: share of captions left empty while training.
         prior_weight: of the loss on the prior's images, where a batch has some.
+        squash: whether images are squashed to the square, so that real ones are shown and judged so too.
 
     Example:
         >>> task = Generate(frozen_parts("small_unet"), ("cat", "dog"), sampling=SampleSettings(32))
@@ -95,10 +96,11 @@ class Generate:
         noise_offset: float = 0.0,
         caption_dropout: float = 0.0,
         prior_weight: float = 1.0,
+        squash: bool = False,
     ) -> None:
         self.frozen, self.objective = frozen, Objective(frozen.pipe.scheduler)
         self.classes, self.prompts, self.samples = tuple(classes), tuple(prompts), samples
-        self.sampling = sampling
+        self.sampling, self.squash = sampling, squash
         self.snr_gamma, self.noise_offset = snr_gamma, noise_offset
         self.caption_dropout, self.prior_weight = caption_dropout, prior_weight
         self.empty: dict[str, Tensor] | None = None  # embeddings of the empty caption, each (1, ...)
@@ -255,7 +257,7 @@ class Generate:
             _save_all(pictures, samples / stage)
         if stage == "after":
             real = [
-                _fitted(data.splits["test"], index, self.sampling.size)
+                self._fitted(data.splits["test"], index)
                 for prompt in prompts
                 for index in _like(data, prompt, self.samples)
             ]
@@ -281,9 +283,17 @@ class Generate:
             for picture in self.generate(model, asked, range(count), self.sampling):
                 made.append(picture)
                 progress(len(made), count)
-        real = (_fitted(references, i, self.sampling.size) for i in range(len(references)))
+        real = (self._fitted(references, i) for i in range(len(references)))
         device = next(model.parameters()).device
         return fidelity(map(_pixels, made), map(_pixels, real), features, device=device)
+
+    def _fitted(self, images: CaptionedImages, index: int) -> Image.Image:
+        """A real image in the shape that the model has seen."""
+        picture: Any = images[index]["image"]
+        square = (self.sampling.size, self.sampling.size)
+        if self.squash:
+            return picture.resize(square, Image.Resampling.BICUBIC)
+        return ImageOps.fit(picture, square, Image.Resampling.BICUBIC)
 
     def report(self, evaluation: Evaluation) -> dict[str, Any]:
         return self.details(evaluation)
@@ -301,11 +311,6 @@ class Generate:
 def base_of(model: nn.Module) -> Any:
     """The network itself, with its adapters in it, whether PEFT stands around it or not."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
-
-
-def _fitted(images: CaptionedImages, index: int, size: int) -> Image.Image:
-    picture: Any = images[index]["image"]
-    return ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
 
 
 def _like(data: ImageData, prompt: str | None, count: int) -> list[int]:

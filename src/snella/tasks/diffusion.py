@@ -244,7 +244,7 @@ class Frozen:
     def moments(self, images: Tensor) -> Tensor:
         """Mean and log-variance of the latents of images (b, 3, s, s): (b, 2c, s/factor, s/factor), not scaled.
 
-        Always in fp32, as `encode`: SDXL's VAE and T5 overflow in fp16, and what is cached must not depend on it.
+        Always in fp32: SDXL's VAE overflows in fp16, and what is cached must not depend on the run's precision.
         """
         with torch.autocast(images.device.type, enabled=False):
             return self.vae.encode(images.float()).latent_dist.parameters
@@ -262,7 +262,7 @@ class Frozen:
     def encode(self, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
         """Text embeddings by the names that the pipeline takes them, each (b, ...); the encoders are on `device`.
 
-        In fp32 whatever the encoders are in: transformers loads them in the type that they were saved in.
+        They come in fp32 whatever the encoders compute in: transformers loads those in the type they were saved in.
         """
         assert self.family.encode is not None
         with torch.autocast(device.type, enabled=False):
@@ -316,7 +316,7 @@ def frozen_parts(name: str) -> Frozen:
     _quieten()
     try:
         pipe = DiffusionPipeline.from_pretrained(_place(name), use_safetensors=True, **absent)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:  # ImportError: a tokenizer's package is missing
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"backbone {name}: its pipeline cannot be loaded ({reason})") from None
     pipe.set_progress_bar_config(disable=True)

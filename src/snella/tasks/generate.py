@@ -162,6 +162,7 @@ def make_task(config: TrainConfig, data: ImageData, preprocessing: Preprocessing
         noise_offset=config.noise_offset,
         caption_dropout=config.caption_dropout,
         prior_weight=config.prior_weight,
+        squash=preprocessing.resize == "squash",
     )
 
 
@@ -171,6 +172,7 @@ def task_from(about: Mapping[str, Any]) -> Generate:
         about["classes"],
         sampling=SampleSettings(about["preprocessing"]["image_size"], **about["sampling"]),
         prompts=about["prompts"],
+        squash=about["preprocessing"]["resize"] == "squash",
     )
 
 

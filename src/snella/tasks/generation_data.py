@@ -116,7 +116,7 @@ def _prior(
     if config.prior_data is not None:
         folder = Path(config.prior_data).expanduser()
     else:
-        folder = cache_folder() / PRIOR / content_key(fingerprint(network), prompt, asdict(sampling))[:16]
+        folder = cache_folder() / PRIOR / _prior_key(frozen, sampling, network, prompt)
     there = len(prior_files(folder, count))
     if there < count:
         plain(console, f"  generating {count - there} images of {prompt!r} into {folder}")
@@ -124,7 +124,15 @@ def _prior(
         with working(console, "generating images") as progress:
             pictures = sample(frozen, network.to(device), [prompt] * len(seeds), seeds, sampling)
             for done, (seed, picture) in enumerate(zip(seeds, pictures, strict=True), 1):
-                save_picture(picture, prior_file(folder, seed))
+                save_picture(picture, prior_file(folder, seed), shared=True)
                 progress(done, len(seeds))
     found = prior_files(folder, count)
     return CaptionedImages(found, (prompt,) * len(found))
+
+
+def _prior_key(frozen: Frozen, sampling: SampleSettings, network: nn.Module, prompt: str) -> str:
+    """All that decides the prior's images."""
+    parts = [network, *frozen.encoders, *(() if frozen.vae is None else (frozen.vae,))]
+    scheduler = {name: str(value) for name, value in frozen.pipe.scheduler.config.items()}
+    settings = {name: value for name, value in asdict(sampling).items() if name != "batch_size"}
+    return content_key(*map(fingerprint, parts), frozen.text_key, scheduler, settings, prompt)[:16]

@@ -23,7 +23,7 @@ from snella.console import working
 from snella.data import CaptionedImages, Preprocessing, Transform
 from snella.data.cache import TensorCache, content_key, image_key
 from snella.data.generation_transforms import generation_eval_transform
-from snella.data.images import UnreadableImage, image_files
+from snella.data.images import UnreadableImage, images_below
 from snella.errors import UserError
 from snella.tasks.backbone import fingerprint
 from snella.tasks.diffusion import Frozen
@@ -163,9 +163,8 @@ def cached_texts(
 
 def prior_files(folder: Path, most: int) -> tuple[str, ...]:
     """The first `most` images of a prior's folder, as many as there are."""
-    if not folder.is_dir() or not any(os.scandir(folder)):
-        return ()
-    return image_files([folder])[:most]
+    names = images_below(str(folder)) if folder.is_dir() else []
+    return tuple(os.path.join(folder, name) for name in names[:most])
 
 
 def missing_numbers(folder: Path, most: int) -> list[int]:

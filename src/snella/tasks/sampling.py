@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,7 @@ def sample(
         for start in range(0, len(asked), settings.batch_size):
             part = asked[start : start + settings.batch_size]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + settings.batch_size]]
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32), _decoding_in_fp32(frozen.vae):
                 if embeds:
                     of_part = [embeds[prompt] for prompt in part]
                     pictures = _by_pipeline(frozen, network, of_part, embeds[""], generators, settings)
@@ -72,6 +73,25 @@ def sample(
     finally:
         network.train(was_training)
         frozen.to("cpu", encoders=False)
+
+
+@contextmanager
+def _decoding_in_fp32(vae: Any) -> Iterator[None]:
+    """Let no autocast reach the decoder: SDXL's overflows in fp16, and diffusers looks at its weights' type alone."""
+    if vae is None:
+        yield
+        return
+    decode = vae.decode
+
+    def plain(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(latents.device.type, enabled=False):
+            return decode(latents.float(), *args, **kwargs)
+
+    vae.decode = plain
+    try:
+        yield
+    finally:
+        del vae.decode  # the class's own again
 
 
 def check_steps(frozen: Frozen, steps: int) -> None:

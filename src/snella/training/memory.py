@@ -76,7 +76,7 @@ class PeakMemory:
         with Storages() as storages:
             yield
         self._measured = True
-        tensors = (value for value in batch if isinstance(value, Tensor))
+        tensors = (leaf for leaf in tree_leaves(list(batch)) if isinstance(leaf, Tensor))  # a prior's are nested
         saved = storages.alive((*tensors, *self._model.parameters(), *self._model.buffers()))
         self.bytes = max(self.bytes, step_bytes(self._model, saved))
 

@@ -225,7 +225,9 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         return torch.cat(deltas)
 
     def _in_force(self) -> list[str]:
-        """Adapters whose update is not in the base weight and has to be added."""
+        """Adapters whose update is not in the base weight and has to be added; disabled ones are taken out of it."""
+        if self.merged and self.disable_adapters:
+            self.unmerge()
         if self.disable_adapters or self.merged:
             return []
         return [name for name in self.active_adapters if name in self.settings]
@@ -238,10 +240,8 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         `qkv.weight`), and have to see the update. In evaluation without gradients it is kept until a factor, a
         budget, a scale or W changes.
         """
-        if self.merged and self.disable_adapters:
-            self.unmerge()
-        base = self._base().weight
         names = self._in_force()
+        base = self._base().weight
         if not names:
             return base
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -280,8 +280,6 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (b, ..., in) or (b, in, h, w) -> y, as the base layer gives it with the adapted weight."""
-        if self.merged and self.disable_adapters:
-            self.unmerge()
         names = self._in_force()
         if not names:
             return self.base_layer(x)

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from snella.data.captions import read_captioned_data
 from snella.data.paths import existing, read_text
+from snella.data.readers import read_data
+from snella.data.segmentation import read_masked_data
 from snella.errors import UserError
 
 
@@ -50,3 +53,16 @@ def test_text_is_utf_8_with_or_without_a_mark(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("é.jpg 0\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"a\.txt is not UTF-8 text"):
         read_text(str(tmp_path / "a.txt"))
+
+
+@pytest.mark.parametrize(
+    ("name", "read"), [("digits", read_data), ("brain", read_masked_data), ("photos", read_captioned_data)]
+)
+def test_a_folder_without_images_that_hides_bundled_data_says_so(name, read, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name / "runs").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"^{name} .*hides the bundled data of that name: rename it"):
+        read(name, seed=0)
+    with pytest.raises(UserError) as caught:
+        read(str(tmp_path / name), seed=0)
+    assert "hides" not in str(caught.value)

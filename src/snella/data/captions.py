@@ -14,7 +14,7 @@ from snella.data.caption_folders import is_captioned as is_caption_folder
 from snella.data.dataset import SPLITS, ImageData, Listing
 from snella.data.folders import no_folder
 from snella.data.images import Progress, open_image
-from snella.data.paths import existing
+from snella.data.paths import existing, hiding
 from snella.data.readers import absent_classes, by_classes, only_test, readable
 from snella.data.splits import check_fractions, split_off, taken, with_train
 from snella.errors import UserError
@@ -136,7 +136,8 @@ def _listing(data: str) -> tuple[Listing, Captions]:
             names = tuple(photos.SETS)
             existing(path, others=names, remedy=f"give {EXPECTED}, or {' or '.join(names)}")
         if os.path.isdir(path):
-            return caption_folder(path)
+            with hiding(data, photos.SETS):
+                return caption_folder(path)
     except OSError as error:
         raise UserError(f"{error.filename or data} cannot be read: {error.strerror or error}; check it") from None
     raise no_folder(path, "the folder that holds it", f"is no folder; give {EXPECTED}")

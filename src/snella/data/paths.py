@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 from snella.errors import UserError
@@ -34,6 +36,17 @@ def existing(path: str, *, others: tuple[str, ...] = (), remedy: str = "check th
     if near:
         raise UserError(f"{path} does not exist; did you mean {' or '.join(near)}?")
     raise UserError(f"{path} does not exist; {remedy}")
+
+
+@contextmanager
+def hiding(data: str, names: Container[str]) -> Iterator[None]:
+    """What fails inside says so too, if the path that it fails on hides the bundled data of that name."""
+    try:
+        yield
+    except UserError as error:
+        if data in names and os.path.exists(data):
+            raise UserError(f"{error}; it hides the bundled data of that name: rename it to have those") from None
+        raise
 
 
 def read_text(path: str) -> str:

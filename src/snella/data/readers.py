@@ -15,7 +15,7 @@ from snella.data.images import Progress, UnreadableImage, check_images
 from snella.data.manifests import SUFFIXES as MANIFEST_SUFFIXES
 from snella.data.manifests import manifest
 from snella.data.masked_folders import is_masked_folder
-from snella.data.paths import existing
+from snella.data.paths import existing, hiding
 from snella.data.splits import check_fractions, complete_splits
 from snella.data.timm_source import PREFIXES, is_timm_name, timm_source
 from snella.errors import UserError
@@ -112,7 +112,8 @@ def _listing(data: str, seed: int) -> Listing:
             if is_timm_name(data):
                 return timm_source(data)
             existing(path, others=tuple(BUNDLED), remedy=f"give {ACCEPTED}")
-        listing = _path_listing(path)
+        with hiding(data, BUNDLED):
+            listing = _path_listing(path)
     except OSError as error:
         raise UserError(f"{error.filename or data} cannot be read: {error.strerror or error}; check it") from None
     if not any(listing.splits.values()):

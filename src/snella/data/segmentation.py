@@ -17,7 +17,7 @@ from snella.data.mask_codes import find_code
 from snella.data.mask_scan import MaskFacts, scan
 from snella.data.masked_folders import EXPECTED, MaskListing, Pair, is_masked_folder, masked_folder
 from snella.data.masks import IGNORE, RGB, MaskCode, MaskData, MaskedImages
-from snella.data.paths import existing
+from snella.data.paths import existing, hiding
 from snella.data.splits import check_fractions, split_off, taken
 from snella.errors import UserError
 
@@ -125,7 +125,8 @@ def _path(data: str) -> str | None:
 
 def _listing(path: str) -> MaskListing:
     try:
-        return masked_folder(path)
+        with hiding(path, (brain.NAME,)):
+            return masked_folder(path)
     except OSError as error:
         raise UserError(f"{error.filename or path} cannot be read: {error.strerror or error}; check it") from None
 

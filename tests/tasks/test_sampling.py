@@ -15,12 +15,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 import tiny_pipelines as tiny
+from snella.errors import UserError
 from snella.tasks.backbone import BackboneSpec
 from snella.tasks.diffusion import Frozen, build_network, frozen_parts
 from snella.tasks.sampling import SampleSettings, sample
 
 SIDE = 16
-SETTINGS = SampleSettings(SIDE, steps=3, guidance=3.0)
+SETTINGS = SampleSettings(SIDE, steps=3)
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "sd": tiny.write_sd,
     "sdxl": tiny.write_sdxl,
@@ -107,7 +108,8 @@ def test_images_of_prompts_are_the_whole_pipelines(name: str, made: Made) -> Non
         width=SIDE,
         **call,
     ).images
-    assert difference(sampled(frozen, network, ["a photo of cat"], [4], SETTINGS), [expected]) <= 1
+    found = sampled(frozen, network, ["a photo of cat"], [4], with_batch(1, guidance=3.0))
+    assert difference(found, [expected]) <= 1
 
 
 @pytest.mark.parametrize("name", TEXT)
@@ -250,3 +252,17 @@ def test_one_channel_becomes_a_grey_picture(made: Made) -> None:
 def test_nothing_asked_is_nothing_made(name: str, made: Made) -> None:
     _, frozen, network = made(name)
     assert sampled(frozen, network, [], [], SETTINGS) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("unet", {"guidance": 2.0}, "--guidance 2: DDPMPipeline knows no empty text or class"),
+        ("unet-classes", {"guidance": 7.5}, "--guidance 7.5: DDPMPipeline knows"),
+        ("sd", {"steps": 1001}, "1001 denoising steps are more than the 1000"),
+    ],
+)
+def test_what_a_pipeline_cannot_do_is_refused(name: str, changes: dict[str, Any], message: str, made: Made) -> None:
+    _, frozen, network = made(name)
+    with pytest.raises(UserError, match=message):
+        sampled(frozen, network, asked_of(name), [1, 2, 3], with_batch(1, **changes))

@@ -32,7 +32,7 @@ from snella.tasks.diffusion import Condition, Frozen, condition_of
 from snella.tasks.fidelity import Fidelity, fidelity
 from snella.tasks.generation_data import prepare
 from snella.tasks.objective import Objective, with_offset
-from snella.tasks.sampling import SampleSettings, check_steps, sample
+from snella.tasks.sampling import SampleSettings, check_settings, sample
 
 LEVELS = 4  # parts of the noise range; an evaluation looks at each image once in each
 
@@ -104,7 +104,7 @@ class Generate:
         self.snr_gamma, self.noise_offset = snr_gamma, noise_offset
         self.caption_dropout, self.prior_weight = caption_dropout, prior_weight
         self.empty: dict[str, Tensor] | None = None  # embeddings of the empty caption, each (1, ...)
-        check_steps(frozen, sampling.steps)
+        check_settings(frozen, sampling)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """The mean squared error of what the model predicts (0-d) in fp32, weighted as asked for."""

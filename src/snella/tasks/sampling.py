@@ -22,7 +22,7 @@ class SampleSettings:
     Args:
         size: side of an image, pixels.
         steps: denoising steps, of the pipeline's own scheduler; class-conditional and unconditional models take DDIM.
-        guidance: scale of classifier-free guidance; 1 is none. None: what is usual for the pipeline.
+        guidance: scale of classifier-free guidance; 1 or less is none. None: what is usual for the pipeline.
         batch_size: images at a time.
     """
 
@@ -46,9 +46,9 @@ def sample(
     Noise is drawn on the CPU, so that a seed means the same anywhere.
 
     Raises:
-        UserError: more steps than the scheduler was trained with.
+        UserError: more steps than the scheduler was trained with, guidance of a pipeline that has none.
     """
-    check_steps(frozen, settings.steps)
+    check_settings(frozen, settings)
     weight = next(network.parameters())
     device, dtype = weight.device, weight.dtype
     embeds: dict[str | int | None, dict[str, Tensor]] = {}
@@ -94,11 +94,16 @@ def _decoding_in_fp32(vae: Any) -> Iterator[None]:
         del vae.decode  # the class's own again
 
 
-def check_steps(frozen: Frozen, steps: int) -> None:
-    """Refuse more denoising steps than the scheduler knows timesteps. Raises UserError."""
-    most = frozen.pipe.scheduler.config.num_train_timesteps
+def check_settings(frozen: Frozen, settings: SampleSettings) -> None:
+    """Raises UserError for what a pipeline cannot do: more steps than it knows timesteps, guidance by nothing."""
+    steps, most = settings.steps, frozen.pipe.scheduler.config.num_train_timesteps
     if steps > most:
         raise UserError(f"{steps} denoising steps are more than the {most} that the scheduler knows; take fewer")
+    if frozen.family.guidance == 1 and settings.guidance is not None and settings.guidance > 1:
+        kind = type(frozen.pipe).__name__
+        raise UserError(
+            f"--guidance {settings.guidance:g}: {kind} knows no empty text or class to guide by; leave it out"
+        )
 
 
 def _by_pipeline(

@@ -18,6 +18,7 @@ from snella.delta import GATES, KERNELS
 from snella.errors import UserError
 from snella.methods import METHODS
 from snella.recipe import differences, read_recipe, to_yaml
+from snella.tasks.table import TASKS
 from snella.validation import validate
 
 SOURCE = Path(snella.config.__file__)
@@ -223,7 +224,15 @@ def test_smoke_shrinks_and_shrinks_once():
 
 @pytest.mark.parametrize("task", get_args(snella.config.Task))
 def test_what_smoke_makes_is_valid_itself(task):
-    validate(shrunk(TrainConfig(task=task, data="a")))
+    backbone = "small_unet" if task == "generate" else TrainConfig.backbone
+    small = shrunk(TrainConfig(task=task, data="a", backbone=backbone))
+    validate(small)
+    TASKS[task].check(small)
+
+
+def test_smoke_takes_few_images_of_a_prior():
+    config = TrainConfig(task="generate", data="a", backbone="small_unet", prior_prompt="a dog")
+    assert shrunk(config).prior_images == 4
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The README's snippets run as they stand."""
+"""The snippets of README and docs run as they stand."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ import snella.methods
 import tiny_pipelines
 from snella import SnellaConfig
 from snella.cli import COMMANDS, Train, main
+from snella.data.caption_folders import caption_folder
+from snella.data.class_names import names_file
+from snella.data.folders import image_folder
+from snella.data.manifests import manifest
+from snella.data.masked_folders import masked_folder
 from snella.plan import Plan
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+DATA = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 
 
 def snippets(language: str, text: str = README) -> list[str]:
@@ -58,7 +64,7 @@ def test_commands_exist_and_train_parses() -> None:
     assert all(command[0] in COMMANDS for command in commands(README))
     trained = [tyro.cli(Train, args=command[1:]).config for command in commands(README) if command[0] == "train"]
     assert [(config.task, config.data) for config in trained] == [
-        ("classify", "photos/"),
+        ("classify", "flowers/"),
         ("segment", "cells/"),
         ("generate", "my_dog/"),
     ]
@@ -75,3 +81,43 @@ def test_comparisons_are_planned(monkeypatch: pytest.MonkeyPatch) -> None:
             assert main(command) == 0
     assert [len(plan.tasks) for plan in plans] == [1, 19, 4]
     assert plans[-1].methods == tuple(snella.methods.METHODS)
+
+
+def written(folder: Path, name: str, text: str) -> str:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text, encoding="utf-8")
+    return str(folder / name)
+
+
+def test_layouts_of_folders_are_read(tmp_path: Path) -> None:
+    """Each column of a layout by itself; no image is opened for that."""
+    for layout in snippets("text", DATA):
+        for side in (0, 1):
+            for line in layout.splitlines():
+                written(tmp_path / str(side), line.split()[side], "")
+    assert image_folder(str(tmp_path / "0" / "flowers")).classes == ("daisy", "rose")
+    assert set(image_folder(str(tmp_path / "1" / "flowers")).splits) == {"train", "test"}
+    assert masked_folder(str(tmp_path / "0" / "cells")).splits == {"all": [("images/1.jpg", "masks/1.png")]}
+    assert set(masked_folder(str(tmp_path / "1" / "cells")).splits) == {"train"}
+
+
+def test_files_beside_images_are_read(tmp_path: Path) -> None:
+    (table,) = snippets("csv", DATA)
+    lines, captions = snippets("jsonl", DATA)
+    listing = manifest(written(tmp_path, "manifest.csv", table))
+    assert {split: len(entries) for split, entries in listing.splits.items()} == {"train": 2, "test": 2}
+    assert manifest(written(tmp_path, "manifest.jsonl", lines)).classes == listing.classes == ("daisy", "rose")
+    dog = tmp_path / "dog"
+    written(dog, "metadata.jsonl", captions)
+    for name in ("1.jpg", "2.jpg"):
+        written(dog, name, "")
+    assert caption_folder(str(dog))[1] == {"1.jpg": "a photo of sks dog", "2.jpg": "sks dog, asleep"}
+    forms = [
+        names_file([str(Path(written(tmp_path / str(i), "classes.json", text)).parent)])
+        for i, text in enumerate(snippets("json", DATA))
+    ]
+    assert [form and (form.names, form.values) for form in forms] == [
+        (("background", "cell"), values) for values in ((0, 1), (0, 255), (0, 1))
+    ]
+    assert forms[2] is not None
+    assert forms[2].colors == ((0, 0, 0), (255, 0, 0))

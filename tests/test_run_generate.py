@@ -492,12 +492,13 @@ def test_the_estimate_counts_batches_of_a_larger_prior(sd, flat, tmp_path, monke
     found: dict[str, Any] = {}
     estimate = snella.run.estimate
     monkeypatch.setattr("snella.run.estimate", lambda *a, **k: found.update(k) or estimate(*a, **k))
-    prior = write_flat(tmp_path / "prior", 4)
+    prior = tmp_path / "prior"
     flags = ("--prompt", PROMPT, "--prior-prompt", "a photo", "--prior-data", str(prior), "--batch-size", "100")
     assert train(flat, sd, tmp_path / "run", *flags, "--prior-images", "50", "--estimate") == 0
     assert found["batch_size"] == 50
     assert train(flat, sd, tmp_path / "run", *flags, "--prior-images", "1", "--estimate") == 0
     assert found["batch_size"] < 50
+    assert not prior.exists()  # to count, none is made
 
 
 # Data

@@ -58,7 +58,8 @@ class Train:
 class Compare:
     """Tune by several methods on the same data: the learning rate of each is chosen on val, then come more seeds.
 
-    Any flag of snella train may follow, for all runs alike: --data, --epochs, --backbone ..."""
+    Flags of snella train may follow, for all runs alike: --data, --epochs, --backbone ... but not what is set for each
+    run: --method, --lr, --seed, --test, --resume, --overwrite, --estimate."""
 
     recipe: str | None = None
     """Defaults of the runs, as for snella train, or a suite of tasks, all of which are run."""
@@ -69,9 +70,10 @@ class Compare:
     """Seeds of the runs; the first one chooses the learning rate."""
     lr_grid: str | None = None
     """Learning rates to choose from. None: three of 1e-5,3e-5,1e-4 ... 1e-1 around the method's usual one (or the
-    recipe's, for its method), and further ones for as long as the best is at an end; none below --min-lr."""
+    recipe's, for its method), further ones for as long as the best is at an end, and at last half rungs (5e-4 ...) on
+    both sides of the best; none below --min-lr."""
     workers: int = 1
-    """Runs at once, each with its share of the cores."""
+    """Runs at once, each with its share of the cores (for processes that decode images, see train, use a recipe)."""
     out: str | None = None
     """Folder of the runs (METHOD/lr-RATE/seed-SEED) and the results; None: runs/compare-RECIPE, or -DATA.
     Finished runs in it are not run again."""
@@ -84,12 +86,13 @@ class Evaluate:
     run: Annotated[Positional[str], arg(metavar="RUN")] = ""
     """Run folder that snella train wrote."""
     data: str | None = None
-    """Other images to test on, in any layout that train takes; their test split, or all where there is none.
+    """Other images to test on, in any layout that train takes; their test split, or val, or all if they are not split.
     None: the data of the run."""
     split: Literal["train", "val", "test"] = "test"
     """Which split of the run's data."""
     features: str | None = None
-    """Compare images that the run makes with the split's, in the features of this model: KID, FID, similarity.
+    """Compare images that the run makes with the split's, in the features of this model: KID and similarity, and FID
+    where there are as many images on both sides as features.
     A backbone's name (vit_small_focus; vit_base_patch32_clip_224.openai for CLIP-I), or inception (torch-fidelity)."""
     samples: int = 64
     """How many images it makes for that."""
@@ -141,7 +144,7 @@ class Merge:
     out: str = ""
     """Folder for the checkpoint. Needed; has no default."""
     onnx: str | None = None
-    """Also write an ONNX model to this file and check it (needs onnx, onnxruntime and onnxscript)."""
+    """Also write an ONNX model to this file and check it (needs onnx, onnxruntime, onnxscript, torch 2.8)."""
 
 
 @dataclass(frozen=True)

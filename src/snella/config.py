@@ -65,13 +65,15 @@ class TrainConfig:
     """What makes a map of classes out of the backbone's features, to segment.
     None: plain (two convolutions) for plain ViTs, unet for backbones with several scales; hf: models have their own."""
     adapt_decoder: bool = False
-    """Tune the decoder's layers as the backbone's are and train its last one only; for a pre-trained decoder.
+    """Tune the decoder's layers as the backbone's are, and train its norms and its last one as they are; for a
+    pre-trained decoder.
     Off: the decoder is trained as a whole."""
 
     method: Method = "snella"
-    """How the backbone is tuned. snella and snell are this package's; bitfit trains biases, linear the head."""
+    """How the backbone is tuned. snella and snell are this package's; bitfit trains biases, linear the head.
+    shira (linear layers alone) and oft (no ConvNeXt, no ResNet) do not suit every backbone."""
     r: int = 32
-    """Rank of the update's two factors. 32 as published; lora, dora and adalora use it too."""
+    """Rank of the update's two factors. 32 as published; lora, dora, adalora and shira use it too."""
     heads: int = 2
     """Parts that r is split into, for snella and snell; divides r. 2 as published."""
     kernel: Kernel = "mixk"
@@ -97,7 +99,7 @@ class TrainConfig:
     init_warmup: int = 0
     """Steps before budgets first change. 0 as published."""
     final_warmup: int = 0
-    """Steps at the end during which the budget stays at its target. 0 as published."""
+    """Steps at the end during which the budget stays at its target. 0 as published; for adalora that is a tenth."""
     allocate_every: int | None = None
     """Steps between two divisions of the budget. None: once an epoch, as published."""
     target_modules: tuple[str, ...] | None = None
@@ -111,12 +113,13 @@ class TrainConfig:
     """What is computed a second time to save memory, for snella and snell; gradients stay the same to the bit.
     inputs: outputs of normalisations and activations. mlp: also an MLP's first product, for about a tenth more time."""
     drop_path: float = 0.0
-    """Drop-path of the backbone itself at its last block, 0 to 1; rises from 0 over depth. Off by default."""
+    """Drop-path of the backbone itself at its last block, 0 to 1; rises from 0 over depth. Off by default. To classify
+    and to segment."""
 
     epochs: int = 100
-    """Passes over the training images. 100 as published."""
+    """Passes over the training images, or over the images for prior_prompt where those are more. 100 as published."""
     batch_size: int = 32
-    """Images per step and device. The published recipes use 8 to 32."""
+    """Images per batch; a step takes --accumulate of them. The published recipes use 8 to 32."""
     optimizer: Optimizer = "adamw"
     """What makes a step of the gradients: adamw as published.
     adamw8bit keeps AdamW's two moments in 8 bits (needs the package bitsandbytes and a CUDA device)."""
@@ -156,18 +159,18 @@ class TrainConfig:
     prior_data: str | None = None
     """Folder of images for prior_prompt; those that are missing are generated into it. None: in the cache."""
     prior_images: int = 100
-    """How many images there are for prior_prompt."""
+    """How many images there are for prior_prompt; an epoch takes each once if they are more than the data's."""
     prior_weight: float = 1.0
     """Weight of the loss on them."""
     cache: bool = True
     """Keep latents and text embeddings on disk ($SNELLA_CACHE or ~/.cache/snella), to generate; the encoders then leave
-    the device. Not with augment crop, which shows other pixels each time."""
+    the device. Not with augment crop or color_jitter, which show other pixels each time."""
     half_weights: bool = False
     """Hold frozen weights in the half precision of --precision, to generate; what is tuned stays in fp32."""
     gradient_checkpointing: bool = False
     """Compute a network's activations a second time, to generate: far less memory, about a third more time."""
     sample_prompts: tuple[str, ...] | None = None
-    """Prompts or classes of the sample grids, to generate. None: all classes, or the first captions."""
+    """Prompts or classes of the sample grids, to generate. None: the first 8 classes or 4 captions."""
     samples: int = 4
     """Images for each of them; image i has seed i."""
     sample_every: int | None = None
@@ -177,22 +180,23 @@ class TrainConfig:
     guidance: float | None = None
     """Guidance scale of samples, to generate. None: what is usual for the pipeline."""
     label_smoothing: float = 0.0
-    """Share of the target spread over the other classes, 0 to 1. Off as published."""
+    """Share of the target spread over the other classes, to classify and to segment, 0 to 1. Off as published."""
     class_weights: bool = False
-    """Weigh classes by the inverse of their frequency, for unbalanced data."""
+    """Weigh classes by the inverse of their frequency, for unbalanced data, to classify and to segment."""
     mixup: float = 0.0
-    """Alpha of mixup's beta distribution; 0 is off, as published."""
+    """Alpha of mixup's beta distribution, to classify; 0 is off, as published."""
     cutmix: float = 0.0
-    """Alpha of CutMix's beta distribution; 0 is off, as published."""
+    """Alpha of CutMix's beta distribution, to classify; 0 is off, as published."""
     augment: Literal["none", "flip", "crop"] = "flip"
     """How training images vary: none, flip (left-right) or crop (random-resized crop and flip, as for FGVC).
-    flip changes no scale, so it suits most images; use none where left and right matter."""
+    flip changes no scale, so it suits most images; use none where left and right matter. To generate, crop keeps the
+    scale: a random square."""
     auto_augment: str | None = None
-    """A timm policy such as rand-m9-mstd0.5-inc1, original or augmix-m5-w4. Off as published."""
+    """A timm policy such as rand-m9-mstd0.5-inc1, original or augmix-m5-w4, to classify. Off as published."""
     color_jitter: float = 0.0
     """Strength of brightness, contrast and saturation changes. Off as published."""
     random_erasing: float = 0.0
-    """Share of the training images that get a rectangle erased, 0 to 1. Off as published."""
+    """Share of the training images that get a rectangle erased, to classify, 0 to 1. Off as published."""
     ema: float | None = None
     """Decay of an average of the tuned weights, which is then what is evaluated and saved.
     0.9999 as published for FGVC. None: no average, since a short run would hardly move it."""
@@ -220,7 +224,8 @@ class TrainConfig:
     tensorboard: bool = False
     """Write TensorBoard events as well (needs the package tensorboard)."""
     smoke: bool = False
-    """Shrink any recipe to a minute: few images per class, 2 epochs, small images. Shows that it runs, no more."""
+    """Shrink any recipe to a minute: 8 images of each class (to segment and to generate, 8) in each split, 2 epochs, at
+    most 112 pixels (to generate, the network's size). Shows that it runs, no more."""
 
     out: str | None = None
     """Folder for the results. None: runs/DATA-METHOD-sSEED."""
@@ -229,7 +234,7 @@ class TrainConfig:
     overwrite: bool = False
     """Replace an existing run folder, once data and model are ready."""
     estimate: bool = False
-    """Print the memory that a training step needs, and train nothing; the run folder is not touched."""
+    """Print the memory that a training step needs, and train nothing; no run folder is written."""
 
 
 DEFAULTS = TrainConfig()
@@ -288,7 +293,7 @@ SMOKE_IMAGE = 112  # pixels; whole patches of both 14 and 16
 def shrunk(config: TrainConfig) -> TrainConfig:
     """What `--smoke` makes of a config; the images per class are limited where the data is read."""
     if config.task == "generate":  # at the size that the network makes
-        few = {"samples": 2, "sample_steps": 4, "prior_images": 4}
+        few = {"samples": 2, "sample_steps": 4} | ({"prior_images": 4} if config.prior_prompt is not None else {})
         config = replace(config, **{name: min(getattr(config, name), most) for name, most in few.items()})
     else:
         config = replace(config, image_size=min(config.image_size or SMOKE_IMAGE, SMOKE_IMAGE))

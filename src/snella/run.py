@@ -209,7 +209,6 @@ def _prepare(config: TrainConfig, console: Console) -> Prepared:
     examples: Mapping[str, Examples] = data.splits
     if config.estimate:  # a few are enough to count
         examples = {name: module.few(part, FEW) for name, part in data.splits.items()}
-        config = replace(config, prior_images=min(config.prior_images, FEW))
     if isinstance(task, Generates):
         device = accelerator_for(config.device, config.precision).device
         shown = replace(data, splits=dict(examples))

@@ -84,7 +84,7 @@ def cells(result: TaskResult) -> tuple[list[str], list[list[str]]]:
                 decimal_bytes(int(cost["adapter_bytes"])),
                 decimal_bytes(int(cost["peak_memory_bytes"])),
                 duration(cost["seconds"]),
-                f"{cost['step_seconds'] * 1000:.3g} ms",
+                f"{cost['step_seconds'] * 1000:,.{0 if cost['step_seconds'] >= 0.1 else 1}f} ms",
             ]
         )
     if not paired:

@@ -81,10 +81,10 @@ def noise_level_table(rows: Sequence[LevelRow]) -> Table:
 
 def fidelity_line(found: Fidelity) -> str:
     """How near generated images come to real ones."""
-    fid = f", FID {found.fid:.2f}" if found.fid is not None else ""
+    fid = f"FID {found.fid:.2f}" if found.fid is not None else "no FID (fewer images than features)"
     return (
         f"{found.generated} generated against {found.references} real images, features of {found.features}: "
-        f"KID {found.kid:.4f} ± {found.kid_std:.4f}{fid}, similarity {found.similarity:.3f}, to the nearest "
+        f"KID {found.kid:.4f} ± {found.kid_std:.4f}, {fid}, similarity {found.similarity:.3f}, to the nearest "
         f"{found.nearest:.3f}"
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,10 @@ def prepare(
     splits: dict[str, Any] = dict(data.splits)
     empty = None
     if config.prior_prompt is not None:
-        splits[PRIOR] = _prior(frozen, sampling, network, config, device, console)
+        if config.estimate:  # any images take the same memory
+            splits[PRIOR] = replace(data.splits["train"], captions=(config.prior_prompt,) * len(data.splits["train"]))
+        else:
+            splits[PRIOR] = _prior(frozen, sampling, network, config, device, console)
     if frozen.family.encode is not None:
         _tell_cuts(frozen, splits, console)
     still = config.augment != "crop" and not config.color_jitter  # the pixels are the same at each epoch

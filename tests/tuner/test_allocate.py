@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from snella import AllocationCallback, SnellaConfig
@@ -102,34 +104,33 @@ def test_a_first_step_that_overflows_leaves_equal_shares(vit: nn.Module, images:
     assert abs(sum(record["kept"].values()) - record["budget"]) <= len(record["kept"])
 
 
+def trainer(folder: Path, steps: int, *, seed: int = 2, **changes: Any) -> transformers.Trainer:
+    torch.manual_seed(seed)
+    config = transformers.ViTConfig(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=48,
+        image_size=32,
+        num_labels=3,
+    )
+    settings = changes.pop("config", None) or SnellaConfig(r=4, target_sparsity=0.9)
+    model = peft.get_peft_model(transformers.ViTForImageClassification(config), settings)
+    data = [{"pixel_values": torch.randn(3, 32, 32), "labels": i % 3} for i in range(8)]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=4,
+        save_steps=3,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        **changes,
+    )
+    return transformers.Trainer(model, arguments, train_dataset=data, callbacks=[AllocationCallback()])
+
+
 def test_the_transformers_trainer(tmp_path: Path) -> None:
-    import transformers
-
-    def trainer(folder: Path, steps: int) -> transformers.Trainer:
-        torch.manual_seed(2)
-        config = transformers.ViTConfig(
-            hidden_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=3,
-            intermediate_size=48,
-            image_size=32,
-            num_labels=3,
-        )
-        model = peft.get_peft_model(
-            transformers.ViTForImageClassification(config), SnellaConfig(r=4, target_sparsity=0.9)
-        )
-        data = [{"pixel_values": torch.randn(3, 32, 32), "labels": i % 3} for i in range(8)]
-        arguments = transformers.TrainingArguments(
-            output_dir=str(folder),
-            max_steps=steps,
-            per_device_train_batch_size=4,
-            save_steps=3,
-            report_to=[],
-            use_cpu=True,
-            disable_tqdm=True,
-        )
-        return transformers.Trainer(model, arguments, train_dataset=data, callbacks=[AllocationCallback()])
-
     straight = trainer(tmp_path / "a", 6)
     straight.train()
     sizes = [m.matrix_size("default") for m in straight.model.modules() if isinstance(m, SnellaLayer)]
@@ -144,3 +145,33 @@ def test_the_transformers_trainer(tmp_path: Path) -> None:
     (tmp_path / "b" / "checkpoint-3" / "allocator.safetensors").unlink()
     with pytest.warns(UserWarning, match="the averages of importance start anew"):
         trainer(tmp_path / "b", 6).train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-3"))
+
+
+def test_averages_are_those_of_the_checkpoint_that_is_resumed(tmp_path: Path) -> None:
+    """And not of another run's, in the folder that this one writes to."""
+    straight = trainer(tmp_path / "a", 6)
+    straight.train()
+    trainer(tmp_path / "b", 3, seed=5).train()
+    checkpoint = str(tmp_path / "a" / "checkpoint-3")
+    with pytest.warns(UserWarning, match="the averages of importance start anew.*resume_from_checkpoint"):
+        trainer(tmp_path / "b", 6).train(resume_from_checkpoint=checkpoint)
+    resumed = trainer(tmp_path / "c", 6, resume_from_checkpoint=checkpoint)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        resumed.train(resume_from_checkpoint=checkpoint)
+    assert budgets(resumed.model) == budgets(straight.model)
+
+
+def test_a_config_that_trained_once_follows_the_next_trainings_steps(tmp_path: Path) -> None:
+    config = SnellaConfig(r=4, target_sparsity=0.9)
+    trainer(tmp_path / "a", 12, config=config).train()
+    second, fresh = trainer(tmp_path / "b", 4, config=config), trainer(tmp_path / "c", 4)
+    second.train(), fresh.train()
+    assert budgets(second.model) == budgets(fresh.model)
+    assert config.total_step is None
+
+
+def test_a_schedule_of_other_steps_is_told(tmp_path: Path) -> None:
+    config = SnellaConfig(r=4, total_step=9)
+    with pytest.warns(UserWarning, match="total_step=9 .* training takes 3 steps"):
+        trainer(tmp_path, 3, config=config).train()

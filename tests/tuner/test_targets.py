@@ -69,6 +69,37 @@ def test_transformers_families(family: str) -> None:
     assert head_names(model) == ["classifier"]
 
 
+@pytest.mark.parametrize("family", ["CLIP", "Siglip", "DINOv3ViT"])
+def test_transformers_encoders_of_images(family: str) -> None:
+    """Attention and MLP of each block; nothing of the text's encoder or of a pooling head."""
+    import transformers
+
+    name = f"{family}Model" if family != "DINOv3ViT" else family + "ForImageClassification"
+    kind = getattr(transformers, name, None) or getattr(transformers, f"{family}Model")
+    config = kind.config_class()
+    with torch.device("meta"):
+        model = kind(config)
+    pattern = default_targets(model)
+    found = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
+    blocks = getattr(config, "vision_config", config).num_hidden_layers
+    assert len(found) == ATTENTION_AND_MLP * blocks
+    assert not any("text" in name or "pool" in name or "head" in name for name in found)
+
+
+def test_heads_of_transformers() -> None:
+    import transformers
+
+    def heads(kind: Any, **settings: Any) -> list[str]:
+        with torch.device("meta"):
+            return head_names(kind(kind.config_class(num_labels=7, **settings)))
+
+    assert heads(transformers.SegformerForSemanticSegmentation) == ["decode_head.classifier"]
+    assert heads(transformers.DPTForSemanticSegmentation) == ["head.head.4", "auxiliary_head.head.4"]
+    assert heads(transformers.DeiTForImageClassificationWithTeacher) == ["cls_classifier", "distillation_classifier"]
+    assert heads(transformers.TimmWrapperForImageClassification, architecture="resnet18") == ["timm_model.fc"]
+    assert heads(transformers.ViTModel) == []
+
+
 @pytest.mark.parametrize(
     "name", ["resnet18", "convnext_atto", "swin_tiny_patch4_window7_224", "efficientnet_lite0", "mobilenetv3_small_050"]
 )
@@ -248,6 +279,10 @@ def test_a_wrong_pattern_lists_the_candidates() -> None:
         peft.get_peft_model(model, SnellaConfig(r=4, target_modules=["qvk"]))
     with pytest.raises(UserError, match=r"norm1 is a LayerNorm; only Linear and Conv2d"):
         peft.get_peft_model(model, SnellaConfig(r=4, target_modules=["norm1"]))
+    with pytest.raises(UserError, match=r"\{'head'\} matches no layer .*left out: modules_to_save=\['head'\]\)"):
+        peft.get_peft_model(model, SnellaConfig(r=4, target_modules=["head"]))
+    with pytest.raises(UserError, match=r"'all-linear' matches no layer of ResNet"):
+        peft.get_peft_model(timm.create_model("resnet18"), SnellaConfig(r=4, target_modules="all-linear"))
 
 
 def test_explicit_lists_mean_what_peft_means() -> None:

@@ -304,11 +304,17 @@ def test_dropout_acts_on_the_input_of_the_update() -> None:
         ("update_dropout", 1.0, r"outside \[0, 1\)"),
         ("allocate_every", 0, "allocate_every=0 is less than 1"),
         ("fused_splits", {"qkv": 0}, "less than 1"),
+        ("fused_splits", {"attn.qkv": 3}, "no last part of a name; write 'qkv'"),
     ],
 )
 def test_wrong_settings_are_named(field: str, value: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         SnellaConfig(**{field: value})
+
+
+def test_budgets_that_would_never_move_are_refused() -> None:
+    with pytest.raises(UserError, match="allocate_every=10 is above total_step=9"):
+        SnellaConfig(allocate_every=10, total_step=9)
 
 
 def test_a_split_that_does_not_divide_is_named() -> None:

@@ -1,7 +1,7 @@
 """The same maths as `snella.delta`, fast and lean: every function here equals its definition."""
 
 from snella.ops.product import Convolution, Linear, adapted_product, draw_drop_path
-from snella.ops.rematerialize import recomputable, source_of, unwatch, watch
+from snella.ops.rematerialize import is_transformed, recomputable, source_of, unwatch, watch
 from snella.ops.selection import budget_threshold
 from snella.ops.update import Factors, Form, adapted_weight
 
@@ -14,6 +14,7 @@ __all__ = [
     "adapted_weight",
     "budget_threshold",
     "draw_drop_path",
+    "is_transformed",
     "recomputable",
     "source_of",
     "unwatch",

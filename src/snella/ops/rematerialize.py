@@ -117,8 +117,14 @@ def unwatch(module: nn.Module) -> None:
             module._forward_hooks_with_kwargs.pop(key, None)
 
 
+def is_transformed() -> bool:
+    """Whether the code runs inside a transform of torch.func, whose tensors have no storage."""
+    functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
+    return functorch.peek_interpreter_stack() is not None
+
+
 def _remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or len(args) != 1 or kwargs:
+    if torch.compiler.is_compiling() or is_transformed() or not torch.is_grad_enabled() or len(args) != 1 or kwargs:
         return
     (x,) = args
     if not isinstance(x, Tensor) or not isinstance(output, Tensor) or not x.requires_grad or output is x:

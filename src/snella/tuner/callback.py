@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from snella.tuner.model import SnellaModel
 
 STATE_FILE = "allocator.safetensors"
+MARK = "adapter"  # in its metadata: of which weights these are the averages
 
 
 class AllocationCallback(TrainerCallback):
     """Calls `update_and_allocate` after every optimiser step of a `Trainer` whose model has a SNELLA adapter.
 
-    A `total_step` of None in the adapter's config becomes the trainer's number of steps. The running averages are
-    saved in each checkpoint folder and taken up again when training resumes from it.
+    Where the adapter's config leaves `total_step` open it is the trainer's number of steps. The running averages are
+    saved in each checkpoint folder and taken up again when training resumes from it: from one in `output_dir`, or from
+    `resume_from_checkpoint` of the training arguments.
 
     Example: `Trainer(model, args, ..., callbacks=[snella.AllocationCallback()])`
     """
@@ -28,22 +32,38 @@ class AllocationCallback(TrainerCallback):
     ) -> None:
         tuner = _tuner(kwargs["model"])
         for name in tuner.active_adapters:
-            if tuner.peft_config[name].total_step is None:
-                tuner.peft_config[name].total_step = state.max_steps
-        saved = _state_file(args, state)
-        if saved.exists():
-            tuner.load_allocator_state_dict(load_file(saved))
-        elif state.global_step:
-            warnings.warn(f"no {saved}: the averages of importance start anew", stacklevel=2)
+            total = tuner.peft_config[name].total_step
+            if total not in (None, state.max_steps):
+                warnings.warn(
+                    f"budgets follow total_step={total} of the adapter's config, and training takes {state.max_steps} "
+                    f"steps; set it to None for those",
+                    stacklevel=2,
+                )
+        if not state.global_step:
+            return
+        places = [_folder(args, state)]
+        if isinstance(args.resume_from_checkpoint, str):
+            places.insert(0, Path(args.resume_from_checkpoint))
+        for file in (place / STATE_FILE for place in places):
+            if file.exists() and _mark_in(file) == _mark(tuner):
+                tuner.load_allocator_state_dict(load_file(file))
+                return
+        warnings.warn(
+            f"the averages of importance start anew: no {STATE_FILE} of this checkpoint in "
+            f"{' or '.join(map(str, places))}; name it in the training arguments, resume_from_checkpoint",
+            stacklevel=2,
+        )
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        _tuner(kwargs["model"]).update_and_allocate(state.global_step + 1)  # the trainer counts after this event
+        # the trainer counts after this event
+        _tuner(kwargs["model"]).update_and_allocate(state.global_step + 1, state.max_steps)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            save_file(_tuner(kwargs["model"]).allocator_state_dict(), _state_file(args, state))
+            tuner = _tuner(kwargs["model"])
+            save_file(tuner.allocator_state_dict(), _folder(args, state) / STATE_FILE, {MARK: _mark(tuner)})
 
 
 def _tuner(model: Any) -> SnellaModel:
@@ -53,5 +73,20 @@ def _tuner(model: Any) -> SnellaModel:
     raise ValueError(f"{type(model).__name__} has no SNELLA adapter: wrap it with peft.get_peft_model first")
 
 
-def _state_file(args: TrainingArguments, state: TrainerState) -> Path:
-    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / STATE_FILE
+def _folder(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+
+
+def _mark(tuner: SnellaModel) -> str:
+    """What tells one adapter's weights from all others', whichever device they are on."""
+    digest = hashlib.sha256()
+    ends = tuple(f".{name}" for name in tuner.active_adapters)
+    for name, parameter in tuner.named_parameters():
+        if tuner.prefix in name and name.endswith(ends):
+            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _mark_in(file: Path) -> str | None:
+    with safe_open(file, framework="pt") as opened:
+        return (opened.metadata() or {}).get(MARK)

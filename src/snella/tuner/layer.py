@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from snella.ops import (
     adapted_weight,
     budget_threshold,
     draw_drop_path,
+    is_transformed,
     source_of,
 )
 from snella.tuner.config import SnellaConfig
@@ -51,8 +52,17 @@ class UpdateSettings:
     in_units_of_scale: bool  # the scalars: they would outgrow an update that is far smaller than they are
 
 
-def _take_scales(layer: nn.Module, _: object) -> None:
-    """Use the constants that a state dict has brought."""
+@dataclass(frozen=True)
+class CachedWeight:
+    """An adapted weight and what it was made of: identities of tensors, and values of those that train."""
+
+    key: tuple
+    values: tuple[Tensor, ...]
+    weight: Tensor
+
+
+def _take_scales(layer: nn.Module, _: object = None) -> None:
+    """Use the constants that a state dict, or a copy into the buffers (DDP, averages of weights), has brought."""
     assert isinstance(layer, SnellaLayer)
     for name in layer.snella_scale:
         units = cast(Tensor, layer.snella_scale[name])
@@ -64,10 +74,14 @@ def _take_scales(layer: nn.Module, _: object) -> None:
 
 
 def _is_traced(x: Tensor) -> bool:
-    """Whether operations are looked into (torch.compile, torch.func) or only planned (meta tensors)."""
-    functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
-    inside = functorch.peek_interpreter_stack() is not None
-    return torch.compiler.is_compiling() or inside or x.device.type == "meta"
+    """Whether operations are looked into (torch's compile, func and jit.trace) or only planned (meta tensors)."""
+    planned = torch.compiler.is_compiling() or torch.jit.is_tracing() or x.device.type == "meta"
+    return planned or is_transformed()
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether a module's call does more than its class's forward: hooks, or offloaded weights (accelerate)."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 class SnellaLayer(nn.Module, BaseTunerLayer):
@@ -99,7 +113,11 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self._active_adapter = adapter_name
         self._unmerged_weight: Tensor | None = None
-        self._cached_weight: tuple[tuple, Tensor] | None = None
+        self._cached_weight: CachedWeight | None = None
+        self.tied = False  # whether another adapted layer has the same weight
+        self.in_features = self._base().weight[0].numel()  # as PEFT's layers have them
+        self.out_features = len(self._base().weight)
+        self.cast_input_dtype_enabled = True
         self.update_layer(adapter_name, config)
 
     def _base(self) -> nn.Linear | nn.Conv2d:
@@ -244,15 +262,25 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         base = self._base().weight
         if not names:
             return base
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        tensors = self._sources(names)
+        visible = not (base.requires_grad or any(tensor.is_inference() for tensor in (base, *tensors)))
+        if self.training or torch.is_grad_enabled() or _is_traced(base) or not visible:
             return self._add_updates(base, names)
-        key = self._state_key(names)
-        if key is None:
-            return self._add_updates(base, names)
-        if self._cached_weight is None or self._cached_weight[0] != key:
-            self._cached_weight = None  # not two copies at once
-            self._cached_weight = (key, self._add_updates(base, names))
-        return self._cached_weight[1]
+        states = ((tensor.data_ptr(), tensor._version, tensor.dtype, tensor.device) for tensor in (base, *tensors))
+        key = (*states, *(self.scaling[name] for name in names))
+        # fused optimisers and writes to .data change values that train without a new version
+        values = tensors if any(tensor.requires_grad for tensor in tensors) else ()
+        cached = self._cached_weight
+        if cached is None or cached.key != key or not all(map(torch.equal, cached.values, values)):
+            self._cached_weight = cached = None  # not two copies at once
+            copies = tuple(tensor.detach().clone() for tensor in values)
+            self._cached_weight = cached = CachedWeight(key, copies, self._add_updates(base, names))
+        return cached.weight
+
+    def _sources(self, names: list[str]) -> list[Tensor]:
+        """The tensors that the adapters' updates are made of."""
+        by_adapters = [self.snella_kept, *(getattr(self, attribute) for attribute in self.adapter_layer_names)]
+        return [by_adapter[name] for name in names for by_adapter in by_adapters if name in by_adapter]
 
     def _add_updates(self, base: Tensor, names: list[str]) -> Tensor:
         delta = self.get_delta_weight(names[0])
@@ -260,22 +288,9 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
             delta = delta + self.get_delta_weight(name)
         return (base.to(delta.dtype) + delta.view_as(base)).to(base.dtype)
 
-    def _state_key(self, names: list[str]) -> tuple | None:
-        """What the adapted weight depends on, cheaply; None where changes cannot be seen (inference tensors)."""
-        tensors = [self._base().weight]
-        for name in names:
-            tensors.append(self.kept(name))
-            for attribute in self.adapter_layer_names:
-                if name in (by_adapter := getattr(self, attribute)):
-                    tensors.append(by_adapter[name])
-        if any(tensor.is_inference() for tensor in tensors):
-            return None
-        states = [(tensor.data_ptr(), tensor._version, tensor.dtype, tensor.device) for tensor in tensors]
-        return (*states, *(self.scaling[name] for name in names))
-
     def train(self, mode: bool = True) -> SnellaLayer:
-        """Set the mode, and free the adapted weight that evaluation kept."""
-        self._cached_weight = None
+        """Set the mode, free the adapted weight that evaluation kept, and look at the constants' buffers again."""
+        _take_scales(self)
         return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -283,6 +298,10 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         names = self._in_force()
         if not names:
             return self.base_layer(x)
+        if self.snella_A[names[0]].is_meta and not x.is_meta:
+            raise UserError(
+                f"{self.name}: its factors are offloaded, where nothing fetches them; merge_and_unload first"
+            )
         if len(names) == 1 and self.scaling[names[0]] == 1 and torch.is_grad_enabled() and not _is_traced(x):
             return self._lean(x, names[0])
         if self.training and any(self.settings[name].dropout or self.settings[name].drop_path for name in names):
@@ -290,13 +309,18 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
             for name in names:
                 y = y + self._regularised_update(x, name)
             return y
+        if _is_hooked(self.base_layer):  # whose weight may be elsewhere
+            update = torch.stack([self.get_delta_weight(name) for name in names]).sum(0)
+            return self.base_layer(x) + self._plain(x, update.view(self._base().weight.shape).to(x.dtype), bias=False)
         return self._plain(x, self.weight)
 
     def _lean(self, x: Tensor, name: str) -> Tensor:
         base, settings = self._base(), self.settings[name]
         y, weight, bias = None, base.weight, base.bias
-        if self.training and settings.dropout:  # the update sees another x than the weight: two products
-            y, weight, bias = self.base_layer(x), None, None
+        drops = self.training and settings.dropout  # the update sees another x than the weight
+        if drops or _is_hooked(base):
+            y, weight, bias = self.base_layer(x), None, None  # two products
+        if drops:
             x = F.dropout(x, settings.dropout)
         source = source_of(x) if settings.rematerialize else None
         x, product, padded = self._product(x)
@@ -367,11 +391,17 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
             self.merged_adapters.append(name)
         self._cached_weight = None
 
+    @torch.no_grad()
     def unmerge(self) -> None:
-        """Take the base weight back as it was before the first merge, to the bit."""
+        """Take the base weight back as it was before the first merge, to the bit; a shared one by subtraction."""
         if self._unmerged_weight is not None:
             base = self._base()
-            base.weight.data = self._unmerged_weight.to(base.weight.device, base.weight.dtype)
+            if self.tied:
+                for name in self.merged_adapters:
+                    delta = self.get_delta_weight(name).view_as(base.weight)
+                    base.weight.data = (base.weight.to(delta.dtype) - delta).to(base.weight.dtype)
+            else:
+                base.weight.data = self._unmerged_weight.to(base.weight.device, base.weight.dtype)
             self._unmerged_weight = None
             self.merged_adapters.clear()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ from snella.ops import recomputable, unwatch, watch
 from snella.tuner.config import SnellaConfig
 from snella.tuner.layer import SnellaLayer
 from snella.tuner.targets import adaptable, candidates, default_targets, head_names
+
+
+class _Found(list[str]):
+    """The heads that were found in a model, in its config: of another model with the same config they are others."""
 
 
 class SnellaModel(BaseTuner):
@@ -63,17 +68,21 @@ class SnellaModel(BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: SnellaConfig, model_config: dict) -> SnellaConfig:  # type: ignore[override]
         heads = head_names(self.model)
-        if peft_config.modules_to_save is None:
-            peft_config.modules_to_save = heads
-        if peft_config.target_modules is None:
+        if peft_config.modules_to_save is None or isinstance(peft_config.modules_to_save, _Found):
+            peft_config.modules_to_save = _Found(heads)
+        asked = peft_config.target_modules
+        if asked is None:
             peft_config.target_modules = default_targets(self.model)
-        elif peft_config.target_modules == "all-linear":
+        elif asked == "all-linear":
             peft_config.target_modules = self._all_linear(heads)
         names = [name for name, _ in self.model.named_modules()]
         if not any(self._check_target_module_exists(peft_config, name) for name in names):
+            besides = {"modules_to_save": peft_config.modules_to_save, "exclude_modules": peft_config.exclude_modules}
+            apart = ", ".join(f"{name}={value!r}" for name, value in besides.items() if value)
             raise UserError(
-                f"target_modules={peft_config.target_modules!r} matches no layer of {type(self.model).__name__} "
-                f"that is to be adapted; choose from: {', '.join(candidates(self.model))}"
+                f"target_modules={(asked or peft_config.target_modules)!r} matches no layer of "
+                f"{type(self.model).__name__} that is to be adapted{apart and f' (left out: {apart})'}; "
+                f"choose from: {', '.join(candidates(self.model))}"
             )
         return peft_config
 
@@ -117,9 +126,27 @@ class SnellaModel(BaseTuner):
                 f"{', '.join(candidates(self.model))}"
             )
         layer = SnellaLayer(target, adapter_name, peft_config, name=current_key)
+        for other in self._layers():
+            if other.get_base_layer().weight is target.weight:
+                other.tied = layer.tied = True
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # a further adapter trains only once it is made active
         self._replace_module(parent, target_name, layer, target)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """As PEFT does; its new parameters in the place of half-precision ones would all train."""
+        trains = {name: parameter.requires_grad for name, parameter in self.named_parameters()}
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        for name, parameter in self.named_parameters():
+            if parameter.is_floating_point():
+                parameter.requires_grad_(trains[name])
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Refuse what PEFT would leave unread: an adapter for each row of a batch."""
+        if kwargs.get("adapter_names") is not None:
+            raise UserError("adapter_names: a batch has one adapter; call the model for each, with set_adapter before")
+        yield
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter, as PEFT does, with its averages: another of that name starts with none."""
@@ -144,13 +171,14 @@ class SnellaModel(BaseTuner):
             by_adapter[adapter_name] = Importance(config.beta1, config.beta2)
         return by_adapter[adapter_name]
 
-    def update_and_allocate(self, step: int) -> dict[str, Any] | None:
+    def update_and_allocate(self, step: int, total_step: int | None = None) -> dict[str, Any] | None:
         """Update the importance and, when it is time, the budgets of the active adapter.
 
         Call it after `optimizer.step()` and before the gradients are cleared, with gradients that are not scaled.
 
         Args:
             step: optimiser steps done, from 1.
+            total_step: optimiser steps of the training, where the adapter's config leaves it open.
 
         Returns:
             None, or when budgets changed a record: step, budget (entries, all matrices), kept and size (entries, by
@@ -167,7 +195,8 @@ class SnellaModel(BaseTuner):
         )
         if config.gate == "none":
             return None  # nothing is selected
-        if config.total_step is None:
+        total_step = total_step if config.total_step is None else config.total_step
+        if total_step is None:
             if config.init_sparsity != config.target_sparsity and step == 1:
                 warnings.warn(
                     f"total_step is None: budgets stay at init_sparsity={config.init_sparsity}; "
@@ -176,7 +205,7 @@ class SnellaModel(BaseTuner):
                 )
             return None
         sizes = [layer.matrix_size(name) for layer in layers for _ in layer.matrix_names(name)]
-        budget = _schedule(config, config.total_step).budget(step, sizes)
+        budget = _schedule(config, total_step).budget(step, sizes)
         if budget is None:
             return None
         scores = [s for layer in layers for s in importance.score([f"{layer.name}.A", f"{layer.name}.B"])]

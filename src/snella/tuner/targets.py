@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from timm.layers import Linear as TimmLinear
@@ -53,6 +55,19 @@ BACKBONES = (
             *("Dinov2WithRegistersBackbone", "Swinv2Backbone"),
         ),
         rf"(\w+\.)?(encoder\.)?layers?\.\d+\.(blocks\.\d+\.)?({_HF_ATTENTION}|{_HF_MLP})",
+    ),
+    Family(
+        "transformers",
+        (
+            *("CLIPVisionModel", "CLIPVisionTransformer", "SiglipVisionModel", "SiglipVisionTransformer"),
+            *("Siglip2VisionModel", "Siglip2VisionTransformer"),
+        ),
+        r"(vision_model\.)?encoder\.layers\.\d+\.(self_attn\.([qkv]_proj|out_proj)|mlp\.fc\d)",
+    ),
+    Family(
+        "transformers",
+        ("DINOv3ViTModel", "DINOv3ViTBackbone"),
+        r"(model\.)?layer\.\d+\.(attention\.[qkvo]_proj|mlp\.(up|gate|down)_proj)",
     ),
     Family(
         "transformers",
@@ -164,13 +179,17 @@ def default_targets(model: nn.Module) -> str:
 def head_names(model: nn.Module) -> list[str]:
     """Names of what belongs to the classes: timm's `get_classifier`, a `classifier`, or embeddings of classes.
 
-    [] where there is none. Embeddings are those of diffusers' UNet2DModel and DiT.
+    [] where there is none. Of transformers' models also what else gives as many outputs as there are labels, outside
+    the backbone. Embeddings are those of diffusers' UNet2DModel and DiT.
     """
-    if callable(get_classifier := getattr(model, "get_classifier", None)):
+    timm_model = getattr(model, "timm_model", model)  # of transformers' TimmWrapper
+    if callable(get_classifier := getattr(timm_model, "get_classifier", None)):
         head = get_classifier()
     else:
         head = getattr(model, "classifier", None)
     heads = [part for part in (head if isinstance(head, tuple | list) else [head]) if isinstance(part, nn.Module)]
+    if type(model).__module__.startswith("transformers."):
+        heads += _label_layers(model, [part for head in heads for part in head.modules()])
     heads += [
         part for name, part in model.named_modules() if name.endswith(CLASS_TABLES) and isinstance(part, nn.Embedding)
     ]
@@ -178,6 +197,20 @@ def head_names(model: nn.Module) -> list[str]:
         name
         for name, module in model.named_modules()
         if any(module is part for part in heads) and any(True for _ in module.parameters())
+    ]
+
+
+def _label_layers(model: Any, known: Sequence[nn.Module]) -> list[nn.Module]:
+    """The layers with an output for each label, outside the backbone and not among the known ones."""
+    backbone = getattr(model, model.base_model_prefix, None) or getattr(model, "backbone", None)
+    inside = {*known, *(backbone.modules() if isinstance(backbone, nn.Module) else ())}
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+        and len(module.weight) == model.config.num_labels
+        and module not in inside
+        and re.fullmatch(r".+For(ImageClassification|SemanticSegmentation)\w*", type(model).__name__)
     ]
 
 

@@ -1,0 +1,191 @@
+"""What surrounds a layer and could make its update stale, doubled or lost: optimisers, averages, hooks, transforms."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import peft
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from snella import SnellaConfig
+from snella.errors import UserError
+from snella.tuner import SnellaLayer
+from vits import tiny_vit
+
+TRAINED = dict(r=8, gate="hard", start_scale=5.0, init_sparsity=0.5)  # an update that tests can see
+
+
+def tuned(base: nn.Module, **overrides: object) -> Any:
+    return peft.get_peft_model(base, SnellaConfig(**(TRAINED | overrides)))
+
+
+def layers(model: nn.Module) -> list[SnellaLayer]:
+    return [module for module in model.modules() if isinstance(module, SnellaLayer)]
+
+
+def adapter(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if "snella_" in name}
+
+
+@torch.no_grad()
+def afresh(model: nn.Module, images: Tensor) -> Tensor:
+    """The output of a model that has kept nothing."""
+    return copy.deepcopy(model).train().eval()(images)
+
+
+@pytest.mark.parametrize("optimiser", [torch.optim.AdamW, torch.optim.SGD])
+def test_evaluation_sees_the_steps_of_fused_optimisers(optimiser: Any, vit: nn.Module, images: Tensor) -> None:
+    model = tuned(vit).eval()
+    steps = optimiser(adapter(model).values(), lr=0.01, fused=True)
+    for _ in range(2):
+        model(images).square().sum().backward()
+        with torch.no_grad():
+            before = model(images)
+        steps.step()
+        with torch.no_grad():
+            after = model(images)
+        assert not torch.equal(before, after)
+        assert torch.equal(after, afresh(model, images))
+
+
+def test_evaluation_sees_weights_that_are_written_past_autograd(vit: nn.Module, images: Tensor) -> None:
+    model = tuned(vit).eval()
+    with torch.no_grad():
+        before = model(images)
+        for parameter in adapter(model).values():
+            parameter.data.mul_(0.5)
+        after = model(images)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, afresh(model, images))
+
+
+def test_constants_copied_into_the_buffers_are_used(images: Tensor) -> None:
+    """As by DDP, which gives all processes the first one's."""
+    first, large = tiny_vit(), tiny_vit()
+    with torch.no_grad():
+        for parameter in large.parameters():
+            parameter.mul_(3)
+    model, other = tuned(first), tuned(large)
+    for target, source in zip(other.state_dict().values(), model.state_dict().values(), strict=True):
+        target.copy_(source)
+    model.eval(), other.eval()
+    with torch.no_grad():
+        assert torch.equal(model(images), other(images))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_layers_that_share_a_weight_merge_and_unmerge_in_any_order(order: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 6))
+    base[2].weight = base[0].weight
+    model = tuned(base, target_modules=["0", "2"])
+    two = layers(model)
+    weight = two[0].get_base_layer().weight
+    before = weight.detach().clone()
+    for layer in two:
+        layer.merge()
+    both = before + sum(layer.get_delta_weight("default") for layer in two)
+    torch.testing.assert_close(weight, both)
+    for i in order:
+        two[i].unmerge()
+    torch.testing.assert_close(weight, before)
+
+
+def test_an_adapter_for_each_row_is_refused(vit: nn.Module, images: Tensor) -> None:
+    model = tuned(vit)
+    with pytest.raises(UserError, match="adapter_names"):
+        model(images, adapter_names=["default"] * 3)
+
+
+def test_on_a_half_precision_base_only_the_active_adapter_trains(tmp_path: Path) -> None:
+    model = tuned(tiny_vit().bfloat16())
+    model.add_adapter("other", SnellaConfig(**TRAINED))
+    trained = {name for name, p in adapter(model).items() if p.requires_grad}
+    assert trained == {name for name in adapter(model) if name.endswith(".default")}
+    assert all(p.dtype == torch.float32 for p in adapter(model).values())
+    model.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(tiny_vit().bfloat16(), tmp_path)
+    assert loaded.get_nb_trainable_parameters()[0] == 0
+    again = peft.PeftModel.from_pretrained(tiny_vit().bfloat16(), tmp_path, is_trainable=True)
+    assert all(p.requires_grad for p in adapter(again).values())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_hooks_of_the_base_layer_are_called(training: bool, gradients: bool, vit: nn.Module, images: Tensor) -> None:
+    model = tuned(vit).train(training)
+    layer = layers(model)[0]
+    seen: list[Tensor] = []
+    with torch.set_grad_enabled(gradients):
+        expected = model(images)
+        layer.get_base_layer().register_forward_hook(lambda module, args, output: seen.append(output))
+        torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
+        layer.get_base_layer().register_forward_pre_hook(lambda module, args: (2 * args[0],))
+        assert not torch.allclose(model(images), expected, rtol=1e-4, atol=1e-5)
+    assert len(seen) == 2
+
+
+def test_offloaded_weights(vit: nn.Module, images: Tensor) -> None:
+    """Of the base they are fetched by hooks; factors have none."""
+    model = tuned(vit).eval()
+    with torch.no_grad():
+        expected = model(images)
+        for layer in layers(model):
+            accelerate.cpu_offload(layer.get_base_layer(), execution_device=torch.device("cpu"))
+            assert layer.get_base_layer().weight.is_meta
+        torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
+    whole = accelerate.cpu_offload(tuned(tiny_vit()), execution_device=torch.device("cpu"))
+    with pytest.raises(UserError, match="offloaded"):
+        whole(images)
+
+
+def test_transforms_of_functions(vit: nn.Module, images: Tensor) -> None:
+    model = tuned(vit).eval()
+    parameters = dict(model.named_parameters())
+    factors = adapter(model)
+
+    def loss(changed: dict[str, Tensor]) -> Tensor:
+        return functional_call(model, {**parameters, **changed}, (images,)).square().sum()
+
+    model(images).square().sum().backward()
+    for name, found in grad(loss)({name: p.detach() for name, p in factors.items()}).items():
+        torch.testing.assert_close(found, factors[name].grad, rtol=1e-3, atol=1e-4)
+    stacked = {name: torch.stack([p.detach(), 2 * p.detach()]) for name, p in factors.items()}
+    with torch.no_grad():
+        first, second = vmap(loss)(stacked)
+        torch.testing.assert_close(first, loss({}), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(second, loss({name: 2 * p for name, p in factors.items()}), rtol=1e-4, atol=1e-4)
+
+
+def test_traces(vit: nn.Module, images: Tensor) -> None:
+    model = tuned(vit).eval()
+    traced: Any = torch.jit.trace(model.base_model.model, images, check_trace=False)
+    with torch.no_grad():
+        torch.testing.assert_close(traced(2 * images), model(2 * images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_config_can_serve_two_models() -> None:
+    """The heads that one model has are not those of the other."""
+    config = SnellaConfig(r=4)
+    peft.get_peft_model(tiny_vit(), config)
+    with torch.device("meta"):
+        other = timm.create_model("deit_tiny_distilled_patch16_224")
+    model = peft.get_peft_model(other, config)
+    heads = {name.split(".")[2] for name, p in model.named_parameters() if p.requires_grad and "snella_" not in name}
+    assert heads == {"head", "head_dist"}
+
+
+def test_layers_say_their_sizes_as_those_of_peft_do(vit: nn.Module, images: Tensor) -> None:
+    layer: Any = layers(tuned(vit))[0]
+    base = layer.get_base_layer()
+    assert (layer.in_features, layer.out_features) == (base.in_features, base.out_features)
+    with peft.helpers.disable_input_dtype_casting(layer):
+        assert F.linear(torch.ones(1, base.in_features), base.weight).shape == layer(torch.ones(1, 24)).shape

@@ -67,6 +67,20 @@ def test_evaluation_sees_weights_that_are_written_past_autograd(vit: nn.Module, 
     assert torch.equal(after, afresh(model, images))
 
 
+def test_evaluation_sees_what_trains_after_a_first_look(vit: nn.Module, images: Tensor) -> None:
+    model = tuned(vit).eval().requires_grad_(False)
+    with torch.no_grad():
+        before = model(images)
+    parameters = adapter(model)
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    model(images).square().sum().backward()
+    torch.optim.SGD(parameters.values(), lr=0.01, fused=True).step()
+    with torch.no_grad():
+        assert not torch.equal(model(images), before)
+        assert torch.equal(model(images), afresh(model, images))
+
+
 def test_constants_copied_into_the_buffers_are_used(images: Tensor) -> None:
     """As by DDP, which gives all processes the first one's."""
     first, large = tiny_vit(), tiny_vit()

@@ -262,14 +262,15 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         base = self._base().weight
         if not names:
             return base
-        tensors = self._sources(names)
-        visible = not (base.requires_grad or any(tensor.is_inference() for tensor in (base, *tensors)))
-        if self.training or torch.is_grad_enabled() or _is_traced(base) or not visible:
+        if self.training or torch.is_grad_enabled() or _is_traced(base):
             return self._add_updates(base, names)
-        states = ((tensor.data_ptr(), tensor._version, tensor.dtype, tensor.device) for tensor in (base, *tensors))
-        key = (*states, *(self.scaling[name] for name in names))
+        tensors = self._sources(names)
+        if base.requires_grad or any(tensor.is_inference() for tensor in (base, *tensors)):
+            return self._add_updates(base, names)  # which may change unseen
         # fused optimisers and writes to .data change values that train without a new version
         values = tensors if any(tensor.requires_grad for tensor in tensors) else ()
+        states = ((tensor.data_ptr(), tensor._version, tensor.dtype, tensor.device) for tensor in (base, *tensors))
+        key = (*states, *(self.scaling[name] for name in names), len(values))
         cached = self._cached_weight
         if cached is None or cached.key != key or not all(map(torch.equal, cached.values, values)):
             self._cached_weight = cached = None  # not two copies at once

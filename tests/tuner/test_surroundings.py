@@ -101,16 +101,26 @@ def test_layers_that_share_a_weight_merge_and_unmerge_in_any_order(order: tuple[
     base = nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 6))
     base[2].weight = base[0].weight
     model = tuned(base, target_modules=["0", "2"])
-    two = layers(model)
+    two, x = layers(model), torch.randn(3, 6)
     weight = two[0].get_base_layer().weight
-    before = weight.detach().clone()
+    before, expected = weight.detach().clone(), model(x)
     for layer in two:
         layer.merge()
-    both = before + sum(layer.get_delta_weight("default") for layer in two)
-    torch.testing.assert_close(weight, both)
-    for i in order:
-        two[i].unmerge()
-    torch.testing.assert_close(weight, before)
+    torch.testing.assert_close(model(x), expected)
+    clone: Any = copy.deepcopy(model)
+    for tuner in (model, clone):
+        for layer in layers(tuner):
+            layer.scale_layer(0.5)  # not what is merged already
+        for i in order:
+            layers(tuner)[i].unmerge()
+        first, second = (layer.get_base_layer().weight for layer in layers(tuner))
+        assert first is second
+        assert torch.equal(first, before)
+        for layer in layers(tuner):
+            layer.unscale_layer()
+        torch.testing.assert_close(tuner(x), expected)
+    assert two[0].get_base_layer().weight is weight
+    torch.testing.assert_close(model.merge_and_unload()(x), expected)
 
 
 def test_an_adapter_for_each_row_is_refused(vit: nn.Module, images: Tensor) -> None:
@@ -140,11 +150,38 @@ def test_hooks_of_the_base_layer_are_called(training: bool, gradients: bool, vit
     seen: list[Tensor] = []
     with torch.set_grad_enabled(gradients):
         expected = model(images)
-        layer.get_base_layer().register_forward_hook(lambda module, args, output: seen.append(output))
+        hook = layer.get_base_layer().register_forward_hook(lambda module, args, output: seen.append(output))
         torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
+        hook.remove()
         layer.get_base_layer().register_forward_pre_hook(lambda module, args: (2 * args[0],))
         assert not torch.allclose(model(images), expected, rtol=1e-4, atol=1e-5)
-    assert len(seen) == 2
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("rematerialize", [True, False, "mlp"])
+def test_a_hooked_layer_has_the_same_gradients(rematerialize: Any, images: Tensor) -> None:
+    plain, hooked = (tuned(tiny_vit(), rematerialize=rematerialize).train() for _ in range(2))
+    hooked.load_state_dict(plain.state_dict())
+    seen: list[object] = []
+    for layer in layers(hooked):
+        layer.get_base_layer().register_full_backward_hook(lambda *found: seen.append(found))
+    for model in (plain, hooked):
+        model(images.clone().requires_grad_()).square().sum().backward()
+    assert len(seen) == len(layers(hooked))
+    for name, parameter in adapter(plain).items():
+        torch.testing.assert_close(adapter(hooked)[name].grad, parameter.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_evaluation_sees_a_base_that_trains(vit: nn.Module, images: Tensor) -> None:
+    model = tuned(vit).eval()
+    weight = layers(model)[0].get_base_layer().weight.requires_grad_(True)
+    model(images).square().sum().backward()
+    with torch.no_grad():
+        before = model(images)
+    torch.optim.SGD([weight], lr=0.1, fused=True).step()
+    with torch.no_grad():
+        assert not torch.equal(model(images), before)
+        assert torch.equal(model(images), afresh(model, images))
 
 
 def test_offloaded_weights(vit: nn.Module, images: Tensor) -> None:
@@ -195,6 +232,13 @@ def test_a_config_can_serve_two_models() -> None:
     model = peft.get_peft_model(other, config)
     heads = {name.split(".")[2] for name, p in model.named_parameters() if p.requires_grad and "snella_" not in name}
     assert heads == {"head", "head_dist"}
+    config = SnellaConfig(r=2, target_modules="all-linear", modules_to_save=[])
+    for depth in (2, 5):
+        model = peft.get_peft_model(nn.Sequential(*(nn.Linear(4, 4) for _ in range(depth))), config)
+        assert len(layers(model)) == depth
+    config.target_modules = ["1"]
+    model = peft.get_peft_model(nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), config)
+    assert model.base_model.targeted_module_names == ["1"]
 
 
 def test_layers_say_their_sizes_as_those_of_peft_do(vit: nn.Module, images: Tensor) -> None:
@@ -203,3 +247,5 @@ def test_layers_say_their_sizes_as_those_of_peft_do(vit: nn.Module, images: Tens
     assert (layer.in_features, layer.out_features) == (base.in_features, base.out_features)
     with peft.helpers.disable_input_dtype_casting(layer):
         assert F.linear(torch.ones(1, base.in_features), base.weight).shape == layer(torch.ones(1, 24)).shape
+    convolution: Any = layers(tuned(nn.Sequential(nn.Conv2d(3, 8, 2)), target_modules=["0"]))[0]
+    assert (convolution.in_features, convolution.out_features) == (3, 8)

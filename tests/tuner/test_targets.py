@@ -98,6 +98,19 @@ def test_heads_of_transformers() -> None:
     assert heads(transformers.DeiTForImageClassificationWithTeacher) == ["cls_classifier", "distillation_classifier"]
     assert heads(transformers.TimmWrapperForImageClassification, architecture="resnet18") == ["timm_model.fc"]
     assert heads(transformers.ViTModel) == []
+    assert heads(transformers.CLIPForImageClassification) == ["classifier"]
+    with torch.device("meta"):
+        model = transformers.ViTModel(transformers.ViTConfig())
+    assert head_names(next(part for part in model.modules() if type(part).__name__ == "ViTLayer")) == []
+
+
+def test_a_second_adapter_has_the_heads_of_the_first() -> None:
+    import transformers
+
+    base = transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(num_labels=7))
+    model = peft.get_peft_model(base, SnellaConfig(r=4))
+    model.add_adapter("other", SnellaConfig(r=4))
+    assert [config.modules_to_save for config in model.peft_config.values()] == [["decode_head.classifier"]] * 2
 
 
 @pytest.mark.parametrize(

@@ -312,11 +312,6 @@ def test_wrong_settings_are_named(field: str, value: object, message: str) -> No
         SnellaConfig(**{field: value})
 
 
-def test_budgets_that_would_never_move_are_refused() -> None:
-    with pytest.raises(UserError, match="allocate_every=10 is above total_step=9"):
-        SnellaConfig(allocate_every=10, total_step=9)
-
-
 def test_a_split_that_does_not_divide_is_named() -> None:
     with pytest.raises(UserError, match=r"0 has 10 outputs, not divisible into fused_splits\['0'\]=3"):
         tuned(nn.Sequential(nn.Linear(4, 10)), target_modules=["0"], fused_splits={"0": 3})

@@ -139,10 +139,6 @@ def _check_numbers(config: SnellaConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < least:
             raise UserError(f"{name}={value} is less than {least}")
-    if config.total_step is not None and config.allocate_every > config.total_step:
-        raise UserError(
-            f"allocate_every={config.allocate_every} is above total_step={config.total_step}: budgets would never move"
-        )
     for name, splits in config.fused_splits.items():
         if "." in name:
             raise UserError(f"fused_splits[{name!r}] is no last part of a name; write {name.rpartition('.')[2]!r}")

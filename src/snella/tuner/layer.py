@@ -81,7 +81,11 @@ def _is_traced(x: Tensor) -> bool:
 
 def _is_hooked(module: nn.Module) -> bool:
     """Whether a module's call does more than its class's forward: hooks, or offloaded weights (accelerate)."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    forwards, backwards = (
+        (module._forward_hooks, module._forward_pre_hooks),
+        (module._backward_hooks, module._backward_pre_hooks),
+    )
+    return any(map(len, (*forwards, *backwards))) or "forward" in vars(module)
 
 
 class SnellaLayer(nn.Module, BaseTunerLayer):
@@ -115,9 +119,10 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         self._unmerged_weight: Tensor | None = None
         self._cached_weight: CachedWeight | None = None
         self.tied = False  # whether another adapted layer has the same weight
-        self.in_features = self._base().weight[0].numel()  # as PEFT's layers have them
-        self.out_features = len(self._base().weight)
-        self.cast_input_dtype_enabled = True
+        self._shared_weight: list[nn.Parameter] = []  # that weight while this layer's update is merged
+        self.in_features: int = getattr(base_layer, "in_features", None) or base_layer.in_channels  # pyright: ignore
+        self.out_features: int = getattr(base_layer, "out_features", None) or base_layer.out_channels  # pyright: ignore
+        self.cast_input_dtype_enabled = True  # PEFT's name, as the two before
         self.update_layer(adapter_name, config)
 
     def _base(self) -> nn.Linear | nn.Conv2d:
@@ -256,7 +261,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
 
         Some models read it instead of calling the layer (timm's EVA, BEiT and Swin v2 call F.linear with
         `qkv.weight`), and have to see the update. In evaluation without gradients it is kept until a factor, a
-        budget, a scale or W changes.
+        budget, a scale or W changes (of what does not train: by other ways than a write to its .data).
         """
         names = self._in_force()
         base = self._base().weight
@@ -388,21 +393,21 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
                 raise ValueError(f"adapter {name!r} makes the weight of {self.name} non-finite; it is not merged")
             if self._unmerged_weight is None:
                 self._unmerged_weight = base.weight.data
+                if self.tied:  # the other layers' weight has no part in this update
+                    self._shared_weight.append(cast(nn.Parameter, base.weight))
+                    base.weight = nn.Parameter(base.weight.data, requires_grad=base.weight.requires_grad)
             base.weight.data = merged
             self.merged_adapters.append(name)
         self._cached_weight = None
 
-    @torch.no_grad()
     def unmerge(self) -> None:
-        """Take the base weight back as it was before the first merge, to the bit; a shared one by subtraction."""
+        """Take the base weight back as it was before the first merge, to the bit."""
         if self._unmerged_weight is not None:
             base = self._base()
-            if self.tied:
-                for name in self.merged_adapters:
-                    delta = self.get_delta_weight(name).view_as(base.weight)
-                    base.weight.data = (base.weight.to(delta.dtype) - delta).to(base.weight.dtype)
-            else:
-                base.weight.data = self._unmerged_weight.to(base.weight.device, base.weight.dtype)
+            unmerged = self._unmerged_weight.to(base.weight.device, base.weight.dtype)
+            if self._shared_weight:
+                base.weight = self._shared_weight.pop()
+            base.weight.data = unmerged
             self._unmerged_weight = None
             self.merged_adapters.clear()
 

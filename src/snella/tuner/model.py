@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,10 +19,6 @@ from snella.ops import recomputable, unwatch, watch
 from snella.tuner.config import SnellaConfig
 from snella.tuner.layer import SnellaLayer
 from snella.tuner.targets import adaptable, candidates, default_targets, head_names
-
-
-class _Found(list[str]):
-    """The heads that were found in a model, in its config: of another model with the same config they are others."""
 
 
 class SnellaModel(BaseTuner):
@@ -56,6 +54,9 @@ class SnellaModel(BaseTuner):
                 f"target_modules={self.peft_config[adapter_name].target_modules!r} matches convolutions only "
                 f"that cannot be adapted; choose from: {', '.join(candidates(model))}"
             )
+        by_weight = Counter(layer.get_base_layer().weight for layer in self._layers())
+        for layer in self._layers():
+            layer.tied = by_weight[layer.get_base_layer().weight] > 1
         if self.peft_config[adapter_name].rematerialize:
             for module in filter(recomputable, model.modules()):
                 watch(module)
@@ -68,13 +69,13 @@ class SnellaModel(BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: SnellaConfig, model_config: dict) -> SnellaConfig:  # type: ignore[override]
         heads = head_names(self.model)
-        if peft_config.modules_to_save is None or isinstance(peft_config.modules_to_save, _Found):
-            peft_config.modules_to_save = _Found(heads)
-        asked = peft_config.target_modules
+        if _asked(peft_config, "modules_to_save") is None:
+            _find(peft_config, "modules_to_save", heads)
+        asked = _asked(peft_config, "target_modules")
         if asked is None:
-            peft_config.target_modules = default_targets(self.model)
+            _find(peft_config, "target_modules", default_targets(self.model))
         elif asked == "all-linear":
-            peft_config.target_modules = self._all_linear(heads)
+            _find(peft_config, "target_modules", self._all_linear(heads))
         names = [name for name, _ in self.model.named_modules()]
         if not any(self._check_target_module_exists(peft_config, name) for name in names):
             besides = {"modules_to_save": peft_config.modules_to_save, "exclude_modules": peft_config.exclude_modules}
@@ -126,9 +127,6 @@ class SnellaModel(BaseTuner):
                 f"{', '.join(candidates(self.model))}"
             )
         layer = SnellaLayer(target, adapter_name, peft_config, name=current_key)
-        for other in self._layers():
-            if other.get_base_layer().weight is target.weight:
-                other.tied = layer.tied = True
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # a further adapter trains only once it is made active
         self._replace_module(parent, target_name, layer, target)
@@ -235,6 +233,19 @@ class SnellaModel(BaseTuner):
     def load_allocator_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `allocator_state_dict` gave."""
         self._importance(self._trained()[0]).load_state_dict(state)
+
+
+def _asked(config: SnellaConfig, name: str) -> Any:
+    """What the user gave for a field that PEFT reads back filled: what was found for another model is not that."""
+    value = getattr(config, name)
+    asked, found = vars(config).get("_found", {}).get(name, (value, value))
+    return asked if value == found else value
+
+
+def _find(config: SnellaConfig, name: str, found: Any) -> None:
+    """Fill in a field for the model at hand."""
+    vars(config).setdefault("_found", {})[name] = (_asked(config, name), copy.copy(found))
+    setattr(config, name, found)
 
 
 def _schedule(config: SnellaConfig, total_step: int) -> Schedule:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from timm.layers import Linear as TimmLinear
 from torch import nn
 
@@ -130,6 +131,7 @@ DECODERS = (
 )
 FAMILIES = BACKBONES + DECODERS
 PLAIN = (nn.Linear.forward, nn.Conv2d.forward, TimmLinear.forward)  # products of the weight as it is
+NO_HEADS = ("backbone", "vision_model", "model", "timm_model", "neck")  # parts of transformers' models
 CLASS_TABLES = ("class_embedding", "class_embedder.embedding_table")  # ends of names, in diffusers
 
 
@@ -189,7 +191,7 @@ def head_names(model: nn.Module) -> list[str]:
         head = getattr(model, "classifier", None)
     heads = [part for part in (head if isinstance(head, tuple | list) else [head]) if isinstance(part, nn.Module)]
     if type(model).__module__.startswith("transformers."):
-        heads += _label_layers(model, [part for head in heads for part in head.modules()])
+        heads += _label_layers(model, heads)
     heads += [
         part for name, part in model.named_modules() if name.endswith(CLASS_TABLES) and isinstance(part, nn.Embedding)
     ]
@@ -201,17 +203,24 @@ def head_names(model: nn.Module) -> list[str]:
 
 
 def _label_layers(model: Any, known: Sequence[nn.Module]) -> list[nn.Module]:
-    """The layers with an output for each label, outside the backbone and not among the known ones."""
-    backbone = getattr(model, model.base_model_prefix, None) or getattr(model, "backbone", None)
-    inside = {*known, *(backbone.modules() if isinstance(backbone, nn.Module) else ())}
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-        and len(module.weight) == model.config.num_labels
-        and module not in inside
-        and re.fullmatch(r".+For(ImageClassification|SemanticSegmentation)\w*", type(model).__name__)
-    ]
+    """The last layer with an output for each label in each part of the model but the backbone and what is known."""
+    if not re.fullmatch(r".+For(ImageClassification|SemanticSegmentation)\w*", type(model).__name__):
+        return []
+    heads: list[nn.Module] = []
+    for name, part in model.named_children():
+        if name in (model.base_model_prefix, *NO_HEADS) or part in known:
+            continue
+        wrapped = {inner for wrapper in part.modules() if isinstance(wrapper, AuxiliaryTrainingWrapper)
+                   for inner in wrapper.modules() if inner is not wrapper}  # fmt: skip
+        heads += [
+            module for module in part.modules() if module not in wrapped and _outputs(module) == model.config.num_labels
+        ][-1:]
+    return heads
+
+
+def _outputs(module: nn.Module) -> int | None:
+    layer = module.original_module if isinstance(module, AuxiliaryTrainingWrapper) else module
+    return len(layer.weight) if isinstance(layer, nn.Linear | nn.Conv2d) else None
 
 
 def _belongs(module: nn.Module, family: Family) -> bool:

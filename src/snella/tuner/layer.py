@@ -81,11 +81,8 @@ def _is_traced(x: Tensor) -> bool:
 
 def _is_hooked(module: nn.Module) -> bool:
     """Whether a module's call does more than its class's forward: hooks, or offloaded weights (accelerate)."""
-    forwards, backwards = (
-        (module._forward_hooks, module._forward_pre_hooks),
-        (module._backward_hooks, module._backward_pre_hooks),
-    )
-    return any(map(len, (*forwards, *backwards))) or "forward" in vars(module)
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
 
 
 class SnellaLayer(nn.Module, BaseTunerLayer):

@@ -90,6 +90,8 @@ def test_the_exit_code_reaches_the_shell():
         ("train", "no data: --data"),
         ("train --data x --resume --overwrite", "contradict"),
         ("train --data x --task generate --adapt-convs --target-modules to_q", "--adapt-convs adds convolutions"),
+        ("train --data x --target-modules (qkv", "--target-modules (qkv is no pattern of names: missing )"),
+        ("train --data x --target-modules=", "--target-modules has an empty name"),
         ("train --data x --device gpu", "--device gpu is unknown"),
         ("train --data x --r 7", "--r 7 is not divisible by --heads 2; try --r 6"),
         ("train --data x --target-sparsity 1.5", "--target-sparsity 1.5 is outside [0, 1]"),

@@ -401,6 +401,14 @@ def test_results_go_to_a_folder_named_by_the_data_unless_said(images, tmp_path, 
     assert (tmp_path / "runs" / "compare-images" / "compare.csv").exists()
 
 
+def test_results_go_into_no_other_folder(images, tmp_path, capsys):
+    """Into the data a method's folder would be one more class."""
+    before = sorted(images.rglob("*"))
+    assert compare(images, images, "--methods", "linear") == 2
+    assert f"{images} exists and is no comparison; choose another --out" in capsys.readouterr().err
+    assert sorted(images.rglob("*")) == before
+
+
 def test_what_stands_in_the_way_is_named(images, tmp_path, ran, capsys):
     foreign = tmp_path / "linear" / "lr-0.001" / "seed-0"
     foreign.mkdir(parents=True)

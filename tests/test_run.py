@@ -407,6 +407,16 @@ def test_predict_as_csv_to_a_file_and_as_a_table(snella_run, images, tmp_path, c
     assert capsys.readouterr().out.count(".png") == 3
 
 
+def test_predictions_replace_no_folder_and_no_image(snella_run, images, tmp_path, capsys):
+    folder = tmp_path / "precious"
+    shutil.copytree(images / "c0", folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for out in (folder, folder / "0.png"):
+        assert main(["predict", str(snella_run), str(folder), "--out", str(out)]) == 2
+        assert f"--out {out} exists and is no table of predictions" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
 @pytest.mark.parametrize(
     ("paths", "expected"), [(["nowhere.png"], "nowhere.png does not exist"), (["."], "holds no image")]
 )

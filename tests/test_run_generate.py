@@ -367,6 +367,8 @@ def test_fidelity_asks_a_text_model_for_the_references_captions(sd, classes, tmp
         (("predict", "RUN", "--prompt", "cow"), "--prompt cow is none of the run's classes: cat, dog"),
         (("predict", "RUN", "--prompt", "cat", "--guidance", "-1"), "--guidance -1.0 is below 0"),
         (("predict", "RUN", "--prompt", "cat", "--steps", "0"), "--steps 0 is below 1"),
+        (("predict", "RUN", "--prompt", "cat", "--guidance", "nan"), "--guidance nan is out of range"),
+        (("predict", "RUN", "--prompt", "cat", "--seed", str(2**64)), "is out of range"),
         (("predict", "RUN", "--prompt", "cat", "--n", "0"), "--n 0 is below 1"),
         (("evaluate", "RUN", "--data", "FLAT"), "no class folders"),
         (("predict", "CLASSIFIER", "--prompt", "cat"), "generates no images"),

@@ -11,7 +11,7 @@ import pytest
 
 from snella.config import TrainConfig
 from snella.errors import UserError
-from snella.runfolder import alone_in, check_claim, claim, writing
+from snella.runfolder import UMASK, alone_in, check_claim, claim, writing
 
 
 def test_one_at_a_time_and_nothing_is_left(tmp_path):
@@ -73,3 +73,45 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
     with alone_in(tmp_path, "training"), alone_in(tmp_path, "training"):
         reached.append(True)
     assert reached
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    claim(folder, TrainConfig(data="d", out=str(folder)))
+    return folder
+
+
+@pytest.mark.parametrize("field", ["data", "checkpoint", "backbone"])
+def test_what_a_run_reads_is_not_replaced_with_its_folder(field: str, run: Path) -> None:
+    (run / "mine").mkdir()
+    (run / "mine" / "thesis.txt").touch()
+    value = f"hf:{run}/mine" if field == "backbone" else f"{run}/mine"
+    again = replace(TrainConfig(data="d", out=str(run), overwrite=True), **{field: value})
+    with pytest.raises(UserError, match=r"--overwrite would delete .*mine, which this run reads"):
+        check_claim(run, again)
+    assert (run / "mine" / "thesis.txt").exists()
+
+
+def test_a_link_to_a_run_folder_stays_one(run: Path, tmp_path: Path) -> None:
+    (run / "summary.json").touch()
+    link = tmp_path / "link"
+    link.symlink_to(run)
+    claim(link, TrainConfig(data="d", out=str(link), overwrite=True))
+    assert link.is_symlink()
+    assert [entry.name for entry in run.iterdir()] == ["config.yaml"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "run"]
+
+
+def test_a_file_takes_no_folders_place(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*mine"), writing(tmp_path / "mine") as partial:
+        partial.touch()
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_others_may_read_what_is_written(tmp_path: Path) -> None:
+    with writing(tmp_path / "weights") as partial:
+        partial.mkdir()
+        (partial / "private").touch(mode=0o600)
+    assert (tmp_path / "weights" / "private").stat().st_mode & 0o777 == 0o666 & ~UMASK

@@ -21,10 +21,11 @@ from rich.console import Console
 from snella.config import TrainConfig
 from snella.console import plain
 from snella.errors import UserError
+from snella.methods import METHODS
 from snella.plan import Plan, PlannedTask
 from snella.processes import Job, run_jobs
 from snella.recipe import differences, to_yaml
-from snella.report.comparison import suite_report, task_report, with_spread, write_suite, write_task
+from snella.report.comparison import NAME, suite_report, task_report, with_spread, write_suite, write_task
 from snella.report.comparison_chart import comparison_figure
 from snella.results import MethodResult, RunResult, TaskResult, have_one_metric, mean_result, read_result
 from snella.run import read_run_data
@@ -163,6 +164,10 @@ def _check_plan(plan: Plan) -> None:
     """Refuse, before anything runs, what no task can do, and what stands where a run belongs and is another one."""
     for task in plan.tasks:
         TASKS[task.config.task].check(task.config)  # methods, rates and seeds make no difference to it
+    there = {entry.name for entry in plan.folder.iterdir() if entry.name[0] != "."} if plan.folder.is_dir() else set()
+    ours = {*METHODS, f"{NAME}.json", *(task.folder.name for task in plan.tasks)}
+    if state_of(plan.folder) in ("started", "finished") or (there and not there & ours) or plan.folder.is_file():
+        raise UserError(f"{plan.folder} exists and is no comparison; choose another --out")
     for config in plan.possible():
         folder = Path(config.out or "")
         state = state_of(folder)

@@ -49,6 +49,8 @@ def generate(
     for name, value, least in (("--n", n, 1), ("--seed", seed, 0), ("--steps", steps, 1), ("--guidance", guidance, 0)):
         if value is not None and value < least:
             raise UserError(f"{name} {value} is below {least}")
+        if value is not None and not value < 2**63:  # nan, too
+            raise UserError(f"{name} {value} is out of range")
     gallery = picture_folder(folder, pictures)
     check_device(device, "fp32")
     known = about["classes"]

@@ -38,7 +38,7 @@ from snella.tuner import SnellaConfig
 from snella.tuner.targets import adaptable, candidates, default_targets, head_names
 
 PLAIN_FILE = "model.safetensors"  # what bitfit, linear and full save
-PEFT_FILE = "adapter_config.json"
+PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -140,15 +140,15 @@ def load_adapter(method: str, base: nn.Module, folder: str | os.PathLike[str]) -
         UserError: nothing saved there, or it was saved from another model.
     """
     plain = _row(method).config is None
-    file = os.path.join(folder, PLAIN_FILE if plain else PEFT_FILE)
-    if not os.path.isfile(file):
-        raise UserError(f"{folder} has no {os.path.basename(file)}: no adapter of {method} was saved there")
+    for file in (PLAIN_FILE,) if plain else PEFT_FILES:  # PEFT would ask the hub for what is missing
+        if not os.path.isfile(os.path.join(folder, file)):
+            raise UserError(f"{folder} has no {file}: no adapter of {method} was saved there")
     try:
         if not plain:
             with _expected_warnings():
                 return PeftModel.from_pretrained(base, os.fspath(folder))  # type: ignore[arg-type]
         _train_part(method, base)
-        state, expected = load_file(file), _trained_state(base)
+        state, expected = load_file(os.path.join(folder, PLAIN_FILE)), _trained_state(base)
         if odd := sorted(state.keys() ^ expected.keys()):
             raise ValueError(f"{len(odd)} names differ, such as {odd[0]}")
         base.load_state_dict(state, strict=False)

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 CONFIG, SUMMARY, ADAPTER, BASE = "config.yaml", "summary.json", "adapter", "base.safetensors"
 ABOUT = "snella.json"  # in the adapter's folder
+READ = ("data", "checkpoint", "prior_data", "backbone")  # fields that may name files
+UMASK = os.umask(0o077)  # to be known it has to be set
+os.umask(UMASK)
 PACKAGES = ("snella", "torch", "torchvision", "timm", "peft", "accelerate", "transformers")
 
 
@@ -49,7 +52,8 @@ def check_claim(folder: Path, config: TrainConfig) -> None:
 
     Raises:
         UserError: it exists and neither --resume nor --overwrite was given, it is no run folder, its run has other
-            settings, another process trains there, it cannot be written to, or is to be replaced and we are in it.
+            settings, another process trains there, it cannot be written to, or is to be replaced and we, or what the
+            run reads, are in it.
     """
     state = state_of(folder)
     if state == "foreign":
@@ -58,6 +62,10 @@ def check_claim(folder: Path, config: TrainConfig) -> None:
         raise UserError(f"{folder} exists: --resume goes on with it, --overwrite replaces it, --out chooses another")
     if config.overwrite and state != "absent" and Path.cwd().is_relative_to(folder.resolve()):
         raise UserError(f"{folder} cannot be replaced from inside it; go to another folder, or choose another --out")
+    for name in READ if config.overwrite and state != "absent" else ():
+        path = Path((getattr(config, name) or "").removeprefix("hf:")).expanduser()
+        if path.name and path.exists() and path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"--overwrite would delete {path}, which this run reads; move it, or choose another --out")
     if config.resume and state != "absent":
         differ = differences(read_recipe(str(folder / CONFIG)), config)
         if differ:
@@ -131,8 +139,8 @@ def claim(folder: Path, config: TrainConfig) -> None:
     if state != "absent" and config.resume:
         write_text(folder / CONFIG, to_yaml(config))  # workers, device ... may have changed
         return
-    whole = folder.resolve()  # "." has no name
-    old = whole.with_name(f".{whole.name}.replaced")
+    folder = folder.resolve()  # "." has no name, and a link is none to move or delete
+    old = folder.with_name(f".{folder.name}.replaced")
     if state != "absent":
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
@@ -160,7 +168,9 @@ def writing(path: Path, *, shared: bool = False) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        if path.is_dir():
+        for file in [partial] if partial.is_file() else filter(Path.is_file, partial.rglob("*")):
+            file.chmod(0o666 & ~UMASK)  # safetensors' own are private
+        if path.is_dir() and partial.is_dir():
             _remove(path)
         os.replace(partial, path)
     except Exception as error:
@@ -186,7 +196,7 @@ def _remove(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file; what stood there before stays until the new one is whole."""
     with writing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")  # as names of files may be no UTF-8
 
 
 def save_picture(picture: Image.Image, path: Path, *, shared: bool = False) -> None:

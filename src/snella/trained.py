@@ -26,6 +26,7 @@ from torch import nn
 from snella.config import TrainConfig, source_name
 from snella.console import checking_images, plain
 from snella.data import Batches, Images, Preprocessing, UnreadableImage, image_files
+from snella.data.images import is_image
 from snella.errors import UserError
 from snella.export import check_onnx, export_onnx
 from snella.methods import load_adapter, merged
@@ -191,6 +192,8 @@ def predict(
     """
     gallery = picture_folder(folder, pictures)
     _check(batch_size, device)
+    if out and Path(out).exists() and (not Path(out).is_file() or is_image(out)):
+        raise UserError(f"--out {out} exists and is no table of predictions; choose another name")
     chosen = Images(image_files(images)) if images else _own_examples(folder)
     run = load_run(folder, device)
     if not isinstance(run.task, Predicts):

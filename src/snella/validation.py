@@ -99,6 +99,13 @@ def validate(config: TrainConfig) -> None:
         raise UserError("--half-weights is for frozen weights under --precision bf16 or fp16; leave it out")
     if config.adapt_convs and config.target_modules is not None:
         raise UserError("--adapt-convs adds convolutions to the usual layers; with --target-modules name them there")
+    if "" in (config.target_modules or ()):
+        raise UserError("--target-modules has an empty name; leave it out")
+    if config.target_modules and len(config.target_modules) == 1:
+        try:
+            re.compile(config.target_modules[0])
+        except re.error as error:
+            raise UserError(f"--target-modules {config.target_modules[0]} is no pattern of names: {error}") from None
     if config.resume and config.overwrite:
         raise UserError("--resume and --overwrite contradict each other: pass one of them")
 

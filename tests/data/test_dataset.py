@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from snella.data import Images, class_weights
 from snella.data.dataset import labelled, natural_order
+from snella.errors import UserError
 
 
 def test_examples_hold_image_and_label(tmp_path: Path, picture) -> None:
@@ -52,3 +53,10 @@ def test_class_weights_are_balanced_with_mean_one(labels: list[int]) -> None:
     assert torch.allclose(weights[present], torch.tensor(reference / reference.mean()).float(), rtol=1e-5)
     absent = [k for k in range(5) if k not in present]
     assert torch.equal(weights[absent], torch.ones(len(absent)))
+
+
+def test_a_class_whose_name_could_not_be_saved_is_named_first() -> None:
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")  # as the file system gives it
+    with pytest.raises(UserError, match=r"name of class .* is not UTF-8; rename it") as caught:
+        labelled(["x"], [name])
+    assert str(caught.value).isascii()

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from snella.data.images import UnreadableImage, open_image
+from snella.errors import UserError
 
 SPLITS = ("train", "val", "test")
 
@@ -99,6 +100,11 @@ def natural_order(name: str) -> tuple[list[str | int], str]:
 def labelled(names: Sequence[str], labels: Sequence[str]) -> tuple[tuple[str, ...], list[Entry]]:
     """Classes in natural order of the labels found, and the entries."""
     classes = tuple(sorted(set(labels), key=natural_order))
+    for name in classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError:  # a folder of an old archive
+            raise UserError(f"the name of class {name!a} is not UTF-8; rename it") from None
     index = {name: label for label, name in enumerate(classes)}
     return classes, [(name, index[label]) for name, label in zip(names, labels, strict=True)]
 

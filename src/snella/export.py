@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from snella.data.transforms import Preprocessing
 from snella.errors import UserError
-from snella.runfolder import UMASK
+from snella.runfolder import open_to_others
 from snella.tasks.backbone import HF, BackboneSpec, logits_of
 from snella.tasks.bundled import BACKBONES
 
@@ -189,8 +189,7 @@ def beside(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
             yield Path(folder)
-            for file in filter(Path.is_file, Path(folder).rglob("*")):
-                file.chmod(0o666 & ~UMASK)  # safetensors' own are private
+            open_to_others(Path(folder))
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"cannot write {target}: {reason}; make room or choose another place") from error

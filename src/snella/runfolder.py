@@ -168,8 +168,7 @@ def writing(path: Path, *, shared: bool = False) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        for file in [partial] if partial.is_file() else filter(Path.is_file, partial.rglob("*")):
-            file.chmod(0o666 & ~UMASK)  # safetensors' own are private
+        open_to_others(partial)
         if path.is_dir() and partial.is_dir():
             _remove(path)
         os.replace(partial, path)
@@ -183,6 +182,12 @@ def writing(path: Path, *, shared: bool = False) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {reason}; make room or make it writable") from error
     finally:
         _remove(partial)
+
+
+def open_to_others(path: Path) -> None:
+    """Give a file, or all below a folder, the usual permissions: safetensors writes private files."""
+    for file in filter(Path.is_file, (path, *path.rglob("*"))):
+        file.chmod(0o666 & ~UMASK)
 
 
 def _remove(path: Path) -> None:

@@ -285,10 +285,14 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         by_adapters = [self.snella_kept, *(getattr(self, attribute) for attribute in self.adapter_layer_names)]
         return [by_adapter[name] for name in names for by_adapter in by_adapters if name in by_adapter]
 
-    def _add_updates(self, base: Tensor, names: list[str]) -> Tensor:
+    def _sum_of_updates(self, names: list[str]) -> Tensor:
         delta = self.get_delta_weight(names[0])
         for name in names[1:]:
             delta = delta + self.get_delta_weight(name)
+        return delta
+
+    def _add_updates(self, base: Tensor, names: list[str]) -> Tensor:
+        delta = self._sum_of_updates(names)
         return (base.to(delta.dtype) + delta.view_as(base)).to(base.dtype)
 
     def train(self, mode: bool = True) -> SnellaLayer:
@@ -313,8 +317,8 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
                 y = y + self._regularised_update(x, name)
             return y
         if _is_hooked(self.base_layer):  # whose weight may be elsewhere
-            update = torch.stack([self.get_delta_weight(name) for name in names]).sum(0)
-            return self.base_layer(x) + self._plain(x, update.view(self._base().weight.shape).to(x.dtype), bias=False)
+            update = self._sum_of_updates(names).view(self._base().weight.shape)
+            return self.base_layer(x) + self._plain(x, update.to(x.dtype), bias=False)
         return self._plain(x, self.weight)
 
     def _lean(self, x: Tensor, name: str) -> Tensor:

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from snella.errors import UserError
-from snella.report.samples import methods_figure
 from snella.report.tables import decimal_bytes, duration
-from snella.runfolder import read_about, read_config, read_summary
+from snella.runs.folder import read_about, read_config, read_summary
+from snella.tasks.generation.sample_grids import methods_figure
 
 MOST = 4  # pictures of a prompt
 

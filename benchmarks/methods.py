@@ -11,8 +11,8 @@ from peft import get_peft_model
 from torch import nn
 
 from benchmarks.published import wrap_published
-from snella.hooks import AdaLoraAllocation, AfterStep, SnellaAllocation
-from snella.methods import MethodSettings, wrap
+from snella.methods.budgets import AdaLoraAllocation, AfterStep, SnellaAllocation
+from snella.methods.table import MethodSettings, wrap
 from snella.tuner import SnellaConfig
 
 SPARSITY = 0.7

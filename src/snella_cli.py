@@ -13,10 +13,10 @@ from importlib.util import find_spec, module_from_spec
 
 
 def main() -> int:
-    """Run the command line in `sys.argv` and return its exit code, as `snella.cli.main`."""
+    """Run the command line in `sys.argv` and return its exit code, as `snella.cli.main.main`."""
     spec = find_spec("snella")
     assert spec is not None  # it is installed with this module
     sys.modules.setdefault("snella", module_from_spec(spec))
-    from snella.cli import main as run
+    from snella.cli.main import main as run
 
     return run()

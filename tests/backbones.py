@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snella.tasks.backbone import BackboneSpec, build_backbone, logits_of
+from snella.models.backbone import BackboneSpec, build_backbone, logits_of
 
 VIT = "test_vit"  # timm's own miniature: 16-pixel patches at 160
 

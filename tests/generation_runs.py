@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from snella.cli import main
+from snella.cli.main import main
 
 SIZE = 16  # pixels; what the tiny pipelines make
 CLASSES = ("cat", "dog")

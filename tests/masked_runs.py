@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from snella.cli import main
+from snella.cli.main import main
 
 COLORS = np.array([(20, 20, 20), (200, 40, 40), (40, 60, 210)], dtype=np.uint8)  # of classes 0, 1, 2
 MODEL = ["--task", "segment", "--backbone", "test_vit", "--no-pretrained", "--image-size", "32", "--device", "cpu"]

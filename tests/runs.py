@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from snella.cli import main
+from snella.cli.main import main
 
 MODEL = ["--backbone", "test_vit", "--no-pretrained", "--image-size", "32", "--r", "4", "--device", "cpu"]
 TINY = [*MODEL, "--epochs", "2", "--batch-size", "8", "--lr", "3e-3"]

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from runs import TINY, train, write_images
-from snella.cli import COMMANDS, main
+from snella.cli.main import COMMANDS, main
 from snella.errors import UserError
-from snella.tasks import classify
+from snella.tasks.classification import task as classify
 from snella.version import __version__
 
 needs_sighup = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")

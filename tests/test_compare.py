@@ -20,17 +20,17 @@ import pytest
 
 import generation_runs
 import masked_runs
-import snella.compare
+import snella.compare.search
 import tiny_pipelines
 from runs import MODEL, write_images
-from snella.cli import Compare, main
-from snella.config import TrainConfig
-from snella.plan import LADDER, Plan, PlannedTask, make_plan
-from snella.processes import Job
-from snella.recipe import read_recipe
-from snella.results import step_seconds
-from snella.runfolder import alone_in
-from snella.suites import Published, Suite, SuiteTask
+from snella.cli.main import Compare, main
+from snella.compare.jobs import Job
+from snella.compare.plan import LADDER, Plan, PlannedTask, make_plan
+from snella.compare.results import step_seconds
+from snella.config.recipe import read_recipe
+from snella.config.schema import TrainConfig
+from snella.config.suites import Published, Suite, SuiteTask
+from snella.runs.folder import alone_in
 
 STEPS = ["--epochs", "2", "--batch-size", "8"]
 TWO = ["--methods", "snella,lora", "--seeds", "0,1", "--lr-grid", "3e-2,1e-3"]
@@ -52,7 +52,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 failed[job] = error.getvalue().splitlines()[-1].removeprefix("snella: ")
         return failed
 
-    monkeypatch.setattr(snella.compare, "run_jobs", here)
+    monkeypatch.setattr(snella.compare.search, "run_jobs", here)
     return names
 
 
@@ -171,7 +171,7 @@ def test_rates_are_added_around_the_best(best, tried, images, tmp_path, monkeypa
             rewrite(folder, val={"top1": score})
         return {}
 
-    monkeypatch.setattr(snella.compare, "run_jobs", runs)
+    monkeypatch.setattr(snella.compare.search, "run_jobs", runs)
     assert compare(images, tmp_path, "--methods", "lora", "--seeds", "0,1", "--epochs", "1") == 0
     chosen = [f"lora/lr-{best:g}/seed-0, test", f"lora/lr-{best:g}/seed-1"]
     assert sorted(names) == sorted([*(f"lora/lr-{lr:g}/seed-0" for lr in tried), *chosen])
@@ -181,13 +181,13 @@ def test_rates_are_added_around_the_best(best, tried, images, tmp_path, monkeypa
 
 def test_a_rate_of_the_search_may_fail(images, tmp_path, ran, monkeypatch):
     """By its rate alone; not one that was asked for, and not all of them."""
-    run_jobs, lost, reason = snella.compare.run_jobs, {"lr-0.003"}, "the loss is nan"
+    run_jobs, lost, reason = snella.compare.search.run_jobs, {"lr-0.003"}, "the loss is nan"
 
     def runs(jobs: list[Job], *, workers: int, console: Any) -> dict[Job, str]:
         diverged = {job: reason for job in jobs if job.name.split("/")[1] in lost}
         return run_jobs([job for job in jobs if job not in diverged], workers=workers, console=console) | diverged
 
-    monkeypatch.setattr(snella.compare, "run_jobs", runs)
+    monkeypatch.setattr(snella.compare.search, "run_jobs", runs)
     flags = ("--methods", "lora", "--seeds", "0", "--epochs", "1")
     assert compare(images, tmp_path / "some", *flags) == 0
     report = json.loads((tmp_path / "some" / "compare.json").read_text())
@@ -338,8 +338,8 @@ def test_a_suite_runs_all_its_tasks(images, tmp_path, monkeypatch, ran, capsys):
     suite = Suite(
         "toys", "Toys", tasks, (Published("SNELL-32", 76.9, 74.6, "as published"),), ("no test image is seen",)
     )
-    monkeypatch.setattr("snella.suites.is_suite", lambda recipe: recipe == "toys")
-    monkeypatch.setattr("snella.suites.read_suite", lambda recipe, data: suite)
+    monkeypatch.setattr("snella.config.suites.is_suite", lambda recipe: recipe == "toys")
+    monkeypatch.setattr("snella.config.suites.read_suite", lambda recipe, data: suite)
     out = tmp_path / "out"
     flags = ["--methods", "linear", "--seeds", "0", "--lr-grid", "1e-3", "--batch-size", "8", "--device", "cpu"]
     command = ["compare", "--recipe", "toys", "--data", str(images), "--out", str(out), *flags]

@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import snella.config
-from snella.config import FREE_TO_CHANGE, KEYS, START, TrainConfig, run_folder, shrunk
+import snella.config.schema
+from snella.config.recipe import differences, read_recipe, to_yaml
+from snella.config.schema import FREE_TO_CHANGE, KEYS, START, TrainConfig, run_folder, shrunk
+from snella.config.validation import validate
 from snella.delta import GATES, KERNELS
 from snella.errors import UserError
-from snella.methods import METHODS
-from snella.recipe import differences, read_recipe, to_yaml
-from snella.tasks.table import TASKS
-from snella.validation import validate
+from snella.methods.table import METHODS
+from snella.tasks.registry import TASKS
 
-SOURCE = Path(snella.config.__file__)
+SOURCE = Path(snella.config.schema.__file__)
 
 
 def written(folder: Path, text: str) -> str:
@@ -81,9 +81,9 @@ def test_every_field_is_read_where_something_is_done_with_it():
 
 
 def test_the_choices_are_those_of_the_modules_that_use_them():
-    assert get_args(snella.config.Method) == tuple(METHODS)
-    assert get_args(snella.config.Kernel) == KERNELS
-    assert get_args(snella.config.Gate) == GATES
+    assert get_args(snella.config.schema.Method) == tuple(METHODS)
+    assert get_args(snella.config.schema.Kernel) == KERNELS
+    assert get_args(snella.config.schema.Gate) == GATES
 
 
 @given(
@@ -222,7 +222,7 @@ def test_smoke_shrinks_and_shrinks_once():
     assert shrunk(TrainConfig(data="a")).image_size == 112
 
 
-@pytest.mark.parametrize("task", get_args(snella.config.Task))
+@pytest.mark.parametrize("task", get_args(snella.config.schema.Task))
 def test_what_smoke_makes_is_valid_itself(task):
     backbone = "small_unet" if task == "generate" else TrainConfig.backbone
     small = shrunk(TrainConfig(task=task, data="a", backbone=backbone))

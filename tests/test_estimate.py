@@ -11,13 +11,13 @@ import pytest
 
 import masked_runs
 import runs
-from snella import estimate as module
-from snella.cli import main
-from snella.config import TrainConfig
+from snella.cli.main import main
+from snella.config.recipe import read_recipe, to_yaml
+from snella.config.schema import TrainConfig
 from snella.errors import UserError
-from snella.estimate import Estimate
-from snella.recipe import read_recipe, to_yaml
-from snella.run import train
+from snella.runs.train import train
+from snella.training import estimate as module
+from snella.training.estimate import Estimate
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +32,10 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def foretold(monkeypatch: pytest.MonkeyPatch, start: Callable[..., int], data: Path, out: Path, *flags: str) -> int:
     for name in ("allocation_figure", "training_curves_figure"):  # half of the time of so small a run
-        monkeypatch.setattr(f"snella.run.{name}", lambda *args, **options: None)
+        monkeypatch.setattr(f"snella.runs.train.{name}", lambda *args, **options: None)
     found: list[Estimate] = []
     table = module.estimate_table
-    monkeypatch.setattr("snella.run.estimate_table", lambda estimate: found.append(estimate) or table(estimate))
+    monkeypatch.setattr("snella.runs.train.estimate_table", lambda estimate: found.append(estimate) or table(estimate))
     assert start(data, out, *flags, "--estimate") == 0
     assert not out.exists()
     return found[0].total

@@ -15,11 +15,11 @@ from PIL import Image
 from torch import nn
 from torch.torch_version import TorchVersion
 
-from snella import export
-from snella.data.transforms import Preprocessing, eval_transform
+from snella.data.transforms.images import Preprocessing, eval_transform
 from snella.errors import UserError
-from snella.export import export_onnx, loading_hint, save_merged
-from snella.tasks.backbone import BackboneSpec, build_backbone, logits_of
+from snella.models import export
+from snella.models.backbone import BackboneSpec, build_backbone, logits_of
+from snella.models.export import export_onnx, loading_hint, save_merged
 
 CLASSES = ("sound", "cracked", "$5 & more")
 

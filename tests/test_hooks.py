@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from snella.methods import MethodSettings, after_step, load_adapter, save_adapter, wrap
+from snella.methods.table import MethodSettings, after_step, load_adapter, save_adapter, wrap
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 LABELS = torch.tensor([0, 1, 2, 0])

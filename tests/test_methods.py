@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import nn
 
 from snella.errors import UserError
-from snella.methods import (
+from snella.methods.table import (
     METHODS,
     MethodSettings,
     after_step,

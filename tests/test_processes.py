@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from snella.processes import Job, run_jobs
+from snella.compare.jobs import Job, run_jobs
 
 
 def python(folder: Path, name: str, statements: str) -> Job:

@@ -12,17 +12,17 @@ import peft
 import pytest
 import tyro
 
-import snella.compare
-import snella.methods
+import snella.compare.search
+import snella.methods.table
 import tiny_pipelines
 from snella import SnellaConfig
-from snella.cli import COMMANDS, Train, main
-from snella.data.caption_folders import caption_folder
-from snella.data.class_names import names_file
-from snella.data.folders import image_folder
-from snella.data.manifests import manifest
-from snella.data.masked_folders import masked_folder
-from snella.plan import Plan
+from snella.cli.main import COMMANDS, Train, main
+from snella.compare.plan import Plan
+from snella.data.layouts.caption_folders import caption_folder
+from snella.data.layouts.class_folders import image_folder
+from snella.data.layouts.manifests import manifest
+from snella.data.layouts.masked_folders import masked_folder
+from snella.data.masks.class_names import names_file
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -75,12 +75,12 @@ def test_commands_exist_and_train_parses() -> None:
 
 def test_comparisons_are_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     plans: list[Plan] = []
-    monkeypatch.setattr(snella.compare, "compare", lambda plan, workers: plans.append(plan) or {})
+    monkeypatch.setattr(snella.compare.search, "compare", lambda plan, workers: plans.append(plan) or {})
     for command in commands(README) + commands(METHODS):
         if command[0] == "compare":
             assert main(command) == 0
     assert [len(plan.tasks) for plan in plans] == [1, 19, 4]
-    assert plans[-1].methods == tuple(snella.methods.METHODS)
+    assert plans[-1].methods == tuple(snella.methods.table.METHODS)
 
 
 def written(folder: Path, name: str, text: str) -> str:

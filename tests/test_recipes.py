@@ -13,10 +13,10 @@ from PIL import Image
 from hf_segmenters import saved
 from masked import write_pairs
 from masked_runs import blobs, picture
-from snella.cli import main
-from snella.recipe import read_recipe, recipe_names, suite_names
-from snella.suites import read_suite
-from snella.validation import validate
+from snella.cli.main import main
+from snella.config.recipe import read_recipe, recipe_names, suite_names
+from snella.config.suites import read_suite
+from snella.config.validation import validate
 
 
 def test_there_are_recipes():

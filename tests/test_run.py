@@ -21,16 +21,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import snella.run
+import snella.runs.train
 import snella.training.loop
 from runs import train, write_images
-from snella.cli import main
-from snella.config import TrainConfig
-from snella.methods import METHODS
-from snella.recipe import read_recipe
-from snella.runfolder import alone_in
-from snella.tasks.bundled import BACKBONES, FOCUS
-from snella.trained import load_run
+from snella.cli.main import main
+from snella.config.recipe import read_recipe
+from snella.config.schema import TrainConfig
+from snella.methods.table import METHODS
+from snella.models.bundled import BACKBONES, FOCUS
+from snella.runs.folder import alone_in
+from snella.runs.predict import load_run
 
 SUMMARY = {"test", "val", "trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "seed", "versions"}
 SUMMARY |= {"selection", "images", "device"}
@@ -122,9 +122,9 @@ def test_only_the_validation_chooses_the_epoch(trained):
 
 def test_the_test_split_is_evaluated_once_and_last(images, tmp_path, monkeypatch):
     seen: list[str] = []
-    evaluate, fit = snella.run.evaluate, snella.run.fit
-    monkeypatch.setattr(snella.run, "evaluate", lambda *a, **k: seen.append("evaluate") or evaluate(*a, **k))
-    monkeypatch.setattr(snella.run, "fit", lambda *a, **k: seen.append("fit") or fit(*a, **k))
+    evaluate, fit = snella.runs.train.evaluate, snella.runs.train.fit
+    monkeypatch.setattr(snella.runs.train, "evaluate", lambda *a, **k: seen.append("evaluate") or evaluate(*a, **k))
+    monkeypatch.setattr(snella.runs.train, "fit", lambda *a, **k: seen.append("fit") or fit(*a, **k))
     assert train(images, tmp_path / "run", "--method", "linear") == 0
     assert seen == ["fit", "evaluate", "evaluate"]  # val, test
 
@@ -225,10 +225,10 @@ def test_stopped_after_an_overwrite_what_was_trained_is_kept(images, spoilable, 
     def stopped(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(snella.run, "_finish", stopped)
+    monkeypatch.setattr(snella.runs.train, "_finish", stopped)
     assert train(images, spoilable, "--overwrite") == 130
     assert f"this goes on: snella train --recipe {spoilable / 'config.yaml'} --out" in capsys.readouterr().err
-    monkeypatch.setattr(snella.run, "_prepare", stopped)
+    monkeypatch.setattr(snella.runs.train, "_prepare", stopped)
     assert train(images, spoilable, "--overwrite") == 130
     assert f"this goes on: snella train --data {images} " in capsys.readouterr().err
 
@@ -494,7 +494,7 @@ def test_the_python_interface_takes_the_same_config(images, tmp_path):
         data=str(images), backbone="test_vit", pretrained=False, image_size=32, r=4, epochs=1, method="linear",
         device="cpu", out=str(tmp_path / "run"),
     )  # fmt: skip
-    assert snella.run.train(config) == read(tmp_path / "run" / "summary.json")
+    assert snella.runs.train.train(config) == read(tmp_path / "run" / "summary.json")
 
 
 def test_a_manifest_trains_too(images, tmp_path):

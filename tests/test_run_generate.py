@@ -21,14 +21,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import snella
-import snella.run
-import snella.tasks.denoising
+import snella.runs.train
+import snella.tasks.generation.denoising
 import tiny_pipelines
 from generation_runs import CLASSES, TINY, picture, train, write_class_folders, write_flat, write_metadata, write_texts
 from runs import train as train_classifier
 from runs import write_images
-from snella.cli import main
-from snella.methods import METHODS
+from snella.cli.main import main
+from snella.methods.table import METHODS
 from test_run import stop_after_first_checkpoint
 
 SUMMARY = {"test", "val", "noise_levels", "trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds"}
@@ -269,7 +269,7 @@ def test_a_merged_pipeline_is_a_backbone_again(class_run, classes, tmp_path):
 
 
 def test_onnx_is_refused_before_anything_is_loaded(class_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("snella.trained.load_run", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("snella.runs.predict.load_run", lambda *_: pytest.fail("the model was loaded"))
     assert main(["merge", str(class_run), "--out", str(tmp_path / "m"), "--onnx", str(tmp_path / "m.onnx")]) == 2
     error = capsys.readouterr().err
     assert "--onnx" in error
@@ -341,7 +341,7 @@ def test_metrics_are_kept_whatever_becomes_of_the_fidelity(class_run, classes, t
     shutil.copy(next((classes / "cat").iterdir()), few)
     assert main(["evaluate", str(class_run), "--data", str(few.parent), *flags]) == 2
     assert "--features compares with 2 images or more, and there are 1" in capsys.readouterr().err
-    monkeypatch.setattr("snella.tasks.denoising.fidelity", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("snella.tasks.generation.denoising.fidelity", lambda *_, **__: 1 / 0)
     shutil.copytree(classes, tmp_path / "many")
     assert main(["evaluate", str(class_run), "--data", str(tmp_path / "many"), *flags]) == 1
     assert "denoising_loss" in read(class_run / "evaluation" / "many.json")["metrics"]
@@ -350,9 +350,9 @@ def test_metrics_are_kept_whatever_becomes_of_the_fidelity(class_run, classes, t
 def test_fidelity_asks_a_text_model_for_the_references_captions(sd, classes, tmp_path, monkeypatch):
     assert train(classes, sd, tmp_path / "run", "--prompt", "a photo of {class}", "--method", "bitfit") == 0
     asked: list[str] = []
-    sample = snella.tasks.denoising.sample
+    sample = snella.tasks.generation.denoising.sample
     monkeypatch.setattr(
-        "snella.tasks.denoising.sample",
+        "snella.tasks.generation.denoising.sample",
         lambda f, n, prompts, *rest: asked.extend(prompts) or sample(f, n, prompts, *rest),
     )
     flags = ("--features", "vit_small_focus", "--samples", "4", "--device", "cpu")
@@ -413,7 +413,7 @@ def test_missing_images_of_a_prior_are_generated_into_its_folder(sd, flat, tmp_p
     assert "generating 1 images" in capsys.readouterr().out
     assert len(list(prior.iterdir())) == 4
     assert np.array_equal(pixels(prior / "prior-0001.png"), lost)
-    monkeypatch.setattr("snella.tasks.generation_data.sample", lambda *_, **__: pytest.fail("images were generated"))
+    monkeypatch.setattr("snella.tasks.generation.prepare.sample", lambda *_, **__: pytest.fail("images were generated"))
     assert train(flat, sd, tmp_path / "third", *flags) == 0
 
 
@@ -422,7 +422,7 @@ def test_a_prior_without_a_folder_is_generated_once(sd, flat, tmp_path, monkeypa
     flags = ("--prompt", PROMPT, "--prior-prompt", "a photo", "--prior-images", "3", "--method", "bitfit")
     assert train(flat, sd, tmp_path / "run", *flags) == 0
     assert len(list((tmp_path / "cache" / "prior").rglob("*.png"))) == 3
-    monkeypatch.setattr("snella.tasks.generation_data.sample", lambda *_, **__: pytest.fail("images were generated"))
+    monkeypatch.setattr("snella.tasks.generation.prepare.sample", lambda *_, **__: pytest.fail("images were generated"))
     assert train(flat, sd, tmp_path / "again", *flags) == 0
 
 
@@ -480,8 +480,8 @@ def test_min_snr_weighs_the_training_loss_alone(sd, flat, tmp_path):
 @pytest.mark.parametrize("method", ["snella", "lora", "full"])
 def test_the_estimate_is_near_what_the_run_finds(method, unet, classes, tmp_path, monkeypatch):
     found: dict[str, Any] = {}
-    estimate = snella.run.estimate
-    monkeypatch.setattr("snella.run.estimate", lambda *a, **k: found.setdefault("estimate", estimate(*a, **k)))
+    estimate = snella.runs.train.estimate
+    monkeypatch.setattr("snella.runs.train.estimate", lambda *a, **k: found.setdefault("estimate", estimate(*a, **k)))
     assert train(classes, unet, tmp_path / "run", "--method", method, "--estimate") == 0
     assert not (tmp_path / "run").exists()
     assert train(classes, unet, tmp_path / "run", "--method", method) == 0
@@ -492,8 +492,8 @@ def test_the_estimate_is_near_what_the_run_finds(method, unet, classes, tmp_path
 
 def test_the_estimate_counts_batches_of_a_larger_prior(sd, flat, tmp_path, monkeypatch):
     found: dict[str, Any] = {}
-    estimate = snella.run.estimate
-    monkeypatch.setattr("snella.run.estimate", lambda *a, **k: found.update(k) or estimate(*a, **k))
+    estimate = snella.runs.train.estimate
+    monkeypatch.setattr("snella.runs.train.estimate", lambda *a, **k: found.update(k) or estimate(*a, **k))
     prior = tmp_path / "prior"
     flags = ("--prompt", PROMPT, "--prior-prompt", "a photo", "--prior-data", str(prior), "--batch-size", "100")
     assert train(flat, sd, tmp_path / "run", *flags, "--prior-images", "50", "--estimate") == 0

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 import snella.training.loop
 from masked_runs import blobs, picture, train, write_pairs
-from snella.cli import main
-from snella.methods import METHODS
+from snella.cli.main import main
+from snella.methods.table import METHODS
 
 SUMMARY = {"test", "val", "trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "seed", "versions"}
 SUMMARY |= {"selection", "images", "device"}

@@ -9,9 +9,9 @@ from pathlib import Path
 import filelock
 import pytest
 
-from snella.config import TrainConfig
+from snella.config.schema import TrainConfig
 from snella.errors import UserError
-from snella.runfolder import UMASK, alone_in, check_claim, claim, writing
+from snella.runs.folder import UMASK, alone_in, check_claim, claim, writing
 
 
 def test_one_at_a_time_and_nothing_is_left(tmp_path):

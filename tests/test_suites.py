@@ -15,14 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from snella import SnellaConfig
-from snella.cli import main
-from snella.data.benchmarks import VTAB_CLASSES
-from snella.data.readers import BUNDLED
-from snella.errors import UserError
-from snella.methods import wrap
-from snella.recipe import read_recipe, recipe_names, suite_names
-from snella.run import _method_settings
-from snella.suites import (
+from snella.cli.main import main
+from snella.config.recipe import read_recipe, recipe_names, suite_names
+from snella.config.suites import (
     Published,
     group_mean,
     group_means,
@@ -32,7 +27,12 @@ from snella.suites import (
     read_suite_task,
     task_mean,
 )
-from snella.validation import validate
+from snella.config.validation import validate
+from snella.data.layouts.vtab_fgvc import VTAB_CLASSES
+from snella.data.readers.labelled import BUNDLED
+from snella.errors import UserError
+from snella.methods.table import wrap
+from snella.runs.train import _method_settings
 
 # task: batch, rate, weight decay, initial and target sparsity (None: no selection), as published
 SNELLA = {

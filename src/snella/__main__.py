@@ -2,6 +2,6 @@
 
 import sys
 
-from snella.cli import main
+from snella.cli.main import main
 
 sys.exit(main())

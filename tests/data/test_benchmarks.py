@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from snella.data.benchmarks import VTAB_CLASSES, fgvc, is_fgvc, is_vtab, vtab
+from snella.data.layouts.vtab_fgvc import VTAB_CLASSES, fgvc, is_fgvc, is_vtab, vtab
 from snella.errors import UserError
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from snella.data import MaskCode, UnreadableImage, is_masked, read_masked_data, read_masked_test_data
-from snella.data.brain import CLASSES, INSTALL, PALETTE
+from snella.data.bundled.brain import CLASSES, INSTALL, PALETTE
+from snella.data.images import UnreadableImage
+from snella.data.masks.files import MaskCode
+from snella.data.readers.masked import is_masked, read_masked_data, read_masked_test_data
 from snella.errors import UserError
 
 FILES = {kind: f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz" for kind in ("t1", "gm", "wm")}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from snella.data import TensorCache, cache_folder, content_key, image_key
+from snella.data.cache import TensorCache, cache_folder, content_key, image_key
 from snella.errors import UserError
 
 TENSORS = {

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snella.data.caption_folders import caption_folder, is_captioned, one_line
+from snella.data.layouts.caption_folders import caption_folder, is_captioned, one_line
 from snella.errors import UserError
 
 CAPTION = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1).filter(str.strip)

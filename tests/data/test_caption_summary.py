@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from printed import rows, text
-from snella.data import describe_captioned, read_captioned_data, read_captioned_test_data
+from snella.data.readers.captioned import read_captioned_data, read_captioned_test_data
+from snella.data.summaries.captioned import describe_captioned
 
 
 def test_captions_and_what_either_resize_costs(tmp_path: Path, picture) -> None:

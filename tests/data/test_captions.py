@@ -6,12 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from snella.data import (
-    CaptionedImages,
-    ImageData,
-    read_captioned_data,
-    read_captioned_test_data,
-)
+from snella.data.dataset import ImageData
+from snella.data.readers.captioned import CaptionedImages, read_captioned_data, read_captioned_test_data
 from snella.errors import UserError
 
 
@@ -186,7 +182,7 @@ def test_a_folder_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch) ->
     def denied(folder: str) -> list[str]:
         raise PermissionError(13, "Permission denied", folder)
 
-    monkeypatch.setattr("snella.data.caption_folders.images_below", denied)
+    monkeypatch.setattr("snella.data.layouts.caption_folders.images_below", denied)
     assert refused(str(tmp_path)) == f"{tmp_path} cannot be read: Permission denied; check it"
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snella.data.class_names import ade_names, names_file, qualitative, voc_names
+from snella.data.masks.class_names import ade_names, names_file, qualitative, voc_names
 from snella.errors import UserError
 
 

@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snella.data import Images, class_weights
-from snella.data.dataset import labelled, natural_order
+from snella.data.dataset import Images, class_weights, labelled, natural_order
 from snella.errors import UserError
 
 

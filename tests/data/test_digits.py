@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snella.data import read_data
-from snella.data.digits import INSTALL, digits
+from snella.data.bundled.digits import INSTALL, digits
+from snella.data.readers.labelled import read_data
 from snella.errors import UserError
 
 

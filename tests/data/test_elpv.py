@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from snella.data import read_data
-from snella.data.elpv import INSTALL, elpv
+from snella.data.bundled.elpv import INSTALL, elpv
+from snella.data.readers.labelled import read_data
 from snella.errors import UserError
 
 LEVELS = {"0.0": 1508, "0.3333333333333333": 295, "0.6666666666666666": 106, "1.0": 715}  # as published

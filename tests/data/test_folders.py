@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from snella.data.folders import image_folder
+from snella.data.layouts.class_folders import image_folder
 from snella.errors import UserError
 
 

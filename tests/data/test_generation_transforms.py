@@ -11,12 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.functional import center_crop
 
-from snella.data import (
-    Augmentation,
-    Preprocessing,
-    generation_eval_transform,
-    generation_train_transform,
-)
+from snella.data.transforms.generation import generation_eval_transform, generation_train_transform
+from snella.data.transforms.images import Augmentation, Preprocessing
 from snella.errors import UserError
 
 HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from snella.data import UnreadableImage, check_images, image_files, open_image
 from snella.data import images as images_module
-from snella.data.images import image_size, images_below, rgb
+from snella.data.images import UnreadableImage, check_images, image_files, image_size, images_below, open_image, rgb
 from snella.errors import UserError
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from snella.data import Augmentation, Batches, Images, Preprocessing, eval_transform, train_transform
-from snella.data.loading import seeded
+from snella.data.dataset import Images
+from snella.data.loading import Batches, seeded
+from snella.data.transforms.images import Augmentation, Preprocessing, eval_transform, train_transform
 from snella.errors import UserError
 
 P = Preprocessing(16)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from snella.data.manifests import manifest
+from snella.data.layouts.manifests import manifest
 from snella.errors import UserError
 
 

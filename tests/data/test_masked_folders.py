@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from masked import write_image, write_mask, write_pairs
-from snella.data import is_masked
-from snella.data.masked_folders import masked_folder
+from snella.data.layouts.masked_folders import masked_folder
+from snella.data.readers.masked import is_masked
 from snella.errors import UserError
 
 

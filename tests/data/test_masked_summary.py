@@ -4,7 +4,9 @@ from pathlib import Path
 
 from masked import write_image, write_mask, write_pairs
 from printed import rows, text
-from snella.data import MaskCode, describe_masked, read_masked_data, read_masked_test_data
+from snella.data.masks.files import MaskCode
+from snella.data.readers.masked import read_masked_data, read_masked_test_data
+from snella.data.summaries.masked import describe_masked
 
 
 def test_shares_sizes_and_pairs_left_out(tmp_path: Path) -> None:

@@ -9,16 +9,9 @@ import torch
 from PIL import Image
 from torchvision.tv_tensors import Mask
 
-from snella.data import (
-    IGNORE,
-    Augmentation,
-    Preprocessing,
-    eval_transform,
-    masked_eval_transform,
-    masked_train_transform,
-    train_transform,
-)
-from snella.data.masked_transforms import resize_mask
+from snella.data.masks.files import IGNORE
+from snella.data.transforms.images import Augmentation, Preprocessing, eval_transform, train_transform
+from snella.data.transforms.masked import masked_eval_transform, masked_train_transform, resize_mask
 from snella.errors import UserError
 
 COLORS = np.array([[0, 0, 0], [250, 0, 0], [0, 240, 0], [30, 60, 230], [255, 255, 255]], dtype=np.uint8)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.tv_tensors import Mask
 
-from snella.data import IGNORE, MaskCode, MaskedImages, UnreadableImage, read_mask
-from snella.data.masks import classes_of
+from snella.data.images import UnreadableImage
+from snella.data.masks.files import IGNORE, MaskCode, MaskedImages, classes_of, read_mask
 from snella.errors import UserError
 
 VALUES = np.array([[0, 1, 2, 3], [3, 2, 1, 0], [0, 0, 3, 3]], dtype=np.uint8)

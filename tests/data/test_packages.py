@@ -3,7 +3,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from snella.data.packages import package_file
+from snella.data.bundled.packages import package_file
 
 
 def test_files_are_found_without_importing(tmp_path: Path, monkeypatch) -> None:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from snella.data.captions import read_captioned_data
 from snella.data.paths import existing, read_text
-from snella.data.readers import read_data
-from snella.data.segmentation import read_masked_data
+from snella.data.readers.captioned import read_captioned_data
+from snella.data.readers.labelled import read_data
+from snella.data.readers.masked import read_masked_data
 from snella.errors import UserError
 
 

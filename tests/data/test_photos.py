@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snella.data import packages, photos
-from snella.data.captions import is_captioned, read_captioned_data, read_captioned_test_data
-from snella.data.photos import COUNTS, SETS, SIZE, Crops, crops
+from snella.data.bundled import packages, photos
+from snella.data.bundled.photos import COUNTS, SETS, SIZE, Crops, crops
+from snella.data.readers.captioned import is_captioned, read_captioned_data, read_captioned_test_data
 from snella.errors import UserError
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right

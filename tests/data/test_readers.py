@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from snella.data import UnreadableImage, read_data, read_test_data
+from snella.data.images import UnreadableImage
+from snella.data.readers.labelled import read_data, read_test_data
 from snella.errors import UserError
 
 

@@ -10,18 +10,12 @@ import torch
 from PIL import Image
 
 from masked import write_image, write_mask, write_pairs
-from snella.data import (
-    IGNORE,
-    Batches,
-    MaskCode,
-    MaskData,
-    Preprocessing,
-    is_masked,
-    masked_eval_transform,
-    read_data,
-    read_masked_data,
-    read_masked_test_data,
-)
+from snella.data.loading import Batches
+from snella.data.masks.files import IGNORE, MaskCode, MaskData
+from snella.data.readers.labelled import read_data
+from snella.data.readers.masked import is_masked, read_masked_data, read_masked_test_data
+from snella.data.transforms.images import Preprocessing
+from snella.data.transforms.masked import masked_eval_transform
 from snella.errors import UserError
 
 TWO_COLORS = ((0, 0, 0), (255, 255, 255))
@@ -331,8 +325,8 @@ def test_nothing_that_can_be_used(tmp_path: Path) -> None:
 
 
 def test_many_pairs_are_sampled(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("snella.data.mask_scan.CHECK_ALL", 10)
-    monkeypatch.setattr("snella.data.mask_scan.SCANNED", 4)
+    monkeypatch.setattr("snella.data.masks.scan.CHECK_ALL", 10)
+    monkeypatch.setattr("snella.data.masks.scan.SCANNED", 4)
     write_pairs(tmp_path, 20)
     write_image(tmp_path / "images" / "7.png", (5, 5))
     data = read_masked_data(str(tmp_path), seed=0)

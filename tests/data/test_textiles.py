@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from snella.data import read_data, read_test_data
-from snella.data.textiles import INSTALL, textiles
+from snella.data.bundled.textiles import INSTALL, textiles
+from snella.data.readers.labelled import read_data, read_test_data
 from snella.errors import UserError
 
 COUNTS = {"nominal": 1000, "local": 500, "global": 500}  # as published

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snella.data import read_data
-from snella.data.timm_source import indexed_entries, known_splits
+from snella.data.layouts.timm_names import indexed_entries, known_splits
+from snella.data.readers.labelled import read_data
 from snella.errors import UserError
 
 

@@ -9,11 +9,8 @@ import pytest
 from PIL import Image
 
 from printed import rows, text
-from snella.config import TrainConfig
-from snella.report.comparison import difference_text, suite_cells, task_report, with_spread, write_suite, write_task
-from snella.report.comparison_chart import comparison_figure
-from snella.report.intervals import Difference, Spread, mean_of_pairs
-from snella.results import (
+from snella.compare.chart import comparison_figure
+from snella.compare.results import (
     MethodResult,
     RunResult,
     TaskResult,
@@ -22,7 +19,17 @@ from snella.results import (
     mean_result,
     paired_tasks,
 )
-from snella.suites import Suite, SuiteTask
+from snella.compare.statistics import Difference, Spread, mean_of_pairs
+from snella.compare.tables import (
+    difference_text,
+    suite_cells,
+    task_report,
+    with_spread,
+    write_suite,
+    write_task,
+)
+from snella.config.schema import TrainConfig
+from snella.config.suites import Suite, SuiteTask
 
 
 def run(metric: str, score: float, seed: int = 0) -> RunResult:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snella.report.intervals import mean_of_pairs, spread, t_quantile
+from snella.compare.statistics import mean_of_pairs, spread, t_quantile
 
 stats = pytest.importorskip("scipy.stats")
 

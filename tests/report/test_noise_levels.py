@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-from snella.report import noise_levels, style
-from snella.report.noise_levels import NAMED, noise_levels_figure
-from snella.tasks.denoising import LevelRow
+from snella.report import style
+from snella.tasks.generation import noise_levels
+from snella.tasks.generation.denoising import LevelRow
+from snella.tasks.generation.noise_levels import NAMED, noise_levels_figure
 
 
 def rows(*losses: tuple[float, ...], names: tuple[str, ...] = ()) -> list[LevelRow]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snella.report.overlays import Example, overlays_figure, painted
+from snella.tasks.segmentation.overlays import Example, overlays_figure, painted
 
 PALETTE = ((0, 0, 0), (255, 0, 0), (0, 0, 255))
 

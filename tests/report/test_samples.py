@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from snella.report.samples import BETWEEN, before_after_figure, grid, methods_figure
+from snella.tasks.generation.sample_grids import BETWEEN, before_after_figure, grid, methods_figure
 
 
 def plain(color: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> Image.Image:

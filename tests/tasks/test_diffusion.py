@@ -15,10 +15,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tiny_pipelines as tiny
+from snella.diffusion import pipeline
+from snella.diffusion.pipeline import (
+    build_network,
+    check_pipeline_name,
+    condition_of,
+    frozen_parts,
+    image_unit,
+)
 from snella.errors import UserError
-from snella.tasks import diffusion
-from snella.tasks.backbone import BackboneSpec
-from snella.tasks.diffusion import build_network, check_pipeline_name, condition_of, frozen_parts, image_unit
+from snella.models.backbone import BackboneSpec
 
 SIDE = 16  # pixels
 PROMPT = "a photo of sks dog"
@@ -388,7 +394,7 @@ def test_a_pipeline_of_another_make_is_refused(copied: Folders) -> None:
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
     message = refused(check_pipeline_name, str(folder))
     assert "KandinskyPipeline" in message
-    assert all(pipeline in message for family in diffusion.FAMILIES for pipeline in family.pipelines)
+    assert all(name in message for family in pipeline.FAMILIES for name in family.pipelines)
     for text in ("{", "[1]", "3"):
         (folder / "model_index.json").write_text(text)
         assert "model_index.json cannot be read" in refused(check_pipeline_name, str(folder))
@@ -414,17 +420,17 @@ def test_a_home_folder_is_found(copied: Folders, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diffusion, "find_spec", lambda name: None if name == "diffusers" else object())
-    assert "pip install 'snella[diffusers]'" in refused(diffusion.check_diffusers)
+    monkeypatch.setattr(pipeline, "find_spec", lambda name: None if name == "diffusers" else object())
+    assert "pip install 'snella[diffusers]'" in refused(pipeline.check_diffusers)
 
 
 def test_a_safety_checker_is_told(copied: Folders) -> None:
     folder = copied("sd")
-    assert not diffusion.has_safety_checker(str(folder))
+    assert not pipeline.has_safety_checker(str(folder))
     index = folder / "model_index.json"
     entry = {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
     index.write_text(json.dumps(json.loads(index.read_text()) | entry))
-    assert diffusion.has_safety_checker(str(folder))
+    assert pipeline.has_safety_checker(str(folder))
     check_pipeline_name(str(folder))  # it is never loaded, so it may be missing
     assert frozen_parts(str(folder)).pipe.safety_checker is None
-    assert not diffusion.has_safety_checker("small_unet")
+    assert not pipeline.has_safety_checker("small_unet")

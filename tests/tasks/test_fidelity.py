@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
-from snella.data.transforms import Preprocessing, eval_transform
+from snella.data.transforms.images import Preprocessing, eval_transform
 from snella.errors import UserError
-from snella.tasks import fidelity as module
-from snella.tasks.fidelity import check_features, compare, feature_model, features_of, fidelity
+from snella.tasks.generation import fidelity as module
+from snella.tasks.generation.fidelity import check_features, compare, feature_model, features_of, fidelity
 
 
 def features(count: int, dimensions: int, seed: int, shift: float = 0.0) -> torch.Tensor:
@@ -200,7 +200,7 @@ def test_no_hub_no_features_and_training_has_no_say_in_it(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr("snella.tasks.pretrained.try_to_load_from_cache", lambda *_, **__: None)
+    monkeypatch.setattr("snella.models.hub.try_to_load_from_cache", lambda *_, **__: None)
     with pytest.raises(UserError, match=r"cannot be downloaded .*; choose other features") as error:
         feature_model("vit_small_patch16_224.dino", "cpu")
     assert "--" not in str(error.value)

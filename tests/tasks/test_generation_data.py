@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 import tiny_pipelines
-from snella.tasks.backbone import BackboneSpec
-from snella.tasks.diffusion import build_network, frozen_parts
-from snella.tasks.generation_data import _prior_key
-from snella.tasks.sampling import SampleSettings
+from snella.diffusion.pipeline import build_network, frozen_parts
+from snella.diffusion.sampling import SampleSettings
+from snella.models.backbone import BackboneSpec
+from snella.tasks.generation.prepare import _prior_key
 
 
 def test_the_priors_key_follows_all_that_makes_its_images(tmp_path: Path) -> None:

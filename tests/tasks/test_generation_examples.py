@@ -14,18 +14,13 @@ from PIL import Image, ImageOps
 from rich.console import Console
 
 import tiny_pipelines as tiny
-from snella.data import CaptionedImages, Preprocessing
 from snella.data.cache import TensorCache
-from snella.data.generation_transforms import generation_eval_transform
+from snella.data.readers.captioned import CaptionedImages
+from snella.data.transforms.generation import generation_eval_transform
+from snella.data.transforms.images import Preprocessing
+from snella.diffusion.pipeline import Frozen, frozen_parts
 from snella.errors import UserError
-from snella.tasks.diffusion import Frozen, frozen_parts
-from snella.tasks.generation_examples import (
-    CachedImages,
-    WithPrior,
-    cached,
-    drawn,
-    prior_files,
-)
+from snella.tasks.generation.examples import CachedImages, WithPrior, cached, drawn, prior_files
 
 CPU = torch.device("cpu")
 SQUARE = Preprocessing(16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bicubic", resize="crop")

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from snella.diffusion.noise import Objective, with_offset
 from snella.errors import UserError
-from snella.tasks.objective import Objective, with_offset
 
 STEPS = 1000
 SD = {  # scheduler_config.json of Stable Diffusion's model zoo

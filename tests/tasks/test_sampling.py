@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import tiny_pipelines as tiny
+from snella.diffusion.pipeline import Frozen, build_network, frozen_parts
+from snella.diffusion.sampling import SampleSettings, sample
 from snella.errors import UserError
-from snella.tasks.backbone import BackboneSpec
-from snella.tasks.diffusion import Frozen, build_network, frozen_parts
-from snella.tasks.sampling import SampleSettings, sample
+from snella.models.backbone import BackboneSpec
 
 SIDE = 16
 SETTINGS = SampleSettings(SIDE, steps=3)

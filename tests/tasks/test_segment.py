@@ -15,11 +15,11 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score, jaccard_score
 from torch import Tensor, nn
 
-from snella.data import MaskCode, MaskedImages, Preprocessing
-from snella.data.masked_transforms import masked_eval_transform
-from snella.data.masks import IGNORE, read_mask
+from snella.data.masks.files import IGNORE, MaskCode, MaskedImages, read_mask
+from snella.data.transforms.images import Preprocessing
+from snella.data.transforms.masked import masked_eval_transform
 from snella.errors import UserError
-from snella.tasks.segment import METRICS, Segment, few
+from snella.tasks.segmentation.task import METRICS, Segment, few
 
 SIZE, K = 8, 4
 CODE = MaskCode(tuple(range(K)))
@@ -163,7 +163,7 @@ def test_predictions_are_masks_of_the_images_own_size(tmp_path):
     ],
 )
 def test_written_masks_are_read_back(code, tmp_path):
-    from snella.data.masks import mask_picture
+    from snella.data.masks.files import mask_picture
 
     classes = torch.randint(len(code.values), (9, 5), generator=torch.Generator().manual_seed(0))
     mask_picture(classes, code, PALETTE[: len(code.values)]).save(tmp_path / "m.png")

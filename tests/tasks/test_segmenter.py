@@ -15,18 +15,18 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from snella.errors import UserError
-from snella.export import save_merged
-from snella.methods import MethodSettings, load_adapter, merged, save_adapter, wrap
-from snella.tasks import segmenter_smp
-from snella.tasks.backbone import BackboneSpec, build_backbone, fingerprint
-from snella.tasks.plain_head import PARTS
-from snella.tasks.segmenter import (
+from snella.methods.table import MethodSettings, load_adapter, merged, save_adapter, wrap
+from snella.models.backbone import BackboneSpec, build_backbone, fingerprint
+from snella.models.export import save_merged
+from snella.segmenter import smp
+from snella.segmenter.build import (
     Segmenter,
     SegmenterSpec,
     build_segmenter,
     check_segmenter,
     preprocessing_of_segmenter,
 )
+from snella.segmenter.plain import PARTS
 from snella.tuner.targets import head_names
 
 SETTINGS = MethodSettings(r=4, target_sparsity=0.5, total_step=20)
@@ -43,7 +43,7 @@ CASES = [  # an encoder, its decoder
 
 @pytest.fixture(autouse=True)
 def _narrow(monkeypatch):
-    monkeypatch.setattr(segmenter_smp, "DPT_WIDTHS", (8, 8, 16, 16))
+    monkeypatch.setattr(smp, "DPT_WIDTHS", (8, 8, 16, 16))
 
 
 def spec(name, decoder=None, size=64, *, adapt=False, **options) -> SegmenterSpec:
@@ -208,11 +208,11 @@ class Twice(nn.Module):
 
 def test_an_encoder_that_is_not_one_to_one_is_refused():
     with pytest.raises(UserError, match=r"a_b\.weight of the encoder was found 2 times"):
-        segmenter_smp._carry_over(Twice(), Twice(), "twice")
+        smp._carry_over(Twice(), Twice(), "twice")
     with pytest.raises(UserError, match="was found 1 times in other with its shape"):
-        segmenter_smp._carry_over(nn.Linear(3, 2), nn.Linear(2, 2), "other")
+        smp._carry_over(nn.Linear(3, 2), nn.Linear(2, 2), "other")
     with pytest.raises(UserError, match="was found 0 times"):
-        segmenter_smp._carry_over(nn.ReLU(), nn.Linear(2, 2), "other")
+        smp._carry_over(nn.ReLU(), nn.Linear(2, 2), "other")
 
 
 def test_drop_path_reaches_the_encoder():
@@ -226,7 +226,7 @@ def test_drop_path_reaches_the_encoder():
 
 def test_dpt_on_patches_of_14_pixels():
     model = build("vit_small_focus", "dpt", 56)
-    assert not segmenter_smp.loads_with_smp(model.net)
+    assert not smp.loads_with_smp(model.net)
     assert logits(model, images(56, 1)).shape == (1, 3, 56, 56)
 
 
@@ -320,7 +320,7 @@ def test_what_goes_together_passes_without_being_built(monkeypatch):
 
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch):
-    monkeypatch.setattr(segmenter_smp, "find_spec", lambda _: None)
+    monkeypatch.setattr(smp, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"needs segmentation-models-pytorch.*pip install 'snella\[segment\]'"):
         check_segmenter(spec("test_convnext"))
     build("test_vit", "plain", 32)
@@ -340,7 +340,7 @@ def test_a_missing_package_is_named_with_the_command(monkeypatch):
 def test_a_size_or_encoder_that_does_not_fit_is_refused(name, decoder, size, message, monkeypatch):
     if size is None:
         whole = timm_outline(name)
-        monkeypatch.setattr("snella.tasks.segmenter.build_backbone", lambda _: whole)
+        monkeypatch.setattr("snella.segmenter.build.build_backbone", lambda _: whole)
     with pytest.raises(UserError, match=message):
         build(name, decoder, size)
 

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 from hf_segmenters import saved
-from snella.data.masked_transforms import masked_eval_transform
-from snella.data.transforms import Preprocessing
+from snella.data.transforms.images import Preprocessing
+from snella.data.transforms.masked import masked_eval_transform
 from snella.errors import UserError
-from snella.export import export_onnx
-from snella.tasks import segmenter_smp
-from snella.tasks.backbone import BackboneSpec
-from snella.tasks.segmenter import (
+from snella.models.backbone import BackboneSpec
+from snella.models.export import export_onnx
+from snella.segmenter import smp as smp_decoders
+from snella.segmenter.build import (
     SegmenterSpec,
     build_segmenter,
     loading_hint_segmenter,
@@ -48,7 +48,7 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def _narrow(monkeypatch):
-    monkeypatch.setattr(segmenter_smp, "DPT_WIDTHS", (8, 8, 16, 16))
+    monkeypatch.setattr(smp_decoders, "DPT_WIDTHS", (8, 8, 16, 16))
 
 
 def built(name: str, decoder: str | None, size: int, **options: Any) -> tuple[SegmenterSpec, Any]:

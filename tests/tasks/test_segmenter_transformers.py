@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from hf_segmenters import FAMILIES, saved
-from snella.data.transforms import Preprocessing
+from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
-from snella.methods import MethodSettings, load_adapter, merged, save_adapter, wrap
-from snella.tasks.backbone import BackboneSpec, fingerprint
-from snella.tasks.segmenter import SegmenterSpec, build_segmenter, preprocessing_of_segmenter
+from snella.methods.table import MethodSettings, load_adapter, merged, save_adapter, wrap
+from snella.models.backbone import BackboneSpec, fingerprint
+from snella.segmenter.build import SegmenterSpec, build_segmenter, preprocessing_of_segmenter
 from snella.tuner.targets import head_names
 
 transformers = pytest.importorskip("transformers")

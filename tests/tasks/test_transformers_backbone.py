@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from backbones import build, images, logits, spec
-from snella.data.transforms import Preprocessing
+from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
-from snella.tasks.backbone import fingerprint, preprocessing_of
+from snella.models.backbone import fingerprint, preprocessing_of
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from snella.tasks.windows import starts, windowed_logits
+from snella.tasks.segmentation.windows import starts, windowed_logits
 
 
 class Position(nn.Module):

@@ -19,7 +19,7 @@ from toy import EVERY_STEP, SETTINGS, Classification, Net, interrupt_at, train
 from snella.errors import UserError
 from snella.training.checkpoint import checkpoints, newest_checkpoint
 from snella.training.loop import FitResult, Interrupted
-from snella.training.state import tuned_state
+from snella.training.tuned_weights import tuned_state
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,7 +14,7 @@ from torch import nn
 from hf_segmenters import FAMILIES, config
 from snella import SnellaConfig
 from snella.errors import UserError
-from snella.methods import MethodSettings, wrap
+from snella.methods.table import MethodSettings, wrap
 from snella.tuner import SnellaLayer
 from snella.tuner.targets import default_targets, head_names
 

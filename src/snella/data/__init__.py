@@ -1,19 +1,30 @@
 """Images in: readers for every layout, transforms, and batches that are the same however they are loaded."""
 
 from snella.data.cache import TensorCache, cache_folder, content_key, image_key
-from snella.data.caption_summary import describe_captioned
-from snella.data.captions import CaptionedImages, is_captioned, read_captioned_data, read_captioned_test_data
 from snella.data.dataset import ImageData, Images, class_weights
-from snella.data.generation_transforms import generation_eval_transform, generation_train_transform
 from snella.data.images import UnreadableImage, check_images, image_files, open_image
 from snella.data.loading import Batches
-from snella.data.masked_summary import describe_masked
-from snella.data.masked_transforms import masked_eval_transform, masked_train_transform
-from snella.data.masks import IGNORE, MaskCode, MaskData, MaskedImages, read_mask
-from snella.data.readers import read_data, read_test_data
-from snella.data.segmentation import is_masked, read_masked_data, read_masked_test_data
-from snella.data.summary import data_report, describe
-from snella.data.transforms import Augmentation, Preprocessing, Transform, eval_transform, train_transform
+from snella.data.masks.files import IGNORE, MaskCode, MaskData, MaskedImages, read_mask
+from snella.data.readers.captioned import (
+    CaptionedImages,
+    is_captioned,
+    read_captioned_data,
+    read_captioned_test_data,
+)
+from snella.data.readers.labelled import read_data, read_test_data
+from snella.data.readers.masked import is_masked, read_masked_data, read_masked_test_data
+from snella.data.summaries.captioned import describe_captioned
+from snella.data.summaries.labelled import data_report, describe
+from snella.data.summaries.masked import describe_masked
+from snella.data.transforms.generation import generation_eval_transform, generation_train_transform
+from snella.data.transforms.images import (
+    Augmentation,
+    Preprocessing,
+    Transform,
+    eval_transform,
+    train_transform,
+)
+from snella.data.transforms.masked import masked_eval_transform, masked_train_transform
 
 __all__ = [
     "IGNORE",

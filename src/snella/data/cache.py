@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from snella.runfolder import writing
+from snella.runs.folder import writing
 
 _SUM = "sha256"
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from snella.data.images import UnreadableImage
-from snella.data.transforms import Transform
+from snella.data.transforms.images import Transform
 from snella.errors import UserError
 
 Key = tuple[int, int]  # epoch, index of an example

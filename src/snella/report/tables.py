@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from snella.tasks.classify import ClassRow
-    from snella.tasks.denoising import LevelRow
-    from snella.tasks.fidelity import Fidelity
-    from snella.tasks.regions import RegionRow
+    from snella.tasks.classification.task import ClassRow
+    from snella.tasks.generation.denoising import LevelRow
+    from snella.tasks.generation.fidelity import Fidelity
+    from snella.tasks.segmentation.regions import RegionRow
 
 NOTHING = "–"
 

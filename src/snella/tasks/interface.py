@@ -4,7 +4,7 @@
                           ├─ transforms ─ batches
                           └─ make_task ─ task: loss, evaluate, predict, figures
 
-`snella.tasks.table` names the modules. Training, evaluation, prediction and merging go through these names alone.
+`snella.tasks.registry` names the modules. Training, evaluation, prediction and merging go through these names alone.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from PIL import Image
 from rich.console import Console, RenderableType
 from torch import Tensor, nn
 
-from snella.config import TrainConfig
-from snella.data import ImageData, Preprocessing, Transform, UnreadableImage
-from snella.data.images import Progress
+from snella.config.schema import TrainConfig
+from snella.data.dataset import ImageData
+from snella.data.images import Progress, UnreadableImage
 from snella.data.loading import Examples
-from snella.tasks.backbone import BackboneSpec
-from snella.tasks.fidelity import Fidelity
-from snella.tasks.sampling import SampleSettings
+from snella.data.transforms.images import Preprocessing, Transform
+from snella.diffusion.sampling import SampleSettings
+from snella.models.backbone import BackboneSpec
+from snella.tasks.generation.fidelity import Fidelity
 
 
 class Spec(Protocol):

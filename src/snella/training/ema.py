@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from snella.training.state import copied, load_tuned_state, tuned_state
+from snella.training.tuned_weights import copied, load_tuned_state, tuned_state
 
 
 class Ema:

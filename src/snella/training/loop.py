@@ -30,9 +30,9 @@ from snella.training.devices import accelerator_for, on_device
 from snella.training.evaluation import Batches, Task, evaluate, seed_step
 from snella.training.interrupt import Interrupted, StopSignals
 from snella.training.progress import Progress, Speed
-from snella.training.run import AfterStep, Run, start_run
 from snella.training.settings import LoopSettings
-from snella.training.state import copied, load_tuned_state, train_mode, tuned_state
+from snella.training.train_state import AfterStep, Run, start_run
+from snella.training.tuned_weights import copied, load_tuned_state, train_mode, tuned_state
 
 __all__ = ["AfterStep", "Batches", "FitResult", "Interrupted", "LoopSettings", "Task", "fit"]
 

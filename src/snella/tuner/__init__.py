@@ -3,7 +3,7 @@
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType, register_peft_method
 
-from snella.tuner.callback import AllocationCallback
+from snella.integrations.trainer import AllocationCallback
 from snella.tuner.config import PEFT_TYPE, SnellaConfig
 from snella.tuner.layer import SnellaLayer
 from snella.tuner.model import SnellaModel

@@ -1,0 +1,112 @@
+"""Flags of a command: unknown ones and wrong values become a line that names the nearest right ones."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import tyro
+from tyro.conf import FlagCreatePairsOff
+
+from snella.config.schema import flag, nearest
+from snella.config.validation import choice_error
+from snella.errors import UserError
+
+C = TypeVar("C")
+
+
+def value_of(args: Sequence[str], name: str) -> str | None:
+    """The last value of a flag on the command line, before it is parsed."""
+    value = None
+    for word, following in zip_longest(args, args[1:]):
+        if word == flag(name):
+            value = following
+        elif word.startswith(f"{flag(name)}="):
+            value = word.partition("=")[2]
+    return value
+
+
+def divided(args: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The flags of these names with their values, one each, and all other words."""
+    wanted = {flag(name) for name in names}
+    chosen: list[str] = []
+    others: list[str] = []
+    words = iter(args)
+    for word in words:
+        given = "--" + word.partition("=")[0][2:].replace("_", "-") if word.startswith("--") else word
+        if given not in wanted:
+            others.append(word)
+            continue
+        chosen.append(word)
+        following = None if "=" in word else next(words, None)
+        if following is not None:
+            chosen.append(following)
+    return chosen, others
+
+
+def parse(command: type[C], args: Sequence[str], name: str, *, negatable: bool = False, **default: C) -> C:
+    """Parse the flags of a command; tyro's framed errors become a line.
+
+    Args:
+        name: the command's, as it is typed.
+        negatable: whether --no-NAME turns a flag off.
+    """
+    framed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(framed):
+            cli: Any = tyro.cli  # its overloads do not know a default beside a configuration
+            pairs = () if negatable else (FlagCreatePairsOff,)
+            return cli(command, args=args, prog=f"snella {name}", config=pairs, **default)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise UserError(f"{_first_paragraph(framed.getvalue())} (see snella {name} --help)") from None
+
+
+def check_flags(args: Sequence[str], hints: Mapping[str, Any], name: str, *, negatable: bool = False) -> None:
+    """Refuse what tyro would refuse at more length: unknown flags and choices, with the nearest valid ones.
+
+    Args:
+        hints: field -> type, of all fields that the command reads.
+        name: the command's, as it is typed.
+        negatable: whether --no-NAME turns a flag off.
+    """
+    flags = {flag(key): hint for key, hint in hints.items()} | {"--help": bool}
+    negated = {f"--no-{key[2:]}" for key, hint in flags.items() if hint is bool and negatable}
+    for i, word in enumerate(args):
+        if not re.match(r"--[A-Za-z]", word):
+            continue
+        given, equals, value = word.partition("=")
+        given = "--" + given[2:].replace("_", "-")
+        if given not in flags and given not in negated:
+            raise UserError(f"unknown flag {given}{nearest(given, [*flags, *negated])} (see snella {name} --help)")
+        choices = _choices(flags.get(given))
+        if choices and (equals or i + 1 < len(args)):
+            value = value if equals else args[i + 1]
+            if value not in choices:
+                raise choice_error(given[2:], value, choices)
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    """The values of a Literal, or of one that may be None (typed as such); () for other types."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    values = next((get_args(part) for part in get_args(hint) if get_origin(part) is Literal), ())
+    return (*values, "None") if values and type(None) in get_args(hint) else values
+
+
+def _first_paragraph(framed: str) -> str:
+    """The message in a framed error: what stands between its title and the first rule or empty line."""
+    lines = [line.strip(" │|\t") for line in framed.splitlines()]
+    message = []
+    for line in lines[1:]:
+        if not line.strip("─-╭╮╰╯"):
+            if message:
+                break
+            continue
+        message.append(line)
+    return " ".join(message)

@@ -1,0 +1,126 @@
+"""The picture of a comparison: how well each method does, against its memory and its trainable parameters."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from snella.compare.results import TaskResult, averages
+from snella.compare.statistics import Spread
+from snella.report.labels import label_points
+from snella.report.style import BLUE, GREY, INK, PALE, heading, new_figure, plain, save_figure
+from snella.report.tables import is_share
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def comparison_figure(result: TaskResult, path: str | os.PathLike[str]) -> Path:
+    """Draw the test metric (mean, bars of one standard deviation) of each method that has finished runs.
+
+    Args:
+        result: at least one method with runs.
+        path: file to write (its ending says the format); replaced if it is there.
+
+    Returns:
+        The path.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    scores: dict[str, Spread] = {}
+    memory: dict[str, float] = {}
+    parameters: dict[str, float] = {}
+    for row in result.methods:
+        score = result.spread(row, "test")
+        if score is not None:
+            scores[row.method] = score
+            memory[row.method] = averages(row)["peak_memory_bytes"]
+            parameters[row.method] = averages(row)["trainable_parameters"]
+    width, height = 8.6, 4.1
+    figure = new_figure(width, height)
+    left, right = (figure.add_axes((x / width, 0.55 / height, 3.55 / width, 2.5 / height)) for x in (0.65, 4.85))
+    _points(left, scores, memory, _limits(list(memory.values()), log=False))
+    right.set_xscale("log")
+    _points(right, scores, parameters, _limits(list(parameters.values()), log=True))
+    left.xaxis.set_major_locator(MaxNLocator(5))
+    left.xaxis.set_major_formatter(FuncFormatter(_in_units(max(memory.values()))))
+    wide = max(parameters.values()) > 1000 * min(parameters.values())
+    right.xaxis.set_major_locator(LogLocator(10, subs=(1.0,) if wide else (1.0, 3.0), numticks=9))
+    right.xaxis.set_minor_locator(NullLocator())
+    right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
+    left.set_xlabel("peak memory of a training step", fontsize=8.5, color=GREY)
+    right.set_xlabel("trainable parameters", fontsize=8.5, color=GREY)
+    for axes in (left, right):
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        if is_share(result.metric):
+            axes.yaxis.set_major_formatter(FuncFormatter(_percent))
+        axes.set_title(f"test {result.label}", loc="left", fontsize=9.5, weight="bold", color=INK)
+        plain(axes)
+        axes.grid(axis="y", color=PALE, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines["bottom"].set(visible=True, color=PALE)
+    for axes, x in ((left, memory), (right, parameters)):
+        label_points(axes, {name: (x[name], score.mean) for name, score in scores.items()}, _colour)
+    seeds = max(score.count for score in scores.values())
+    spread = f"mean of {seeds} seeds, ± 1 standard deviation" if seeds > 1 else "one seed"
+    heading(
+        figure,
+        "Which method for this data" + (f": {result.name}" if result.name else ""),
+        f"test {result.label} of the best epoch on val: {spread}",
+        f"left and {'above' if result.higher_is_better else 'below'} is better",
+    )
+    return save_figure(figure, path)
+
+
+def _points(axes: Axes, scores: dict[str, Spread], x: dict[str, float], limits: tuple[float, float]) -> None:
+    for name, score in scores.items():
+        axes.errorbar(
+            x[name],
+            score.mean,
+            yerr=score.std or 0,
+            fmt="o",
+            markersize=6,
+            elinewidth=1.1,
+            color=_colour(name),
+            zorder=3 if name.startswith("snella") else 2,
+        )
+    axes.set_xlim(limits)
+    low = min(score.mean - (score.std or 0) for score in scores.values())
+    high = max(score.mean + (score.std or 0) for score in scores.values())
+    room = 0.12 * (high - low) or 0.05 * abs(high) or 0.05
+    axes.set_ylim(low - room, high + room)
+
+
+def _limits(values: list[float], *, log: bool) -> tuple[float, float]:
+    """From the least to the greatest value, with room at both ends for the labels."""
+    low, high = min(values), max(values)
+    if log:
+        room = max((high / low) ** 0.15, 1.5)
+        return low / room, high * room
+    room = 0.18 * (high - low) or 0.1 * high
+    return low - room, high + room
+
+
+def _percent(share: float, _: int) -> str:
+    return f"{share * 100:g}%" if share <= 1 else ""
+
+
+def _in_units(largest: float) -> Callable[[float, int], str]:
+    """What writes bytes in the unit that suits the most of them."""
+    units = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0))
+    unit, size = next(unit for unit in units if largest >= unit[1] or unit[1] == 1)
+    return lambda value, _: f"{value / size:g} {unit}"
+
+
+def _count(value: float) -> str:
+    """30000 -> 30 k."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
+def _colour(name: str) -> str:
+    return BLUE if name.startswith("snella") else INK

@@ -1,0 +1,162 @@
+"""What runs came to, side by side: read from their run folders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, geometric_mean, median
+from typing import Any
+
+from snella.compare.statistics import Difference, Spread, mean_of_pairs, spread
+from snella.runs.folder import read_config, read_rows, read_summary
+
+REFERENCE = "lora"  # what the other methods are compared with
+COSTS = ("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "step_seconds", "seconds")  # of a run
+OWN_LINES = 4  # of a task's protocol; the others are the same for all tasks of a suite
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run; its metrics by name."""
+
+    folder: str
+    lr: float
+    seed: int
+    metric: str  # the one that chooses
+    higher_is_better: bool
+    test: dict[str, float]  # of the best epoch on val; empty where it was not tested
+    test_last: dict[str, float]  # of the last epoch
+    val: dict[str, float]
+    trainable_parameters: int
+    adapter_bytes: int
+    peak_memory_bytes: int
+    seconds: float  # of the training, with its validations
+    step_seconds: float
+    images: dict[str, int]  # split -> how many
+    device: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """A method on a task."""
+
+    method: str
+    lr: float | None  # the best of the grid on val; None: no run of the grid finished
+    grid: dict[float, float | None]  # learning rate -> val score with the first seed; None: failed
+    runs: tuple[RunResult, ...]  # at `lr`, by seed
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """All methods on a task."""
+
+    name: str
+    metric: str  # the one that chooses
+    label: str  # what people call it
+    higher_is_better: bool
+    methods: tuple[MethodResult, ...]
+    protocol: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def spread(self, row: MethodResult, split: str) -> Spread | None:
+        """Of the metric over the seeds; `split` is test, test_last or val. None: no run finished."""
+        return spread([getattr(run, split)[self.metric] for run in row.runs]) if row.runs else None
+
+    def differences(self, row: MethodResult) -> dict[int, float]:
+        """Seed -> how much better than LoRA (+ is better), for the seeds of both; none for LoRA itself."""
+        reference = next((other for other in self.methods if other.method == REFERENCE), None)
+        if reference is None or row is reference:
+            return {}
+        ours, theirs = ({run.seed: run.test[self.metric] for run in r.runs} for r in (row, reference))
+        sign = 1 if self.higher_is_better else -1
+        return {seed: sign * (score - theirs[seed]) for seed, score in ours.items() if seed in theirs}
+
+    def difference(self, row: MethodResult) -> Difference | None:
+        """How much better than LoRA with the same seeds (+ is better); None where there is nothing to pair."""
+        found = self.differences(row)
+        return mean_of_pairs(list(found.values())) if found else None
+
+
+def have_one_metric(results: Sequence[TaskResult]) -> bool:
+    """Whether means over the tasks mean something."""
+    return len({result.metric for result in results}) == 1
+
+
+def paired_tasks(results: Sequence[TaskResult], method: str) -> list[tuple[TaskResult, MethodResult, MethodResult]]:
+    """The tasks on which both the method and LoRA have runs, with the rows of the two."""
+    rows = ((result, {row.method: row for row in result.methods if row.runs}) for result in results)
+    return [(result, of[method], of[REFERENCE]) for result, of in rows if of.keys() >= {method, REFERENCE}]
+
+
+def mean_difference(results: Sequence[TaskResult], method: str) -> Difference | None:
+    """How much better than LoRA in the mean over the tasks that both have; the pairs are the seeds that all have."""
+    found = [result.differences(row) for result, row, _ in paired_tasks(results, method)]
+    seeds = sorted(set.intersection(*map(set, found))) if found else []
+    return mean_of_pairs([fmean(of[seed] for of in found) for seed in seeds]) if seeds else None
+
+
+def cost_ratios(results: Sequence[TaskResult], method: str) -> dict[str, float]:
+    """What the method costs beside LoRA: by column of `averages`, the geometric mean over the tasks that both have."""
+    pairs = [(averages(ours), averages(theirs)) for _, ours, theirs in paired_tasks(results, method)]
+    return {name: geometric_mean(ours[name] / theirs[name] for ours, theirs in pairs) for name in COSTS if pairs}
+
+
+def mean_result(results: Sequence[TaskResult]) -> TaskResult:
+    """Tasks of one metric as one, for a chart: of each method and seed that all have, means of scores and costs."""
+    metric = results[0].metric
+    methods = []
+    for row in results[0].methods:
+        by_task = [
+            {run.seed: run for other in r.methods if other.method == row.method for run in other.runs} for r in results
+        ]
+        runs = []
+        for seed in sorted(set.intersection(*map(set, by_task))):
+            same = [of_seed[seed] for of_seed in by_task]
+            scores = {
+                split: {metric: fmean(getattr(run, split)[metric] for run in same)}
+                for split in ("test", "test_last", "val")
+            }
+            costs = {name: fmean(getattr(run, name) for run in same) for name in COSTS}
+            runs.append(replace(same[0], folder="", **scores, **costs))
+        methods.append(replace(row, grid={}, runs=tuple(runs)))
+    return replace(results[0], name=f"mean of {len(results)} tasks", methods=tuple(methods), protocol=(), notes=())
+
+
+def read_result(folder: Path) -> RunResult:
+    """What a finished run came to; of the grid only what was chosen is tested."""
+    config, summary = read_config(folder), read_summary(folder)
+    metrics = {name: summary.get(name, {}) for name in ("test", "test_last", "val")}
+    names = ("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "images", "device", "versions")
+    images = min(config.batch_size, summary["images"]["train"]) * config.accumulate
+    return RunResult(
+        str(folder),
+        lr=config.lr,
+        seed=config.seed,
+        step_seconds=step_seconds(read_rows(folder / "metrics.jsonl"), images),
+        **summary["selection"],
+        **metrics,
+        **{name: summary[name] for name in names},
+    )
+
+
+def step_seconds(rows: list[dict[str, Any]], images: int) -> float:
+    """Median time of an optimiser step of so many images, from the speeds in metrics.jsonl; no validation is in it.
+
+    NaN where there are no rows.
+    """
+    found = [images / row["images_per_second"] for row in rows if row["kind"] == "train"]
+    return median(found) if found else math.nan
+
+
+def averages(row: MethodResult) -> dict[str, float]:
+    """Costs of a method's runs: means over the seeds, of the peak memory the largest."""
+    return {
+        "trainable_parameters": row.runs[0].trainable_parameters,
+        "adapter_bytes": round(fmean(run.adapter_bytes for run in row.runs)),
+        "peak_memory_bytes": max(run.peak_memory_bytes for run in row.runs),
+        "seconds": fmean(run.seconds for run in row.runs),
+        "step_seconds": median(run.step_seconds for run in row.runs),
+    }

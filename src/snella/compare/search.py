@@ -1,0 +1,311 @@
+"""Methods side by side: the same data, splits, seeds and loop for all.
+
+    plan ─ checks ─ runs of the grid, first seed ─ best rate of each method on val ─ its test, runs of the other seeds
+                                                                                      └─ table, chart, OUT/compare.*
+
+Each run is `snella train` in a process of its own, in OUT/[TASK/]METHOD/lr-RATE/seed-SEED; its settings (.yaml) and
+what it printed (.log) stand beside that folder.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from snella.compare.chart import comparison_figure
+from snella.compare.jobs import Job, run_jobs
+from snella.compare.plan import Plan, PlannedTask
+from snella.compare.results import (
+    MethodResult,
+    RunResult,
+    TaskResult,
+    have_one_metric,
+    mean_result,
+    read_result,
+)
+from snella.compare.tables import NAME, suite_report, task_report, with_spread, write_suite, write_task
+from snella.config.recipe import differences, to_yaml
+from snella.config.schema import TrainConfig
+from snella.console import plain
+from snella.errors import UserError
+from snella.methods.table import METHODS
+from snella.runs.folder import (
+    alone_in,
+    check_writable,
+    is_tested,
+    other_settings,
+    read_about,
+    read_config,
+    read_summary,
+    state_of,
+    write_text,
+)
+from snella.runs.train import read_run_data
+from snella.tasks.registry import TASKS
+from snella.training.loop import DIVERGED, is_better
+
+if TYPE_CHECKING:
+    from snella.config.suites import Suite
+
+Failures = dict[Path, str]  # run folder -> why it failed, in a line
+Grid = dict[float, RunResult | None]  # learning rate -> the run with the first seed; None: it did not finish
+
+
+def compare(plan: Plan, *, workers: int = 1, console: Console | None = None) -> Failures:
+    """Run what has not been run, print and write the tables and the chart, and return what failed.
+
+    A rate that the search tried beside others may diverge: it is reported only.
+
+    Raises:
+        UserError: data that cannot be read (in a suite, of all tasks), or a folder that holds another run or cannot be
+            written to, or in which another comparison is at work.
+        KeyboardInterrupt: Ctrl-C; the runs under way have written checkpoints, and the same call goes on with them.
+    """
+    console = console or Console()
+    _check_plan(plan)
+    failed: Failures = {}
+    tasks = _with_data(plan, failed, console)
+    check_writable(plan.folder)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(plan.folder, "comparison"):
+        return _compare(plan, tasks, failed, workers, console)
+
+
+def _compare(plan: Plan, tasks: Sequence[PlannedTask], failed: Failures, workers: int, console: Console) -> Failures:
+    """All but the checks; `failed` has the tasks that cannot be read."""
+    grids = _search(plan, tasks, workers, failed, console)
+    chosen = [
+        plan.config(task, method, lr, seed)
+        for (task, method), grid in grids.items()
+        if (lr := best_rate(grid.values())) is not None
+        for seed in plan.seeds
+    ]
+    failed |= _run(plan, chosen, workers, console)
+
+    results = []
+    for task in tasks:
+        result = _result(plan, task, {method: grids[task, method] for method in plan.methods}, failed)
+        if result is None:
+            continue
+        results.append(result)
+        write_task(result, task.folder)
+        comparison_figure(result, task.folder / "compare.png")
+    if plan.suite is not None and results:
+        suite = _with_failures(plan, plan.suite, failed)
+        write_suite(suite, results, plan.folder)
+        _draw_means(results, plan.folder / "compare.png")
+        console.print(suite_report(suite, results))
+    elif results:
+        console.print(task_report(results[0]))
+    for folder, reason in failed.items():
+        plain(console, f"failed: {folder}: {reason}")
+    if results:
+        plain(console, f"tables and chart in {plan.folder}")
+    tried = _tried_beside(plan, grids)
+    return {
+        folder: reason for folder, reason in failed.items() if not (folder in tried and reason.startswith(DIVERGED))
+    }
+
+
+def _tried_beside(plan: Plan, grids: Mapping[tuple[PlannedTask, str], Grid]) -> set[Path]:
+    """The folders of rates that the search chose and that gave nothing, where others did."""
+    return {
+        Path(plan.config(*key, lr, plan.seeds[0]).out or "")
+        for key, grid in grids.items()
+        if plan.grid is None and any(grid.values())
+        for lr, run in grid.items()
+        if run is None
+    }
+
+
+def _with_failures(plan: Plan, suite: Suite, failed: Failures) -> Suite:
+    """The suite with a note on each task whose data could not be read."""
+    folders = {task.folder for task in plan.tasks}
+    notes = [f"{folder.relative_to(plan.folder)}: {why}" for folder, why in failed.items() if folder in folders]
+    return replace(suite, notes=(*suite.notes, *notes))
+
+
+def _draw_means(results: Sequence[TaskResult], path: Path) -> None:
+    """The chart of the tasks' means, where they have one metric and a method has them all."""
+    if not have_one_metric(results):
+        return
+    mean = mean_result(results)
+    if any(row.runs for row in mean.methods):
+        comparison_figure(mean, path)
+
+
+def _search(
+    plan: Plan, tasks: Sequence[PlannedTask], workers: int, failed: Failures, console: Console
+) -> dict[tuple[PlannedTask, str], Grid]:
+    """Run the first seed at the learning rates of each method, until the plan has no more for any.
+
+    Nothing is tested yet.
+    """
+    first = plan.seeds[0]
+    tried: dict[tuple[PlannedTask, str], tuple[float, ...]] = {}
+    rates = {(task, method): plan.first_rates(task, method) for task in tasks for method in plan.methods}
+    grids: dict[tuple[PlannedTask, str], Grid] = {key: {} for key in rates}
+    while rates != tried:
+        new = [
+            replace(plan.config(*key, lr, first), test="none")
+            for key, wanted in rates.items()
+            for lr in wanted
+            if lr not in tried.get(key, ())
+        ]
+        failed |= _run(plan, new, workers, console)
+        for key, wanted in rates.items():
+            found = {lr: _finished(plan, *key, lr, [first]) for lr in wanted}
+            grids[key] = {lr: runs[0] if runs else None for lr, runs in found.items()}
+        tried = rates
+        rates = {key: plan.more(key[0], wanted, best_rate(grids[key].values())) for key, wanted in tried.items()}
+    return grids
+
+
+def _check_plan(plan: Plan) -> None:
+    """Refuse, before anything runs, what no task can do, and what stands where a run belongs and is another one."""
+    for task in plan.tasks:
+        TASKS[task.config.task].check(task.config)  # methods, rates and seeds make no difference to it
+    there = {entry.name for entry in plan.folder.iterdir() if entry.name[0] != "."} if plan.folder.is_dir() else set()
+    ours = {*METHODS, f"{NAME}.json", *(task.folder.name for task in plan.tasks)}
+    if state_of(plan.folder) in ("started", "finished") or (there and not there & ours) or plan.folder.is_file():
+        raise UserError(f"{plan.folder} exists and is no comparison; choose another --out")
+    for config in plan.possible():
+        folder = Path(config.out or "")
+        state = state_of(folder)
+        if state == "foreign":
+            raise UserError(f"{folder} exists and is no run folder; choose another --out")
+        differ = differences(read_config(folder), config) if state != "absent" else []
+        if differ:
+            raise other_settings(folder, differ, "choose another --out, or delete it")
+
+
+def _with_data(plan: Plan, failed: Failures, console: Console) -> list[PlannedTask]:
+    """The tasks whose data can be read; it is not looked at where all runs of the grid are finished."""
+    found = []
+    for task in plan.tasks:
+        rates = {method: plan.first_rates(task, method) for method in plan.methods}
+        configs = [plan.config(task, method, lr, plan.seeds[0]) for method, tried in rates.items() for lr in tried]
+        try:
+            if any(state_of(Path(config.out or "")) != "finished" for config in configs):
+                read_run_data(configs[0], console)
+        except UserError as error:
+            failed[task.folder] = str(error)
+            if len(failed) == len(plan.tasks):
+                raise
+            continue
+        found.append(task)
+    return found
+
+
+def _run(plan: Plan, configs: Sequence[TrainConfig], workers: int, console: Console) -> Failures:
+    """Run those that are not finished; those that lack a test only make it."""
+    folders: dict[Job, Path] = {}
+    for config in configs:
+        folder = Path(config.out or "")
+        finished = state_of(folder) == "finished"
+        if finished and is_tested(read_summary(folder), config.test):
+            continue
+        recipe = folder.with_name(f"{folder.name}.yaml")
+        write_text(recipe, to_yaml(config))
+        train = (sys.executable, "-m", "snella", "train", "--recipe", str(recipe), "--out", str(folder), "--resume")
+        name = f"{folder.relative_to(plan.folder)}{', test' if finished else ''}"
+        folders[Job(name, train, folder.with_name(f"{folder.name}.log"))] = folder
+    if len(folders) < len(configs):
+        plain(console, f"{len(configs) - len(folders)} of {len(configs)} runs are finished already")
+    failed = run_jobs(list(folders), workers=workers, console=console) if folders else {}
+    return {folders[job]: reason for job, reason in failed.items()}
+
+
+def _finished(plan: Plan, task: PlannedTask, method: str, lr: float, seeds: Sequence[int]) -> list[RunResult]:
+    folders = [Path(plan.config(task, method, lr, seed).out or "") for seed in seeds]
+    runs = [read_result(folder) for folder in folders if state_of(folder) == "finished"]
+    return [run for run in runs if _finite(run.val, name=run.metric)]
+
+
+def _finite(*metrics: Mapping[str, float], name: str) -> bool:
+    return all(math.isfinite(of[name]) for of in metrics)
+
+
+def best_rate(runs: Iterable[RunResult | None]) -> float | None:
+    """The learning rate of the run with the best score on val, None where there is no run.
+
+    Of several with that score the one in the middle (of two the first): the centre of a plateau, not its edge.
+    """
+    best: list[RunResult] = []
+    for run in filter(None, runs):
+        score = best[0].val[run.metric] if best else None
+        if is_better(run.val[run.metric], score, run.higher_is_better):
+            best = [run]
+        elif run.val[run.metric] == score:
+            best.append(run)
+    return best[(len(best) - 1) // 2].lr if best else None
+
+
+def _result(plan: Plan, task: PlannedTask, grids: Mapping[str, Grid], failed: Failures) -> TaskResult | None:
+    """All methods on a task; None where no run was tested."""
+    rows = []
+    for method, grid in grids.items():
+        lr = best_rate(grid.values())
+        found = _finished(plan, task, method, lr, plan.seeds) if lr is not None else []
+        runs = [run for run in found if run.test_last and _finite(run.test, run.test_last, name=run.metric)]
+        val = {rate: run.val[run.metric] if run else None for rate, run in grid.items()}
+        rows.append(MethodResult(method, lr, val, tuple(runs)))
+    run = next((row.runs[0] for row in rows if row.runs), None)
+    if run is None:
+        return None
+    notes = [f"{row.method}: its best rate, {row.lr:g}, is at an end of its grid" for row in rows if at_an_end(row)]
+    notes += [
+        f"{row.method}: {len(row.runs)} of {len(plan.seeds)} seeds finished and tested"
+        for row in rows
+        if row.lr is not None and len(row.runs) < len(plan.seeds)
+    ]
+    notes += [f"{f.relative_to(plan.folder)} failed: {why}" for f, why in failed.items() if task.folder in f.parents]
+    label = TASKS[task.config.task].METRICS[run.metric]
+    result = TaskResult(task.name, run.metric, label, run.higher_is_better, tuple(rows), (), tuple(notes))
+    return replace(result, protocol=protocol(plan, result))
+
+
+def at_an_end(row: MethodResult) -> bool:
+    """Whether the chosen rate is the lowest or the highest of several."""
+    rates = list(row.grid)
+    return len(rates) > 1 and row.lr in (rates[0], rates[-1])
+
+
+def protocol(plan: Plan, result: TaskResult) -> tuple[str, ...]:
+    """What was done, in lines to stand under the table; the first `OWN_LINES` are about this task."""
+    runs = [run for row in result.methods for run in row.runs]
+    shares = [(row.method, result.spread(row, "test_last")) for row in result.methods]
+    last = ", ".join(f"{method} {with_spread(result.metric, value)}" for method, value in shares if value)
+    grids: dict[tuple[float, ...], list[str]] = {}
+    for row in result.methods:
+        grids.setdefault(tuple(row.grid), []).append(row.method)
+    rates = "; ".join(f"{', '.join(map('{:g}'.format, grid))} ({', '.join(who)})" for grid, who in grids.items())
+    preprocessing = read_about(Path(runs[0].folder))["preprocessing"]
+    seeds = ", ".join(map(str, plan.seeds))
+    sizes = {", ".join(f"{count:,} {split}" for split, count in run.images.items()) for run in runs}
+    config = read_config(Path(runs[0].folder))
+    versions = {", ".join(f"{name} {version}" for name, version in run.versions.items()) for run in runs}
+    return (
+        f"test: the best epoch on val, of equals the last (the last of all: {last}); never the best on test",
+        f"images: {' or '.join(sorted(sizes))}, {preprocessing['image_size']} pixels; "
+        f"mean {_values(preprocessing['mean'])}, std {_values(preprocessing['std'])}",
+        f"{config.backbone}, {config.epochs} epochs, batches of {config.batch_size}, r {config.r}, {config.precision}",
+        f"learning rate: the best of {rates} on val with seed {plan.seeds[0]}, of equals the middle one"
+        f"{'' if plan.grid else '; rates were added where it was at an end, and on both sides of it'}",
+        f"seeds: {seeds}; ± is the sample standard deviation, [ ] the 95 % t-interval of paired differences; where "
+        "the data has no splits of its own, each seed draws them, and test images are shared between seeds",
+        "memory: largest peak of a training step; step: median time of one; runs side by side slow each other down",
+        f"device: {', '.join(sorted({run.device for run in runs}))}; {' or '.join(sorted(versions))}",
+    )
+
+
+def _values(values: Sequence[float]) -> str:
+    """Three values, or one where they are the same."""
+    texts = [f"{value:.3g}" for value in values]
+    return texts[0] if len(set(texts)) == 1 else f"({', '.join(texts)})"

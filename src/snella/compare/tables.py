@@ -1,0 +1,305 @@
+"""Methods side by side: as a table for the terminal, CSV, JSON and Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from snella.compare.results import (
+    COSTS,
+    OWN_LINES,
+    REFERENCE,
+    MethodResult,
+    TaskResult,
+    averages,
+    cost_ratios,
+    have_one_metric,
+    mean_difference,
+    paired_tasks,
+)
+from snella.compare.statistics import Difference, Spread
+from snella.report.tables import NOTHING, decimal_bytes, duration, is_share
+from snella.runs.folder import write_json, write_text
+
+if TYPE_CHECKING:
+    from snella.config.suites import Suite
+
+NAME = "compare"  # of the files
+
+
+def with_spread(metric: str, value: Spread | None) -> str:
+    """A mean with its standard deviation."""
+    if value is None:
+        return NOTHING
+    scale, digits, unit = (100, 1, " %") if is_share(metric) else (1, 4, "")
+    spread = "" if value.std is None else f" ± {value.std * scale:.{digits}f}"
+    return f"{value.mean * scale:.{digits}f}{spread}{unit}"
+
+
+def difference_text(metric: str, value: Difference | None) -> str:
+    """A difference (points of a share) with its interval."""
+    if value is None:
+        return NOTHING
+    scale, digits = (100, 1) if is_share(metric) else (1, 4)
+    mean, low, high = (
+        None if x is None else f"{x * scale:+.{digits}f}".replace("-", "−") for x in (value.mean, value.low, value.high)
+    )
+    return f"{mean}" if low is None else f"{mean} [{low}, {high}]"
+
+
+# ---- one task
+
+
+def cells(result: TaskResult) -> tuple[list[str], list[list[str]]]:
+    """The heads of the columns, and a row for each method."""
+    better = "" if result.higher_is_better else ", + is lower"
+    unit = " (points)" if is_share(result.metric) else better
+    heads = ["method", "lr", f"test {result.label}", f"against {REFERENCE}{unit}", "val"]
+    heads += ["parameters", "adapter", "memory", "time", "step"]
+    paired = any(result.difference(row) for row in result.methods)
+    rows = []
+    for row in result.methods:
+        if not row.runs:
+            rows.append([row.method, *[NOTHING] * (len(heads) - 1)])
+            continue
+        cost = averages(row)
+        val = result.spread(row, "val")
+        rows.append(
+            [
+                row.method,
+                f"{row.lr:g}",
+                with_spread(result.metric, result.spread(row, "test")),
+                difference_text(result.metric, result.difference(row)),
+                with_spread(result.metric, val and Spread(val.mean, None, val.count)),
+                f"{cost['trainable_parameters']:,}",
+                decimal_bytes(int(cost["adapter_bytes"])),
+                decimal_bytes(int(cost["peak_memory_bytes"])),
+                duration(cost["seconds"]),
+                f"{cost['step_seconds'] * 1000:,.{0 if cost['step_seconds'] >= 0.1 else 1}f} ms",
+            ]
+        )
+    if not paired:
+        heads, rows = heads[:3] + heads[4:], [row[:3] + row[4:] for row in rows]
+    return heads, rows
+
+
+def task_report(result: TaskResult) -> Group:
+    """What the methods reach and what they cost, as two tables that fit a terminal, with protocol and notes."""
+    heads, rows = cells(result)
+    cut = heads.index("parameters")
+    reached = _table(heads[:cut], [row[:cut] for row in rows], title=result.name or None)
+    cost = _table([heads[0], *heads[cut:]], [[row[0], *row[cut:]] for row in rows])
+    return Group(reached, cost, *_lines(result.protocol, result.notes))
+
+
+def write_task(result: TaskResult, folder: Path) -> None:
+    """Write compare.csv (values as they are), compare.json (each seed) and compare.md to a folder."""
+    write_text(folder / f"{NAME}.csv", csv_text([csv_row(result, row) for row in result.methods]))
+    write_json(folder / f"{NAME}.json", as_json(result))
+    lines = [_markdown(*cells(result)), *(f"- {line}" for line in (*result.protocol, *result.notes))]
+    write_text(folder / f"{NAME}.md", "\n".join(lines) + "\n")
+
+
+def csv_row(result: TaskResult, row: MethodResult) -> dict[str, Any]:
+    """Column -> value; shares from 0 to 1, bytes, seconds, and nothing where there is none."""
+    test, last, val = (result.spread(row, split) for split in ("test", "test_last", "val"))
+    difference = result.difference(row)
+    return {
+        "task": result.name,
+        "method": row.method,
+        "lr": row.lr,
+        "metric": result.metric,
+        "seeds": len(row.runs),
+        "test_mean": test and test.mean,
+        "test_std": test and test.std,
+        "last_epoch_mean": last and last.mean,
+        "last_epoch_std": last and last.std,
+        "difference_mean": difference and difference.mean,
+        "difference_low": difference and difference.low,
+        "difference_high": difference and difference.high,
+        "val_mean": val and val.mean,
+        **(averages(row) if row.runs else {}),
+    }
+
+
+def as_json(result: TaskResult) -> dict[str, Any]:
+    """All that is known, each seed's runs with it."""
+    found = _without_nan(asdict(result))
+    for row, entry in zip(result.methods, found["methods"], strict=True):
+        entry["grid"] = [{"lr": lr, "val": value} for lr, value in entry["grid"].items()]
+        entry["summary"] = _without_nan(csv_row(result, row))
+    return found
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# ---- a suite of tasks
+
+
+def _methods(results: Sequence[TaskResult]) -> list[str]:
+    return list(dict.fromkeys(row.method for result in results for row in result.methods))
+
+
+def suite_cells(suite: Suite, results: Sequence[TaskResult]) -> tuple[list[str], list[list[str]]]:
+    """A row for each task, then the groups' means and both averages; a column for each method.
+
+    The other way round where there are more methods than tasks. There are no means of tasks with other metrics.
+    """
+    from snella.config.suites import group_mean, group_means, task_mean
+
+    methods = _methods(results)
+    metric = results[0].metric
+    alike = have_one_metric(results)
+    values: dict[str, dict[str, float]] = {method: {} for method in methods}
+    shown: dict[str, dict[str, str]] = {}
+    for result in results:
+        for row in result.methods:
+            if (found := result.spread(row, "test")) is not None:
+                values[row.method][result.name] = found.mean
+                shown.setdefault(result.name, {})[row.method] = with_spread(result.metric, found)
+    groups = dict.fromkeys(task.group for task in suite.tasks if task.group)
+    rows = [
+        [task.name, task.group, *(shown.get(task.name, {}).get(method, NOTHING) for method in methods)]
+        for task in suite.tasks
+    ]
+
+    def mean_row(name: str, found: Mapping[str, float | None]) -> list[str]:
+        means = (found.get(method) for method in methods)
+        return [name, "", *(NOTHING if m is None else with_spread(metric, Spread(m, None, 1)) for m in means)]
+
+    by_group = {method: group_means(suite, values[method]) for method in methods}
+    if groups and alike:
+        rows += [mean_row(f"mean of {group}", {m: by_group[m].get(group) for m in methods}) for group in groups]
+        name = f"mean of the {len(groups)} groups"
+        rows.append(mean_row(name, {m: group_mean(suite, values[m]) for m in methods}))
+    if alike:
+        name = f"mean of the {len(suite.tasks)} tasks"
+        rows.append(mean_row(name, {m: task_mean(suite, values[m]) for m in methods}))
+    differences = {method: mean_difference(results, method) for method in methods}
+    if alike and any(differences.values()):
+        tasks = {method: len(paired_tasks(results, method)) for method in methods}
+        partly = {
+            m: f" ({count} of {len(suite.tasks)} tasks)" for m, count in tasks.items() if 0 < count < len(suite.tasks)
+        }
+        texts = (difference_text(metric, differences[m]) + partly.get(m, "") for m in methods)
+        unit = " (points)" if is_share(metric) else "" if results[0].higher_is_better else ", + is lower"
+        name = f"against {REFERENCE}{unit}"
+        rows.append([name, "", *texts])
+    heads = ["task", "group", *methods]
+    if groups:
+        return heads, rows
+    table = [[row[0], *row[2:]] for row in [heads, *rows]]
+    if len(methods) > len(suite.tasks):
+        table[0][0] = "method"
+        table = [list(column) for column in zip(*table, strict=True)]
+    return table[0], table[1:]
+
+
+def cost_cells(results: Sequence[TaskResult]) -> tuple[list[str], list[list[str]]]:
+    """A row for each method that has tasks in common with LoRA: its costs, as multiples of LoRA's."""
+    ratios = {method: cost_ratios(results, method) for method in _methods(results)}
+    rows = [[method, *(f"{found[name]:.2f}" for name in COSTS)] for method, found in ratios.items() if found]
+    return [f"costs, {REFERENCE} = 1", "parameters", "adapter", "memory", "step", "time"], rows
+
+
+def published_cells(suite: Suite) -> tuple[list[str], list[list[str]]]:
+    """A row for each published mark."""
+    rows = []
+    for mark in suite.published:
+        means = (NOTHING if m is None else f"{m:g} %" for m in (mark.group_mean, mark.task_mean))
+        rows.append([mark.method, *means, mark.source])
+    return ["published", "mean of the groups", "mean of the tasks", "remark"], rows
+
+
+def suite_tables(suite: Suite, results: Sequence[TaskResult]) -> list[tuple[list[str], list[list[str]]]]:
+    """Heads and rows: tasks x methods, and where there are some the costs and the published marks."""
+    return [suite_cells(suite, results), *(t for t in (cost_cells(results), published_cells(suite)) if t[1])]
+
+
+def suite_lines(suite: Suite, results: Sequence[TaskResult]) -> list[str]:
+    """Protocol and notes: the suite's, and each task's own."""
+    lines = [*suite.notes]
+    lines += [f"{task.name}: {task.note}" for task in suite.tasks if task.note]
+    for result in results:
+        rates = ", ".join(f"{row.method} {row.lr:g}" for row in result.methods if row.lr is not None)
+        lines += [f"{result.name}: {line}" for line in (f"rates: {rates}", *result.protocol[:OWN_LINES], *result.notes)]
+    shared = dict.fromkeys(line for result in results for line in result.protocol[OWN_LINES:])
+    return [*lines, *shared]
+
+
+def suite_report(suite: Suite, results: Sequence[TaskResult]) -> Group:
+    """Tasks x methods, the published marks, protocol and notes."""
+    first, *others = suite_tables(suite, results)
+    tables = [_table(*first, title=suite.title), *(_table(*other) for other in others)]
+    return Group(*tables, *_lines(suite_lines(suite, results), ()))
+
+
+def write_suite(suite: Suite, results: Sequence[TaskResult], folder: Path) -> None:
+    """Write compare.csv, compare.json and compare.md of all tasks to a folder."""
+    rows = [csv_row(result, row) for result in results for row in result.methods]
+    write_text(folder / f"{NAME}.csv", csv_text(rows))
+    published = [asdict(mark) for mark in suite.published]
+    tasks = [as_json(result) for result in results]
+    alike = have_one_metric(results)
+    means = {
+        method: {
+            "against_lora": asdict(found) if alike and (found := mean_difference(results, method)) else None,
+            "tasks": len(paired_tasks(results, method)),
+            "costs_beside_lora": cost_ratios(results, method),
+        }
+        for method in _methods(results)
+    }
+    report = {"suite": suite.name, "published": published, "means": _without_nan(means), "tasks": tasks}
+    write_json(folder / f"{NAME}.json", report)
+    parts = [f"# {suite.title}", "", *(_markdown(*table) for table in suite_tables(suite, results))]
+    lines = [f"- {line}" for line in suite_lines(suite, results)]
+    write_text(folder / f"{NAME}.md", "\n".join([*parts, *lines]) + "\n")
+
+
+# ---- forms
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:
+    table = Table(title=Text(title) if title else None, title_justify="left")
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="right" if i else "left", no_wrap=not i)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _lines(protocol: Sequence[str], notes: Sequence[str]) -> list[Text]:
+    return [Text(f"  {line}") for line in (*protocol, *notes)]
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table with an empty line behind it."""
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    lines = ("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (heads, rule, *rows))
+    return "\n".join(lines) + "\n"
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV, with the columns of all of them."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,84 @@
+"""`hfds/NAME`: data sets of the Hugging Face hub, or a local folder in their format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from snella.data.dataset import Listing
+from snella.data.images import UnreadableImage, decode
+from snella.data.layouts.timm_names import create, first_line, indexed_entries, known_splits
+from snella.errors import UserError
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Opens "SPLIT#INDEX" from timm's readers of the splits."""
+
+    readers: dict[str, Any]
+
+    def __call__(self, path: str) -> Image.Image:
+        split, _, index = path.rpartition("#")
+        try:
+            file = self.readers[split][int(index)][0]
+        except OSError as error:
+            raise UnreadableImage(path, first_line(error)) from None
+        with file:
+            return decode(file, path)
+
+
+def read(name: str) -> Listing:
+    """Read every labelled split; image and label columns are found by their types.
+
+    Raises:
+        UserError: package missing, data set not found, no image or label column, no split to train on.
+    """
+    data = f"hfds/{name}"
+    try:
+        import datasets  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UserError(f"{data} needs the package datasets; install it with: pip install 'snella[hfds]'") from None
+    try:
+        found = datasets.get_dataset_split_names(name)
+        features = datasets.load_dataset_builder(name).info.features
+        if features is None:  # as for folders of images, until they are loaded
+            features = datasets.load_dataset(name, split=found[0]).features
+        image_key, label_key, notes = _columns(data, features)
+        splits, left_out = known_splits(found)
+        readers = {
+            ours: create(data, None, theirs, input_key=image_key, target_key=label_key).reader
+            for ours, theirs in splits.items()
+        }
+    except UserError:
+        raise
+    except Exception as error:  # hub, network and file errors of many kinds
+        raise UserError(f"{data} cannot be loaded: {first_line(error)}; check the name") from None
+    if left_out:
+        notes.append(f"splits left out: {', '.join(left_out)}")
+    labels = {split: list(reader.dataset[label_key]) for split, reader in readers.items()}
+    for split in [split for split, values in labels.items() if set(values) <= {-1, None}]:
+        notes.append(f"{split} has no labels and is left out")  # as hub test sets often are
+        del labels[split]
+    if not labels:
+        raise UserError(f"{data} has no labelled train split (found: {', '.join(found)}); use another data set")
+    classes, entries = indexed_entries(data, labels, getattr(features[label_key], "names", None))
+    return Listing("hfds", "", classes, entries, read=_Images(readers), notes=tuple(notes))
+
+
+def _columns(data: str, features: dict[str, Any]) -> tuple[str, str, list[str]]:
+    images = [key for key, feature in features.items() if type(feature).__name__ == "Image"]
+    labels = [key for key, feature in features.items() if type(feature).__name__ == "ClassLabel"]
+    if "label" in features:
+        labels = ["label", *(key for key in labels if key != "label")]
+    if not images or not labels:
+        raise UserError(
+            f"{data} has no column of {'class labels' if images else 'images'} (found: {', '.join(features)}); "
+            "it is no image classification data set"
+        )
+    notes = []
+    for what, keys in (("images", images), ("labels", labels)):
+        if len(keys) > 1:
+            notes.append(f"{what} are read from column {keys[0]} (others: {', '.join(keys[1:])})")
+    return images[0], labels[0], notes

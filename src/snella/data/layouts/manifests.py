@@ -1,0 +1,150 @@
+"""Manifests: a CSV or JSONL file with a row for each image.
+
+Columns: `path` (or `image`, `file_name`), `label` (or `class`) and, if wanted, `split`. Paths are relative to the
+manifest. Labels are names; whole numbers are ordered by value.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+from snella.data.dataset import Entry, Listing, labelled
+from snella.data.layouts.class_folders import SPLIT_NAMES
+from snella.errors import UserError
+
+PATH_COLUMNS = ("path", "image", "file_name")
+LABEL_COLUMNS = ("label", "class")
+SUFFIXES = (".csv", ".jsonl")
+
+Row = tuple[int, dict[str, object]]  # line number in the file, values by column
+
+
+def manifest(path: str) -> Listing:
+    """Read a manifest.
+
+    Raises:
+        UserError: not a manifest, missing or duplicate columns, an incomplete row, an image named twice, an unknown
+            split, a negative label.
+    """
+    rows = read_table(path)
+    columns = columns_of(rows)
+    image_column = one_of(PATH_COLUMNS, columns, path, "image paths")
+    label_column = one_of(LABEL_COLUMNS, columns, path, "labels")
+    names: list[str] = []
+    labels: list[str] = []
+    line_of: dict[str, int] = {}
+    for line, row in rows:
+        name = text_value(row, image_column, path, line)
+        if name in line_of:
+            raise UserError(f"{path} line {line}: {name} is already in line {line_of[name]}; remove one of the two")
+        line_of[name] = line
+        names.append(name)
+        labels.append(_label(row, label_column, path, line))
+    classes, entries = labelled(names, labels)
+    splits = {"all": entries}
+    if "split" in columns:
+        splits = _by_split(path, rows, entries)
+    return Listing("manifest", os.path.dirname(path), classes, splits)
+
+
+def read_table(path: str, *, first: bool = False) -> list[Row]:
+    """All rows of a CSV or JSONL file, or the first alone.
+
+    Raises:
+        UserError: not UTF-8, not CSV or JSONL, no row.
+    """
+    rows = _csv_rows(path) if path.lower().endswith(".csv") else _jsonl_rows(path)
+    try:
+        found = list(islice(rows, 1 if first else None))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    except csv.Error as error:
+        raise UserError(f"{path} is not a CSV file: {error}") from None
+    if not found:
+        raise UserError(f"{path} has no rows; expected a row for each image")
+    return found
+
+
+def columns_of(rows: list[Row]) -> list[str]:
+    return list(dict.fromkeys(name for _, row in rows for name in row))
+
+
+def _by_split(path: str, rows: list[Row], entries: list[Entry]) -> dict[str, list[Entry]]:
+    splits: dict[str, list[Entry]] = {}
+    for (line, row), entry in zip(rows, entries, strict=True):
+        splits.setdefault(split_value(row, path, line), []).append(entry)
+    return splits
+
+
+def split_value(row: dict[str, object], path: str, line: int) -> str:
+    value = text_value(row, "split", path, line)
+    if value.lower() not in SPLIT_NAMES:
+        raise UserError(f"{path} line {line}: split is {value!r}; use train, val or test")
+    return SPLIT_NAMES[value.lower()]
+
+
+def _label(row: dict[str, object], column: str, path: str, line: int) -> str:
+    label = text_value(row, column, path, line)
+    if label.startswith("-") and label[1:].isdecimal():
+        raise UserError(f"{path} line {line}: label {label} is out of range; number the classes from 0, or name them")
+    return label
+
+
+def text_value(row: dict[str, object], column: str, path: str, line: int) -> str:
+    value = row.get(column)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if value is None or value == "":
+        raise UserError(f"{path} line {line}: {column} is missing; fill it in or remove the row")
+    if not isinstance(value, str):
+        raise UserError(f"{path} line {line}: {column} is {value!r}; write a text or a whole number")
+    return value
+
+
+def one_of(accepted: Sequence[str], columns: Sequence[str], path: str, what: str) -> str:
+    present = [name for name in accepted if name in columns]
+    if len(present) > 1:
+        raise UserError(f"{path} has {len(present)} columns for the {what}: {', '.join(present)}; keep one")
+    if not present:
+        raise UserError(
+            f"{path} has no column for the {what}: name it {' or '.join(accepted)} (found: {', '.join(columns)})"
+        )
+    return present[0]
+
+
+def _csv_rows(path: str) -> Iterator[Row]:
+    with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets write a byte-order mark
+        reader = csv.reader(file, strict=True)
+        header = [name.strip().lower() for name in next(reader, [])]
+        if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
+            raise UserError(f"{path} does not separate its columns by commas; save it with commas")
+        repeated = next((name for name in header if header.count(name) > 1), None)
+        if repeated is not None:
+            raise UserError(f"{path} has two columns named {repeated!r}; keep one")
+        for values in reader:
+            if not values:
+                continue
+            if len(values) != len(header):
+                raise UserError(
+                    f"{path} line {reader.line_num}: {len(values)} values for {len(header)} columns; "
+                    "put values that hold a comma in double quotes"
+                )
+            yield reader.line_num, dict(zip(header, (value.strip() for value in values), strict=True))
+
+
+def _jsonl_rows(path: str) -> Iterator[Row]:
+    with open(path, encoding="utf-8-sig") as file:
+        for line, text in enumerate(file, start=1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path} line {line}: not JSON ({error.msg}); write one object a line") from None
+            if not isinstance(row, dict):
+                raise UserError(f'{path} line {line}: not an object; write {{"COLUMN": VALUE, ...}}')
+            yield line, row

@@ -1,0 +1,1 @@
+"""Masks: how files say the classes of pixels."""

@@ -1,0 +1,124 @@
+"""Which classes the masks hold: from the names file, or from the values found in the training masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from snella.data.masks.class_names import NAMES_FILE, ClassNames, qualitative
+from snella.data.masks.files import MAX_VALUE, RGB, MaskCode, listed, mask_palette
+from snella.data.masks.scan import MaskFacts
+from snella.errors import UserError
+
+BINARY = ("background", "foreground")
+BINARY_NOTE = "masks of two levels: grey above half is {}"
+MAX_UNNAMED = 250  # more classes than this are believed only where they are named
+PALETTES_TRIED = 20  # masks looked at for a palette
+
+
+def find_code(
+    data: str, facts: Sequence[MaskFacts], names: ClassNames | None, ignore_index: int | None
+) -> tuple[tuple[str, ...], MaskCode, tuple[RGB, ...], tuple[str, ...]]:
+    """Class names, code, palette and notes, from the training masks.
+
+    Args:
+        data: what errors call the data set.
+        ignore_index: a value that stands for no class, beside those that the data set has by itself.
+
+    Raises:
+        UserError: masks that do not tell their classes.
+    """
+    if ignore_index is not None and not 0 <= ignore_index <= MAX_VALUE:
+        raise UserError(f"ignore_index is {ignore_index}; use a value of the masks, 0 to {MAX_VALUE}")
+    ignored = (*(names.ignore if names else ()), *(() if ignore_index is None else (ignore_index,)))
+    ignore = tuple(dict.fromkeys(ignored))
+    colored = next((mask for mask in facts if mask.colored), None)
+    if colored:
+        names, code = _by_color(data, colored, names, ignore)
+    else:
+        names, code = _by_value(data, facts, names, ignore)
+    notes = (BINARY_NOTE.format(names.names[1]),) if code.binary else ()
+    colors = names.colors or _file_palette(facts, code) or qualitative(names.names)
+    return names.names, code, colors, notes
+
+
+def _by_color(
+    data: str, mask: MaskFacts, names: ClassNames | None, ignore: tuple[int, ...]
+) -> tuple[ClassNames, MaskCode]:
+    if names is None or names.colors is None:
+        where = names.source if names else f"a {NAMES_FILE} in {data}"
+        raise UserError(f"{mask.path} is colour-coded; give the name and color of each class in {where}")
+    colors = names.colors
+    names = _kept(data, names, [k for k, color in enumerate(colors) if color not in {(v, v, v) for v in ignore}])
+    return names, MaskCode(tuple(range(len(names.names))), names.colors, ignore)
+
+
+def _by_value(
+    data: str, facts: Sequence[MaskFacts], names: ClassNames | None, ignore: tuple[int, ...]
+) -> tuple[ClassNames, MaskCode]:
+    if names:
+        names = _kept(data, names, [k for k, value in enumerate(names.values) if value not in ignore])
+    exact = _values([mask for mask in facts if not mask.jpeg]) - set(ignore)
+    jpeg = next((mask for mask in facts if mask.jpeg), None)
+    two_levels = exact <= {0, 255} and (jpeg is not None or 255 in exact) and 255 not in ignore
+    if two_levels and (names is None or len(names.names) == 2):
+        names = names or ClassNames(data, BINARY, (0, 255))
+        return names, MaskCode((0, 255), None, ignore, binary=True)
+    if jpeg:
+        raise UserError(f"{jpeg.path} is a JPEG, whose values are not exact, and not of two levels; save masks as PNG")
+    if names is None:
+        names = _numbered(data, exact, ignore)
+    return names, MaskCode(names.values, None, ignore)
+
+
+def _kept(data: str, names: ClassNames, kept: list[int]) -> ClassNames:
+    """The classes that are not ignored."""
+    if len(kept) < 2:
+        raise UserError(f"{data} has fewer than two classes beside those ignored; segmentation needs two or more")
+    return replace(
+        names,
+        names=tuple(names.names[k] for k in kept),
+        values=tuple(names.values[k] for k in kept),
+        colors=None if names.colors is None else tuple(names.colors[k] for k in kept),
+    )
+
+
+def _numbered(data: str, found: set[int], ignore: tuple[int, ...]) -> ClassNames:
+    """Without a names file: classes 0..K-1 by their values."""
+    values = tuple(sorted(found))
+    if len(values) < 2:
+        beside = f" beside {listed(ignore)}, ignored," if ignore else ""
+        only = f"only the value {values[0]}" if values else "no value"
+        raise UserError(
+            f"{data}: the training masks hold {only}{beside} so there is one class at most; check the masks"
+        )
+    if len(values) > MAX_UNNAMED:
+        raise UserError(
+            f"{data}: the masks hold {len(values)} values, as photographs do; check them, or name the classes in a "
+            f"{NAMES_FILE}"
+        )
+    if values != tuple(range(len(values))):
+        near = f" or, where {values[-1]} is no class, set --ignore-index {values[-1]}"
+        raise UserError(
+            f"{data}: the masks hold the values {listed(values)}, not 0 to K-1; name them in a {NAMES_FILE} "
+            f'({{"{values[0]}": "NAME", ...}}){near}'
+        )
+    return ClassNames(data, tuple(map(str, values)), values)
+
+
+def _values(facts: Sequence[MaskFacts]) -> set[int]:
+    return set(np.unique(np.concatenate([mask.values[0] for mask in facts])).tolist()) if facts else set()
+
+
+def _file_palette(facts: Sequence[MaskFacts], code: MaskCode) -> tuple[RGB, ...] | None:
+    """The classes' colours in the first palette of the training masks, if they can be told apart."""
+    if code.binary:
+        return None
+    palette = next((p for p in (mask_palette(mask.path) for mask in facts[:PALETTES_TRIED]) if p), ())
+    if max(code.values) >= len(palette):
+        return None
+    colors = tuple(palette[value] for value in code.values)
+    coarse = {tuple(part >> 3 for part in color) for color in colors}
+    return colors if len(coarse) == len(colors) else None

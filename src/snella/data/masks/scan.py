@@ -1,0 +1,88 @@
+"""Look at every pair of image and mask before training: readable, of one size, and which values the mask holds."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from snella.data.images import CHECK_ALL, Progress, UnreadableImage, check_file, image_size
+from snella.data.masks.files import IGNORE, MaskCode, check_sizes, classes_of, mask_pixels, packed
+from snella.errors import UserError
+
+SCANNED = 5_000  # masks read where there are more than 20,000 pairs
+MAX_COLORS = 4_096  # a file with more is a photograph
+
+
+@dataclass(frozen=True)
+class MaskFacts:
+    """The different values (1, k) uint16, or colours (1, k, 3) uint8, of a mask, and the pixels of each (1, k)."""
+
+    path: str
+    jpeg: bool
+    values: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def colored(self) -> bool:
+        return self.values.ndim == 3
+
+    def pixels(self, code: MaskCode) -> np.ndarray:
+        """Pixels of each class, (K,). Raises UserError where a value stands for no class."""
+        try:
+            classes = classes_of(self.values, code, self.path, jpeg=self.jpeg, counts=self.counts).numpy()
+        except UnreadableImage as error:
+            raise UserError(f"{error}; mend the mask, name the value in a classes.json or set --ignore-index") from None
+        used = classes != IGNORE
+        return np.bincount(classes[used], self.counts[used], minlength=len(code.values)).astype(np.int64)
+
+
+def mask_facts(path: str) -> tuple[MaskFacts, tuple[int, int]]:
+    """Read a mask: its facts and its (width, height). Raises UnreadableImage."""
+    pixels, jpeg = mask_pixels(path)
+    size = pixels.shape[1], pixels.shape[0]
+    if pixels.ndim == 2:
+        counts = np.bincount(pixels.ravel())
+        values = np.flatnonzero(counts)
+        return MaskFacts(path, jpeg, values.astype(np.uint16)[None], counts[None, values]), size
+    keys, counts = np.unique(packed(pixels), return_counts=True)
+    if len(keys) > MAX_COLORS:
+        raise UnreadableImage(path, f"{len(keys)} colours; a mask has one for each class")
+    colors = np.stack([keys >> 16, keys >> 8 & 255, keys & 255], axis=1).astype(np.uint8)
+    return MaskFacts(path, jpeg, colors[None], counts[None]), size
+
+
+def scan(
+    pairs: Sequence[tuple[str, str]], progress: Progress | None = None
+) -> tuple[list[MaskFacts | UnreadableImage | None], bool]:
+    """For each (image, mask) the mask's facts, why the pair cannot be used, or None for a mask only of whose header
+    was read; and whether every mask was read.
+
+    Up to 20,000 pairs every file is read, in threads; beyond that headers, and 5,000 evenly chosen masks.
+    """
+    whole = len(pairs) <= CHECK_ALL
+    chosen = set(range(len(pairs)) if whole else np.linspace(0, len(pairs) - 1, SCANNED).astype(int).tolist())
+
+    def look(index: int) -> MaskFacts | UnreadableImage | None:
+        image, mask = pairs[index]
+        try:
+            if whole:
+                check_file(image)
+            facts, size = mask_facts(mask) if index in chosen else (None, image_size(mask))
+            check_sizes(image, image_size(image), size)
+        except UnreadableImage as error:
+            return error
+        return facts
+
+    found = []
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata, one for each file
+        for facts in pool.map(look, range(len(pairs))):
+            found.append(facts)
+            if progress:
+                progress(len(found), len(pairs))
+    return found, whole

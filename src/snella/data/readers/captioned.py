@@ -1,0 +1,204 @@
+"""Read images to fine-tune a generative model on: recognise the layout, check the images, complete the splits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from PIL import Image
+
+from snella.data.bundled import photos
+from snella.data.dataset import SPLITS, ImageData, Listing
+from snella.data.images import Progress, open_image
+from snella.data.layouts.caption_folders import EXPECTED, Captions, caption_folder
+from snella.data.layouts.caption_folders import is_captioned as is_caption_folder
+from snella.data.layouts.class_folders import no_folder
+from snella.data.paths import existing, hiding
+from snella.data.readers.labelled import absent_classes, by_classes, only_test, readable
+from snella.data.splits import check_fractions, split_off, taken, with_train
+from snella.errors import UserError
+
+CLASS = "{class}"  # in a prompt
+
+
+@dataclass(frozen=True)
+class CaptionedImages:
+    """images[i] is {"image": 8-bit RGB PIL} with "caption": str and "label": int where they are known.
+
+    >>> images = CaptionedImages(("cat.jpg", "dog.jpg"), ("a cat, asleep", "a dog in the snow"))
+    """
+
+    paths: tuple[str, ...]
+    captions: tuple[str, ...] = ()
+    labels: tuple[int, ...] = ()
+    read: Callable[[str], Image.Image] = open_image
+
+    def __post_init__(self) -> None:
+        for name in ("captions", "labels"):
+            values = getattr(self, name)
+            if values and len(values) != len(self.paths):
+                raise ValueError(f"{len(self.paths)} paths but {len(values)} {name}")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        """Raises UnreadableImage."""
+        example: dict[str, object] = {"image": self.read(self.paths[index])}
+        if self.captions:
+            example["caption"] = self.captions[index]
+        if self.labels:
+            example["label"] = self.labels[index]
+        return example
+
+
+def is_captioned(data: str) -> bool:
+    """Whether data is a folder of images with captions, or the name of a bundled set. No image is opened."""
+    return is_caption_folder(data) or _is_bundled(data)
+
+
+def read_captioned_data(
+    data: str,
+    *,
+    seed: int,
+    prompt: str | None = None,
+    val_fraction: float = 0.15,
+    test_fraction: float = 0.15,
+    progress: Progress | None = None,
+) -> ImageData[CaptionedImages]:
+    """Read images with captions, in class folders or alone, into train, val and test.
+
+    Unreadable images are left out and listed in `skipped`. Splits that are missing are taken out of train, stratified
+    by class; the same seed gives the same split everywhere. Where train is too small, they are train itself.
+
+    Args:
+        data: a folder.
+        prompt: the caption of every image that has none of its own; "{class}" in it stands for the class's name,
+            which alone is the caption in class folders otherwise.
+        val_fraction, test_fraction: share of the images for a missing split, above 0 and together below 1.
+        progress: called with (images checked, images in all).
+
+    Raises:
+        UserError: data that cannot be trained on, a prompt besides captions; one line with the remedy.
+    """
+    check_fractions(val_fraction, test_fraction)
+    listing, own = _listing(data)
+    if own and prompt is not None:
+        raise UserError(f"{data} has {listing.layout} and a prompt is given; drop the prompt, or remove the captions")
+    captions = own or _prompted(data, listing, prompt)
+    listing = readable(data, listing, progress)
+    listing = _completed(listing, {"val": val_fraction, "test": test_fraction}, seed)
+    listing = replace(listing, notes=(*listing.notes, *absent_classes(listing)))
+    return _data(data, listing, captions, SPLITS)
+
+
+def read_captioned_test_data(
+    data: str, *, classes: Sequence[str], prompt: str | None, seed: int, progress: Progress | None = None
+) -> ImageData[CaptionedImages]:
+    """Read data to evaluate a trained model on: only the split "test", labelled by the model's classes.
+
+    Of data without a test split the only split is taken whole, of train and val the val. Captions of the data's own
+    go before the prompt.
+
+    Args:
+        classes, prompt: the model's; without classes the labels of class folders are left out.
+        seed: draws nothing here; evaluation calls every reader alike.
+
+    Raises:
+        UserError: data that cannot be read; a class that the model does not have.
+    """
+    listing, own = _listing(data)
+    captions = own or _prompted(data, listing, prompt)
+    listing = only_test(listing)
+    if own and prompt is not None:
+        listing = replace(listing, notes=(*listing.notes, "the data's captions are used, not the model's prompt"))
+    if listing.classes and classes:
+        listing = by_classes(data, listing, classes)
+    else:
+        listing = replace(listing, classes=())
+    return _data(data, readable(data, listing, progress), captions, ("test",))
+
+
+def _is_bundled(data: str) -> bool:
+    return data in photos.SETS and not os.path.exists(data)
+
+
+def _listing(data: str) -> tuple[Listing, Captions]:
+    """Recognise the layout. A path that exists wins over a name."""
+    path = os.path.expanduser(data)
+    try:
+        if _is_bundled(data):
+            crops = photos.crops(data)
+            splits = {split: crops.names(split) for split in SPLITS}
+            return Listing(data, "", crops.classes, splits, crops.read, crops.notes), {}
+        if not os.path.exists(path):
+            names = tuple(photos.SETS)
+            existing(path, others=names, remedy=f"give {EXPECTED}, or {' or '.join(names)}")
+        if os.path.isdir(path):
+            with hiding(data, photos.SETS):
+                return caption_folder(path)
+    except OSError as error:
+        raise UserError(f"{error.filename or data} cannot be read: {error.strerror or error}; check it") from None
+    raise no_folder(path, "the folder that holds it", f"is no folder; give {EXPECTED}")
+
+
+def _prompted(data: str, listing: Listing, prompt: str | None) -> Captions:
+    """Captions for images that have none: of their class, or the prompt."""
+    if prompt is not None and not prompt.strip():
+        raise UserError("the prompt is empty; write one, or leave it out")
+    entries = [entry for split in listing.splits.values() for entry in split]
+    if listing.classes:
+        pattern = (prompt or CLASS).strip()
+        return {name: pattern.replace(CLASS, _spoken(listing.classes[label])) for name, label in entries}
+    if prompt is None:
+        return {}
+    if CLASS in prompt:
+        raise UserError(
+            f"the prompt {prompt!r} has {CLASS}, and {data} has no class folders; sort its images into some, add "
+            f"captions, or train with the name in its place"
+        )
+    return {name: prompt.strip() for name, _ in entries}
+
+
+def _spoken(name: str) -> str:
+    """A class's name as a caption: golden_retriever -> golden retriever."""
+    return " ".join(name.replace("_", " ").replace("-", " ").split()) or name
+
+
+def _completed(listing: Listing, fractions: Mapping[str, float], seed: int) -> Listing:
+    """Take the splits that are missing out of train; of fewer than 3 images, or where none can be spared, they are it.
+
+    A model that learns one subject from a few pictures is not evaluated by the like of them, but must be trainable.
+    """
+    splits = with_train(listing)
+    lacking = {split: share for split, share in fractions.items() if split not in splits}
+    before = len(splits["train"])
+    if lacking and before >= 3:
+        splits |= split_off(splits["train"], lacking, seed=seed)
+    counts = {split: len(splits[split]) for split in lacking if splits.get(split)}
+    notes = listing.notes
+    if counts:
+        notes = (*notes, taken(counts, before, seed=seed, by_class=len(listing.classes) > 1))
+    same = [split for split in lacking if split not in counts]
+    if same:
+        splits |= dict.fromkeys(same, splits["train"])
+        few = f"{before} image{'s are' if before > 1 else ' is'} too few to take {' and '.join(same)} out of"
+        notes = (*notes, f"{few}: the {len(splits['train'])} training images stand for them")
+    return replace(listing, splits=splits, notes=notes)
+
+
+def _data(data: str, listing: Listing, captions: Captions, splits: Sequence[str]) -> ImageData[CaptionedImages]:
+    images = {}
+    for split in splits:
+        entries = listing.splits[split]
+        images[split] = CaptionedImages(
+            tuple(listing.path(name) for name, _ in entries),
+            tuple(captions[name] for name, _ in entries) if captions else (),
+            tuple(label for _, label in entries) if listing.classes else (),
+            listing.read,
+        )
+    return ImageData(listing.layout, data, listing.classes, images, listing.skipped, listing.notes)
+
+
+__all__ = ["CaptionedImages", "is_captioned", "read_captioned_data", "read_captioned_test_data"]

@@ -1,0 +1,189 @@
+"""Read image data: recognise the layout, check the images, complete the splits."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from snella.data.bundled import digits, elpv, textiles
+from snella.data.dataset import SPLITS, ImageData, Images, Listing
+from snella.data.images import Progress, UnreadableImage, check_images
+from snella.data.layouts.class_folders import image_folder, no_folder
+from snella.data.layouts.manifests import SUFFIXES as MANIFEST_SUFFIXES
+from snella.data.layouts.manifests import manifest
+from snella.data.layouts.masked_folders import is_masked_folder
+from snella.data.layouts.timm_names import PREFIXES, is_timm_name, timm_source
+from snella.data.layouts.vtab_fgvc import fgvc, is_fgvc, is_vtab, vtab
+from snella.data.paths import existing, hiding
+from snella.data.splits import check_fractions, complete_splits
+from snella.errors import UserError
+
+BUNDLED: dict[str, Callable[..., Listing]] = {  # name -> what lists it, given the name and seed=
+    **dict.fromkeys(elpv.CLASSES, elpv.elpv),
+    textiles.NAME: textiles.textiles,
+    digits.NAME: digits.digits,
+}
+ACCEPTED = (
+    f"a folder of class folders, a manifest (.csv, .jsonl), {', '.join(BUNDLED)} "
+    f"or {', '.join(f'{prefix}/NAME' for prefix in PREFIXES)}"
+)
+
+
+def read_data(
+    data: str,
+    *,
+    seed: int,
+    val_fraction: float = 0.15,
+    test_fraction: float = 0.15,
+    progress: Progress | None = None,
+) -> ImageData[Images]:
+    """Read a labelled image data set of any layout into train, val and test.
+
+    Unreadable images are left out and listed in `skipped`. Splits that are missing are taken out of train, stratified
+    by class; the same seed gives the same split everywhere.
+
+    Args:
+        data: a path, a bundled name (of `BUNDLED`) or a timm name (`hfds/...`, `torch/...`, `wds/...`).
+        val_fraction, test_fraction: share of the images for a missing split, above 0 and together below 1.
+        progress: called with (images checked, images in all).
+
+    Raises:
+        UserError: data that cannot be trained on; one line with the remedy.
+    """
+    check_fractions(val_fraction, test_fraction)
+    listing = _listing(data, seed)
+    _check_classes(data, listing)
+    listing = readable(data, listing, progress)
+    _check_classes(data, listing)
+    listing = complete_splits(listing, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
+    notes = (*listing.notes, *absent_classes(listing))
+    splits = {split: listing.images(split) for split in SPLITS}
+    return ImageData(listing.layout, data, listing.classes, splits, listing.skipped, notes)
+
+
+def read_test_data(
+    data: str, classes: Sequence[str], *, seed: int, progress: Progress | None = None
+) -> ImageData[Images]:
+    """Read data to evaluate a trained model on: only the split "test", labelled by the model's classes.
+
+    Of data without a test split the only split is taken whole, of train and val the val. Classes are matched by name
+    and need not all occur.
+
+    Raises:
+        UserError: data that cannot be read; a class that the model does not have.
+    """
+    listing = _listing(data, seed)
+    listing = readable(data, by_classes(data, only_test(listing), classes), progress)
+    return ImageData(
+        listing.layout, data, tuple(classes), {"test": listing.images("test")}, listing.skipped, listing.notes
+    )
+
+
+def only_test(listing: Listing) -> Listing:
+    """The split "test" alone; without one the whole, or val, or train takes its place."""
+    split = next(split for split in ("test", "all", "val", "train") if split in listing.splits)
+    notes = listing.notes if split in ("test", "all") else (*listing.notes, f"no test split: {split} is used")
+    return replace(listing, splits={"test": listing.splits[split]}, notes=notes)
+
+
+def by_classes(data: str, listing: Listing, classes: Sequence[str]) -> Listing:
+    """The split "test" labelled by the model's classes. Raises UserError for a class that the model does not have."""
+    position = {name: label for label, name in enumerate(classes)}
+    entries = []
+    for name, label in listing.splits["test"]:
+        if listing.classes[label] not in position:
+            raise UserError(
+                f"{data}: class {listing.classes[label]!r} of {name} is not among the model's {len(classes)} classes "
+                f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}); rename or remove it"
+            )
+        entries.append((name, position[listing.classes[label]]))
+    return replace(listing, classes=tuple(classes), splits={"test": entries})
+
+
+def _listing(data: str, seed: int) -> Listing:
+    """Recognise the layout. A path that exists wins over a bundled or timm name."""
+    path = os.path.expanduser(data)
+    try:
+        if not os.path.exists(path):
+            if data in BUNDLED:
+                return BUNDLED[data](data, seed=seed)
+            if is_timm_name(data):
+                return timm_source(data)
+            existing(path, others=tuple(BUNDLED), remedy=f"give {ACCEPTED}")
+        with hiding(data, BUNDLED):
+            listing = _path_listing(path)
+    except OSError as error:
+        raise UserError(f"{error.filename or data} cannot be read: {error.strerror or error}; check it") from None
+    if not any(listing.splits.values()):
+        raise UserError(f"{data} names no image; add images")
+    return listing
+
+
+def _path_listing(path: str) -> Listing:
+    if os.path.isdir(path):
+        if is_vtab(path):
+            return vtab(path)
+        if is_fgvc(path):
+            return fgvc(path)
+        if is_masked_folder(path):
+            raise UserError(f"{path} holds images with masks; add --task segment")
+        return image_folder(path)
+    if path.lower().endswith(MANIFEST_SUFFIXES):
+        return manifest(path)
+    holder = "the folder that holds the class folders"
+    raise no_folder(path, holder, f"is no image data that is known here; give {ACCEPTED}")
+
+
+def readable(data: str, listing: Listing, progress: Progress | None) -> Listing:
+    """The listing without the images that cannot be read. Raises UserError where that leaves a split empty."""
+    paths = list(dict.fromkeys(listing.path(name) for entries in listing.splits.values() for name, _ in entries))
+    skipped = check_images(paths, read=listing.read, progress=progress)
+    if len(skipped) == len(paths):
+        raise UserError(
+            f"{data}: none of the {len(paths)} images can be read, the first: {skipped[0]}; check the files"
+        )
+    bad = {error.path for error in skipped}
+    splits = {
+        split: [entry for entry in entries if listing.path(entry[0]) not in bad]
+        for split, entries in listing.splits.items()
+    }
+    empty = next((split for split, entries in splits.items() if listing.splits[split] and not entries), None)
+    if empty:
+        first = next(error for error in skipped if error.path in set(listing.images(empty).paths))
+        raise UserError(f"{data}: no image of {empty} can be read, the first: {first}; check the files")
+    return replace(listing, splits=splits, skipped=(*listing.skipped, *skipped))
+
+
+def _check_classes(data: str, listing: Listing) -> None:
+    """Two classes or more, each with an image to train on."""
+    if len(listing.classes) < 2:
+        only = f" ({listing.classes[0]!r})" if listing.classes else ""
+        raise UserError(f"{data} has one class only{only}; classification needs two or more")
+    split = "all" if "all" in listing.splits else "train"
+    if listing.fixed_classes or split not in listing.splits:
+        return
+    counts = Counter(label for _, label in listing.splits[split])
+    empty = [name for label, name in enumerate(listing.classes) if not counts[label]]
+    if empty:
+        where = "" if split == "all" else " in train"
+        readable = "readable " if listing.skipped else ""
+        more = f" (nor have {len(empty) - 1} more)" if len(empty) > 1 else ""
+        raise UserError(
+            f"{data}: class {empty[0]!r} has no {readable}image{where}{more}; add images or remove the class"
+        )
+
+
+def absent_classes(listing: Listing) -> list[str]:
+    notes = []
+    for split in SPLITS:
+        present = {label for _, label in listing.splits[split]}
+        absent = [name for label, name in enumerate(listing.classes) if label not in present]
+        if absent:
+            names = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+            notes.append(f"{len(absent)} of {len(listing.classes)} classes have no image in {split}: {names}")
+    return notes
+
+
+__all__ = ["ImageData", "Images", "UnreadableImage", "read_data", "read_test_data"]

@@ -1,0 +1,237 @@
+"""Read images with masks: recognise the layout, check every pair, find the classes, complete the splits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from snella.data.bundled import brain
+from snella.data.dataset import SPLITS
+from snella.data.images import Progress, UnreadableImage
+from snella.data.layouts.class_folders import no_folder
+from snella.data.layouts.masked_folders import EXPECTED, MaskListing, Pair, is_masked_folder, masked_folder
+from snella.data.masks.class_names import ClassNames
+from snella.data.masks.codes import find_code
+from snella.data.masks.files import IGNORE, RGB, MaskCode, MaskData, MaskedImages
+from snella.data.masks.scan import MaskFacts, scan
+from snella.data.paths import existing, hiding
+from snella.data.splits import check_fractions, split_off, taken
+from snella.errors import UserError
+
+
+def is_masked(data: str) -> bool:
+    """Whether a path or name looks like images with masks. No image is opened."""
+    path = os.path.expanduser(data)
+    return is_masked_folder(path) if os.path.isdir(path) else data == brain.NAME and not os.path.exists(path)
+
+
+def read_masked_data(
+    data: str,
+    *,
+    seed: int,
+    val_fraction: float = 0.15,
+    test_fraction: float = 0.15,
+    ignore_index: int | None = None,
+    progress: Progress | None = None,
+) -> MaskData:
+    """Read images with masks of any layout into train, val and test.
+
+    Pairs that cannot be read, or whose sizes differ, are left out and listed in `skipped`. Splits that are missing
+    are taken out of train; the same seed gives the same split everywhere.
+
+    Args:
+        data: a folder, or the bundled name "brain".
+        val_fraction, test_fraction: share of the images for a missing split, above 0 and together below 1.
+        ignore_index: a value of the mask files that stands for no class.
+        progress: called with (pairs checked, pairs in all).
+
+    Raises:
+        UserError: data that cannot be trained on; one line with the remedy.
+    """
+    check_fractions(val_fraction, test_fraction)
+    path = _path(data)
+    if path is None:
+        return _brain(data, ignore_index)
+    listing = _listing(path)
+    listing, facts, skipped = _readable(data, listing, progress)
+    train = "all" if "all" in listing.splits else "train"
+    if train not in listing.splits:
+        raise UserError(f"{data} has {' and '.join(listing.splits)} but no train split; add one to train on")
+    found = [facts[mask] for _, mask in listing.splits[train] if mask in facts]
+    classes, code, palette, notes = find_code(data, found, listing.names, ignore_index)
+    listing = replace(listing, notes=(*listing.notes, *notes))
+    counts = {mask: known.pixels(code) for mask, known in facts.items()}
+    listing = _completed(data, listing, {"val": val_fraction, "test": test_fraction}, seed)
+    result = _data(data, listing, SPLITS, classes, code, palette, counts, skipped)
+    _check_train(result)
+    return replace(result, notes=(*result.notes, *_absent_classes(result)))
+
+
+def read_masked_test_data(
+    data: str,
+    *,
+    classes: Sequence[str],
+    code: MaskCode,
+    palette: Sequence[RGB],
+    seed: int,
+    progress: Progress | None = None,
+) -> MaskData:
+    """Read data to evaluate a trained model on: only the split "test", its masks read with the model's code.
+
+    Of data without a test split the only split is taken whole, of train and val the val.
+
+    Args:
+        classes, code, palette: the model's.
+        seed: draws nothing here; evaluation calls every reader alike.
+
+    Raises:
+        UserError: data that cannot be read; a mask value that the model's code does not know.
+    """
+    path = _path(data)
+    if path is None:
+        slices, names = brain.brain()
+        images = MaskedImages(tuple(names["test"]), tuple(names["test"]), code, slices.read, slices.read_mask)
+        pixels = {"test": _pixels(images, len(classes))}
+        return MaskData(
+            brain.NAME, data, tuple(classes), {"test": images}, (), brain.NOTES,
+            code=code, palette=tuple(palette), pixels=pixels,
+        )  # fmt: skip
+    listing = _listing(path)
+    split = next(split for split in ("test", "all", "val", "train") if split in listing.splits)
+    notes = listing.notes if split in ("test", "all") else (*listing.notes, f"no test split: {split} is used")
+    if listing.names and listing.names.names != tuple(classes):
+        notes = (*notes, f"{listing.names.source} names other classes; masks are read as the model's classes")
+    listing = replace(listing, splits={"test": listing.splits[split]}, notes=notes)
+    listing, facts, skipped = _readable(data, listing, progress)
+    counts = {mask: known.pixels(code) for mask, known in facts.items()}
+    return _data(data, listing, ("test",), classes, code, palette, counts, skipped)
+
+
+def _path(data: str) -> str | None:
+    """The folder, or None for the bundled name. A path that exists wins over the name."""
+    path = os.path.expanduser(data)
+    if not os.path.exists(path):
+        if data == brain.NAME:
+            return None
+        existing(path, others=(brain.NAME,), remedy=f"give a folder with {EXPECTED}, or {brain.NAME}")
+    if os.path.isdir(path):
+        return path
+    holder = "the folder that holds the folders of images and masks"
+    raise no_folder(path, holder, f"is no folder; give one with {EXPECTED}, or {brain.NAME}")
+
+
+def _listing(path: str) -> MaskListing:
+    try:
+        with hiding(path, (brain.NAME,)):
+            return masked_folder(path)
+    except OSError as error:
+        raise UserError(f"{error.filename or path} cannot be read: {error.strerror or error}; check it") from None
+
+
+def _readable(
+    data: str, listing: MaskListing, progress: Progress | None
+) -> tuple[MaskListing, dict[str, MaskFacts], list[UnreadableImage]]:
+    """The listing without the pairs that cannot be used, the facts by mask, and the faults."""
+    pairs = [pair for entries in listing.splits.values() for pair in entries]
+    found, whole = scan([(listing.path(image), listing.path(mask)) for image, mask in pairs], progress)
+    faults = {pair: fault for pair, fault in zip(pairs, found, strict=True) if isinstance(fault, UnreadableImage)}
+    facts = {pair[1]: known for pair, known in zip(pairs, found, strict=True) if isinstance(known, MaskFacts)}
+    splits = {split: [pair for pair in entries if pair not in faults] for split, entries in listing.splits.items()}
+    for split, entries in splits.items():
+        if not entries:
+            first = faults[listing.splits[split][0]]
+            of = "" if split in ("all", "test") else f" of {split}"
+            count = len(listing.splits[split])
+            raise UserError(f"{data}: none of the {count} pairs{of} can be used, the first: {first}; check the files")
+    notes = listing.notes
+    if not whole:
+        notes = (*notes, f"more than 20,000 pairs: values and pixels are those of {len(facts)} masks, evenly chosen")
+    return replace(listing, splits=splits, notes=notes), facts, list(faults.values())
+
+
+def _completed(data: str, listing: MaskListing, fractions: Mapping[str, float], seed: int) -> MaskListing:
+    """Take the splits that are missing out of train, by a hash of seed and image name, and note it."""
+    splits = dict(listing.splits)
+    if "all" in splits:
+        splits["train"] = splits.pop("all")
+    lacking = {split: share for split, share in fractions.items() if split not in splits}
+    if not lacking:
+        return listing
+    mask_of = dict(splits["train"])
+    before = len(mask_of)
+    parts = split_off([(image, 0) for image in mask_of], lacking, seed=seed)  # one stratum
+    for split in lacking:
+        if not parts[split]:
+            raise UserError(f"{data}: {before} images are too few to take a {split} split out of them; add images")
+    pairs: dict[str, list[Pair]] = {
+        split: [(image, mask_of[image]) for image, _ in part] for split, part in parts.items()
+    }
+    note = taken({split: len(pairs[split]) for split in lacking}, before, seed=seed, by_class=False)
+    return replace(listing, splits=splits | pairs, notes=(*listing.notes, note))
+
+
+def _data(
+    data: str,
+    listing: MaskListing,
+    splits: Sequence[str],
+    classes: Sequence[str],
+    code: MaskCode,
+    palette: Sequence[RGB],
+    counts: Mapping[str, np.ndarray],
+    skipped: Sequence[UnreadableImage],
+) -> MaskData:
+    none = np.zeros(len(classes), dtype=np.int64)
+    images, pixels = {}, {}
+    for split in splits:
+        pairs = listing.splits[split]
+        paths, masks = (tuple(listing.path(pair[side]) for pair in pairs) for side in (0, 1))
+        images[split] = MaskedImages(paths, masks, code)
+        pixels[split] = tuple(sum((counts.get(mask, none) for _, mask in pairs), none).tolist())
+    return MaskData(
+        listing.layout, data, tuple(classes), images, tuple(skipped), listing.notes,
+        code=code, palette=tuple(palette), pixels=pixels,
+    )  # fmt: skip
+
+
+def _check_train(data: MaskData) -> None:
+    present = [name for name, count in zip(data.classes, data.pixels["train"], strict=True) if count]
+    if len(present) < 2:
+        held = f"only {present[0]!r}" if present else "no class"
+        raise UserError(f"{data.root}: the training masks hold {held}; segmentation needs two classes, check the masks")
+
+
+def _absent_classes(data: MaskData) -> list[str]:
+    notes = []
+    for split, counts in data.pixels.items():
+        absent = [name for name, count in zip(data.classes, counts, strict=True) if not count]
+        if absent:
+            names = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+            notes.append(f"{len(absent)} of {len(data.classes)} classes have no pixel in {split}: {names}")
+    return notes
+
+
+def _brain(data: str, ignore_index: int | None) -> MaskData:
+    slices, names = brain.brain()
+    known = ClassNames(brain.NAME, brain.CLASSES, (0, 1, 2), brain.PALETTE)
+    classes, code, palette, _ = find_code(data, [], known, ignore_index)
+    splits = {
+        split: MaskedImages(tuple(names[split]), tuple(names[split]), code, slices.read, slices.read_mask)
+        for split in SPLITS
+    }
+    pixels = {split: _pixels(images, len(classes)) for split, images in splits.items()}
+    return MaskData(brain.NAME, data, classes, splits, (), brain.NOTES, code=code, palette=palette, pixels=pixels)
+
+
+def _pixels(images: MaskedImages, classes: int) -> tuple[int, ...]:
+    """Pixels of each class, all masks read. Raises UserError where one holds an unknown value."""
+    counts = np.zeros(classes, dtype=np.int64)
+    for name in images.masks:
+        try:
+            mask = images.read_mask(name, images.code).numpy()
+        except UnreadableImage as error:
+            raise UserError(f"{error}; the model's classes are others") from None
+        counts += np.bincount(mask[mask != IGNORE], minlength=classes)
+    return tuple(counts.tolist())

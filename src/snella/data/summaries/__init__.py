@@ -1,0 +1,1 @@
+"""What `snella data` prints: a file a kind of data."""

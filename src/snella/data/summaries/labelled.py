@@ -1,0 +1,74 @@
+"""What `snella data PATH` prints."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from snella.data.dataset import SPLITS, ImageData, Images
+from snella.data.images import Progress, UnreadableImage, image_size, open_image
+from snella.data.readers.labelled import read_data
+
+SIZES_OF = 5_000  # images whose sizes are read
+
+
+def data_report(data: str, *, seed: int, progress: Progress | None = None) -> RenderableType:
+    """Read a data set and describe it. Raises UserError as `read_data` does."""
+    return describe(read_data(data, seed=seed, progress=progress))
+
+
+def describe(data: ImageData[Images]) -> RenderableType:
+    """Layout, counts per class and split, image sizes, unreadable images by name, notes."""
+    parts: list[RenderableType] = [Text(f"{data.root}: {data.layout}, {len(data.classes)} classes"), class_counts(data)]
+    parts.append(Text(sizes(data)))
+    if data.skipped:
+        parts.append(Text(f"{len(data.skipped)} unreadable images left out:"))
+        parts += [Text(f"  {error}") for error in data.skipped]
+    parts += [Text(note) for note in data.notes]
+    return Group(*parts)
+
+
+def class_counts(data: ImageData) -> Table:
+    """Images by class and split."""
+    splits = [split for split in SPLITS if split in data.splits]
+    counts = {split: Counter(data.splits[split].labels) for split in splits}
+    table = Table("class", *splits, "all", show_footer=True)
+    for column, split in zip(table.columns[1:], [*splits, None], strict=True):
+        column.justify = "right"
+        column.footer = str(sum(len(data.splits[name]) for name in splits if split in (name, None)))
+    table.columns[0].footer = "all"
+    for label, name in enumerate(data.classes):
+        row = [counts[split][label] for split in splits]
+        table.add_row(Text(name), *map(str, row), str(sum(row)))
+    return table
+
+
+def sizes(data: ImageData) -> str:
+    """Smallest, median and largest image by area, of evenly chosen images."""
+    found, whole = measured(data)
+    if not found:
+        return "sizes: unknown"
+    by_area = sorted((size for _, size in found), key=lambda size: (size[0] * size[1], size))
+    smallest, median, largest = (f"{w} x {h}" for w, h in (by_area[0], by_area[len(found) // 2], by_area[-1]))
+    if smallest == largest:
+        text = f"sizes: all {smallest} pixels"
+    else:
+        text = f"sizes: {smallest} to {largest} pixels, median {median}"
+    return text if whole else f"{text} (of {len(found)} images looked at)"
+
+
+def measured(data: ImageData) -> tuple[list[tuple[str, tuple[int, int]]], bool]:
+    """Paths with width and height of evenly chosen images, at most 5,000; whether they are all."""
+    images = [(part, i) for part in data.splits.values() for i in range(len(part))]
+    chosen = images[:: -(-len(images) // SIZES_OF)]
+    found = []
+    for part, i in chosen:
+        path = part.paths[i]
+        try:
+            found.append((path, image_size(path) if part.read is open_image else part.read(path).size))
+        except UnreadableImage:  # found only where headers alone were checked
+            continue
+    return found, len(chosen) == len(images)

@@ -1,0 +1,1 @@
+"""Models that make images: pipelines, their noise and their sampling."""

@@ -1,0 +1,1 @@
+"""What joins the tuner to other libraries' pipelines and trainers."""

@@ -1,0 +1,1 @@
+"""Pre-trained backbones: built by name, known again by fingerprint, written as plain checkpoints."""

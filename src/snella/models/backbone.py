@@ -1,0 +1,155 @@
+"""The pre-trained model that is tuned: where it comes from, its input, and how to tell it from another.
+
+    name ─┬─ timm ............ weights from the hub, or a file in any form that timm reads (`timm_backbone`)
+          ├─ hf:NAME ......... transformers, from the hub or a local folder (`transformers_backbone`)
+          └─ vit_small_focus, efficientnet_lite0_imagenet ... the bundled ones (`bundled`)
+
+Every kind takes images (b, 3, s, s) and has a head for the classes at hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snella.config.schema import TrainConfig
+from snella.data.transforms.images import Preprocessing
+from snella.errors import UserError
+from snella.models import bundled, timm_backbone, transformers_backbone
+from snella.models.hub import check_input_size
+
+HF = "hf:"
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """What is needed to build the same backbone again; saved with the adapter.
+
+    Args:
+        name: a timm name (also `hf-hub:NAME`, `local-dir:FOLDER`), `hf:NAME_OR_FOLDER`, or a bundled one's.
+        pretrained: load the weights that the name stands for.
+        checkpoint: a file with the weights instead, for a timm name.
+        image_size: side of the input, pixels; None: the size of the pre-training.
+        num_classes: outputs of the head.
+        drop_path: rate of the backbone's own drop-path at its last block.
+        seed: of what is drawn: the new head, and everything where no weights are loaded.
+    """
+
+    name: str
+    pretrained: bool
+    checkpoint: str | None
+    image_size: int | None
+    num_classes: int
+    drop_path: float = 0.0
+    seed: int = 0
+
+    @classmethod
+    def of(cls, config: TrainConfig, num_classes: int) -> BackboneSpec:
+        """The backbone that a run's settings ask for."""
+        return cls(
+            name=config.backbone,
+            pretrained=config.pretrained,
+            checkpoint=config.checkpoint,
+            image_size=config.image_size,
+            num_classes=num_classes,
+            drop_path=config.drop_path,
+            seed=config.seed,
+        )
+
+
+def check_backbone_name(spec: BackboneSpec) -> None:
+    """Refuse what cannot be built; builds and downloads nothing.
+
+    Raises:
+        UserError: an unknown name (with near ones), no weights of that name, a missing file or package.
+    """
+    found = bundled.BACKBONES.get(spec.name)
+    if spec.checkpoint is not None and (found or spec.name.startswith(HF)):
+        architecture = found.architecture if found else "a timm name"
+        raise UserError(f"--checkpoint does not go with backbone {spec.name}; use it with {architecture}")
+    if found:
+        if spec.pretrained:
+            found.file()
+    elif spec.name.startswith(HF):
+        transformers_backbone.check_name(spec.name.removeprefix(HF))
+    else:
+        timm_backbone.check_name(spec.name, pretrained=spec.pretrained, checkpoint=spec.checkpoint)
+
+
+def build_backbone(spec: BackboneSpec) -> nn.Module:
+    """Build the model: images (b, 3, s, s) -> logits (b, num_classes), for transformers in an output's `.logits`.
+
+    torch's global generator is seeded before anything draws: the result is a function of `spec` and the weights.
+
+    Raises:
+        UserError: as `check_backbone_name`; weights that cannot be downloaded or do not fit; an image size or a
+            drop-path that the architecture cannot take.
+    """
+    check_backbone_name(spec)
+    torch.manual_seed(spec.seed)
+    if spec.name in bundled.BACKBONES:
+        return _build_bundled(spec)
+    options = {
+        "pretrained": spec.pretrained,
+        "image_size": spec.image_size,
+        "num_classes": spec.num_classes,
+        "drop_path": spec.drop_path,
+        "seed": spec.seed,
+    }
+    if spec.name.startswith(HF):
+        return transformers_backbone.build(spec.name.removeprefix(HF), **options)
+    return timm_backbone.build(spec.name, checkpoint=spec.checkpoint, **options)
+
+
+def preprocessing_of(spec: BackboneSpec, model: nn.Module) -> Preprocessing:
+    """The preprocessing of the pre-training, at the size asked for; `model` is what `build_backbone` gave."""
+    if spec.name.startswith(HF):
+        found = transformers_backbone.preprocessing_of(spec.name.removeprefix(HF), model)
+    else:
+        found = timm_backbone.preprocessing_of(model)
+    own = bundled.BACKBONES.get(spec.name, found).image_size
+    return replace(found, image_size=spec.image_size or own)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of names, shapes, types and values of the model's state without its classifier.
+
+    Taken before the model is wrapped: it tells whether an adapter meets the backbone that it was trained on.
+    """
+    heads = tuple(f"{name}." for name in _head_names(model))
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith(heads):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits (b, K) in what a model returns: a tensor (timm) or an output that has them (transformers)."""
+    return output if isinstance(output, Tensor) else output.logits
+
+
+def _build_bundled(spec: BackboneSpec) -> nn.Module:
+    size = spec.image_size or bundled.BACKBONES[spec.name].image_size
+    model = bundled.build(
+        spec.name,
+        pretrained=spec.pretrained,
+        image_size=size,
+        num_classes=spec.num_classes,
+        drop_path=spec.drop_path,
+        seed=spec.seed,
+    )
+    check_input_size(model, spec.name, size)
+    return model
+
+
+def _head_names(model: nn.Module) -> list[str]:
+    get = getattr(model, "get_classifier", None)
+    head = get() if callable(get) else getattr(model, "classifier", None)
+    heads = head if isinstance(head, (tuple, list)) else [head]
+    return [name for name, module in model.named_modules() if any(module is part for part in heads)]

@@ -1,0 +1,250 @@
+"""Models from transformers, by hub name or from a local folder: image classifiers, or another `Kind`."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL.Image import Resampling
+from torch import nn
+
+from snella.data.transforms.images import Preprocessing
+from snella.errors import UserError
+from snella.models.hub import check_input_size, one_line, require_hub
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+REMEDY = "name a local folder, hf:FOLDER, or another backbone"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What transformers makes of a configuration.
+
+    Args:
+        auto: name of its class for such models.
+        what: such a model, in words, with its article.
+        head: regular expression of the tensors that need not be in a file, since they are trained anew.
+    """
+
+    auto: str
+    what: str
+    head: str
+
+    @property
+    def library_class(self) -> Any:
+        import transformers
+
+        return getattr(transformers, self.auto)
+
+
+CLASSIFIER = Kind("AutoModelForImageClassification", "an image classifier", r".*classifier.*")
+
+
+def check_name(name: str) -> None:
+    """Refuse what is neither a folder with a model nor a possible name on the hub.
+
+    Raises:
+        UserError: transformers is missing; no such folder; no such kind of name.
+    """
+    if find_spec("transformers") is None:
+        raise UserError(f"backbone hf:{name} needs transformers; install it with: pip install 'snella[transformers]'")
+    if os.path.isdir(name):
+        if not os.path.isfile(os.path.join(name, "config.json")):
+            raise UserError(f"{name} is no folder with a transformers model: it has no config.json")
+    elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise UserError(f"hf:{name} is neither a folder nor a name on the hub (owner/name); check the path")
+
+
+def build(
+    name: str,
+    *,
+    pretrained: bool,
+    image_size: int | None,
+    num_classes: int,
+    drop_path: float,
+    seed: int,
+    kind: Kind = CLASSIFIER,
+) -> nn.Module:
+    """The model of that kind in float32 with `num_classes` labels.
+
+    A head of another number of classes is dropped. A model that only takes its own image size is made again at the
+    asked one, its position embedding interpolated as the model itself would.
+
+    Raises:
+        UserError: weights that cannot be had or are not those of such a model's backbone; a size or a drop-path that
+            the model cannot take.
+    """
+    if not os.path.isdir(name):
+        require_hub(name, remedy=REMEDY)
+    with quiet():
+        config = _config(name, num_classes, drop_path)
+        if image_size is not None:
+            _check_size(config, name, image_size, kind)
+        torch.manual_seed(seed)
+        if not pretrained:
+            return _from_config(_at_size(config, image_size), name, kind)
+        model = _load(config, name, kind)
+        if image_size is not None and not _takes(model, image_size):
+            model = _resized(model, name, image_size)
+        return model
+
+
+def preprocessing_of(name: str, model: nn.Module) -> Preprocessing:
+    """That of the model's image processor; ImageNet's normalisation, with a warning, where it has none.
+
+    The size is the model's own, else the processor's, else 224.
+    """
+    from transformers import AutoImageProcessor
+
+    size = getattr(model.config, "image_size", None)
+    size = size if isinstance(size, int | None) else size[0]
+    try:
+        with quiet():
+            processor: Any = AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError):
+        _log.warning("hf:%s has no preprocessor_config.json; images are normalised with ImageNet's mean and std", name)
+        return Preprocessing(size or 224)
+    if getattr(processor, "do_flip_channel_order", None):
+        _log.warning("hf:%s was trained on images in the order blue, green, red; here they are RGB", name)
+    normalises = getattr(processor, "do_normalize", True)  # else values stay in 0..1, whatever mean and std are there
+    sides: Any = getattr(processor, "crop_size", None) or processor.size
+    return Preprocessing(
+        image_size=size or sides.get("height") or sides.get("shortest_edge") or 224,
+        mean=tuple(processor.image_mean) if normalises else (0.0, 0.0, 0.0),
+        std=tuple(processor.image_std) if normalises else (1.0, 1.0, 1.0),
+        interpolation=Resampling(int(processor.resample)).name.lower(),
+    )
+
+
+def _config(name: str, num_classes: int, drop_path: float) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"hf:{name} cannot be loaded ({one_line(error)}); {REMEDY}") from error
+    config.num_labels = num_classes
+    if hasattr(config, "use_auxiliary_head"):
+        config.use_auxiliary_head = False  # it serves a loss that only the library computes
+    part = _part(config, "drop_path_rate")
+    own = getattr(part, "drop_path_rate", None)
+    wanted = [drop_path] * len(own) if isinstance(own, list) else drop_path  # CvT has one a stage
+    if part is not None and own != wanted:
+        try:
+            part.drop_path_rate = wanted  # 0 too: Swin's and BEiT's own is 0.1
+        except Exception as error:  # LeViT's is a whole number, and transformers checks the type
+            raise UserError(f"backbone hf:{name} cannot have --drop-path {drop_path}; leave it out") from error
+    elif part is None and drop_path:
+        raise UserError(f"backbone hf:{name} has no drop-path; leave --drop-path at 0")
+    return config
+
+
+def _part(config: PretrainedConfig, setting: str) -> Any:
+    """The configuration that has this setting: the model's, or that of the backbone inside; None if neither has it."""
+    parts: list[Any] = [config, getattr(config, "backbone_config", None)]
+    return next((part for part in parts if hasattr(part, setting)), None)
+
+
+def _at_size(config: PretrainedConfig, image_size: int | None) -> PretrainedConfig:
+    config = copy.deepcopy(config)
+    part = _part(config, "image_size")
+    if image_size is not None and part is not None:
+        part.image_size = image_size
+    return config
+
+
+def _from_config(config: PretrainedConfig, name: str, kind: Kind) -> PreTrainedModel:
+    try:
+        return kind.library_class.from_config(config, dtype=torch.float32)
+    except ValueError as error:
+        raise _refusal(error, config, name, kind) from error
+
+
+def _refusal(error: Exception, config: PretrainedConfig, name: str, kind: Kind) -> UserError:
+    if "Unrecognized configuration" in str(error):
+        return UserError(f"hf:{name} ({config.model_type}) is not {kind.what}; {REMEDY}")
+    return UserError(f"hf:{name} cannot be loaded ({one_line(error)}); {REMEDY}")
+
+
+def _check_size(config: PretrainedConfig, name: str, image_size: int, kind: Kind) -> None:
+    own_size = getattr(_part(config, "image_size"), "image_size", None)
+    try:
+        check_input_size(_from_config(_at_size(config, image_size), name, kind), f"hf:{name}", image_size)
+    except (RuntimeError, AssertionError, IndexError) as error:
+        remedy = f"; its own size, {own_size}, does" if own_size else ""
+        raise UserError(f"image size {image_size} does not fit hf:{name} ({one_line(error)}){remedy}") from error
+
+
+def _load(config: PretrainedConfig, name: str, kind: Kind) -> PreTrainedModel:
+    try:
+        model, found = kind.library_class.from_pretrained(
+            name, config=config, ignore_mismatched_sizes=True, output_loading_info=True, dtype=torch.float32
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _refusal(error, config, name, kind) from error
+    head = re.compile(kind.head)
+    missing = [key for key in found["missing_keys"] if not head.fullmatch(key)]
+    other = [key for key, *_ in found["mismatched_keys"] if not head.fullmatch(key)]
+    if missing or other:  # transformers would leave these random
+        raise UserError(
+            f"hf:{name} does not hold the weights of {type(model).__name__}: {len(missing)} are missing, "
+            f"{len(found['unexpected_keys'])} unexpected, {len(other)} of another shape; {REMEDY}"
+        )
+    if found["mismatched_keys"]:
+        _log.warning("hf:%s: its head is dropped; a new one for %d classes is trained", name, config.num_labels)
+    elif found["missing_keys"]:
+        _log.warning("hf:%s has no such head; a new one for %d classes is trained", name, config.num_labels)
+    return model
+
+
+def _takes(model: PreTrainedModel, image_size: int) -> bool:
+    try:
+        check_input_size(model, type(model).__name__, image_size)
+    except (ValueError, RuntimeError):  # what the models raise on another size than their own
+        return False
+    return True
+
+
+def _resized(model: PreTrainedModel, name: str, image_size: int) -> PreTrainedModel:
+    """The same model for another image size, with the position embeddings interpolated once and for all."""
+    resized = type(model)(_at_size(model.config, image_size))
+    state, shapes = model.state_dict(), {key: tensor.shape for key, tensor in resized.state_dict().items()}
+    for path, module in model.named_modules():
+        key = f"{path}.position_embeddings"
+        interpolate: Any = getattr(module, "interpolate_pos_encoding", None)
+        if key in state and interpolate is not None:
+            with torch.no_grad():
+                state[key] = interpolate(torch.zeros(shapes[key]), image_size, image_size)
+    try:
+        resized.load_state_dict(state)
+    except RuntimeError as error:  # position biases of another kind
+        raise UserError(f"hf:{name} takes its own image size only, {model.config.image_size}; use that") from error
+    return resized.eval()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers' tables of what it did not load are replaced by our own line or error."""
+    from transformers.utils import logging as library
+
+    verbosity, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(verbosity)
+        if bars:
+            library.enable_progress_bar()

@@ -1,0 +1,283 @@
+"""The run folder: who may write to it, and what it holds.
+
+RUN/config.yaml     the settings, itself a recipe      RUN/adapter/   what was trained, classes, preprocessing
+RUN/checkpoints/    to resume from                     RUN/*.jsonl, *.png
+RUN/summary.json    the result; written last: a run folder that has it is finished
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from filelock import FileLock, Timeout
+
+from snella.config.recipe import differences, read_recipe, to_yaml
+from snella.config.schema import Tested, TrainConfig
+from snella.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+CONFIG, SUMMARY, ADAPTER, BASE = "config.yaml", "summary.json", "adapter", "base.safetensors"
+ABOUT = "snella.json"  # in the adapter's folder
+READ = ("data", "checkpoint", "prior_data", "backbone")  # fields that may name files
+UMASK = os.umask(0o077)  # to be known it has to be set
+os.umask(UMASK)
+PACKAGES = ("snella", "torch", "torchvision", "timm", "peft", "accelerate", "transformers")
+
+
+def state_of(folder: Path) -> str:
+    """What is at a path: "absent" (or an empty folder), "finished", "started", or "foreign" (anything else)."""
+    if not folder.exists():
+        return "absent"
+    if not folder.is_dir():
+        return "foreign"
+    if (folder / CONFIG).is_file():
+        return "finished" if (folder / SUMMARY).is_file() else "started"
+    return "foreign" if any(folder.iterdir()) else "absent"
+
+
+def check_claim(folder: Path, config: TrainConfig) -> None:
+    """Refuse, before anything is read or built, a run folder that `config` may not write to.
+
+    Raises:
+        UserError: it exists and neither --resume nor --overwrite was given, it is no run folder, its run has other
+            settings, another process trains there, it cannot be written to, or is to be replaced and we, or what the
+            run reads, are in it.
+    """
+    state = state_of(folder)
+    if state == "foreign":
+        raise UserError(f"{folder} exists and is no run folder; choose another --out")
+    if state in ("started", "finished") and not (config.overwrite or config.resume):
+        raise UserError(f"{folder} exists: --resume goes on with it, --overwrite replaces it, --out chooses another")
+    if config.overwrite and state != "absent" and Path.cwd().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder} cannot be replaced from inside it; go to another folder, or choose another --out")
+    for name in READ if config.overwrite and state != "absent" else ():
+        path = Path((getattr(config, name) or "").removeprefix("hf:")).expanduser()
+        if path.name and path.exists() and path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"--overwrite would delete {path}, which this run reads; move it, or choose another --out")
+    if config.resume and state != "absent":
+        differ = differences(read_recipe(str(folder / CONFIG)), config)
+        if differ:
+            raise other_settings(folder, differ, "resume with the same ones, or choose another --out")
+    check_writable(folder)
+    if state != "absent":
+        with alone_in(folder, "training"):
+            pass
+
+
+def other_settings(folder: Path, differ: list[str], remedy: str) -> UserError:
+    """The error for a run folder whose settings differ from those asked for."""
+    more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+    return UserError(f"{folder} was trained with other settings ({', '.join(differ[:3])}{more}); {remedy}")
+
+
+def check_writable(folder: Path) -> None:
+    """Try the nearest folder that exists: a run that cannot be saved should fail before it trains.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    place = folder
+    while not place.exists():
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {place}: {_reason(error)}; choose another --out") from None
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, work: Literal["training", "comparison"]) -> Iterator[None]:
+    """Keep others that do the same work out of a folder until the body, or at the latest the process, ends.
+
+    Raises:
+        UserError: one of them is at work there.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another {work} is at work in {folder}; wait for it, or choose another --out") from None
+    except NotImplementedError:  # a file system without locks, where nobody can be kept out
+        yield
+        return
+    try:
+        yield
+    finally:
+        if os.name == "posix":  # elsewhere an open file cannot be deleted
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def claim(folder: Path, config: TrainConfig) -> None:
+    """Make the run folder and its config.yaml, once data and model are ready.
+
+    What `--overwrite` replaces is moved aside first and deleted when the new folder stands; it comes back if that
+    fails.
+
+    Raises:
+        UserError: as `check_claim`, which is asked again: while data and model were made ready, others may have come.
+    """
+    check_claim(folder, config)
+    state = state_of(folder)
+    if state != "absent" and config.resume:
+        write_text(folder / CONFIG, to_yaml(config))  # workers, device ... may have changed
+        return
+    folder = folder.resolve()  # "." has no name, and a link is none to move or delete
+    old = folder.with_name(f".{folder.name}.replaced")
+    if state != "absent":
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / CONFIG, to_yaml(config))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        if state != "absent":
+            os.replace(old, folder)
+        raise
+    if state != "absent":
+        shutil.rmtree(old)
+
+
+@contextlib.contextmanager
+def writing(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """A temporary path beside `path`, file or folder as the body makes it, which takes its place when whole.
+
+    `shared`: others may write the same at the same time; each has a temporary path of its own.
+    """
+    own = f".{os.getpid()}-{threading.get_ident()}" if shared else ""
+    partial = path.with_name(f".{path.name}{own}.partial")
+    _remove(partial)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        open_to_others(partial)
+        if path.is_dir() and partial.is_dir():
+            _remove(path)
+        os.replace(partial, path)
+    except Exception as error:
+        if isinstance(error, OSError):
+            reason = _reason(error)
+        elif "os error 28" in str(error):  # how safetensors says ENOSPC
+            reason = "no space left on device"
+        else:
+            raise
+        raise UserError(f"cannot write {path}: {reason}; make room or make it writable") from error
+    finally:
+        _remove(partial)
+
+
+def open_to_others(path: Path) -> None:
+    """Give a file, or all below a folder, the usual permissions: safetensors writes private files."""
+    for file in filter(Path.is_file, (path, *path.rglob("*"))):
+        file.chmod(0o666 & ~UMASK)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; what stood there before stays until the new one is whole."""
+    with writing(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")  # as names of files may be no UTF-8
+
+
+def save_picture(picture: Image.Image, path: Path, *, shared: bool = False) -> None:
+    """Write a PNG file as `write_text` does; `shared` as in `writing`."""
+    with writing(path, shared=shared) as partial:
+        picture.save(partial, "PNG")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file as `write_text` does."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """The settings of a run.
+
+    Raises:
+        UserError: no run folder, or its config.yaml is damaged.
+    """
+    if not folder.is_dir():
+        raise UserError(f"run folder {folder} does not exist")
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder} is no run folder: it has no {CONFIG}")
+    return read_recipe(str(folder / CONFIG))
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """adapter/snella.json of a run: task, method, backbone, classes, preprocessing, fingerprint, versions.
+
+    Raises:
+        UserError: no run folder, training did not finish, or the file is damaged.
+    """
+    read_config(folder)
+    path = folder / ADAPTER / ABOUT
+    if not path.is_file():
+        unfinished = f"snella train --recipe {folder / CONFIG} --out {folder} --resume"
+        raise UserError(f"{folder} has no trained adapter yet; finish its training: {unfinished}")
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"task", "method", "backbone", "classes", "preprocessing", "fingerprint"} - about.keys()
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}); train again") from None
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(sorted(missing))}; train again")
+    return about
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json of a finished run. Raises UserError if it is damaged."""
+    try:
+        return json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{folder / SUMMARY} is damaged ({error}); delete it and --resume writes it again") from None
+
+
+def is_tested(summary: Mapping[str, Any], epochs: Tested) -> bool:
+    """Whether a finished run has the tests of these epochs."""
+    return {"none": set(), "best": {"test"}, "both": {"test", "test_last"}}[epochs] <= summary.keys()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file; none where there is no file."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

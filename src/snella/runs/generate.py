@@ -1,0 +1,89 @@
+"""A finished run that makes images: `snella predict RUN --prompt TEXT`."""
+
+from __future__ import annotations
+
+import json as json_format
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from snella.console import plain, working
+from snella.errors import UserError
+from snella.runs.folder import read_about, save_picture
+from snella.runs.predict import free_name, load_run, picture_folder
+from snella.tasks.interface import Generates
+from snella.training.devices import check_device
+
+
+def generate(
+    folder: Path,
+    *,
+    prompt: str | None = None,
+    n: int = 4,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    pictures: str | None = None,
+    json: bool = False,
+    device: str = "auto",
+    console: Console | None = None,
+) -> list[dict[str, Any]]:
+    """Make `n` images and write them as PNG to the folder `pictures`, or to RUN/predictions; returns a row for each.
+
+    Image i has seed `seed` + i, and is the same whichever others are made.
+
+    Args:
+        prompt: a text, or a class's name; None: `n` images of each of the prompts of the run's sample grids.
+        steps, guidance: of the sampling; None: those of the run.
+
+    Raises:
+        UserError: no finished run, one that makes no images, an unknown class, a prompt for an unconditional model,
+            values out of range.
+    """
+    about = read_about(folder)
+    if about["task"] != "generate":
+        raise UserError(f"{folder} makes no images (its task is {about['task']}); give images to predict")
+    for name, value, least in (("--n", n, 1), ("--seed", seed, 0), ("--steps", steps, 1), ("--guidance", guidance, 0)):
+        if value is not None and value < least:
+            raise UserError(f"{name} {value} is below {least}")
+        if value is not None and not value < 2**63:  # nan, too
+            raise UserError(f"{name} {value} is out of range")
+    gallery = picture_folder(folder, pictures)
+    check_device(device, "fp32")
+    known = about["classes"]
+    if prompt is not None and about.get("condition") == "none":
+        raise UserError(f"--prompt: the model of {folder} is unconditional; leave it out")
+    if prompt is not None and about.get("condition") == "class" and prompt not in known:
+        raise UserError(f"--prompt {prompt} is none of the run's classes: {', '.join(known)}")
+    run = load_run(folder, device)
+    task = run.task
+    assert isinstance(task, Generates)
+    prompts: list[str | None] = [prompt] if prompt is not None else [*task.prompts] or [None]
+    sampling = replace(
+        task.sampling,
+        steps=steps or task.sampling.steps,
+        guidance=task.sampling.guidance if guidance is None else guidance,
+    )
+    asked = [text for text in prompts for _ in range(n)]
+    seeds = [seed + i for i in range(n)] * len(prompts)
+    rows: list[dict[str, Any]] = []
+    taken = set[str]()
+    stems = {text: free_name(_file_name(text), taken) for text in prompts}  # two prompts may begin alike
+    with working(Console(stderr=True), "generating images") as progress:
+        for text, own, picture in zip(asked, seeds, task.generate(run.model, asked, seeds, sampling), strict=True):
+            file = gallery / f"{stems[text]}-{own}.png"
+            save_picture(picture, file)
+            rows.append({"prompt": text, "seed": own, "image": str(file)})
+            progress(len(rows), len(asked))
+    if json:
+        print(json_format.dumps(rows, indent=2, ensure_ascii=False))
+    else:
+        plain(console or Console(), f"{len(rows)} images in {gallery}")
+    return rows
+
+
+def _file_name(text: str | None) -> str:
+    return re.sub(r"[^\w]+", "-", text or "image")[:60].strip("-") or "image"

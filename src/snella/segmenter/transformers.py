@@ -1,0 +1,32 @@
+"""Semantic segmentation models from transformers: SegFormer, UPerNet, DPT, BEiT, MobileViT and their like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from snella.data.transforms.images import Preprocessing
+from snella.models.export import processor_values
+from snella.models.transformers_backbone import Kind
+
+SEGMENTER = Kind(
+    auto="AutoModelForSemanticSegmentation",
+    what="a model that gives each pixel a class, such as SegFormer, UPerNet, DPT, BEiT or MobileViT",
+    head=r"(decode_head|auxiliary_head|segmentation_head|head|neck|fpn\d?)\..*",
+)
+
+
+def decoder_parts(model: Any) -> list[str]:
+    """Names of the modules behind the backbone."""
+    backbones = (model.base_model_prefix, "backbone")
+    return [name for name, _ in model.named_children() if name not in backbones]
+
+
+def processor(p: Preprocessing) -> Any:
+    """transformers' image processor for what the model was tuned on; whole images, whatever `p.resize` is."""
+    from transformers import BitImageProcessor, SegformerImageProcessor
+
+    values = processor_values(p)
+    if p.resize == "squash":
+        return SegformerImageProcessor(size={"height": p.image_size, "width": p.image_size}, **values)
+    size, resized = {"shortest_edge": p.image_size}, p.resize != "none"
+    return BitImageProcessor(size=size, do_resize=resized, do_center_crop=False, **values)

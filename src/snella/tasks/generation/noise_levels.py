@@ -1,0 +1,58 @@
+"""The denoising loss by how much noise there was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from snella.report.style import BLUE, INK, heading, new_figure, plain, save_figure
+
+if TYPE_CHECKING:
+    from snella.tasks.generation.denoising import LevelRow
+
+NAMED = 8  # classes up to which each has a line and a name
+
+
+def noise_levels_figure(rows: Sequence[LevelRow], path: str | os.PathLike[str]) -> Path:
+    """Draw the loss over the parts of the noise range: of all images in bold, of each class (up to 8) beside it.
+
+    Args:
+        rows: all images first, then the classes.
+        path: file to write (its ending says the format); replaced if it is there.
+
+    Returns:
+        The path.
+    """
+    every, classes = rows[0], rows[1:]
+    parts = len(every.losses)
+    middles = [100 * (i + 0.5) / parts for i in range(parts)]
+    width, height = 6.4, 3.6
+    figure = new_figure(width, height)
+    axes = figure.add_axes((0.7 / width, 0.6 / height, 3.6 / width, 2.0 / height))
+    ends = []
+    for row in classes if len(classes) <= NAMED else ():
+        axes.plot(middles, row.losses, color=BLUE, linewidth=1.0, alpha=0.55, marker="o", markersize=2.5)
+        ends.append((row.losses[-1], row.name, BLUE))
+    axes.plot(middles, every.losses, color=INK, linewidth=1.8, marker="o", markersize=3.5)
+    ends.append((every.losses[-1], "all images", INK))
+    axes.set(xlim=(0, 100), ylim=(0, None))
+    axes.set_xlabel("noise: place in the range, %", fontsize=8.5)
+    plain(axes)
+    low, high = axes.get_ylim()
+    ends.sort()
+    for place, (_, name, color) in zip(_apart([end[0] for end in ends], high, (high - low) / 14), ends, strict=True):
+        axes.text(103, place, name[:24], color=color, fontsize=8, va="center", clip_on=False, parse_math=False)
+    heading(figure, "How well noise is taken out", f"squared error of {every.images:,} held-out images, by noise")
+    return save_figure(figure, path)
+
+
+def _apart(places: Sequence[float], top: float, least: float) -> list[float]:
+    """Rising places, moved until two are `least` apart and none is above the top: names must not touch."""
+    apart: list[float] = []
+    for place in places:
+        apart.append(max(place, apart[-1] + least) if apart else place)
+    for i in reversed(range(len(apart))):
+        apart[i] = min(apart[i], top if i + 1 == len(apart) else apart[i + 1] - least)
+    return apart

@@ -1,0 +1,150 @@
+"""From data to what a generative model trains on: checks, the prior's images, the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from snella.config.schema import TrainConfig, flag
+from snella.console import plain, working
+from snella.data.cache import TensorCache, cache_folder, content_key
+from snella.data.dataset import ImageData
+from snella.data.loading import Examples
+from snella.data.readers.captioned import CaptionedImages
+from snella.data.transforms.images import Preprocessing
+from snella.diffusion.pipeline import Frozen, condition_of, has_safety_checker
+from snella.diffusion.sampling import SampleSettings, sample
+from snella.errors import UserError
+from snella.models.backbone import fingerprint
+from snella.runs.folder import save_picture
+from snella.tasks.generation.examples import (
+    WithPrior,
+    cached,
+    cached_texts,
+    missing_numbers,
+    prior_file,
+    prior_files,
+)
+
+PRIOR = "prior"  # beside the names of splits
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Examples of each split, and the embeddings of the empty caption where captions are dropped."""
+
+    splits: Mapping[str, Examples]
+    empty: dict[str, Tensor] | None
+
+
+def prepare(
+    frozen: Frozen,
+    sampling: SampleSettings,
+    network: nn.Module,
+    data: ImageData,
+    preprocessing: Preprocessing,
+    config: TrainConfig,
+    device: torch.device,
+    console: Console,
+) -> PreparedData:
+    """Check that data and network fit, make the prior's images, fill the cache. The network is not tuned yet.
+
+    Raises:
+        UserError: captions for a model that knows classes, or none for one that needs them; an unreadable image.
+    """
+    _check(network, data, config, console)
+    splits: dict[str, Any] = dict(data.splits)
+    empty = None
+    if config.prior_prompt is not None:
+        if config.estimate:  # any images take the same memory
+            splits[PRIOR] = replace(data.splits["train"], captions=(config.prior_prompt,) * len(data.splits["train"]))
+        else:
+            splits[PRIOR] = _prior(frozen, sampling, network, config, device, console)
+    if frozen.family.encode is not None:
+        _tell_cuts(frozen, splits, console)
+    still = config.augment != "crop" and not config.color_jitter  # the pixels are the same at each epoch
+    if config.cache and frozen.vae is not None and still:
+        cache = TensorCache(cache_folder())
+        mirrored = {name: name in ("train", PRIOR) and config.augment != "none" for name in splits}
+        splits = dict(cached(splits, mirrored, frozen, preprocessing, cache, device, console))
+        if config.caption_dropout and frozen.family.encode is not None:
+            (key,) = cached_texts([""], frozen, cache, device, console).values()
+            empty = {name: value[None] for name, value in (cache.get(key) or {}).items()}
+    if prior := splits.pop(PRIOR, None):
+        splits["train"] = WithPrior(splits["train"], prior)
+    return PreparedData(splits, empty)
+
+
+def _check(network: nn.Module, data: ImageData, config: TrainConfig, console: Console) -> None:
+    asked, name = condition_of(network), config.backbone
+    train: CaptionedImages = data.splits["train"]
+    check_asked(asked, train, data.root, name)
+    if asked == "none" and config.sample_prompts:
+        raise UserError(f"--sample-prompts: {name} is unconditional; leave it out")
+    if asked == "none" and (train.captions or train.labels):
+        plain(console, f"  {name} is unconditional: captions and classes are not looked at")
+    if asked != "text":
+        for field in ("caption_dropout", "prior_prompt"):
+            if getattr(config, field):
+                raise UserError(f"{flag(field)} needs a text-to-image pipeline, and {name} is none; leave it out")
+    if has_safety_checker(name):
+        plain(console, f"  the safety checker of {name} is not loaded: generated images are not checked")
+
+
+def check_asked(condition: str, images: CaptionedImages, data: str, model: str) -> None:
+    """Refuse images without the captions or classes that a model is asked for. Raises UserError."""
+    if condition == "text" and not images.captions:
+        raise UserError(f"{data} has no captions, which {model} needs; add captions, or train with --prompt")
+    if condition == "class" and not images.labels:
+        raise UserError(f"{data} has no class folders, and {model} needs classes; sort its images into some")
+
+
+def _tell_cuts(frozen: Frozen, splits: Mapping[str, CaptionedImages], console: Console) -> None:
+    """Say which captions are longer than the text encoders read."""
+    captions = dict.fromkeys(caption for images in splits.values() for caption in images.captions)
+    cuts = {caption: cut for caption in captions if (cut := frozen.cut(caption))}
+    if cuts:
+        caption, cut = next(iter(cuts.items()))
+        count = f"{len(cuts)} captions are" if len(cuts) > 1 else "1 caption is"
+        plain(console, f"  {count} too long: of {caption[:40]!r}... the text encoder does not read {cut!r}")
+
+
+def _prior(
+    frozen: Frozen,
+    sampling: SampleSettings,
+    network: nn.Module,
+    config: TrainConfig,
+    device: torch.device,
+    console: Console,
+) -> CaptionedImages:
+    """Images of the prior, made by the network as it is where there are too few; stopped, what is made stays."""
+    prompt, count = str(config.prior_prompt), config.prior_images
+    if config.prior_data is not None:
+        folder = Path(config.prior_data).expanduser()
+    else:
+        folder = cache_folder() / PRIOR / _prior_key(frozen, sampling, network, prompt)
+    there = len(prior_files(folder, count))
+    if there < count:
+        plain(console, f"  generating {count - there} images of {prompt!r} into {folder}")
+        seeds = missing_numbers(folder, count - there)
+        with working(console, "generating images") as progress:
+            pictures = sample(frozen, network.to(device), [prompt] * len(seeds), seeds, sampling)
+            for done, (seed, picture) in enumerate(zip(seeds, pictures, strict=True), 1):
+                save_picture(picture, prior_file(folder, seed), shared=True)
+                progress(done, len(seeds))
+    found = prior_files(folder, count)
+    return CaptionedImages(found, (prompt,) * len(found))
+
+
+def _prior_key(frozen: Frozen, sampling: SampleSettings, network: nn.Module, prompt: str) -> str:
+    """All that decides the prior's images."""
+    parts = [network, *frozen.encoders, *(() if frozen.vae is None else (frozen.vae,))]
+    scheduler = {name: str(value) for name, value in frozen.pipe.scheduler.config.items()}
+    settings = {name: value for name, value in asdict(sampling).items() if name != "batch_size"}
+    return content_key(*map(fingerprint, parts), frozen.text_key, scheduler, settings, prompt)[:16]

@@ -1,0 +1,204 @@
+"""A run: the moving parts of a training, and how they go into a checkpoint and come back."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor, nn
+
+from snella.errors import UserError
+from snella.training.checkpoint import Tensors, newest_checkpoint, read_checkpoint, write_checkpoint
+from snella.training.ema import Ema
+from snella.training.memory import PeakMemory
+from snella.training.optimiser import cosine_schedule, load_optimiser_tensors, make_optimiser, optimiser_tensors
+from snella.training.records import Records
+from snella.training.settings import LoopSettings
+from snella.training.tuned_weights import load_tuned_state, tuned_state
+
+FORMAT = 1  # of what a checkpoint holds
+FREE = ("device", "checkpoint_every", "tensorboard")  # may differ at a resume: they do not decide the result
+
+
+class AfterStep(Protocol):
+    """The tuning method's part of a step: called after the optimiser's, with the gradients still in place.
+
+    Gradients are unscaled and clipped; where fp16 overflowed they are not finite and the weights did not move.
+    """
+
+    def __call__(self, step: int) -> dict[str, Any] | None:
+        """`step` counts from 1; a record is written to allocation.jsonl."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state_dict` gave; the tensors are on the training device."""
+        ...
+
+
+@dataclass
+class Position:
+    """How far a run is; goes into the checkpoint as JSON."""
+
+    step: int = 0  # optimiser steps done
+    epochs: int = 0  # epochs done, with their validation
+    batches: int = 0  # batches done of the epoch under way
+    loss_sum: float = 0.0  # since the last row of metrics.jsonl
+    loss_count: int = 0
+    best_metric: float | None = None
+    best_epoch: int = 0
+    stale: int = 0  # epochs since one was better than all before, not only as good
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    metrics_rows: int = 0
+    allocation_rows: int = 0
+    finished: bool = False
+
+
+@dataclass
+class Run:
+    """Everything that changes while a model trains."""
+
+    folder: Path
+    model: nn.Module
+    settings: LoopSettings
+    accelerator: Accelerator
+    adam: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer  # adam, with the scaler of fp16 around it
+    schedule: CosineLRScheduler
+    after_step: AfterStep | None
+    ema: Ema | None
+    memory: PeakMemory
+    best: dict[str, Tensor] | None  # tuned state of the best epoch, on the CPU
+    batches_per_epoch: int
+    steps: int  # of the whole run
+    position: Position
+    metrics: Records
+    allocation: Records
+    clock: float  # when a run without interruption would have started
+
+    def save(self) -> Path:
+        """Write a checkpoint of this moment, which must lie between two steps."""
+        at = self.position
+        at.seconds = time.perf_counter() - self.clock
+        at.peak_memory_bytes = self.memory.bytes
+        at.metrics_rows, at.allocation_rows = self.metrics.rows, self.allocation.rows
+        self.metrics.sync()
+        self.allocation.sync()
+        tensors = {
+            "tuned": tuned_state(self.model),
+            "optimiser": optimiser_tensors(self.adam),
+            "ema": self.ema.shadow if self.ema is not None else None,
+            "best": self.best,
+            "after_step": self.after_step.state_dict() if self.after_step is not None else None,
+        }
+        scaler = self.accelerator.scaler
+        state = {
+            "position": asdict(at),
+            "conditions": _conditions(self.settings, self.batches_per_epoch),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+        present = {name: group for name, group in tensors.items() if group is not None}
+        return write_checkpoint(self.folder, at.step, present, state)
+
+
+def start_run(
+    folder: Path,
+    model: nn.Module,
+    settings: LoopSettings,
+    accelerator: Accelerator,
+    after_step: AfterStep | None,
+    batches_per_epoch: int,
+    *,
+    resume: bool,
+) -> Run:
+    """A run at its beginning, or where its newest checkpoint stands if `resume` and there is one.
+
+    Raises:
+        UserError: the checkpoint is damaged, or was made with other settings, data or another model.
+    """
+    checkpoint = newest_checkpoint(folder) if resume else None
+    tensors, state = read_checkpoint(checkpoint) if checkpoint is not None else ({}, {})
+    if checkpoint is not None:
+        _check_conditions(checkpoint, state["conditions"], _conditions(settings, batches_per_epoch))
+    position = Position(**state.get("position", {}))
+
+    model.to(accelerator.device)
+    steps = settings.epochs * math.ceil(batches_per_epoch / settings.accumulate)
+    adam = make_optimiser(
+        settings.optimizer, model, lr=settings.lr, weight_decay=settings.weight_decay, eps=settings.eps
+    )
+    schedule = cosine_schedule(
+        adam, steps=steps, warmup=settings.warmup, warmup_lr=settings.warmup_lr, min_lr=settings.min_lr
+    )
+    ema = Ema(model, settings.ema) if settings.ema is not None else None
+    if checkpoint is not None:
+        try:
+            _load(tensors, state, model, adam, ema, accelerator, after_step)
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"checkpoint {checkpoint} does not fit this model and method ({error}); start a new run"
+            ) from error
+    return Run(
+        folder=folder,
+        model=model,
+        settings=settings,
+        accelerator=accelerator,
+        adam=adam,
+        optimizer=accelerator.prepare_optimizer(adam, device_placement=False),
+        schedule=schedule,
+        after_step=after_step,
+        ema=ema,
+        memory=PeakMemory(model, accelerator.device, position.peak_memory_bytes),
+        best=tensors.get("best"),
+        batches_per_epoch=batches_per_epoch,
+        steps=steps,
+        position=position,
+        metrics=Records(folder / "metrics.jsonl", position.metrics_rows),
+        allocation=Records(folder / "allocation.jsonl", position.allocation_rows),
+        clock=time.perf_counter() - position.seconds,
+    )
+
+
+def _load(
+    tensors: Tensors,
+    state: dict[str, Any],
+    model: nn.Module,
+    adam: torch.optim.Optimizer,
+    ema: Ema | None,
+    accelerator: Accelerator,
+    after_step: AfterStep | None,
+) -> None:
+    load_tuned_state(model, tensors["tuned"])
+    load_optimiser_tensors(adam, tensors["optimiser"])
+    if ema is not None:
+        ema.load(tensors["ema"])
+    if after_step is not None:
+        after_step.load_state_dict(
+            {name: value.to(accelerator.device) for name, value in tensors["after_step"].items()}
+        )
+    if accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(state["scaler"])
+
+
+def _conditions(settings: LoopSettings, batches_per_epoch: int) -> dict[str, Any]:
+    """What must be the same at a resume."""
+    fixed = {name: value for name, value in asdict(settings).items() if name not in FREE}
+    return fixed | {"batches an epoch": batches_per_epoch, "checkpoint format": FORMAT}
+
+
+def _check_conditions(checkpoint: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
+    for name, value in now.items():
+        before = then.get(name, getattr(LoopSettings, name, None))  # its default, if it is newer than the checkpoint
+        if before != value:
+            raise UserError(
+                f"checkpoint {checkpoint} was made with {name} {before}, not {value}: "
+                "resume with the settings and data of its run, or start a new one"
+            )

@@ -30,8 +30,8 @@ from benchmarks.memory import Memory, kept_bytes, step_memory
 from benchmarks.run import OneLineParser, count
 from benchmarks.timing import wait_for
 from snella.errors import UserError
+from snella.files import write_json
 from snella.methods.table import MethodSettings, wrap
-from snella.runs.folder import write_json
 from snella.training.devices import check_device
 
 SHAPES: dict[str, Any] = {  # unet/config.json of Stable Diffusion 1.5, where it differs from the class's defaults

@@ -23,9 +23,10 @@ import masked_runs
 import snella.compare.search
 import tiny_pipelines
 from runs import MODEL, write_images
+from snella.cli.compare_flags import make_plan
 from snella.cli.main import Compare, main
 from snella.compare.jobs import Job
-from snella.compare.plan import LADDER, Plan, PlannedTask, make_plan
+from snella.compare.plan import LADDER, Plan, PlannedTask
 from snella.compare.results import step_seconds
 from snella.config.recipe import read_recipe
 from snella.config.schema import TrainConfig

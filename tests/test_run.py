@@ -30,7 +30,7 @@ from snella.config.schema import TrainConfig
 from snella.methods.table import METHODS
 from snella.models.bundled import BACKBONES, FOCUS
 from snella.runs.folder import alone_in
-from snella.runs.predict import load_run
+from snella.runs.load import load_run
 
 SUMMARY = {"test", "val", "trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "seed", "versions"}
 SUMMARY |= {"selection", "images", "device"}

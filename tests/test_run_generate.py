@@ -269,7 +269,7 @@ def test_a_merged_pipeline_is_a_backbone_again(class_run, classes, tmp_path):
 
 
 def test_onnx_is_refused_before_anything_is_loaded(class_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("snella.runs.predict.load_run", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("snella.runs.load.load_run", lambda *_: pytest.fail("the model was loaded"))
     assert main(["merge", str(class_run), "--out", str(tmp_path / "m"), "--onnx", str(tmp_path / "m.onnx")]) == 2
     error = capsys.readouterr().err
     assert "--onnx" in error

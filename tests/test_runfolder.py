@@ -11,7 +11,8 @@ import pytest
 
 from snella.config.schema import TrainConfig
 from snella.errors import UserError
-from snella.runs.folder import UMASK, alone_in, check_claim, claim, writing
+from snella.files import usual_permissions, writing
+from snella.runs.folder import alone_in, check_claim, claim
 
 
 def test_one_at_a_time_and_nothing_is_left(tmp_path):
@@ -114,4 +115,4 @@ def test_others_may_read_what_is_written(tmp_path: Path) -> None:
     with writing(tmp_path / "weights") as partial:
         partial.mkdir()
         (partial / "private").touch(mode=0o600)
-    assert (tmp_path / "weights" / "private").stat().st_mode & 0o777 == 0o666 & ~UMASK
+    assert (tmp_path / "weights" / "private").stat().st_mode & 0o777 == usual_permissions()

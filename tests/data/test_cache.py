@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from snella.data.cache import TensorCache, cache_folder, content_key, image_key
+from snella.data.cache import TensorCache, content_key, image_key
 from snella.errors import UserError
+from snella.files import cache_folder
 
 TENSORS = {
     "latents": torch.arange(24.0).reshape(2, 3, 4).bfloat16(),

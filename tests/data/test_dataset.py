@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snella.data.dataset import Images, class_weights, labelled, natural_order
+from snella.data.dataset import Images, class_weights
+from snella.data.listing import labelled, natural_order
 from snella.errors import UserError
 
 

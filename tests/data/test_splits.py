@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snella.data.dataset import Listing
+from snella.data.listing import Listing
 from snella.data.splits import complete_splits, split_counts, split_off
 from snella.errors import UserError
 

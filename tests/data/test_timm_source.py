@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snella.data.layouts.timm_names import indexed_entries, known_splits
+from snella.data.layouts.timm_entries import indexed_entries, known_splits
 from snella.data.readers.labelled import read_data
 from snella.errors import UserError
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from golden import relative_error
 from snella.ops import Convolution, Factors, Form, Linear, adapted_product, adapted_weight
-from snella.ops.product import DropPath
+from snella.ops.drop_path import DropPath
 
 FORM = Form("mixk", "published", 0.5)
 

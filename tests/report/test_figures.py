@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from snella.errors import UserError
 from snella.report import style
 from snella.report.allocation import allocation_figure, kept_shares
 from snella.report.figures import confusion_figure, training_curves_figure
@@ -169,7 +170,7 @@ def test_a_figure_that_fails_leaves_the_old_file(tmp_path):
             path.write_text("half")
             raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"cannot write .*figure.png: disk full"):
         style.save_figure(Broken(), path)  # pyright: ignore[reportArgumentType]
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["figure.png"]

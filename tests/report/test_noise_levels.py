@@ -14,8 +14,7 @@ from PIL import Image
 
 from snella.report import style
 from snella.tasks.generation import noise_levels
-from snella.tasks.generation.denoising import LevelRow
-from snella.tasks.generation.noise_levels import NAMED, noise_levels_figure
+from snella.tasks.generation.noise_levels import NAMED, LevelRow, noise_levels_figure
 
 
 def rows(*losses: tuple[float, ...], names: tuple[str, ...] = ()) -> list[LevelRow]:

@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from snella.report.tables import class_table, prediction_table, summary_table
-from snella.tasks.classification.task import ClassRow
+from snella.report.tables import summary_table
+from snella.tasks.classification.class_rows import ClassRow, class_table, prediction_table
 
 METRICS = {"top1": "top-1", "balanced_accuracy": "balanced accuracy"}
 

@@ -17,7 +17,8 @@ from snella.diffusion.pipeline import Frozen, build_network, frozen_parts
 from snella.diffusion.sampling import SampleSettings
 from snella.errors import UserError
 from snella.models.backbone import BackboneSpec
-from snella.tasks.generation.denoising import LEVELS, Generate
+from snella.tasks.generation.denoising import Generate
+from snella.tasks.generation.noise_levels import LEVELS
 
 SIDE = 16
 CLASSES = ("cat", "dog", "red")

@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 
-from snella.errors import UserError
+from snella.errors import UserError, short_reason
 
 
 class Terminated(KeyboardInterrupt):
@@ -95,7 +95,7 @@ def explain(error: BaseException, args: Sequence[str], *, debug: bool) -> int:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return _say("out of memory; try a smaller --batch-size, with --accumulate, or a smaller --image-size", 2)
     where = "" if debug else " (--debug shows where)"
-    return _say(f"fault in snella: {type(error).__name__}: {' '.join(str(error).split())[:300]}{where}", 1)
+    return _say(f"fault in snella: {type(error).__name__}: {short_reason(error)}{where}", 1)
 
 
 def _say(message: str, code: int) -> int:

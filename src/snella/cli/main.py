@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from snella.cli.compare_flags import make_plan
 from snella.cli.exit import Stopped, again, exit_code, explain, terminable
 from snella.cli.flags import check_flags, divided, parse, value_of
-from snella.compare.plan import make_plan
 from snella.config.recipe import read_recipe
 from snella.config.schema import Task, TrainConfig, flag, nearest, run_folder
 from snella.config.suites import is_suite_task, read_suite_task
@@ -250,7 +250,7 @@ def _in_benchmark(command: Train, args: Sequence[str]) -> TrainConfig:
 def _evaluate(args: list[str]) -> int:
     command = _parse(Evaluate, args)
     folder = _run(command.run, "evaluate")
-    from snella.runs.predict import evaluate
+    from snella.runs.evaluate import evaluate
 
     evaluate(folder, **_options(command))
     return 0
@@ -294,7 +294,7 @@ def _merge(args: list[str]) -> int:
     folder = _run(command.run, "merge")
     if not command.out:
         raise UserError("no folder for the checkpoint: snella merge RUN --out FOLDER")
-    from snella.runs.predict import merge
+    from snella.runs.merge import merge
 
     merge(folder, **_options(command))
     return 0

@@ -10,7 +10,8 @@ from statistics import fmean, geometric_mean, median
 from typing import Any
 
 from snella.compare.statistics import Difference, Spread, mean_of_pairs, spread
-from snella.runs.folder import read_config, read_rows, read_summary
+from snella.files import read_rows
+from snella.runs.folder import read_config, read_summary
 
 REFERENCE = "lora"  # what the other methods are compared with
 COSTS = ("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "step_seconds", "seconds")  # of a run

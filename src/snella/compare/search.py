@@ -34,19 +34,18 @@ from snella.config.recipe import differences, to_yaml
 from snella.config.schema import TrainConfig
 from snella.console import plain
 from snella.errors import UserError
+from snella.files import check_writable, write_text
 from snella.methods.table import METHODS
+from snella.runs.data import read_run_data
 from snella.runs.folder import (
     alone_in,
-    check_writable,
     is_tested,
     other_settings,
     read_about,
     read_config,
     read_summary,
     state_of,
-    write_text,
 )
-from snella.runs.train import read_run_data
 from snella.tasks.registry import TASKS
 from snella.training.loop import DIVERGED, is_better
 

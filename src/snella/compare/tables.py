@@ -27,8 +27,8 @@ from snella.compare.results import (
     paired_tasks,
 )
 from snella.compare.statistics import Difference, Spread
+from snella.files import write_json, write_text
 from snella.report.tables import NOTHING, decimal_bytes, duration, is_share
-from snella.runs.folder import write_json, write_text
 
 if TYPE_CHECKING:
     from snella.config.suites import Suite

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from snella.runs.folder import writing
+from snella.files import writing
 
 _SUM = "sha256"
 
@@ -59,14 +58,6 @@ class TensorCache:
         if not re.fullmatch(r"[\w-]{3,}", key, re.ASCII):
             raise ValueError(f"key {key!r} makes no file name; use content_key")
         return self.folder / key[:2] / f"{key}.safetensors"
-
-
-def cache_folder() -> Path:
-    """$SNELLA_CACHE, else $XDG_CACHE_HOME/snella, else ~/.cache/snella."""
-    own = os.environ.get("SNELLA_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "snella"
 
 
 def content_key(*parts: str | bytes | Mapping) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -13,11 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from snella.data.images import UnreadableImage, open_image
-from snella.errors import UserError
 
 SPLITS = ("train", "val", "test")
-
-Entry = tuple[str, int]  # an image's name, relative to its listing's folder, and its label
 
 
 @dataclass(frozen=True)
@@ -65,48 +60,6 @@ class ImageData(Generic[Split]):
     splits: dict[str, Split]
     skipped: tuple[UnreadableImage, ...] = ()
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What a layout says it holds, before any image is opened.
-
-    `splits` has "all" alone where the layout has no splits, otherwise some of "train", "val", "test".
-    """
-
-    layout: str
-    folder: str  # joined before every name; "" where names are no files
-    classes: tuple[str, ...]
-    splits: dict[str, list[Entry]]
-    read: Callable[[str], Image.Image] = open_image
-    notes: tuple[str, ...] = ()
-    skipped: tuple[UnreadableImage, ...] = ()  # found unreadable while listing
-    fixed_classes: bool = False  # published label set: a class may have no image in train
-
-    def path(self, name: str) -> str:
-        return os.path.join(self.folder, name)
-
-    def images(self, split: str) -> Images:
-        entries = self.splits[split]
-        return Images(tuple(self.path(name) for name, _ in entries), tuple(label for _, label in entries), self.read)
-
-
-def natural_order(name: str) -> tuple[list[str | int], str]:
-    """Sort key with numbers by value ("class 2" before "class 10"), the same on every system."""
-    parts = re.split(r"(\d+)", name.lower())
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
-
-
-def labelled(names: Sequence[str], labels: Sequence[str]) -> tuple[tuple[str, ...], list[Entry]]:
-    """Classes in natural order of the labels found, and the entries."""
-    classes = tuple(sorted(set(labels), key=natural_order))
-    for name in classes:
-        try:
-            name.encode()
-        except UnicodeEncodeError:  # a folder of an old archive
-            raise UserError(f"the name of class {name!a} is not UTF-8; rename it") from None
-    index = {name: label for label, name in enumerate(classes)}
-    return classes, [(name, index[label]) for name, label in zip(names, labels, strict=True)]
 
 
 def class_weights(images: Images, classes: Sequence[str]) -> Tensor:

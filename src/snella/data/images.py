@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from snella.data.paths import existing
-from snella.errors import UserError
+from snella.errors import UserError, short_reason
 
 MAX_PIXELS = 100_000_000  # beyond this a decode takes seconds and several hundred MB
 CHECK_ALL = 20_000  # more images than this: only their headers are read before training
@@ -203,9 +203,7 @@ def reason(error: Exception) -> str:
         return "not an image, or in a format that Pillow does not read"
     if isinstance(error, Image.DecompressionBombError):
         return "too many pixels; shrink it below 100 megapixels"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return " ".join(str(error).split()) or type(error).__name__
+    return short_reason(error)
 
 
 def _raise(error: OSError) -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import TypeVar
 
-from snella.data.dataset import Entry, Listing
+from snella.data.listing import Entry, Listing
 from snella.errors import UserError
 
 Stratum = TypeVar("Stratum", bound=Hashable)

@@ -12,7 +12,8 @@ from torch import nn
 
 from snella.diffusion.pipeline import CLASSES, condition_of, frozen_parts
 from snella.errors import UserError
-from snella.models.export import MERGED_TOLERANCE, beside, check_free, put_in_place
+from snella.files import check_free, writing_into
+from snella.models.export import MERGED_TOLERANCE
 
 
 def save_merged_pipeline(model: nn.Module, folder: Path, *, name: str, classes: Sequence[str]) -> str:
@@ -28,14 +29,13 @@ def save_merged_pipeline(model: nn.Module, folder: Path, *, name: str, classes: 
     frozen = frozen_parts(name)
     part = frozen.family.network
     model.eval()
-    with beside(folder) as temporary:
+    with writing_into(folder) as temporary:
         frozen.pipe.register_modules(**{part: model})
         frozen.pipe.save_pretrained(temporary, safe_serialization=True)
         if classes and condition_of(model) == "class":
             (temporary / CLASSES).write_text(json.dumps(list(classes), ensure_ascii=False) + "\n", encoding="utf-8")
         loaded = type(model).from_pretrained(temporary, subfolder=part)  # pyright: ignore[reportAttributeAccessIssue]
         _check_same(model, loaded, name)
-        put_in_place(temporary, folder)
     if classes and condition_of(model) == "class":  # diffusers' own pipelines pass no classes on, or ImageNet's alone
         return f'diffusers.{type(model).__name__}.from_pretrained("{folder}", subfolder="{part}")'
     return f'diffusers.{type(frozen.pipe).__name__}.from_pretrained("{folder}")'

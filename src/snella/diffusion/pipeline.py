@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from snella.diffusion import small_unet
 from snella.diffusion.families import FAMILIES, Condition, Family
-from snella.errors import UserError
+from snella.errors import UserError, short_reason
 from snella.models.backbone import BackboneSpec
 
 INDEX = "model_index.json"
@@ -104,7 +104,7 @@ def _index(name: str) -> dict[str, Any]:
     try:
         return dict(json.loads((file if file.is_file() else _hub_index(name)).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:150]
+        reason = short_reason(error)
         raise UserError(f"backbone {name}: its {INDEX} cannot be read ({reason}); check name and network") from None
 
 
@@ -169,7 +169,7 @@ def build_network(spec: BackboneSpec) -> nn.Module:
         else:
             network = kind.from_config(kind.load_config(_place(spec.name), subfolder=part))
     except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = short_reason(error)
         raise UserError(f"backbone {spec.name}: its {part} cannot be loaded ({reason})") from None
     _check_whole(network, part, spec.name)
     if spec.num_classes and condition_of(network) == "class":
@@ -317,7 +317,7 @@ def frozen_parts(name: str) -> Frozen:
     try:
         pipe = DiffusionPipeline.from_pretrained(_place(name), use_safetensors=True, **absent)
     except (OSError, ValueError, RuntimeError, ImportError) as error:  # ImportError: a tokenizer's package is missing
-        reason = " ".join(str(error).split())[:200]
+        reason = short_reason(error)
         raise UserError(f"backbone {name}: its pipeline cannot be loaded ({reason})") from None
     pipe.set_progress_bar_config(disable=True)
     frozen = Frozen(pipe, family)

@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from snella.errors import UserError
+from snella.errors import UserError, short_reason
 from snella.ops.rematerialize import unwatch
 
 ADAPTER = "adapter"  # in a run's folder
@@ -280,7 +280,9 @@ def _flags_kept(network: nn.Module) -> Iterator[None]:
 
 
 def _misfit(network: nn.Module, folder: Path, name: str | None, error: Exception | None = None) -> UserError:
-    reason = f"{name} differs or is missing in one of them" if name else " ".join(str(error).split())[:150]
+    reason = short_reason(error) if error else "it is another one"
+    if name:
+        reason = f"{name} differs or is missing in one of them"
     return UserError(
         f"the adapter in {folder} does not fit this {type(network).__name__}: {reason}; "
         "load it into the pipeline that it was trained on"
@@ -288,4 +290,4 @@ def _misfit(network: nn.Module, folder: Path, name: str | None, error: Exception
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is damaged ({' '.join(str(error).split())[:150]}); save the adapter again")
+    return UserError(f"{path} is damaged ({short_reason(error)}); save the adapter again")

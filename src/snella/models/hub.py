@@ -9,7 +9,7 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_c
 from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 
-from snella.errors import UserError
+from snella.errors import UserError, short_reason
 
 WITHOUT_HUB = "give the weights as --checkpoint FILE, or start without any: --no-pretrained"
 WEIGHTS = (
@@ -43,7 +43,7 @@ def require_hub(repo: str, *, files: Iterable[str] = WEIGHTS, remedy: str = WITH
             raise UserError(f"the hub has no {repo} that you may read (status {status}); {remedy}") from error
         # any other answer is an answer: let the download itself say what is wrong
     except Exception as error:  # requests, httpx or the operating system, by the version of the hub's client
-        raise UserError(f"{repo} cannot be downloaded ({one_line(error)}); {remedy}") from error
+        raise UserError(f"{repo} cannot be downloaded ({short_reason(error)}); {remedy}") from error
 
 
 def check_input_size(model: nn.Module, name: str, image_size: int) -> None:
@@ -65,9 +65,3 @@ def check_input_size(model: nn.Module, name: str, image_size: int) -> None:
     with torch.no_grad():
         model.eval()(torch.zeros(1, 3, image_size, image_size))
     model.train(training)
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where there is none."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from snella.data.transforms.images import Preprocessing
-from snella.errors import UserError
-from snella.models.hub import WEIGHTS, WITHOUT_HUB, check_input_size, one_line, require_hub
+from snella.errors import UserError, short_reason
+from snella.models.hub import WEIGHTS, WITHOUT_HUB, check_input_size, require_hub
 
 SOURCES = ("hf-hub:", "local-dir:")  # timm's own prefixes of names
 CHECKPOINTS = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt", ".npz")
@@ -147,7 +147,7 @@ def _size_options(name: str, options: dict[str, Any], image_size: int) -> dict[s
         raise
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
         raise UserError(
-            f"image size {image_size} does not fit {name} ({one_line(error)}); its own size, {own_size}, does"
+            f"image size {image_size} does not fit {name} ({short_reason(error)}); its own size, {own_size}, does"
         ) from error
     return chosen
 
@@ -164,7 +164,7 @@ def _from_hub(name: str, options: dict[str, Any]) -> nn.Module:
     try:
         return _create(name, options, pretrained=True)
     except OSError as error:  # the hub's and urllib's errors are all of this kind
-        raise UserError(f"the weights of {name} cannot be downloaded ({one_line(error)}); {WITHOUT_HUB}") from error
+        raise UserError(f"the weights of {name} cannot be downloaded ({short_reason(error)}); {WITHOUT_HUB}") from error
 
 
 def _from_npz(name: str, options: dict[str, Any], file: str) -> nn.Module:
@@ -177,7 +177,7 @@ def _from_npz(name: str, options: dict[str, Any], file: str) -> nn.Module:
         with np.load(file) as arrays:
             heads = [arrays[key].shape[-1] for key in arrays.files if key.endswith("head/bias")]
     except Exception as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else one_line(error)
+        reason = f"no {error}" if isinstance(error, KeyError) else short_reason(error)
         raise UserError(f"{file} does not fit {name} ({reason}); name the backbone it was saved from") from error
     _say_dropped(file, heads[0] if heads else 0, options["num_classes"])
     return model
@@ -188,7 +188,7 @@ def _from_file(name: str, options: dict[str, Any], file: str, seed: int) -> nn.M
     try:
         state = timm.models.load_state_dict(file, weights_only=True)
     except Exception as error:  # pickle's, torch's, safetensors'
-        reason = one_line(error)
+        reason = short_reason(error)
         if "weights_only" in reason:  # timm's advice is to unpickle it, which nobody here does
             reason = "it holds Python objects besides tensors; save the model's state_dict() alone"
         raise UserError(f"{file} cannot be read as weights: {reason}") from error
@@ -225,7 +225,7 @@ def _misfit(state: dict[str, Any], model: nn.Module, error: Exception) -> str:
     unexpected = len(state.keys() - wanted.keys())
     other = sum(getattr(state[name], "shape", None) != wanted[name] for name in wanted.keys() & state.keys())
     if not missing + unexpected + other:
-        return one_line(error)
+        return short_reason(error)
     return (
         f"{missing} of its {len(wanted)} tensors are missing, {unexpected} are unexpected and {other} have another "
         f"shape; name the backbone that the file was saved from"

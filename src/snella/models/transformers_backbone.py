@@ -17,8 +17,8 @@ from PIL.Image import Resampling
 from torch import nn
 
 from snella.data.transforms.images import Preprocessing
-from snella.errors import UserError
-from snella.models.hub import check_input_size, one_line, require_hub
+from snella.errors import UserError, short_reason
+from snella.models.hub import check_input_size, require_hub
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -134,7 +134,7 @@ def _config(name: str, num_classes: int, drop_path: float) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"hf:{name} cannot be loaded ({one_line(error)}); {REMEDY}") from error
+        raise UserError(f"hf:{name} cannot be loaded ({short_reason(error)}); {REMEDY}") from error
     config.num_labels = num_classes
     if hasattr(config, "use_auxiliary_head"):
         config.use_auxiliary_head = False  # it serves a loss that only the library computes
@@ -175,7 +175,7 @@ def _from_config(config: PretrainedConfig, name: str, kind: Kind) -> PreTrainedM
 def _refusal(error: Exception, config: PretrainedConfig, name: str, kind: Kind) -> UserError:
     if "Unrecognized configuration" in str(error):
         return UserError(f"hf:{name} ({config.model_type}) is not {kind.what}; {REMEDY}")
-    return UserError(f"hf:{name} cannot be loaded ({one_line(error)}); {REMEDY}")
+    return UserError(f"hf:{name} cannot be loaded ({short_reason(error)}); {REMEDY}")
 
 
 def _check_size(config: PretrainedConfig, name: str, image_size: int, kind: Kind) -> None:
@@ -184,7 +184,7 @@ def _check_size(config: PretrainedConfig, name: str, image_size: int, kind: Kind
         check_input_size(_from_config(_at_size(config, image_size), name, kind), f"hf:{name}", image_size)
     except (RuntimeError, AssertionError, IndexError) as error:
         remedy = f"; its own size, {own_size}, does" if own_size else ""
-        raise UserError(f"image size {image_size} does not fit hf:{name} ({one_line(error)}){remedy}") from error
+        raise UserError(f"image size {image_size} does not fit hf:{name} ({short_reason(error)}){remedy}") from error
 
 
 def _load(config: PretrainedConfig, name: str, kind: Kind) -> PreTrainedModel:

@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snella.delta import GATES, Gate, clamped_gamma
+from snella.errors import UserError
+from snella.files import cache_folder, writing
 
 # as in native.c
 LANES, ROWS, CHUNKS, MAX_HEADS = 16, 4, 8, 16
@@ -79,7 +81,7 @@ def library() -> ctypes.CDLL | None:
 def _compiled_and_loaded(source: Path, compiler: str) -> ctypes.CDLL | None:
     """The library from the user's cache folder, or made now and put there; None if the compiler refuses."""
     key = hashlib.sha256("\0".join((source.read_text(), compiler, *_FLAGS, _processor())).encode()).hexdigest()[:16]
-    cached = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "snella" / f"native-{key}.so"
+    cached = cache_folder() / f"native-{key}.so"
     if cached.is_file():
         return ctypes.CDLL(str(cached))
     with tempfile.TemporaryDirectory() as folder:
@@ -92,11 +94,9 @@ def _compiled_and_loaded(source: Path, compiler: str) -> ctypes.CDLL | None:
             return None
         loaded = ctypes.CDLL(str(made))  # stays when the file goes
         try:
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            beside = cached.with_suffix(f".{os.getpid()}")
-            shutil.copy(made, beside)
-            os.replace(beside, cached)
-        except OSError:  # a home that cannot be written: made again in the next process
+            with writing(cached, shared=True) as partial:
+                shutil.copy(made, partial)
+        except UserError:  # a home that cannot be written: made again in the next process
             pass
         return loaded
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from snella.ops.drop_path import DropPath
 from snella.ops.rematerialize import Source, autocast_state, note_product
 from snella.ops.update import Factors, Form, Stats, build, build_backward
 
@@ -66,24 +67,6 @@ class Linear(NamedTuple):
     def weight_gradient(self, g: Tensor, x: Tensor) -> Tensor:
         """Gradient (out, in) of the weight."""
         return g.reshape(-1, g.shape[-1]).mT @ x.reshape(-1, x.shape[-1])
-
-
-class DropPath(NamedTuple):
-    """Samples (indices into the batch) with and without the update, for each of the S matrices."""
-
-    keep: float  # the chance of a sample to have it, by which its update is divided
-    kept: tuple[Tensor, ...]
-    dropped: tuple[Tensor, ...]
-
-
-def draw_drop_path(rate: float, splits: int, samples: int, device: torch.device) -> DropPath:
-    """Draw which samples do without the update; on the CPU, as sizes depend on it and a GPU would be waited for."""
-    mask = torch.rand(splits, samples) < 1 - rate
-    return DropPath(
-        1 - rate,
-        tuple(row.nonzero()[:, 0].to(device, non_blocking=True) for row in mask),
-        tuple((~row).nonzero()[:, 0].to(device, non_blocking=True) for row in mask),
-    )
 
 
 @dataclass(frozen=True)

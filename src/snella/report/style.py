@@ -7,11 +7,12 @@ imported where it is needed, since it is slow to import.
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from snella.files import writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,11 +65,8 @@ def hatched(axes: Axes, left: float, bottom: float, width: float, height: float)
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write the figure, in the format its ending says, beside its place and then move it there."""
+    """Write the figure, in the format its ending says."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
-        temporary = Path(folder) / path.name
-        figure.savefig(temporary, dpi=DPI, facecolor="white")
-        os.replace(temporary, path)
+    with writing(path) as partial:
+        figure.savefig(partial, format=path.suffix.removeprefix("."), dpi=DPI, facecolor="white")
     return path

@@ -12,8 +12,6 @@ import json
 import os
 import platform
 import shutil
-import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,15 +22,14 @@ from filelock import FileLock, Timeout
 from snella.config.recipe import differences, read_recipe, to_yaml
 from snella.config.schema import Tested, TrainConfig
 from snella.errors import UserError
+from snella.files import check_writable, write_text
 
 if TYPE_CHECKING:
-    from PIL import Image
+    pass
 
 CONFIG, SUMMARY, ADAPTER, BASE = "config.yaml", "summary.json", "adapter", "base.safetensors"
 ABOUT = "snella.json"  # in the adapter's folder
 READ = ("data", "checkpoint", "prior_data", "backbone")  # fields that may name files
-UMASK = os.umask(0o077)  # to be known it has to be set
-os.umask(UMASK)
 PACKAGES = ("snella", "torch", "torchvision", "timm", "peft", "accelerate", "transformers")
 
 
@@ -82,22 +79,6 @@ def other_settings(folder: Path, differ: list[str], remedy: str) -> UserError:
     return UserError(f"{folder} was trained with other settings ({', '.join(differ[:3])}{more}); {remedy}")
 
 
-def check_writable(folder: Path) -> None:
-    """Try the nearest folder that exists: a run that cannot be saved should fail before it trains.
-
-    Raises:
-        UserError: nothing can be written there.
-    """
-    place = folder
-    while not place.exists():
-        place = place.parent
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write to {place}: {_reason(error)}; choose another --out") from None
-
-
 @contextlib.contextmanager
 def alone_in(folder: Path, work: Literal["training", "comparison"]) -> Iterator[None]:
     """Keep others that do the same work out of a folder until the body, or at the latest the process, ends.
@@ -119,10 +100,6 @@ def alone_in(folder: Path, work: Literal["training", "comparison"]) -> Iterator[
         if os.name == "posix":  # elsewhere an open file cannot be deleted
             Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
 
 
 def claim(folder: Path, config: TrainConfig) -> None:
@@ -154,65 +131,6 @@ def claim(folder: Path, config: TrainConfig) -> None:
         raise
     if state != "absent":
         shutil.rmtree(old)
-
-
-@contextlib.contextmanager
-def writing(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """A temporary path beside `path`, file or folder as the body makes it, which takes its place when whole.
-
-    `shared`: others may write the same at the same time; each has a temporary path of its own.
-    """
-    own = f".{os.getpid()}-{threading.get_ident()}" if shared else ""
-    partial = path.with_name(f".{path.name}{own}.partial")
-    _remove(partial)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        open_to_others(partial)
-        if path.is_dir() and partial.is_dir():
-            _remove(path)
-        os.replace(partial, path)
-    except Exception as error:
-        if isinstance(error, OSError):
-            reason = _reason(error)
-        elif "os error 28" in str(error):  # how safetensors says ENOSPC
-            reason = "no space left on device"
-        else:
-            raise
-        raise UserError(f"cannot write {path}: {reason}; make room or make it writable") from error
-    finally:
-        _remove(partial)
-
-
-def open_to_others(path: Path) -> None:
-    """Give a file, or all below a folder, the usual permissions: safetensors writes private files."""
-    for file in filter(Path.is_file, (path, *path.rglob("*"))):
-        file.chmod(0o666 & ~UMASK)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file; what stood there before stays until the new one is whole."""
-    with writing(path) as partial:
-        partial.write_text(text, encoding="utf-8", errors="surrogateescape")  # as names of files may be no UTF-8
-
-
-def save_picture(picture: Image.Image, path: Path, *, shared: bool = False) -> None:
-    """Write a PNG file as `write_text` does; `shared` as in `writing`."""
-    with writing(path, shared=shared) as partial:
-        picture.save(partial, "PNG")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file as `write_text` does."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_config(folder: Path) -> TrainConfig:
@@ -262,13 +180,6 @@ def is_tested(summary: Mapping[str, Any], epochs: Tested) -> bool:
     return {"none": set(), "best": {"test"}, "both": {"test", "test_last"}}[epochs] <= summary.keys()
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl file; none where there is no file."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     found = {"python": platform.python_version()}
@@ -276,8 +187,3 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

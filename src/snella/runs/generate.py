@@ -12,8 +12,10 @@ from rich.console import Console
 
 from snella.console import plain, working
 from snella.errors import UserError
-from snella.runs.folder import read_about, save_picture
-from snella.runs.predict import free_name, load_run, picture_folder
+from snella.files import save_picture
+from snella.runs.folder import read_about
+from snella.runs.load import load_run
+from snella.runs.pictures import free_name, picture_folder
 from snella.tasks.interface import Generates
 from snella.training.devices import check_device
 

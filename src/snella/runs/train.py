@@ -22,21 +22,23 @@ from safetensors.torch import save_file
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from snella.config.schema import SMOKE_PER_CLASS, TrainConfig, run_folder, shrunk
+from snella.config.schema import TrainConfig, run_folder, shrunk
 from snella.config.validation import validate
-from snella.console import checking_images, plain, working
+from snella.console import plain, working
 from snella.data.bundled.elpv import BASELINE
 from snella.data.dataset import ImageData
 from snella.data.images import Progress
 from snella.data.loading import Batches, Examples
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
+from snella.files import read_rows, size_of, write_json, writing
 from snella.methods.table import MethodSettings, after_step, save_adapter, with_convolutions, wrap
 from snella.models.backbone import BackboneSpec, fingerprint
 from snella.models.bundled import BACKBONES
 from snella.report.allocation import allocation_figure
 from snella.report.figures import training_curves_figure
 from snella.report.tables import summary_table
+from snella.runs.data import read_run_data, tell
 from snella.runs.folder import (
     ABOUT,
     ADAPTER,
@@ -47,13 +49,9 @@ from snella.runs.folder import (
     claim,
     is_tested,
     read_about,
-    read_rows,
     read_summary,
-    size_of,
     state_of,
     versions,
-    write_json,
-    writing,
 )
 from snella.tasks.interface import Generates, Spec, Task
 from snella.tasks.registry import TASKS
@@ -226,28 +224,6 @@ def _prepare(config: TrainConfig, console: Console) -> Prepared:
 
 def _trainable(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def read_run_data(config: TrainConfig, console: Console) -> ImageData:
-    """The data of a run, the same at every call: the splits come from the seed, --smoke's few images from them."""
-    module = TASKS[config.task]
-    with checking_images(console) as progress:
-        data = module.read(config, progress)
-    if config.smoke:
-        data = replace(data, splits={name: module.few(part, SMOKE_PER_CLASS) for name, part in data.splits.items()})
-    return data
-
-
-def tell(data: ImageData, console: Console) -> None:
-    """Say what was found, with licence and source."""
-    counts = ", ".join(f"{len(images):,} {name}" for name, images in data.splits.items())
-    classes = f" {len(data.classes)} classes," if data.classes else ""
-    plain(console, f"{data.root}: {data.layout},{classes} {counts} images")
-    for note in data.notes:
-        if note != BASELINE:  # that one belongs beside the result
-            plain(console, f"  {note}")
-    if data.skipped:
-        plain(console, f"  {len(data.skipped)} unreadable images left out, the first: {data.skipped[0]}")
 
 
 def _tell_backbone(spec: BackboneSpec, console: Console) -> None:

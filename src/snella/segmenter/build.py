@@ -25,7 +25,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from snella.config.schema import Decoder, TrainConfig
 from snella.data.transforms.images import Preprocessing
-from snella.errors import UserError
+from snella.errors import UserError, short_reason
+from snella.files import check_free, writing_into
 from snella.models import bundled, timm_backbone, transformers_backbone
 from snella.models.backbone import (
     HF,
@@ -35,7 +36,7 @@ from snella.models.backbone import (
     logits_of,
     preprocessing_of,
 )
-from snella.models.export import MERGED_TOLERANCE, beside, check_free, put_in_place, save_transformers
+from snella.models.export import MERGED_TOLERANCE, save_transformers
 from snella.segmenter import smp
 from snella.segmenter import transformers as hf
 from snella.segmenter.plain import PlainSegmentation
@@ -216,11 +217,10 @@ def save_merged_segmenter(
         "values": [int(value) for value in values],
         "palette": None if palette is None else [list(map(int, colour)) for colour in palette],
     }
-    with beside(folder) as temporary:
+    with writing_into(folder) as temporary:
         _save(model, temporary, spec, classes, preprocessing)
         (temporary / PREPROCESSING_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         _check_reload(model, temporary, spec, preprocessing.image_size)
-        put_in_place(temporary, folder)
     return folder
 
 
@@ -323,7 +323,7 @@ def _check_reload(model: Segmenter, folder: Path, spec: SegmenterSpec, image_siz
     try:
         loaded = _load(folder, spec).to(weight.dtype)
     except RuntimeError as error:  # weights that do not fit the configuration
-        reason = str(error).splitlines()[0]
+        reason = short_reason(error)
         raise UserError(f"nothing was written: the merged {spec.backbone.name} does not load ({reason})") from error
     size = image_size + -image_size % model.stride  # what the library's own model takes
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(weight)

@@ -24,8 +24,7 @@ import timm.models
 import torch
 from torch import nn
 
-from snella.errors import UserError
-from snella.models.hub import one_line
+from snella.errors import UserError, short_reason
 
 CLASSES = {"unet": "Unet", "fpn": "FPN", "upernet": "UPerNet", "segformer": "Segformer", "dpt": "DPT"}
 STRIDE = 32  # pixels a side of what becomes one position of the coarsest features
@@ -73,7 +72,9 @@ def build(
                 encoder_name=f"tu-{encoder_name}", encoder_weights=None, classes=num_classes, **options
             )
     except (ValueError, AssertionError, IndexError, RuntimeError, AttributeError, TypeError) as error:
-        raise UserError(f"decoder {decoder} cannot use {name} ({one_line(error)}); choose another backbone") from error
+        raise UserError(
+            f"decoder {decoder} cannot use {name} ({short_reason(error)}); choose another backbone"
+        ) from error
     if decoder == "dpt" and not loads_with_smp(net):
         _mend_dpt(net, options, seed)
     _carry_over(timm_model, net.encoder.model, name)

@@ -10,9 +10,7 @@ A checkpoint is written beside that folder and renamed into it when every byte i
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from snella.errors import UserError
-from snella.training.records import writing_to
+from snella.files import Records, discard, failures_of, writing
 
 KEPT = 2  # the newest, and one before it in case that one turns out to be damaged
 
@@ -48,27 +46,19 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Mapping[str,
     Raises:
         UserError: the disk is full or the folder read-only; earlier checkpoints are as they were.
     """
-    partial = folder / ".checkpoint.partial"
     final = folder / "checkpoints" / f"step-{step:08d}"
-    with writing_to(folder):
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            partial.mkdir(parents=True)
-            sums = {}
-            for name, group in tensors.items():
-                content = safetensors.torch.save({key: _plain(value) for key, value in group.items()})
-                sums[f"{name}.safetensors"] = _write(partial / f"{name}.safetensors", content)
-            sums["state.json"] = _write(partial / "state.json", json.dumps(state).encode())
-            _write(partial / "checksums.json", json.dumps(sums).encode())
-            final.parent.mkdir(exist_ok=True)
-            if final.exists():  # the same step before and after its validation
-                _discard(final)
-            os.replace(partial, final)
-        except OSError:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        for old in checkpoints(folder)[:-KEPT]:
-            _discard(old)
+    # not beside it: there is nothing but whole checkpoints
+    with writing(final, partial=folder / ".checkpoint.partial", durable=True, remedy=Records.REMEDY) as partial:
+        partial.mkdir()
+        sums = {}
+        for name, group in tensors.items():
+            content = safetensors.torch.save({key: _plain(value) for key, value in group.items()})
+            sums[f"{name}.safetensors"] = _write(partial / f"{name}.safetensors", content)
+        sums["state.json"] = _write(partial / "state.json", json.dumps(state).encode())
+        _write(partial / "checksums.json", json.dumps(sums).encode())
+    for old in checkpoints(folder)[:-KEPT]:
+        with failures_of(folder, Records.REMEDY):
+            discard(old, folder / ".checkpoint.discarded")
     return final
 
 
@@ -103,16 +93,5 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _write(path: Path, content: bytes) -> int:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_bytes(content)
     return zlib.crc32(content)
-
-
-def _discard(checkpoint: Path) -> None:
-    """Delete a checkpoint; at no moment does a part of one stand under a checkpoint's name."""
-    discarded = checkpoint.parent.parent / ".checkpoint.discarded"
-    shutil.rmtree(discarded, ignore_errors=True)
-    os.replace(checkpoint, discarded)
-    shutil.rmtree(discarded)

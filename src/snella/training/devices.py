@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import patch_environment, send_to_device
 from torch import Tensor
 
-from snella.errors import UserError
+from snella.errors import UserError, short_reason
 from snella.training.settings import PRECISIONS
 
 
@@ -31,7 +31,7 @@ def check_device(device: str, precision: str) -> None:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).partition("\n")[0].rstrip(".")
+            reason = short_reason(error)
             raise UserError(f"device {device!r} cannot be used here ({reason}); try --device cpu") from error
 
 

@@ -20,7 +20,8 @@ from rich.table import Table
 from torch import nn
 
 from snella.training.devices import on_device
-from snella.training.evaluation import Task, seed_step
+from snella.training.evaluation import seed_step
+from snella.training.interfaces import Task
 from snella.training.memory import PeakMemory, step_bytes
 from snella.training.optimiser import moment_bytes
 from snella.training.tuned_weights import train_mode, tuned_state

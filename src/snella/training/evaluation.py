@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,39 +12,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from snella.training.devices import on_device
-
-
-class Evaluation(Protocol):
-    """What `Task.evaluate` gives; tasks add tables and the like."""
-
-    @property
-    def metrics(self) -> dict[str, float]: ...
-
-
-class Task(Protocol):
-    """What differs between tasks. Batches are dicts of tensors, already on the model's device."""
-
-    @property
-    def selection(self) -> str: ...  # the metric that chooses the best epoch
-
-    @property
-    def higher_is_better(self) -> bool: ...
-
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], /) -> Tensor: ...
-
-    def evaluate(self, model: nn.Module, batches: Any, /) -> Evaluation: ...
-
-
-class Batches(Protocol):
-    """An epoch of batches, each a dict of tensors whose first one has the batch as its first axis.
-
-    `epoch(number, skip)` gives the batches of epoch `number`, from 1, but for the first `skip`; the same ones in the
-    same order at every call.
-    """
-
-    def __len__(self) -> int: ...
-
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Tensor]]: ...
+from snella.training.interfaces import Batches, Task
 
 
 class OnDevice:

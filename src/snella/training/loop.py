@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from snella.errors import UserError
 from snella.training.checkpoint import checkpoints
 from snella.training.devices import accelerator_for, on_device
-from snella.training.evaluation import Batches, Task, evaluate, seed_step
+from snella.training.evaluation import evaluate, seed_step
+from snella.training.interfaces import AfterStep, Batches, Task
 from snella.training.interrupt import Interrupted, StopSignals
 from snella.training.progress import Progress, Speed
 from snella.training.settings import LoopSettings
-from snella.training.train_state import AfterStep, Run, start_run
+from snella.training.train_state import Run, start_run
 from snella.training.tuned_weights import copied, load_tuned_state, train_mode, tuned_state
 
 __all__ = ["AfterStep", "Batches", "FitResult", "Interrupted", "LoopSettings", "Task", "fit"]

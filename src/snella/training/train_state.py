@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,33 +14,16 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
 from snella.errors import UserError
+from snella.files import Records
 from snella.training.checkpoint import Tensors, newest_checkpoint, read_checkpoint, write_checkpoint
-from snella.training.ema import Ema
+from snella.training.interfaces import AfterStep
 from snella.training.memory import PeakMemory
 from snella.training.optimiser import cosine_schedule, load_optimiser_tensors, make_optimiser, optimiser_tensors
-from snella.training.records import Records
 from snella.training.settings import LoopSettings
-from snella.training.tuned_weights import load_tuned_state, tuned_state
+from snella.training.tuned_weights import Ema, load_tuned_state, tuned_state
 
 FORMAT = 1  # of what a checkpoint holds
 FREE = ("device", "checkpoint_every", "tensorboard")  # may differ at a resume: they do not decide the result
-
-
-class AfterStep(Protocol):
-    """The tuning method's part of a step: called after the optimiser's, with the gradients still in place.
-
-    Gradients are unscaled and clipped; where fp16 overflowed they are not finite and the weights did not move.
-    """
-
-    def __call__(self, step: int) -> dict[str, Any] | None:
-        """`step` counts from 1; a record is written to allocation.jsonl."""
-        ...
-
-    def state_dict(self) -> dict[str, Tensor]: ...
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state_dict` gave; the tensors are on the training device."""
-        ...
 
 
 @dataclass

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from snella.data.bundled.packages import package_file
-from snella.data.dataset import Listing
+from snella.data.listing import Listing
 from snella.data.splits import split_counts
 from snella.errors import UserError
 

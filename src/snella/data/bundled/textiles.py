@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from snella.data.bundled.packages import package_file
-from snella.data.dataset import Listing
+from snella.data.listing import Listing
 from snella.data.splits import split_counts
 from snella.errors import UserError
 

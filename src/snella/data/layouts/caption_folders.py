@@ -11,11 +11,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
-from snella.data.dataset import Listing
 from snella.data.images import SUFFIXES, hidden, images_below, is_image
 from snella.data.layouts.class_folders import SPLIT_NAMES, image_folder
 from snella.data.layouts.manifests import columns_of, one_of, read_table, split_value, text_value
 from snella.data.layouts.masked_folders import is_masked_folder
+from snella.data.listing import Listing
 from snella.data.paths import read_text
 from snella.errors import UserError
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from snella.data.dataset import Entry, Listing, labelled, natural_order
 from snella.data.images import SUFFIXES, hidden, images_below, is_image
+from snella.data.listing import Entry, Listing, labelled, natural_order
 from snella.errors import UserError
 
 SPLIT_NAMES = {

@@ -7,10 +7,10 @@ from typing import Any
 
 from PIL import Image
 
-from snella.data.dataset import Listing
 from snella.data.images import UnreadableImage, decode
-from snella.data.layouts.timm_names import create, first_line, indexed_entries, known_splits
-from snella.errors import UserError
+from snella.data.layouts.timm_entries import create, indexed_entries, known_splits
+from snella.data.listing import Listing
+from snella.errors import UserError, short_reason
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class _Images:
         try:
             file = self.readers[split][int(index)][0]
         except OSError as error:
-            raise UnreadableImage(path, first_line(error)) from None
+            raise UnreadableImage(path, short_reason(error)) from None
         with file:
             return decode(file, path)
 
@@ -54,7 +54,7 @@ def read(name: str) -> Listing:
     except UserError:
         raise
     except Exception as error:  # hub, network and file errors of many kinds
-        raise UserError(f"{data} cannot be loaded: {first_line(error)}; check the name") from None
+        raise UserError(f"{data} cannot be loaded: {short_reason(error)}; check the name") from None
     if left_out:
         notes.append(f"splits left out: {', '.join(left_out)}")
     labels = {split: list(reader.dataset[label_key]) for split, reader in readers.items()}

@@ -12,8 +12,8 @@ import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from snella.data.dataset import Entry, Listing, labelled
 from snella.data.layouts.class_folders import SPLIT_NAMES
+from snella.data.listing import Entry, Listing, labelled
 from snella.errors import UserError
 
 PATH_COLUMNS = ("path", "image", "file_name")

@@ -6,11 +6,7 @@ images are opened as everywhere else. Entries are named "SPLIT#INDEX".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-from snella.data.dataset import Entry, Listing, natural_order
-from snella.data.layouts.class_folders import SPLIT_NAMES
+from snella.data.listing import Listing
 from snella.errors import UserError
 
 PREFIXES = ("hfds", "torch", "wds")
@@ -33,56 +29,3 @@ def timm_source(data: str) -> Listing:
         raise UserError(f"{data} names no data set; write {prefix}/NAME")
     readers = {"hfds": hub_datasets.read, "torch": torchvision_datasets.read, "wds": webdataset.read}
     return readers[prefix.lower()](name)
-
-
-def create(name: str, root: str | None, split: str, **options: Any) -> Any:
-    """timm's data set of one split."""
-    from timm.data.dataset_factory import create_dataset
-
-    return create_dataset(name, root=root, split=split, **options)
-
-
-def known_splits(found: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Our split names -> the data set's, and those left out: without a name of ours, or a second one for the same."""
-    splits: dict[str, str] = {}
-    left_out = []
-    for name in found:
-        ours = SPLIT_NAMES.get(name.lower())
-        if ours and ours not in splits:
-            splits[ours] = name
-        else:
-            left_out.append(name)
-    if len(found) == 1 and not splits:
-        return {"all": found[0]}, []
-    return splits, left_out
-
-
-def indexed_entries(
-    data: str, labels: dict[str, list[Any]], names: Sequence[str] | None
-) -> tuple[tuple[str, ...], dict[str, list[Entry]]]:
-    """Classes, and entries "SPLIT#INDEX", from each split's labels.
-
-    Labels index the class names; where there are none, the labels found are the names.
-
-    Raises:
-        UserError: a label out of range.
-    """
-    limit = len(names) if names is not None else None
-    for split, values in labels.items():
-        for index, label in enumerate(values):
-            if isinstance(label, int) and (label < 0 or (limit is not None and label >= limit)):
-                bounds = "0 or more" if limit is None else f"0 to {limit - 1}"
-                raise UserError(
-                    f"{data}: label {label} of image {index} of {split} is out of range ({bounds}); correct the data"
-                )
-    if names is None:
-        names = sorted({str(label) for values in labels.values() for label in values}, key=natural_order)
-        position = {name: label for label, name in enumerate(names)}
-        labels = {split: [position[str(label)] for label in values] for split, values in labels.items()}
-    return tuple(names), {
-        split: [(f"{split}#{index}", label) for index, label in enumerate(values)] for split, values in labels.items()
-    }
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

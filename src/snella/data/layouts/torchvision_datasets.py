@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from snella.data.dataset import Listing
 from snella.data.images import rgb
-from snella.data.layouts.timm_names import create, first_line, indexed_entries, known_splits
+from snella.data.layouts.timm_entries import create, indexed_entries, known_splits
+from snella.data.listing import Listing
 from snella.data.paths import existing
-from snella.errors import UserError
+from snella.errors import UserError, short_reason
 
 DEFAULT_FOLDER = "data"
 
@@ -59,7 +59,7 @@ def read(name: str) -> Listing:
     try:
         datasets = {ours: create(f"torch/{kind}", folder, theirs) for ours, theirs in splits.items()}
     except (RuntimeError, OSError) as error:
-        raise UserError(f"torch/{name} is not in {folder} ({first_line(error)}); {_remedy(kind, folder)}") from None
+        raise UserError(f"torch/{name} is not in {folder} ({short_reason(error)}); {_remedy(kind, folder)}") from None
     classes = tuple(_class_name(names) for names in next(iter(datasets.values())).classes)
     for dataset in datasets.values():
         if tuple(map(_class_name, dataset.classes)) != classes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 
-from snella.data.dataset import Entry, Listing, natural_order
+from snella.data.listing import Entry, Listing, natural_order
 from snella.data.paths import read_text
 from snella.errors import UserError
 

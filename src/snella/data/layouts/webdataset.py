@@ -12,10 +12,10 @@ from importlib.util import find_spec
 
 from PIL import Image, ImageOps
 
-from snella.data.dataset import Listing
 from snella.data.images import UnreadableImage, decode, rgb
 from snella.data.layouts.class_folders import SPLIT_NAMES
-from snella.data.layouts.timm_names import create, indexed_entries, known_splits
+from snella.data.layouts.timm_entries import create, indexed_entries, known_splits
+from snella.data.listing import Listing
 from snella.data.paths import existing
 from snella.errors import UserError
 

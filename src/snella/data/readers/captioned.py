@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from snella.data.bundled import photos
-from snella.data.dataset import SPLITS, ImageData, Listing
+from snella.data.dataset import SPLITS, ImageData
 from snella.data.images import Progress, open_image
 from snella.data.layouts.caption_folders import EXPECTED, Captions, caption_folder
 from snella.data.layouts.caption_folders import is_captioned as is_caption_folder
 from snella.data.layouts.class_folders import no_folder
+from snella.data.listing import Listing, absent_classes, by_classes, only_test, readable
 from snella.data.paths import existing, hiding
-from snella.data.readers.labelled import absent_classes, by_classes, only_test, readable
 from snella.data.splits import check_fractions, split_off, taken, with_train
-from snella.errors import UserError
+from snella.errors import UserError, short_reason
 
 CLASS = "{class}"  # in a prompt
 
@@ -139,7 +139,7 @@ def _listing(data: str) -> tuple[Listing, Captions]:
             with hiding(data, photos.SETS):
                 return caption_folder(path)
     except OSError as error:
-        raise UserError(f"{error.filename or data} cannot be read: {error.strerror or error}; check it") from None
+        raise UserError(f"{error.filename or data} cannot be read: {short_reason(error)}; check it") from None
     raise no_folder(path, "the folder that holds it", f"is no folder; give {EXPECTED}")
 
 

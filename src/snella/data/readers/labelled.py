@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from snella.data.bundled import digits, elpv, textiles
-from snella.data.dataset import SPLITS, ImageData, Images, Listing
-from snella.data.images import Progress, UnreadableImage, check_images
+from snella.data.dataset import SPLITS, ImageData, Images
+from snella.data.images import Progress, UnreadableImage
 from snella.data.layouts.class_folders import image_folder, no_folder
 from snella.data.layouts.manifests import SUFFIXES as MANIFEST_SUFFIXES
 from snella.data.layouts.manifests import manifest
 from snella.data.layouts.masked_folders import is_masked_folder
 from snella.data.layouts.timm_names import PREFIXES, is_timm_name, timm_source
 from snella.data.layouts.vtab_fgvc import fgvc, is_fgvc, is_vtab, vtab
+from snella.data.listing import Listing, absent_classes, by_classes, only_test, readable
 from snella.data.paths import existing, hiding
 from snella.data.splits import check_fractions, complete_splits
-from snella.errors import UserError
+from snella.errors import UserError, short_reason
 
 BUNDLED: dict[str, Callable[..., Listing]] = {  # name -> what lists it, given the name and seed=
     **dict.fromkeys(elpv.CLASSES, elpv.elpv),
@@ -81,27 +81,6 @@ def read_test_data(
     )
 
 
-def only_test(listing: Listing) -> Listing:
-    """The split "test" alone; without one the whole, or val, or train takes its place."""
-    split = next(split for split in ("test", "all", "val", "train") if split in listing.splits)
-    notes = listing.notes if split in ("test", "all") else (*listing.notes, f"no test split: {split} is used")
-    return replace(listing, splits={"test": listing.splits[split]}, notes=notes)
-
-
-def by_classes(data: str, listing: Listing, classes: Sequence[str]) -> Listing:
-    """The split "test" labelled by the model's classes. Raises UserError for a class that the model does not have."""
-    position = {name: label for label, name in enumerate(classes)}
-    entries = []
-    for name, label in listing.splits["test"]:
-        if listing.classes[label] not in position:
-            raise UserError(
-                f"{data}: class {listing.classes[label]!r} of {name} is not among the model's {len(classes)} classes "
-                f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}); rename or remove it"
-            )
-        entries.append((name, position[listing.classes[label]]))
-    return replace(listing, classes=tuple(classes), splits={"test": entries})
-
-
 def _listing(data: str, seed: int) -> Listing:
     """Recognise the layout. A path that exists wins over a bundled or timm name."""
     path = os.path.expanduser(data)
@@ -115,7 +94,7 @@ def _listing(data: str, seed: int) -> Listing:
         with hiding(data, BUNDLED):
             listing = _path_listing(path)
     except OSError as error:
-        raise UserError(f"{error.filename or data} cannot be read: {error.strerror or error}; check it") from None
+        raise UserError(f"{error.filename or data} cannot be read: {short_reason(error)}; check it") from None
     if not any(listing.splits.values()):
         raise UserError(f"{data} names no image; add images")
     return listing
@@ -136,26 +115,6 @@ def _path_listing(path: str) -> Listing:
     raise no_folder(path, holder, f"is no image data that is known here; give {ACCEPTED}")
 
 
-def readable(data: str, listing: Listing, progress: Progress | None) -> Listing:
-    """The listing without the images that cannot be read. Raises UserError where that leaves a split empty."""
-    paths = list(dict.fromkeys(listing.path(name) for entries in listing.splits.values() for name, _ in entries))
-    skipped = check_images(paths, read=listing.read, progress=progress)
-    if len(skipped) == len(paths):
-        raise UserError(
-            f"{data}: none of the {len(paths)} images can be read, the first: {skipped[0]}; check the files"
-        )
-    bad = {error.path for error in skipped}
-    splits = {
-        split: [entry for entry in entries if listing.path(entry[0]) not in bad]
-        for split, entries in listing.splits.items()
-    }
-    empty = next((split for split, entries in splits.items() if listing.splits[split] and not entries), None)
-    if empty:
-        first = next(error for error in skipped if error.path in set(listing.images(empty).paths))
-        raise UserError(f"{data}: no image of {empty} can be read, the first: {first}; check the files")
-    return replace(listing, splits=splits, skipped=(*listing.skipped, *skipped))
-
-
 def _check_classes(data: str, listing: Listing) -> None:
     """Two classes or more, each with an image to train on."""
     if len(listing.classes) < 2:
@@ -173,17 +132,6 @@ def _check_classes(data: str, listing: Listing) -> None:
         raise UserError(
             f"{data}: class {empty[0]!r} has no {readable}image{where}{more}; add images or remove the class"
         )
-
-
-def absent_classes(listing: Listing) -> list[str]:
-    notes = []
-    for split in SPLITS:
-        present = {label for _, label in listing.splits[split]}
-        absent = [name for label, name in enumerate(listing.classes) if label not in present]
-        if absent:
-            names = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
-            notes.append(f"{len(absent)} of {len(listing.classes)} classes have no image in {split}: {names}")
-    return notes
 
 
 __all__ = ["ImageData", "Images", "UnreadableImage", "read_data", "read_test_data"]

@@ -19,7 +19,7 @@ from snella.data.masks.files import IGNORE, RGB, MaskCode, MaskData, MaskedImage
 from snella.data.masks.scan import MaskFacts, scan
 from snella.data.paths import existing, hiding
 from snella.data.splits import check_fractions, split_off, taken
-from snella.errors import UserError
+from snella.errors import UserError, short_reason
 
 
 def is_masked(data: str) -> bool:
@@ -128,7 +128,7 @@ def _listing(path: str) -> MaskListing:
         with hiding(path, (brain.NAME,)):
             return masked_folder(path)
     except OSError as error:
-        raise UserError(f"{error.filename or path} cannot be read: {error.strerror or error}; check it") from None
+        raise UserError(f"{error.filename or path} cannot be read: {short_reason(error)}; check it") from None
 
 
 def _readable(

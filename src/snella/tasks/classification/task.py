@@ -39,25 +39,13 @@ from snella.models.backbone import (
 from snella.models.export import loading_hint
 from snella.models.export import save_merged as save_plain
 from snella.report.figures import confusion_figure
-from snella.report.tables import class_table, prediction_table
+from snella.tasks.classification.class_rows import ClassRow, class_rows, class_table, prediction_table
 from snella.tasks.interface import Prediction
-from snella.tasks.segmentation.regions import share
 
 RESIZE: str = "squash"
 PICTURES: tuple[str, ...] = ()
 ONNX: bool = True
 METRICS = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced accuracy"}
-
-
-@dataclass(frozen=True)
-class ClassRow:
-    """How one class fared; fractions from 0 to 1, None where there is nothing to divide by."""
-
-    name: str
-    count: int  # examples of the class
-    recall: float | None  # the class's own accuracy; None: no example
-    precision: float | None  # None: never predicted
-    f1: float | None  # None: neither
 
 
 @dataclass(frozen=True)
@@ -210,23 +198,6 @@ class Classify:
     def flat(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The columns image, class, probability, and one for each class."""
         return {**{name: row[name] for name in ("image", "class", "probability")}, **row["probabilities"]}
-
-
-def class_rows(classes: Sequence[str], confusion: Tensor) -> tuple[ClassRow, ...]:
-    """The per-class figures of a confusion matrix (K, K), true class x predicted class."""
-    hits = confusion.diagonal().tolist()
-    true = confusion.sum(dim=1).tolist()
-    predicted = confusion.sum(dim=0).tolist()
-    return tuple(
-        ClassRow(
-            name=name,
-            count=true[k],
-            recall=share(hits[k], true[k]),
-            precision=share(hits[k], predicted[k]),
-            f1=share(2 * hits[k], true[k] + predicted[k]),
-        )
-        for k, name in enumerate(classes)
-    )
 
 
 # ---- the functions of a task's module

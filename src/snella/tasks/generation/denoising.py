@@ -29,23 +29,11 @@ from snella.diffusion.noise import Objective, with_offset
 from snella.diffusion.pipeline import Condition, Frozen, condition_of
 from snella.diffusion.sampling import SampleSettings, check_settings, sample
 from snella.errors import UserError
-from snella.report.tables import noise_level_table
-from snella.runs.folder import save_picture
+from snella.files import save_picture
 from snella.tasks.generation.fidelity import Fidelity, fidelity
-from snella.tasks.generation.noise_levels import noise_levels_figure
+from snella.tasks.generation.noise_levels import LEVELS, LevelRow, noise_level_table, noise_levels_figure
 from snella.tasks.generation.prepare import prepare
 from snella.tasks.generation.sample_grids import before_after_figure, grid
-
-LEVELS = 4  # parts of the noise range; an evaluation looks at each image once in each
-
-
-@dataclass(frozen=True)
-class LevelRow:
-    """Held-out images of a class (or all) in a part of the noise range."""
-
-    name: str
-    images: int
-    losses: tuple[float, ...]  # for each of LEVELS, from least noise to most
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from snella.data.transforms.images import eval_transform
-from snella.errors import UserError
+from snella.errors import UserError, short_reason
 from snella.models.backbone import (
     BackboneSpec,
     build_backbone,
@@ -34,7 +34,7 @@ from snella.models.backbone import (
     logits_of,
     preprocessing_of,
 )
-from snella.models.hub import WITHOUT_HUB, one_line
+from snella.models.hub import WITHOUT_HUB
 
 INCEPTION = "inception"
 INSTEAD = "name a backbone, such as vit_small_focus"
@@ -224,7 +224,7 @@ def _downloaded(url: str) -> str:
         torch.hub.download_url_to_file(url, file, hash_prefix=digest, progress=False)
     except (OSError, RuntimeError) as error:  # urllib's errors are of the first kind, another digest of the second
         raise UserError(
-            f"the weights of features 'inception' cannot be downloaded ({one_line(error)}); "
+            f"the weights of features 'inception' cannot be downloaded ({short_reason(error)}); "
             f"put {url} at {file}, or {INSTEAD}"
         ) from error
     return file
@@ -237,3 +237,13 @@ def _remedy() -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(str(error).replace(WITHOUT_HUB, "choose other features, such as vit_small_focus")) from error
+
+
+def fidelity_line(found: Fidelity) -> str:
+    """How near generated images come to real ones."""
+    fid = f"FID {found.fid:.2f}" if found.fid is not None else "no FID (fewer images than features)"
+    return (
+        f"{found.generated} generated against {found.references} real images, features of {found.features}: "
+        f"KID {found.kid:.4f} ± {found.kid_std:.4f}, {fid}, similarity {found.similarity:.3f}, to the nearest "
+        f"{found.nearest:.3f}"
+    )

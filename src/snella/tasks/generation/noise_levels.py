@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.table import Table
+from rich.text import Text
+
 from snella.report.style import BLUE, INK, heading, new_figure, plain, save_figure
+from snella.report.tables import new_table
 
 if TYPE_CHECKING:
-    from snella.tasks.generation.denoising import LevelRow
+    from snella.tasks.generation.noise_levels import LevelRow
 
 NAMED = 8  # classes up to which each has a line and a name
 
@@ -56,3 +61,26 @@ def _apart(places: Sequence[float], top: float, least: float) -> list[float]:
     for i in reversed(range(len(apart))):
         apart[i] = min(apart[i], top if i + 1 == len(apart) else apart[i + 1] - least)
     return apart
+
+
+def noise_level_table(rows: Sequence[LevelRow]) -> Table:
+    """The denoising loss of held-out images, by part of the noise range."""
+    parts = len(rows[0].losses)
+    shares = [f"{100 * i // parts}–{100 * (i + 1) // parts} %" for i in range(parts)]
+    table = new_table("denoising loss by noise", left=("images",), right=("count", *shares, "all"))
+    for row in rows:
+        losses = (*row.losses, sum(row.losses) / parts)
+        table.add_row(Text(row.name), f"{row.images:,}", *(f"{loss:.4f}" for loss in losses))
+    return table
+
+
+LEVELS = 4  # parts of the noise range; an evaluation looks at each image once in each
+
+
+@dataclass(frozen=True)
+class LevelRow:
+    """Held-out images of a class (or all) in a part of the noise range."""
+
+    name: str
+    images: int
+    losses: tuple[float, ...]  # for each of LEVELS, from least noise to most

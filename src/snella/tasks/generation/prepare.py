@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from snella.config.schema import TrainConfig, flag
 from snella.console import plain, working
-from snella.data.cache import TensorCache, cache_folder, content_key
+from snella.data.cache import TensorCache, content_key
 from snella.data.dataset import ImageData
 from snella.data.loading import Examples
 from snella.data.readers.captioned import CaptionedImages
@@ -21,8 +21,8 @@ from snella.data.transforms.images import Preprocessing
 from snella.diffusion.pipeline import Frozen, condition_of, has_safety_checker
 from snella.diffusion.sampling import SampleSettings, sample
 from snella.errors import UserError
+from snella.files import cache_folder, save_picture
 from snella.models.backbone import fingerprint
-from snella.runs.folder import save_picture
 from snella.tasks.generation.examples import (
     WithPrior,
     cached,

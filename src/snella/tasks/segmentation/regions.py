@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from rich.table import Table
+from rich.text import Text
 from torch import Tensor
+
+from snella.report.tables import NOTHING, new_table, percent, share
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,26 @@ def region_rows(classes: Sequence[str], confusion: Tensor) -> tuple[RegionRow, .
     )
 
 
-def share(part: int, whole: int) -> float | None:
-    """A part of the whole, from 0 to 1; None where there is nothing to divide by."""
-    return part / whole if whole else None
+def region_table(rows: Sequence[RegionRow]) -> Table:
+    """How each class of a segmentation fared; – where there is nothing to divide by."""
+    table = new_table("by class", left=("class",), right=("pixels", "IoU", "Dice", "recall", "precision"))
+    for row in rows:
+        shares = (percent(share) for share in (row.iou, row.dice, row.recall, row.precision))
+        table.add_row(Text(row.name), f"{row.pixels:,}", *shares)
+    return table
+
+
+def area_table(rows: Sequence[Mapping[str, Any]], *, most: int = 4) -> Table:
+    """The largest classes of each image.
+
+    Args:
+        rows: {"image": path, "areas": {class: {"pixels", "share" of the image}}, and files that were written}.
+        most: how many classes to show.
+    """
+    table = new_table(None, left=("image", "areas", "mask"), right=())
+    for row in rows:
+        areas = sorted(row["areas"].items(), key=lambda item: -item[1]["pixels"])
+        found = [f"{name} {percent(area['share'])}" for name, area in areas if area["pixels"]]
+        more = f", {len(found) - most} more" if len(found) > most else ""
+        table.add_row(Text(row["image"]), Text(", ".join(found[:most]) + more), Text(str(row.get("mask", NOTHING))))
+    return table

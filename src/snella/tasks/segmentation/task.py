@@ -31,7 +31,6 @@ from snella.data.transforms.images import Augmentation, Preprocessing, Transform
 from snella.data.transforms.masked import masked_eval_transform, masked_train_transform
 from snella.errors import UserError
 from snella.report.figures import confusion_figure
-from snella.report.tables import area_table, region_table
 from snella.segmenter.build import (
     Segmenter,
     SegmenterSpec,
@@ -43,7 +42,7 @@ from snella.segmenter.build import (
 )
 from snella.tasks.interface import Prediction
 from snella.tasks.segmentation.overlays import Example, overlays_figure, painted
-from snella.tasks.segmentation.regions import RegionRow, region_rows
+from snella.tasks.segmentation.regions import RegionRow, area_table, region_rows, region_table
 from snella.tasks.segmentation.windows import windowed_logits
 
 RESIZE: str = "squash"

@@ -1,0 +1,105 @@
+"""The flags of `snella compare` as a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from snella.cli.flags import divided, value_of
+from snella.compare.plan import Plan, PlannedTask
+from snella.config.schema import Method, TrainConfig, flag, source_name
+from snella.config.validation import choice_error, validate
+from snella.errors import UserError
+
+T = TypeVar("T")
+
+# what a comparison sets itself -> the flag that is there instead
+SET_HERE = {"method": "--methods", "lr": "--lr-grid", "seed": "--seeds"}
+SET_HERE |= dict.fromkeys(("test", "resume", "overwrite", "estimate"), "")
+
+
+def make_plan(
+    command: Any, shared: Sequence[str], settings: Callable[[Sequence[str], TrainConfig | None], TrainConfig]
+) -> Plan:
+    """The plan that flags describe.
+
+    Args:
+        command: recipe, methods, seeds, lr_grid, workers and out, as typed (`snella.cli.main.Compare`).
+        shared: the other flags, of `snella train`.
+        settings: (flags of `snella train`, defaults; None: those of the recipe named in them) -> the config.
+
+    Raises:
+        UserError: a method, seed, rate or setting that cannot be.
+    """
+    for name, instead in SET_HERE.items():
+        if flag(name) in {word.partition("=")[0].replace("_", "-") for word in shared}:
+            remedy = f"use {instead}" if instead else "leave it out"
+            raise UserError(f"{flag(name)} is set by the comparison itself; {remedy}")
+    if command.workers < 1:
+        raise UserError(f"--workers {command.workers} is below 1")
+    given = tuple(_listed("methods", command.methods, _method)) if command.methods is not None else None
+    seeds = tuple(_listed("seeds", command.seeds, int))
+    grid = tuple(sorted(_listed("lr_grid", command.lr_grid, _rate))) if command.lr_grid is not None else None
+    source = command.recipe or value_of(shared, "data") or ""
+    folder = Path(command.out) if command.out else Path("runs") / f"compare-{source_name(source)}"
+    from snella.config.suites import is_suite, read_suite
+
+    if command.recipe and is_suite(command.recipe):
+        suite = read_suite(command.recipe, value_of(shared, "data"))
+        rest = divided(shared, ["data"])[1]
+        if suite.needs_folder:
+            names = ", ".join(task.name for task in suite.tasks[:3])
+            raise UserError(f"suite {suite.name} needs --data, the folder that holds {names} ...")
+        if rest:
+            suite = replace(suite, notes=(*suite.notes, f"not the suite's settings alone: {' '.join(rest)}"))
+        tasks = tuple(PlannedTask(t.name, settings(rest, t.config), folder / t.name) for t in suite.tasks)
+        plan = Plan(tasks, given or _usual_methods(tasks), grid, seeds, folder, suite)
+    else:
+        recipe = ["--recipe", command.recipe] if command.recipe else []
+        tasks = (PlannedTask("", settings([*recipe, *shared], None), folder),)
+        plan = Plan(tasks, given or _usual_methods(tasks), grid, seeds, folder)
+    for config in plan.possible():
+        validate(config)
+    return plan
+
+
+def _usual_methods(tasks: Sequence[PlannedTask]) -> tuple[str, ...]:
+    """What is compared unless methods are named: no method that a task cannot train by."""
+    configs = [task.config for task in tasks]
+    left_out = {"linear"} if any(config.task == "generate" for config in configs) else set()  # it has no head
+    left_out |= {"full"} if any(config.half_weights for config in configs) else set()
+    return tuple(method for method in ("snella", "lora", "linear", "full") if method not in left_out)
+
+
+def _listed(name: str, text: str, read: Callable[[str], T]) -> list[T]:
+    """The values between commas, each once."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise UserError(f"{flag(name)} is empty; give values with commas between them")
+    found = []
+    for word in words:
+        try:
+            found.append(read(word))
+        except UserError:
+            raise
+        except ValueError:
+            raise UserError(f"{flag(name)}: {word} is no number; give numbers with commas between them") from None
+    if len(set(found)) < len(found):
+        raise UserError(f"{flag(name)} {text} names a value twice")
+    return found
+
+
+def _method(word: str) -> str:
+    if word not in get_args(Method):
+        raise choice_error("methods", word, get_args(Method))
+    return word
+
+
+def _rate(word: str) -> float:
+    rate = float(word)
+    if not 0 < rate < math.inf:
+        raise UserError(f"--lr-grid: {word} is not above 0")
+    return float(f"{rate:g}")  # as the folder's name has it

@@ -1,0 +1,110 @@
+"""What a layout says it holds, before and after its images were looked at."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from PIL import Image
+
+from snella.data.dataset import SPLITS, Images
+from snella.data.images import Progress, UnreadableImage, check_images, open_image
+from snella.errors import UserError
+
+Entry = tuple[str, int]  # an image's name, relative to its listing's folder, and its label
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a layout says it holds, before any image is opened.
+
+    `splits` has "all" alone where the layout has no splits, otherwise some of "train", "val", "test".
+    """
+
+    layout: str
+    folder: str  # joined before every name; "" where names are no files
+    classes: tuple[str, ...]
+    splits: dict[str, list[Entry]]
+    read: Callable[[str], Image.Image] = open_image
+    notes: tuple[str, ...] = ()
+    skipped: tuple[UnreadableImage, ...] = ()  # found unreadable while listing
+    fixed_classes: bool = False  # published label set: a class may have no image in train
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.folder, name)
+
+    def images(self, split: str) -> Images:
+        entries = self.splits[split]
+        return Images(tuple(self.path(name) for name, _ in entries), tuple(label for _, label in entries), self.read)
+
+
+def natural_order(name: str) -> tuple[list[str | int], str]:
+    """Sort key with numbers by value ("class 2" before "class 10"), the same on every system."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def labelled(names: Sequence[str], labels: Sequence[str]) -> tuple[tuple[str, ...], list[Entry]]:
+    """Classes in natural order of the labels found, and the entries."""
+    classes = tuple(sorted(set(labels), key=natural_order))
+    for name in classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError:  # a folder of an old archive
+            raise UserError(f"the name of class {name!a} is not UTF-8; rename it") from None
+    index = {name: label for label, name in enumerate(classes)}
+    return classes, [(name, index[label]) for name, label in zip(names, labels, strict=True)]
+
+
+def only_test(listing: Listing) -> Listing:
+    """The split "test" alone; without one the whole, or val, or train takes its place."""
+    split = next(split for split in ("test", "all", "val", "train") if split in listing.splits)
+    notes = listing.notes if split in ("test", "all") else (*listing.notes, f"no test split: {split} is used")
+    return replace(listing, splits={"test": listing.splits[split]}, notes=notes)
+
+
+def by_classes(data: str, listing: Listing, classes: Sequence[str]) -> Listing:
+    """The split "test" labelled by the model's classes. Raises UserError for a class that the model does not have."""
+    position = {name: label for label, name in enumerate(classes)}
+    entries = []
+    for name, label in listing.splits["test"]:
+        if listing.classes[label] not in position:
+            raise UserError(
+                f"{data}: class {listing.classes[label]!r} of {name} is not among the model's {len(classes)} classes "
+                f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}); rename or remove it"
+            )
+        entries.append((name, position[listing.classes[label]]))
+    return replace(listing, classes=tuple(classes), splits={"test": entries})
+
+
+def readable(data: str, listing: Listing, progress: Progress | None) -> Listing:
+    """The listing without the images that cannot be read. Raises UserError where that leaves a split empty."""
+    paths = list(dict.fromkeys(listing.path(name) for entries in listing.splits.values() for name, _ in entries))
+    skipped = check_images(paths, read=listing.read, progress=progress)
+    if len(skipped) == len(paths):
+        raise UserError(
+            f"{data}: none of the {len(paths)} images can be read, the first: {skipped[0]}; check the files"
+        )
+    bad = {error.path for error in skipped}
+    splits = {
+        split: [entry for entry in entries if listing.path(entry[0]) not in bad]
+        for split, entries in listing.splits.items()
+    }
+    empty = next((split for split, entries in splits.items() if listing.splits[split] and not entries), None)
+    if empty:
+        first = next(error for error in skipped if error.path in set(listing.images(empty).paths))
+        raise UserError(f"{data}: no image of {empty} can be read, the first: {first}; check the files")
+    return replace(listing, splits=splits, skipped=(*listing.skipped, *skipped))
+
+
+def absent_classes(listing: Listing) -> list[str]:
+    notes = []
+    for split in SPLITS:
+        present = {label for _, label in listing.splits[split]}
+        absent = [name for label, name in enumerate(listing.classes) if label not in present]
+        if absent:
+            names = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+            notes.append(f"{len(absent)} of {len(listing.classes)} classes have no image in {split}: {names}")
+    return notes

@@ -1,0 +1,241 @@
+"""Files: written whole or not at all, read back, and where they belong. Nothing else in the package writes.
+
+writing ....... a file or a folder that takes its place when it is whole
+writing_into .. several files that are moved into a folder together
+Records ....... a .jsonl file that grows by a row at a time
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snella.errors import UserError, short_reason
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAKE_ROOM = "make room or make it writable"
+
+
+def cache_folder() -> Path:
+    """Return $SNELLA_CACHE, else $XDG_CACHE_HOME/snella, else ~/.cache/snella."""
+    own = os.environ.get("SNELLA_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "snella"
+
+
+def check_writable(folder: Path) -> None:
+    """Try the nearest folder that exists: a run that cannot be saved should fail before it trains.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    place = folder
+    while not place.exists():
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {place}: {short_reason(error)}; choose another --out") from None
+
+
+def check_free(folder: str | os.PathLike[str], overwrite: bool) -> Path:
+    """Return the folder's path. Raises UserError where it exists and is not to be written into."""
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
+        raise UserError(f"{folder} exists already; choose another name" + or_overwrite(folder.is_dir()))
+    return folder
+
+
+def or_overwrite(possible: bool) -> str:
+    """Return the end of a message that a thing exists, where it may be replaced."""
+    return " or pass overwrite=True" if possible else ""
+
+
+@contextlib.contextmanager
+def failures_of(target: Path, remedy: str = MAKE_ROOM) -> Iterator[None]:
+    """Turn a failure to write (disk full, read-only folder) into a UserError that names the target."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and "(os error" not in str(error):  # as safetensors says it
+            raise
+        raise UserError(f"cannot write {target}: {short_reason(error)}; {remedy}") from error
+
+
+@contextlib.contextmanager
+def writing(
+    path: Path,
+    *,
+    shared: bool = False,
+    partial: Path | None = None,
+    durable: bool = False,
+    remedy: str = MAKE_ROOM,
+) -> Iterator[Path]:
+    """Give a temporary path beside `path`, for a file or a folder; it takes its place when the body ends.
+
+    Whatever stood there before stays until then; a file takes no folder's place.
+
+    Args:
+        path: where the file or folder will stand.
+        shared: others may write the same at the same time; each has a temporary path of its own.
+        partial: the temporary path, where it is not to stand beside.
+        durable: wait until every byte is on the disk itself before the new takes the place of the old.
+        remedy: what the error tells to do.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    own = f".{os.getpid()}-{threading.get_ident()}" if shared else ""
+    partial = partial or path.with_name(f".{path.name}{own}.partial")
+    _remove(partial)
+    try:
+        with failures_of(path, remedy):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            open_to_others(partial)
+            if durable:
+                _sync(partial)
+            if path.is_dir() and partial.is_dir():
+                discard(path, partial.with_suffix(".discarded"))
+            os.replace(partial, path)
+    finally:
+        _remove(partial)
+
+
+@contextlib.contextmanager
+def writing_into(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder whose files are moved into `folder`, which is made if need be, when the body ends.
+
+    Files of the same names are replaced, others stay.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with failures_of(folder, "make room or choose another place"):
+        place = folder if folder.is_dir() else folder.parent  # on the same file system
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place, prefix=f".{folder.name}-") as temporary:
+            yield Path(temporary)
+            open_to_others(Path(temporary))
+            folder.mkdir(exist_ok=True)
+            for file in sorted(Path(temporary).iterdir(), reverse=True):  # MODEL.data before MODEL
+                os.replace(file, folder / file.name)
+
+
+def open_to_others(path: Path) -> None:
+    """Give a file, or all below a folder, the usual permissions: safetensors writes private files."""
+    for file in filter(Path.is_file, (path, *path.rglob("*"))):
+        file.chmod(usual_permissions())
+
+
+@lru_cache(maxsize=1)
+def usual_permissions() -> int:
+    """Return the permissions that this process's new files have (0o644 where the umask is 0o022)."""
+    with tempfile.TemporaryDirectory() as folder:  # to be read, the umask would have to be set
+        file = Path(folder) / "new"
+        file.touch()
+        return file.stat().st_mode & 0o666
+
+
+def discard(path: Path, discarded: Path) -> None:
+    """Delete a folder; no part of it ever stands under its name, but under the name `discarded`."""
+    _remove(discarded)
+    os.replace(path, discarded)
+    _remove(discarded)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or all files below a folder, are on the disk itself."""
+    for file in filter(Path.is_file, (path, *path.rglob("*"))):
+        with open(file, "rb+") as opened:
+            os.fsync(opened.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; what stood there before stays until the new one is whole."""
+    with writing(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")  # as names of files may be no UTF-8
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file as `write_text` does."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def save_picture(picture: Image.Image, path: Path, *, shared: bool = False) -> None:
+    """Write a PNG file as `write_text` does; `shared` as in `writing`."""
+    with writing(path, shared=shared) as partial:
+        picture.save(partial, "PNG")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a .jsonl file; none where there is no file."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+class Records:
+    """A .jsonl file that grows by a row at a time, each on disk (flushed) before the next; `rows` counts them."""
+
+    REMEDY = f"{MAKE_ROOM}, then go on with --resume"
+
+    def __init__(self, path: Path, rows: int = 0) -> None:
+        """Go on after the first `rows` rows; what stands behind them (a later, lost part of a run) is cut off."""
+        self.path = path
+        self.rows = 0
+        with failures_of(path, self.REMEDY):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            end = 0
+            with open(path, "a+b") as file:
+                file.seek(0)
+                for line in file:
+                    if self.rows == rows or not line.endswith(b"\n"):
+                        break
+                    self.rows += 1
+                    end += len(line)
+                file.truncate(end)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row."""
+        with failures_of(self.path, self.REMEDY), open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+        self.rows += 1
+
+    def sync(self) -> None:
+        """Wait until the rows are on the disk itself, as a checkpoint that counts them is."""
+        if self.rows:
+            with failures_of(self.path, self.REMEDY):
+                _sync(self.path)
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return all rows."""
+        return read_rows(self.path)

@@ -1,0 +1,35 @@
+"""The data of a run, and what is said of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rich.console import Console
+
+from snella.config.schema import SMOKE_PER_CLASS, TrainConfig
+from snella.console import checking_images, plain
+from snella.data.bundled.elpv import BASELINE
+from snella.data.dataset import ImageData
+from snella.tasks.registry import TASKS
+
+
+def read_run_data(config: TrainConfig, console: Console) -> ImageData:
+    """The data of a run, the same at every call: the splits come from the seed, --smoke's few images from them."""
+    module = TASKS[config.task]
+    with checking_images(console) as progress:
+        data = module.read(config, progress)
+    if config.smoke:
+        data = replace(data, splits={name: module.few(part, SMOKE_PER_CLASS) for name, part in data.splits.items()})
+    return data
+
+
+def tell(data: ImageData, console: Console) -> None:
+    """Say what was found, with licence and source."""
+    counts = ", ".join(f"{len(images):,} {name}" for name, images in data.splits.items())
+    classes = f" {len(data.classes)} classes," if data.classes else ""
+    plain(console, f"{data.root}: {data.layout},{classes} {counts} images")
+    for note in data.notes:
+        if note != BASELINE:  # that one belongs beside the result
+            plain(console, f"  {note}")
+    if data.skipped:
+        plain(console, f"  {len(data.skipped)} unreadable images left out, the first: {data.skipped[0]}")

@@ -1,0 +1,79 @@
+"""Load the tuned model of a finished run.
+
+RUN/adapter ─┐
+             ├─ fingerprint agrees? ─ tuned model ─┬─ evaluate ─ table, RUN/evaluation/
+backbone ────┘                                     ├─ predict ── table, JSON or CSV
+                                                   └─ merge ──── a plain checkpoint, ONNX
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from snella.config.schema import TrainConfig
+from snella.data.transforms.images import Preprocessing
+from snella.errors import UserError, short_reason
+from snella.methods.table import load_adapter
+from snella.models.backbone import fingerprint
+from snella.runs.folder import ADAPTER, BASE, read_about, read_config
+from snella.tasks.interface import Task, TaskModule
+from snella.tasks.registry import TASKS
+from snella.training.devices import accelerator_for, check_device
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run's tuned model, in eval mode, and what is needed to feed it."""
+
+    config: TrainConfig
+    about: dict[str, Any]  # adapter/snella.json
+    module: TaskModule
+    task: Task
+    preprocessing: Preprocessing
+    model: nn.Module
+
+
+def load_run(folder: Path, device: str = "auto") -> LoadedRun:
+    """Load the tuned model of a run: its backbone, checked by fingerprint, with the adapter.
+
+    Raises:
+        UserError: no finished run, damaged files, or the backbone found is not the one that was trained on.
+    """
+    config, about = read_config(folder), read_about(folder)
+    module = TASKS[about["task"]]
+    spec = module.spec_from(about)
+    base = module.build(spec)
+    if (folder / BASE).is_file():
+        _damage_named(folder / BASE, lambda: base.load_state_dict(load_file(folder / BASE)))
+    if fingerprint(base) != about["fingerprint"]:
+        raise UserError(
+            f"{folder / ADAPTER} is an adapter for another backbone: the weights of {spec.backbone.name} found here "
+            "are not those it was trained on; restore them or train again"
+        )
+    model = _damage_named(folder / ADAPTER, lambda: load_adapter(about["method"], base, folder / ADAPTER))
+    model.to(accelerator_for(device, "fp32").device).eval()
+    preprocessing = Preprocessing.from_dict(about["preprocessing"])
+    return LoadedRun(config, about, module, module.task_from(about), preprocessing, model)
+
+
+def _damage_named(path: Path, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except UserError:
+        raise
+    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
+        reason = short_reason(error)
+        raise UserError(f"{path} is damaged or incomplete ({reason}); train again") from error
+
+
+def check_options(batch_size: int, device: str) -> None:
+    if batch_size < 1:
+        raise UserError(f"--batch-size {batch_size} is below 1")
+    check_device(device, "fp32")

@@ -1,0 +1,39 @@
+"""Merge a run's update into its backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from snella.console import plain
+from snella.errors import UserError
+from snella.methods.table import merged
+from snella.models.export import check_onnx, export_onnx
+from snella.runs.folder import read_about
+from snella.runs.load import load_run
+from snella.tasks.registry import TASKS
+
+
+def merge(folder: Path, *, out: str, onnx: str | None = None, console: Console | None = None) -> None:
+    """Write the run's model as a plain timm or transformers checkpoint, and as ONNX where asked.
+
+    Raises:
+        UserError: no finished run, a target that exists already, missing packages for ONNX, or a task without it.
+    """
+    console = console or Console()
+    about = read_about(folder)
+    if onnx and not TASKS[about["task"]].ONNX:
+        raise UserError(f"--onnx: {folder} is no single model to export (its task is {about['task']}); leave it out")
+    for path in (Path(out), Path(onnx) if onnx else None):
+        if path is not None and path.exists():
+            raise UserError(f"{path} exists already; choose another name")
+    if onnx:
+        check_onnx()
+    run = load_run(folder, "cpu")
+    model = merged(run.config.method, run.model).eval()
+    hint = run.module.save_merged(model, Path(out), run.about)
+    plain(console, f"merged model in {out}; load it with {hint}")
+    if onnx:
+        difference = export_onnx(model, onnx, image_size=run.preprocessing.image_size)
+        plain(console, f"ONNX model in {onnx}; its logits differ by {difference:.1e} at most")

@@ -1,0 +1,32 @@
+"""Where the pictures go that a run predicts or makes."""
+
+from __future__ import annotations
+
+from itertools import chain, count
+from pathlib import Path
+
+from snella.errors import UserError
+from snella.runs.folder import read_about
+from snella.tasks.registry import TASKS
+
+PREDICTIONS = "predictions"  # in the run folder: pictures that `predict` makes
+
+
+def picture_folder(folder: Path, pictures: str | None) -> Path:
+    """The folder for pictures: the given one, which must be new, or the run's own."""
+    about = read_about(folder)
+    if pictures is None:
+        return folder / PREDICTIONS
+    if not TASKS[about["task"]].PICTURES:
+        raise UserError(f"--pictures: {folder} makes no pictures (its task is {about['task']}); leave it out")
+    gallery = Path(pictures)
+    if gallery.exists() and not (gallery.is_dir() and not any(gallery.iterdir())):
+        raise UserError(f"{gallery} exists already; choose another name")
+    return gallery
+
+
+def free_name(stem: str, taken: set[str]) -> str:
+    """A name that no other image has: images of different folders may share one."""
+    name = next(name for name in chain([stem], (f"{stem}-{i}" for i in count(2))) if name not in taken)
+    taken.add(name)
+    return name

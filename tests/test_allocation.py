@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from golden import reference
 from snella.allocation import Importance, Schedule, budgets, shares
 from snella.delta import kept_count
+from support.golden import reference
 
 
 def golden_factors(tensors: dict[str, torch.Tensor], step: int, layers: int) -> dict[str, torch.Tensor]:

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from golden import reference, relative_error
 from snella import delta_weight
 from snella.delta import gated, kept_count, kernel_matrix, quantile, threshold
+from support.golden import reference, relative_error
 
 KERNELS, KERNEL_CASES = reference("kernels")
 SCALARS = ("alpha", "gamma", "beta")

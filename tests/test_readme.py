@@ -14,7 +14,6 @@ import tyro
 
 import snella.compare.search
 import snella.methods.table
-import tiny_pipelines
 from snella import SnellaConfig
 from snella.cli.main import COMMANDS, Train, main
 from snella.compare.plan import Plan
@@ -23,6 +22,7 @@ from snella.data.layouts.class_folders import image_folder
 from snella.data.layouts.manifests import manifest
 from snella.data.layouts.masked_folders import masked_folder
 from snella.data.masks.class_names import names_file
+from support import tiny_pipelines
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

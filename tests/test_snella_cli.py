@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import snella_cli
-from runs import TINY, write_images
 from snella.version import __version__
+from support.runs import TINY, write_images
 
 SOURCE = Path(snella_cli.__file__).parent
 SCRIPT = "import sys, snella_cli; sys.exit(snella_cli.main())"  # as pip writes it

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vits import tiny_vit
+from support.vits import tiny_vit
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-import tiny_pipelines as tiny
 from benchmarks import diffusion, generated
-from generation_runs import train, write_class_folders
+from support import tiny_pipelines as tiny
+from support.generation_runs import train, write_class_folders
 
 SMALL = {**diffusion.SHAPES, "block_out_channels": (32, 64, 64, 64), "cross_attention_dim": 32, "layers_per_block": 1}
 

@@ -17,7 +17,7 @@ import snella
 from benchmarks.published import PublishedLinear, published_update, wrap_published
 from snella import SnellaConfig
 from snella.errors import UserError
-from vits import tiny_vit
+from support.vits import tiny_vit
 
 
 @given(

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from golden import relative_error
 from snella.ops import Convolution, Factors, Form, Linear, adapted_product, adapted_weight
 from snella.ops.drop_path import DropPath
+from support.golden import relative_error
 
 FORM = Form("mixk", "published", 0.5)
 

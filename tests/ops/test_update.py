@@ -10,10 +10,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from golden import relative_error
 from snella import delta
 from snella.ops import Factors, Form, adapted_weight, blocks, native
 from snella.ops import update as update_module
+from support.golden import relative_error
 
 WAYS = [pytest.param(blocks, id="blocks")]
 if native.library() is not None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from torch import nn
-from toy import SETTINGS, Classification, Metrics, interrupt_at, train
 
 from snella.training.loop import FitResult, Interrupted
+from support.toy import SETTINGS, Classification, Metrics, interrupt_at, train
 
 
 class Scripted(Classification):

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy import EVERY_STEP, SETTINGS, Classification, Net, interrupt_at, train
 
 from snella.errors import UserError
 from snella.training.checkpoint import checkpoints, newest_checkpoint
 from snella.training.loop import FitResult, Interrupted
 from snella.training.tuned_weights import tuned_state
+from support.toy import EVERY_STEP, SETTINGS, Classification, Net, interrupt_at, train
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -139,7 +139,7 @@ def test_stopped_again_and_again(whole, tmp_path):
 
 
 def run_toy(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    toy = Path(__file__).with_name("toy.py")
+    toy = Path(__file__).parents[1] / "support" / "toy.py"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, toy, folder, *arguments], env=environment, capture_output=True, text=True, check=False

@@ -8,10 +8,10 @@ import timm
 import torch
 from torch import nn
 
-from golden import reference, relative_error
 from snella import SnellaConfig
 from snella.delta import kept_count
 from snella.tuner import SnellaLayer
+from support.golden import reference, relative_error
 
 KERNELS, KERNEL_CASES = reference("kernels")
 

@@ -18,7 +18,7 @@ from torch.func import functional_call, grad, vmap
 from snella import SnellaConfig
 from snella.errors import UserError
 from snella.tuner import SnellaLayer
-from vits import tiny_vit
+from support.vits import tiny_vit
 
 TRAINED = dict(r=8, gate="hard", start_scale=5.0, init_sparsity=0.5)  # an update that tests can see
 

@@ -11,12 +11,12 @@ import timm
 import torch
 from torch import nn
 
-from hf_segmenters import FAMILIES, config
 from snella import SnellaConfig
 from snella.errors import UserError
 from snella.methods.table import MethodSettings, wrap
 from snella.tuner import SnellaLayer
 from snella.tuner.targets import default_targets, head_names
+from support.hf_segmenters import FAMILIES, config
 
 
 def targeted(model: nn.Module) -> set[str]:

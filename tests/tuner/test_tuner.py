@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from snella import SnellaConfig, delta_weight
 from snella.errors import UserError
 from snella.tuner import SnellaLayer
-from vits import tiny_vit
+from support.vits import tiny_vit
 
 # an update that is far from zero, so that tests can see it
 TRAINED = dict(r=8, gate="hard", start_scale=5.0, init_sparsity=0.5)

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from snella.data.transforms.images import Preprocessing
+from snella.errors import UserError
+from snella.models.backbone import fingerprint, preprocessing_of
+from support.backbones import build, images, logits, spec
+
+
+@pytest.fixture(scope="module")
+def hf_vit(tmp_path_factory):
+    """A folder with a tiny ViT of 5 classes at 32 pixels, and the model."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+        num_labels=5,
+    )
+    torch.manual_seed(3)
+    model = transformers.ViTForImageClassification(config).eval()
+    nn.init.normal_(model.vit.embeddings.position_embeddings)  # zeros at first, which any resizing leaves as they are
+    folder = tmp_path_factory.mktemp("hf_vit")
+    model.save_pretrained(folder)
+    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.4, 0.5, 0.6])
+    processor.save_pretrained(folder)
+    return folder, model
+
+
+def test_a_transformers_folder(hf_vit, caplog):
+    folder, source = hf_vit
+    asked = spec(f"hf:{folder}", pretrained=True, num_classes=5)
+    model = build(asked)
+    assert torch.equal(logits(model, images(32)), logits(source, images(32)))
+    found = preprocessing_of(asked, model)
+    assert (found.image_size, found.mean, found.interpolation) == (32, (0.4, 0.5, 0.6), "bilinear")
+    assert not caplog.text
+    three = build(spec(f"hf:{folder}", pretrained=True))
+    assert logits(three, images(32)).shape == (2, 3)
+    assert "its head is dropped" in caplog.text
+    assert fingerprint(three) == fingerprint(model)
+    scratch = build(spec(f"hf:{folder}", image_size=64))
+    assert logits(scratch, images(64)).shape == (2, 3)
+    assert fingerprint(scratch) != fingerprint(model)
+
+
+def test_a_transformers_vit_at_another_size_interpolates_its_positions(hf_vit, tmp_path):
+    folder, source = hf_vit
+    model = build(spec(f"hf:{folder}", pretrained=True, num_classes=5, image_size=48))
+    with torch.no_grad():
+        expected = source(images(48), interpolate_pos_encoding=True).logits
+    torch.testing.assert_close(logits(model, images(48)), expected)
+    model.save_pretrained(tmp_path)  # and stays at that size for whoever loads it next
+    again = type(model).from_pretrained(tmp_path)
+    torch.testing.assert_close(logits(again, images(48)), expected)
+    with pytest.raises(UserError, match="try 48 or 56"):
+        build(spec(f"hf:{folder}", pretrained=True, image_size=50))
+
+
+def test_transformers_drop_path_and_missing_processor(tmp_path, caplog):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SwinConfig(
+        image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4, num_labels=3
+    )
+    transformers.SwinForImageClassification(config).save_pretrained(tmp_path)
+    for rate in (0.0, 0.3):
+        asked = spec(f"hf:{tmp_path}", pretrained=True, image_size=64, drop_path=rate)
+        model = build(asked)
+        assert model.config.drop_path_rate == rate
+    assert logits(model, images(64)).shape == (2, 3)
+    assert preprocessing_of(asked, model) == Preprocessing(64)
+    assert "no preprocessor_config.json" in caplog.text
+
+
+def test_a_transformers_folder_of_something_else_is_refused(hf_vit, tmp_path):
+    folder, source = hf_vit
+    with pytest.raises(UserError, match="has no drop-path"):
+        build(spec(f"hf:{folder}", pretrained=True, drop_path=0.1))
+    state = {name: tensor for name, tensor in source.state_dict().items() if "embeddings" not in name}
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="4 are missing"):
+        build(spec(f"hf:{tmp_path}", pretrained=True))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="model_type"):
+        build(spec(f"hf:{tmp_path}", pretrained=True))
+
+
+def test_levit_and_cvt(tmp_path):
+    """Drop-path is a whole number in the one, a list over the stages in the other; LeViT's biases have one size."""
+    transformers = pytest.importorskip("transformers")
+    shape = {"num_channels": 3, "image_size": 32, "hidden_sizes": [16, 16, 16], "num_attention_heads": [1, 1, 1]}
+    levit = transformers.LevitConfig(**shape, depths=[1, 1, 1], key_dim=[8, 8, 8], num_labels=3)
+    transformers.LevitForImageClassification(levit).save_pretrained(tmp_path / "levit")
+    asked = spec(f"hf:{tmp_path / 'levit'}", pretrained=True)
+    assert logits(build(asked), images(32)).shape == (2, 3)
+    with pytest.raises(UserError, match=r"cannot have --drop-path 0\.5; leave it out"):
+        build(replace(asked, drop_path=0.5))
+    with pytest.raises(UserError, match=f"hf:{tmp_path / 'levit'} takes its own image size only, 32"):
+        build(replace(asked, image_size=64))
+    cvt = transformers.CvtConfig(embed_dim=[8, 8, 8], num_heads=[1, 1, 1], depth=[1, 2, 3], num_labels=3)
+    transformers.CvtForImageClassification(cvt).save_pretrained(tmp_path / "cvt")
+    for rate in (0.0, 0.2):
+        model = build(spec(f"hf:{tmp_path / 'cvt'}", pretrained=True, drop_path=rate))
+        assert model.config.drop_path_rate == [rate] * 3
+
+
+def test_an_image_processor_that_does_not_normalise(tmp_path, caplog):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MobileViTConfig(image_size=32, num_labels=3)
+    folder = tmp_path / "mobilevit"
+    model = transformers.MobileViTForImageClassification(config)
+    model.save_pretrained(folder)
+    processor = {"image_processor_type": "MobileViTImageProcessor", "size": {"shortest_edge": 36}, "resample": 2}
+    processor |= {"crop_size": {"height": 32, "width": 32}, "do_flip_channel_order": True}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    found = preprocessing_of(spec(f"hf:{folder}", pretrained=True), model)
+    assert found == Preprocessing(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
+    assert "in the order blue, green, red" in caplog.text

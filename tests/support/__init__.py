@@ -1,0 +1,1 @@
+"""What several tests build: tiny models, images, runs."""

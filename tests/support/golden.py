@@ -1,0 +1,22 @@
+"""Golden values of the published method, and how far from them a result is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+
+
+def reference(name: str) -> tuple[dict[str, Tensor], dict]:
+    """The tensors and the meta data of one golden file."""
+    with safe_open(REFERENCE / f"{name}.safetensors", "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["meta"])  # noqa: SIM118
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """‖actual − expected‖ / ‖expected‖."""
+    return ((actual - expected).norm() / expected.norm()).item()

@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from benchmarks.memory import Memory, kept_bytes, step_memory
 from benchmarks.run import OneLineParser, count
 from benchmarks.timing import wait_for
+from snella.config.method import MethodConfig, Rematerialize
 from snella.errors import UserError
 from snella.files import write_json
-from snella.methods.table import MethodSettings, wrap
-from snella.training.devices import check_device
+from snella.methods.table import wrap
+from snella.runs.devices import check_device
 
 SHAPES: dict[str, Any] = {  # unet/config.json of Stable Diffusion 1.5, where it differs from the class's defaults
     "sample_size": 64,
@@ -50,7 +51,7 @@ class Method:
     """A method of `snella.methods.table` with its `rematerialize`, under gradient checkpointing or not."""
 
     name: str
-    rematerialize: bool | str = True
+    rematerialize: Rematerialize = "inputs"
     checkpointing: bool = False
 
 
@@ -59,7 +60,7 @@ METHODS = {
     "full+gc": Method("full", checkpointing=True),
     "lora": Method("lora"),
     "lora+gc": Method("lora", checkpointing=True),
-    "snella-off": Method("snella", rematerialize=False),
+    "snella-off": Method("snella", rematerialize="none"),
     "snella": Method("snella"),
     "snella-mlp": Method("snella", rematerialize="mlp"),
     "snella+gc": Method("snella", checkpointing=True),
@@ -97,8 +98,8 @@ def measure(name: str, batch: int, size: int, r: int, device: torch.device, back
     base: Any = unet(SHAPES)
     if method.checkpointing:
         base.enable_gradient_checkpointing()
-    settings = MethodSettings(r=r, total_step=1000, rematerialize=method.rematerialize)
-    model = wrap(method.name, base, settings).to(device).train()
+    settings = MethodConfig(name=method.name, r=r, rematerialize=method.rematerialize)
+    model = wrap(base, settings, total_step=1000).to(device).train()
     inputs = (
         torch.randn(batch, 4, size, size, device=device),
         torch.randint(1000, (batch,), device=device),

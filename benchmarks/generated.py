@@ -48,8 +48,8 @@ def _table(runs: Sequence[Path]) -> Table:
     for run in runs:
         config, summary = read_config(run), read_summary(run)
         table.add_row(
-            config.method,
-            f"{config.lr:g}",
+            config.method.name,
+            f"{config.loop.lr:g}",
             *(f"{summary[split]['denoising_loss']:.4f}" for split in ("test", "val")),
             f"{summary['trainable_parameters']:,}",
             decimal_bytes(summary["adapter_bytes"]),
@@ -63,12 +63,12 @@ def _draw(runs: Sequence[Path], out: Path) -> None:
     """The first pictures of each prompt: before tuning, by each method, and real ones."""
     config, prompts = read_config(runs[0]), read_about(runs[0])["prompts"]
     samples = {"before": runs[0] / "samples" / "before"}
-    samples |= {read_config(run).method: run / "samples" / "after" for run in runs}
+    samples |= {read_config(run).method.name: run / "samples" / "after" for run in runs}
     samples["real"] = runs[0] / "samples" / "real"
-    count = min(MOST, config.samples)
+    count = min(MOST, config.generate.samples)
     columns = {
         name: [
-            Image.open(folder / f"{row * config.samples + i:02d}.png").convert("RGB")
+            Image.open(folder / f"{row * config.generate.samples + i:02d}.png").convert("RGB")
             for row in range(len(prompts))
             for i in range(count)
         ]

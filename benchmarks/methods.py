@@ -11,8 +11,10 @@ from peft import get_peft_model
 from torch import nn
 
 from benchmarks.published import wrap_published
-from snella.methods.budgets import AdaLoraAllocation, AfterStep, SnellaAllocation
-from snella.methods.table import MethodSettings, wrap
+from snella.config.method import MethodConfig
+from snella.methods.budgets import AdaLoraAllocation, SnellaAllocation
+from snella.methods.table import wrap
+from snella.training.interfaces import AfterStep
 from snella.tuner import SnellaConfig
 
 SPARSITY = 0.7
@@ -30,7 +32,7 @@ class Method:
 
 
 def _by_name(method: str, model: Any, r: int) -> nn.Module:
-    return wrap(method, model, MethodSettings(r=r, total_step=STEPS))
+    return wrap(model, MethodConfig(name=method, r=r), total_step=STEPS)
 
 
 def _checkpointed_lora(model: Any, r: int) -> nn.Module:

@@ -26,7 +26,7 @@ from benchmarks.compare import DTYPES, Settings, compare
 from benchmarks.methods import METHODS
 from benchmarks.tables import tables
 from snella.errors import UserError
-from snella.training.devices import check_device
+from snella.runs.devices import check_device
 
 MODELS = (
     "vit_small_patch16_224",

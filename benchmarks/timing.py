@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.methods import METHODS
 from snella.errors import UserError
-from snella.methods.budgets import AfterStep
+from snella.training.interfaces import AfterStep
 from snella.training.optimiser import adamw
 
 LEAST_ROUNDS = 2  # that are measured, however long they take

@@ -16,7 +16,7 @@ from PIL import Image
 
 from snella.cli.main import COMMANDS, main
 from snella.errors import UserError
-from snella.tasks.classification import task as classify
+from snella.tasks.classification import task as classification
 from snella.version import __version__
 from support.runs import TINY, train, write_images
 
@@ -193,7 +193,7 @@ def test_bad_data_is_one_line_before_any_model_is_built(spoil, data, tmp_path, m
     def build(spec):
         raise AssertionError("a model was built")
 
-    monkeypatch.setattr(classify, "build_backbone", build)
+    monkeypatch.setattr(classification, "build_backbone", build)
     expected = spoil(data)
     assert train(data, tmp_path / "run") == 2
     assert expected in said(capsys)
@@ -294,7 +294,7 @@ def test_ctrl_c_before_training_starts_says_how_to_start_again(images, tmp_path,
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(classify, "read_data", interrupted)
+    monkeypatch.setattr(classification, "read_data", interrupted)
     assert train(images, tmp_path / "run") == 130
     message = said(capsys)
     assert f"snella train --data {images} --out {tmp_path / 'run'} {TINY[0]}" in message
@@ -304,20 +304,22 @@ def test_ctrl_c_before_training_starts_says_how_to_start_again(images, tmp_path,
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), pytest.param("SIGHUP", 129, marks=needs_sighup)])
 def test_a_signal_before_training_starts_is_told_apart(name, code, images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)  # the tests may run under nohup
-    monkeypatch.setattr(classify, "read_data", lambda *args, **kwargs: os.kill(os.getpid(), getattr(signal, name)))
+    monkeypatch.setattr(
+        classification, "read_data", lambda *args, **kwargs: os.kill(os.getpid(), getattr(signal, name))
+    )
     assert train(images, tmp_path / "run") == code
     assert "stopped; this goes on: snella train --data" in said(capsys)
 
 
 @needs_sighup
 def test_nohup_is_respected(images, tmp_path, monkeypatch):
-    read_data = classify.read_data
+    read_data = classification.read_data
 
     def hung_up(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGHUP)
         return read_data(*args, **kwargs)
 
-    monkeypatch.setattr(classify, "read_data", hung_up)
+    monkeypatch.setattr(classification, "read_data", hung_up)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert train(images, tmp_path / "run", "--epochs", "1") == 0

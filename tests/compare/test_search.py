@@ -199,14 +199,14 @@ def test_a_rate_of_the_search_may_fail(images, tmp_path, ran, monkeypatch):
 
 
 def test_the_recipes_rate_is_the_middle_for_the_recipes_method(images, tmp_path):
-    task = PlannedTask("", TrainConfig(data=str(images), method="snella", lr=1.1e-5), tmp_path)
+    task = PlannedTask("", TrainConfig.of(data=str(images), method="snella", lr=1.1e-5), tmp_path)
     plan = Plan((task,), ("snella", "lora"), None, (0,), tmp_path)
     assert plan.first_rates(task, "snella") == (1e-5, 3e-5)
     assert plan.first_rates(task, "lora") == (3e-4, 1e-3, 3e-3)
 
 
 def test_no_rate_is_below_the_least_one(images, tmp_path):
-    task = PlannedTask("", TrainConfig(data=str(images), min_lr=5e-4), tmp_path)
+    task = PlannedTask("", TrainConfig.of(data=str(images), min_lr=5e-4), tmp_path)
     plan = Plan((task,), ("lora",), None, (0,), tmp_path)
     assert plan.first_rates(task, "lora") == (1e-3, 3e-3)
     assert plan.more(task, (1e-3, 3e-3), 1e-3) == (1e-3, 2e-3, 3e-3)
@@ -216,7 +216,7 @@ def test_no_rate_is_below_the_least_one(images, tmp_path):
 @pytest.mark.parametrize("min_lr", [0.0, 1e-5, 2e-5, 4e-4, 0.06, 0.1, 0.5])
 def test_the_search_ends(images, tmp_path, min_lr):
     """Whatever the scores: no rate is tried twice, all are on the ladder, and the best has neighbours that lose."""
-    task = PlannedTask("", TrainConfig(data=str(images), min_lr=min_lr), tmp_path)
+    task = PlannedTask("", TrainConfig.of(data=str(images), min_lr=min_lr), tmp_path)
     plan = Plan((task,), ("lora",), None, (0,), tmp_path)
     for best in LADDER:
         rates: tuple[float, ...] = ()
@@ -239,7 +239,7 @@ def test_the_search_ends(images, tmp_path, min_lr):
     ],
 )
 def test_the_usual_methods_are_those_that_can_train(settings, methods):
-    config = TrainConfig(data="x", backbone="y", **settings)
+    config = TrainConfig.of(data="x", backbone="y", **settings)
     plan = make_plan(Compare(), ["--data", "x"], lambda flags, defaults: config)
     assert plan.methods == methods
 
@@ -331,7 +331,7 @@ def test_generation_where_less_is_better(tmp_path, monkeypatch, ran, capsys):
 
 
 def test_a_suite_runs_all_its_tasks(images, tmp_path, monkeypatch, ran, capsys):
-    config = TrainConfig(data=str(images), backbone="test_vit", pretrained=False, image_size=32, r=4, epochs=1)
+    config = TrainConfig.of(data=str(images), backbone="test_vit", pretrained=False, image_size=32, r=4, epochs=1)
     groups = {"a": "natural", "b": "natural", "c": "structured"}
     tasks = tuple(SuiteTask(name, group, config, "no published setting") for name, group in groups.items())
     suite = Suite(
@@ -430,6 +430,12 @@ def test_a_recipe_gives_defaults(images, tmp_path, ran):
     flags = ["--methods", "linear", "--seeds", "1", "--lr-grid", "1e-3", "--batch-size", "8", "--device", "cpu"]
     assert main(["compare", "--recipe", str(recipe), "--out", str(tmp_path / "out"), *flags, "--smoke"]) == 0
     config = read_recipe(str(tmp_path / "out" / "linear" / "lr-0.001" / "seed-1" / "config.yaml"))
-    assert (config.method, config.seed, config.epochs, config.smoke, config.test) == ("linear", 1, 1, True, "both")
+    assert (config.method.name, config.seed, config.loop.epochs, config.smoke, config.test) == (
+        "linear",
+        1,
+        1,
+        True,
+        "both",
+    )
     assert main(["compare", "--recipe", str(recipe), "--out", str(tmp_path / "out"), *flags, "--smoke"]) == 0
     assert len(ran) == 2

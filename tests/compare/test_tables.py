@@ -136,7 +136,7 @@ def test_a_suite_has_a_chart_of_means_of_the_methods_with_all_tasks(tmp_path: Pa
 
 
 def suite(*names: str, group: str = "") -> Suite:
-    tasks = tuple(SuiteTask(name, group, TrainConfig(data="x"), "") for name in names)
+    tasks = tuple(SuiteTask(name, group, TrainConfig.of(data="x"), "") for name in names)
     return Suite("toys", "Toys", tasks, (), ())
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import itertools
-from dataclasses import fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
@@ -12,16 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import snella.config.schema
+from snella.config.fields import check_intervals, descriptions, flag, settings_of
+from snella.config.method import Gate, Kernel
 from snella.config.recipe import differences, read_recipe, to_yaml
-from snella.config.schema import FREE_TO_CHANGE, KEYS, START, TrainConfig, run_folder, shrunk
-from snella.config.validation import validate
+from snella.config.schema import DEFAULTS, TrainConfig, recipe_keys, run_folder, settings, shrunk
+from snella.config.tasks import TASKS
+from snella.config.validation import SECTIONS, validate
 from snella.delta import GATES, KERNELS
 from snella.errors import UserError
-from snella.methods.table import METHODS
-from snella.tasks.registry import TASKS
-
-SOURCE = Path(snella.config.schema.__file__)
+from snella.tasks.registry import task_named
 
 
 def written(folder: Path, text: str) -> str:
@@ -38,52 +35,48 @@ def refused(config: TrainConfig) -> str:
 
 
 def test_the_defaults_are_valid_once_data_is_given():
-    validate(TrainConfig(data="images"))
+    validate(TrainConfig.of(data="images"))
     assert "--data" in refused(TrainConfig())
 
 
-def test_every_field_says_what_it_is():
-    body = next(n for n in ast.parse(SOURCE.read_text()).body if isinstance(n, ast.ClassDef))
-    statements = body.body[1:]
-    named = {n.target.id for n in statements if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
-    described = {
-        n.target.id
-        for n, doc in itertools.pairwise(statements)
-        if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name) and isinstance(doc, ast.Expr)
-    }
-    assert named == described == {f.name for f in fields(TrainConfig)}
+def test_every_setting_says_what_it_is():
+    sections = {None: TrainConfig} | {name: type(getattr(TrainConfig(), name)) for name in SECTIONS}
+    for name, known in settings().items():
+        assert descriptions(sections[known.section])[known.attribute], name
 
 
-def fields_read(tree: ast.AST) -> set[str]:
-    """Names read from a config: `config.NAME`, and `getattr(config, name)` with what the function spells out."""
-
-    def is_config(node: ast.AST) -> bool:
-        return ast.unparse(node).split(".")[-1] == "config"
-
-    read = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and is_config(node.value):
-            read.add(node.attr)
-        if isinstance(node, ast.FunctionDef):
-            calls = [n for n in ast.walk(node) if isinstance(n, ast.Call) and ast.unparse(n.func) == "getattr"]
-            if any(is_config(call.args[0]) for call in calls):
-                read |= {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-    return read
+SETTING = """
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    strength: float = setting(0.5, between(0, 1), flag_name="toy_strength", methods=("lora",))
+    \"\"\"How strong the toy is, 0 to 1.\"\"\"
+"""
 
 
-def test_every_field_is_read_where_something_is_done_with_it():
-    root = SOURCE.parent
-    users = [p.read_text() for p in root.rglob("*.py") if p != SOURCE]
-    trees: list[ast.AST] = [ast.parse(text) for text in users if "TrainConfig" in text]
-    trees += [n for n in ast.parse(SOURCE.read_text()).body if getattr(n, "name", None) == run_folder.__name__]
-    read = set().union(*map(fields_read, trees))
-    assert {f.name for f in fields(TrainConfig)} - read == set()
+def test_a_new_setting_is_one_field(tmp_path, monkeypatch):
+    """Its flag, key in a recipe, help, range and reader come from the field."""
+    module = tmp_path / "toy_section.py"
+    imports = "from dataclasses import dataclass\nfrom snella.config.fields import between, setting\n"
+    module.write_text(imports + SETTING)
+    monkeypatch.syspath_prepend(tmp_path)
+    import toy_section  # pyright: ignore[reportMissingImports]
+
+    @dataclass(frozen=True, kw_only=True)
+    class Whole:
+        toy: toy_section.Section = field(default_factory=toy_section.Section)
+
+    Whole.__annotations__["toy"] = toy_section.Section
+    (known,) = settings_of(Whole).values()
+    assert (known.name, known.section, known.attribute, known.default) == ("toy_strength", "toy", "strength", 0.5)
+    assert flag(known.name) == "--toy-strength"
+    assert descriptions(toy_section.Section) == {"strength": "How strong the toy is, 0 to 1."}
+    with pytest.raises(UserError, match=r"--toy-strength 2 is outside \[0, 1\]"):
+        check_intervals(toy_section.Section(strength=2))
 
 
 def test_the_choices_are_those_of_the_modules_that_use_them():
-    assert get_args(snella.config.schema.Method) == tuple(METHODS)
-    assert get_args(snella.config.schema.Kernel) == KERNELS
-    assert get_args(snella.config.schema.Gate) == GATES
+    assert get_args(Kernel) == KERNELS
+    assert get_args(Gate) == GATES
 
 
 @given(
@@ -96,14 +89,14 @@ def test_the_choices_are_those_of_the_modules_that_use_them():
     data=st.text(min_size=1),
 )
 def test_a_written_recipe_reads_back_as_the_same_config(tmp_path_factory, **values):
-    config = TrainConfig(**values)
-    path = written(tmp_path_factory.mktemp("recipe"), to_yaml(replace(config, out="x", overwrite=True)))
+    config = TrainConfig.of(**values)
+    path = written(tmp_path_factory.mktemp("recipe"), to_yaml(config.changed(out="x", overwrite=True)))
     assert read_recipe(path) == config
 
 
 @pytest.mark.parametrize("text", ["lr: 1e-3", "lr: 0.001", "lr: 1.0e-3", "lr: '0.001'"])
 def test_every_spelling_of_a_number_is_read(tmp_path, text):
-    assert read_recipe(written(tmp_path, text)).lr == 0.001
+    assert read_recipe(written(tmp_path, text)).loop.lr == 0.001
 
 
 @pytest.mark.parametrize(
@@ -181,58 +174,65 @@ def test_a_recipe_that_is_no_text_is_refused(tmp_path):
     ],
 )
 def test_a_wrong_value_is_refused_by_name(values, said):
-    assert said in refused(TrainConfig(data="images", **values))
+    assert said in refused(TrainConfig.of(data="images", **values))
 
 
 def test_only_the_methods_that_split_r_need_it_divisible():
-    validate(TrainConfig(data="images", method="lora", r=7))
+    validate(TrainConfig.of(data="images", method="lora", r=7))
 
 
 def test_differences_name_what_changes_the_result_and_nothing_else():
-    config = TrainConfig(data="a")
-    assert differences(config, replace(config, lr=0.1)) == ["--lr was 0.001, is 0.1"]
+    config = TrainConfig.of(data="a")
+    assert differences(config, config.changed(lr=0.1)) == ["--lr was 0.001, is 0.1"]
     free = {"device": "cpu", "workers": 3, "checkpoint_every": 5, "tensorboard": True, "out": "x", "resume": True}
     free |= {"rematerialize": "mlp", "gradient_checkpointing": True, "test": "none"}
-    assert set(free) | {"overwrite", "estimate"} == set(FREE_TO_CHANGE)
-    assert differences(config, replace(config, **free)) == []
+    assert set(free) | {"overwrite", "estimate"} == {
+        n for n, s in settings().items() if s.reading.free or s.reading.start
+    }
+    assert differences(config, config.changed(**free)) == []
 
 
 def test_settings_of_older_runs_are_read_as_they_were(tmp_path):
     config = read_recipe(written(tmp_path, "data: a\nscale: 0.1\ninit_scale: 1.0\nlast_epoch: true\n"))
-    assert (config.scale, config.start_scale, config.init_alpha, config.test) == (0.1, 0.1, 1.0, "both")
+    assert (config.method.scale, config.method.start_scale, config.method.init_alpha, config.test) == (
+        0.1,
+        0.1,
+        1.0,
+        "both",
+    )
     assert read_recipe(written(tmp_path, "data: a\nlast_epoch: false\n")).test == "best"
-    assert read_recipe(written(tmp_path, "data: a\ninit_scale: 3e0\n")).start_scale == 3.0  # a text in YAML
+    assert read_recipe(written(tmp_path, "data: a\ninit_scale: 3e0\n")).method.start_scale == 3.0  # a text in YAML
     with pytest.raises(UserError, match="init_scale"):
         read_recipe(written(tmp_path, "data: a\ninit_scale: abc\n"))
 
 
 def test_what_a_method_does_not_read_is_no_difference():
-    lora, snella = (TrainConfig(data="x", method=method) for method in ("lora", "snella"))
-    assert differences(lora, replace(lora, scale=0.3, target_sparsity=0.2, allocate_every=3)) == []
-    assert differences(snella, replace(snella, scale=0.3)) == ["--scale was None, is 0.3"]
-    assert differences(lora, replace(lora, update_dropout=0.1)) == ["--update-dropout was 0.0, is 0.1"]
-    assert differences(lora, replace(snella, scale=0.3)) == ["--method was lora, is snella", "--scale was None, is 0.3"]
+    lora, snella = (TrainConfig.of(data="x", method=method) for method in ("lora", "snella"))
+    assert differences(lora, lora.changed(scale=0.3, target_sparsity=0.2, allocate_every=3)) == []
+    assert differences(snella, snella.changed(scale=0.3)) == ["--scale was None, is 0.3"]
+    assert differences(lora, lora.changed(update_dropout=0.1)) == ["--update-dropout was 0.0, is 0.1"]
+    assert differences(lora, snella.changed(scale=0.3)) == ["--method was lora, is snella", "--scale was None, is 0.3"]
 
 
 def test_smoke_shrinks_and_shrinks_once():
-    config = TrainConfig(data="a", image_size=32, init_warmup=100, epochs=1)
+    config = TrainConfig.of(data="a", image_size=32, init_warmup=100, epochs=1)
     small = shrunk(config)
-    assert (small.epochs, small.image_size, small.batch_size, small.init_warmup) == (1, 32, 8, 0)
+    assert (small.loop.epochs, small.model.image_size, small.data.batch_size, small.method.init_warmup) == (1, 32, 8, 0)
     assert shrunk(small) == small
-    assert shrunk(TrainConfig(data="a")).image_size == 112
+    assert shrunk(TrainConfig.of(data="a")).model.image_size == 112
 
 
-@pytest.mark.parametrize("task", get_args(snella.config.schema.Task))
+@pytest.mark.parametrize("task", TASKS)
 def test_what_smoke_makes_is_valid_itself(task):
-    backbone = "small_unet" if task == "generate" else TrainConfig.backbone
-    small = shrunk(TrainConfig(task=task, data="a", backbone=backbone))
+    backbone = "small_unet" if task == "generate" else DEFAULTS.model.backbone
+    small = shrunk(TrainConfig.of(task=task, data="a", backbone=backbone))
     validate(small)
-    TASKS[task].check(small)
+    task_named(task).check(small)
 
 
 def test_smoke_takes_few_images_of_a_prior():
-    config = TrainConfig(task="generate", data="a", backbone="small_unet", prior_prompt="a dog")
-    assert shrunk(config).prior_images == 4
+    config = TrainConfig.of(task="generate", data="a", backbone="small_unet", prior_prompt="a dog")
+    assert shrunk(config).generate.prior_images == 4
 
 
 @pytest.mark.parametrize(
@@ -245,14 +245,18 @@ def test_smoke_takes_few_images_of_a_prior():
     ],
 )
 def test_the_run_folder_is_named_after_data_method_and_seed(data, name):
-    assert run_folder(TrainConfig(data=data, method="lora", seed=3)) == Path("runs") / name
+    assert run_folder(TrainConfig.of(data=data, method="lora", seed=3)) == Path("runs") / name
 
 
 def test_a_manifest_gives_its_name_without_the_suffix(tmp_path):
     (tmp_path / "cells.csv").touch()
-    assert run_folder(TrainConfig(data=str(tmp_path / "cells.csv"))).name == "cells-snella-s0"
+    assert run_folder(TrainConfig.of(data=str(tmp_path / "cells.csv"))).name == "cells-snella-s0"
 
 
-def test_keys_and_start_are_all_fields():
-    assert set(KEYS) | set(START) == {f.name for f in fields(TrainConfig)}
-    assert not set(KEYS) & set(START)
+def test_a_recipe_may_set_all_but_how_a_run_is_started():
+    assert settings().keys() - set(recipe_keys()) == {"out", "resume", "overwrite", "estimate"}
+
+
+def test_a_setting_that_is_none_is_refused():
+    with pytest.raises(TypeError, match="no setting is called lrr"):
+        TrainConfig.of(lrr=1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from PIL import Image
 from snella import SnellaConfig
 from snella.cli.main import main
 from snella.config.recipe import read_recipe, recipe_names, suite_names
+from snella.config.schema import TrainConfig
 from snella.config.suites import (
     Published,
     group_mean,
@@ -32,7 +35,6 @@ from snella.data.layouts.vtab_fgvc import VTAB_CLASSES
 from snella.data.readers.labelled import BUNDLED
 from snella.errors import UserError
 from snella.methods.table import wrap
-from snella.runs.train import _method_settings
 
 # task: batch, rate, weight decay, initial and target sparsity (None: no selection), as published
 SNELLA = {
@@ -68,10 +70,14 @@ AMP = ("vtab1k/cifar", "vtab1k/oxford_iiit_pet", "vtab1k/patch_camelyon")
 TASKS = {f"{suite}/{task.name}": task for suite in ("fgvc", "vtab1k") for task in read_suite(suite).tasks}
 
 
+def flat(config: TrainConfig) -> SimpleNamespace:
+    return SimpleNamespace(**config.flat())
+
+
 def test_there_are_the_24_tasks_in_their_groups():
     assert TASKS.keys() == SNELLA.keys() | SNELL.keys()
     vtab = read_suite("vtab1k").tasks
-    assert {task.name for task in vtab} == {task.config.data for task in vtab} == VTAB_CLASSES.keys()
+    assert {task.name for task in vtab} == {task.config.data.source for task in vtab} == VTAB_CLASSES.keys()
     sizes = {group: sum(task.group == group for task in vtab) for group in ("natural", "specialised", "structured")}
     assert sizes == {"natural": 7, "specialised": 4, "structured": 8}
     assert {task.group for task in read_suite("fgvc").tasks} == {""}
@@ -83,6 +89,7 @@ def test_a_task_has_what_all_published_runs_have(name):
     config = task.config
     validate(config)
     assert read_suite_task(name) == config
+    config = flat(config)
     assert (config.backbone, config.method, config.kernel) == ("vit_base_patch16_224.augreg_in21k", "snella", "mixk")
     assert (config.r, config.heads, config.scale, config.optimizer) == (32, 2, 0.1, "adamw")
     assert (config.update_dropout, config.update_drop_path, config.drop_path) == (0.1, 0.1, 0.1)
@@ -98,7 +105,7 @@ def test_a_task_has_what_all_published_runs_have(name):
 
 @pytest.mark.parametrize("name", SNELLA)
 def test_a_published_setting_is_as_published(name):
-    config = TASKS[name].config
+    config = flat(TASKS[name].config)
     batch, lr, decay, initial, target = SNELLA[name]
     assert (config.batch_size, config.lr, config.weight_decay, config.epochs) == (batch, lr, decay, 100)
     if target is None:
@@ -110,7 +117,7 @@ def test_a_published_setting_is_as_published(name):
 
 @pytest.mark.parametrize("name", SNELL)
 def test_where_there_is_none_it_is_snells(name):
-    config = TASKS[name].config
+    config = flat(TASKS[name].config)
     batch, decay, sparsity, epochs = SNELL[name]
     assert (config.batch_size, config.weight_decay, config.epochs) == (batch, decay, epochs)
     assert (config.gate, config.target_sparsity, config.lr) == ("published" if sparsity else "none", sparsity, 1e-3)
@@ -122,9 +129,9 @@ def test_method_snell_runs_snells_setting():
     """At sparsity 0 it selects nothing, as published, and elsewhere it is as sparse from the start."""
     for name, gate in (("vtab1k/resisc45", "none"), ("vtab1k/kitti", "published")):
         config, model = TASKS[name].config, timm.create_model("test_vit", num_classes=2)
-        tuner = wrap("snell", model, _method_settings(config, model, 5)).peft_config["default"]  # pyright: ignore
+        tuner = wrap(model, replace(config.method, name="snell")).peft_config["default"]  # pyright: ignore
         assert isinstance(tuner, SnellaConfig)
-        assert (tuner.kernel, tuner.gate, tuner.init_sparsity) == ("pwl", gate, config.target_sparsity)
+        assert (tuner.kernel, tuner.gate, tuner.init_sparsity) == ("pwl", gate, config.method.target_sparsity)
 
 
 def test_the_published_marks():
@@ -184,10 +191,16 @@ def test_a_suite_of_ones_own(tmp_path):
     assert (suite.name, suite.title, suite.notes) == ("mine", "Mine", ("one line",))
     assert suite.published == (Published("LoRA", None, 70.0),)
     a, b = suite.tasks
-    assert (a.name, a.group, a.note, a.config.data) == ("a", "", "from common", "a")
-    assert (a.config.epochs, a.config.lr, a.config.r) == (3, 0.1, 16)
-    assert (b.name, b.group, b.note, b.config.data, b.config.lr) == ("b", "g", "of the setting", "elsewhere", 0.01)
-    assert read_suite_task(f"{path}/b", "root").data == str(Path("root") / "elsewhere")
+    assert (a.name, a.group, a.note, a.config.data.source) == ("a", "", "from common", "a")
+    assert (a.config.loop.epochs, a.config.loop.lr, a.config.method.r) == (3, 0.1, 16)
+    assert (b.name, b.group, b.note, b.config.data.source, b.config.loop.lr) == (
+        "b",
+        "g",
+        "of the setting",
+        "elsewhere",
+        0.01,
+    )
+    assert read_suite_task(f"{path}/b", "root").data.source == str(Path("root") / "elsewhere")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +257,7 @@ def test_a_run_folder_named_as_a_suite_has_a_recipe_in_it(tmp_path, monkeypatch)
     (tmp_path / "fgvc").mkdir()
     (tmp_path / "fgvc" / "config.yaml").write_text("lr: 0.1\n")
     assert not is_suite_task("fgvc/config.yaml")
-    assert read_recipe("fgvc/config.yaml").lr == 0.1
+    assert read_recipe("fgvc/config.yaml").loop.lr == 0.1
 
 
 def test_recipes_and_suites_are_told_apart(tmp_path):
@@ -261,18 +274,20 @@ def test_recipes_and_suites_are_told_apart(tmp_path):
         read_suite(str(tmp_path / "plain.yaml"))
     with pytest.raises(UserError, match="does not exist"):
         read_suite("nowhere/x.yaml")
-    assert read_recipe(str(tmp_path / "plain.yaml")).lr == 0.1
+    assert read_recipe(str(tmp_path / "plain.yaml")).loop.lr == 0.1
 
 
 def test_data_is_the_benchmarks_folder_or_the_tasks_own(tmp_path):
     (tmp_path / "all" / "cifar").mkdir(parents=True)
     root = str(tmp_path / "all")
-    assert {task.config.data for task in read_suite("vtab1k", root).tasks} >= {f"{root}/cifar", f"{root}/dtd"}
-    assert read_suite_task("vtab1k/cifar").data == "cifar"
-    assert read_suite_task("vtab1k/cifar", root).data == f"{root}/cifar"
-    assert read_suite_task("vtab1k/cifar", f"{root}/cifar").data == f"{root}/cifar"
-    assert read_suite_task("vtab1k/dtd", root).data == f"{root}/dtd"  # missing, and said to be so: not the whole folder
-    assert read_suite_task("vtab1k/dtd", "nowhere").data == "nowhere/dtd"
+    assert {task.config.data.source for task in read_suite("vtab1k", root).tasks} >= {f"{root}/cifar", f"{root}/dtd"}
+    assert read_suite_task("vtab1k/cifar").data.source == "cifar"
+    assert read_suite_task("vtab1k/cifar", root).data.source == f"{root}/cifar"
+    assert read_suite_task("vtab1k/cifar", f"{root}/cifar").data.source == f"{root}/cifar"
+    assert (
+        read_suite_task("vtab1k/dtd", root).data.source == f"{root}/dtd"
+    )  # missing, and said to be so: not the whole folder
+    assert read_suite_task("vtab1k/dtd", "nowhere").data.source == "nowhere/dtd"
 
 
 @pytest.fixture
@@ -297,7 +312,7 @@ def test_a_task_takes_a_step_by_its_name(own, dtd, tmp_path):
     data = str(dtd if own else dtd.parent)
     command = ["train", "--recipe", "vtab1k/dtd", f"--data={data}", *flags, "--device", "cpu"]
     assert main([*command, "--out", str(tmp_path / "run")]) == 0
-    config = read_recipe(str(tmp_path / "run" / "config.yaml"))
+    config = flat(read_recipe(str(tmp_path / "run" / "config.yaml")))
     assert (config.data, config.r, config.epochs) == (str(dtd), 4, 1)
     assert (config.batch_size, config.weight_decay, config.target_sparsity) == (8, 5e-3, 0.93)
     about = json.loads((tmp_path / "run" / "adapter" / "snella.json").read_text())
@@ -317,7 +332,7 @@ def test_the_suite_of_packages_needs_no_folder():
     suite = read_suite("packages")
     for task in suite.tasks:
         validate(task.config)
-        assert task.config.data in BUNDLED
+        assert task.config.data.source in BUNDLED
     assert not suite.published
 
 

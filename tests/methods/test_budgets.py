@@ -5,7 +5,8 @@ import timm
 import torch
 from torch import nn
 
-from snella.methods.table import MethodSettings, after_step, load_adapter, save_adapter, wrap
+from snella.config.method import MethodConfig
+from snella.methods.table import after_step, load_adapter, save_adapter, wrap
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -22,8 +23,8 @@ def base(kind: str = "vit") -> Any:
 
 
 def tuned(method: str, kind: str = "vit", **settings: Any) -> tuple[Any, Any]:
-    settings = {"r": 4, "total_step": STEPS, **settings}
-    model = wrap(method, base(kind), MethodSettings(**settings))
+    total_step = settings.pop("total_step", STEPS)
+    model = wrap(base(kind), MethodConfig(name=method, **{"r": 4, **settings}), total_step=total_step)
     return model, after_step(method, model)
 
 

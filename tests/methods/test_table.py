@@ -1,5 +1,6 @@
 import copy
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,20 +9,19 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from snella.config.method import METHODS, MethodConfig
 from snella.errors import UserError
+from snella.methods.layers import with_convolutions
 from snella.methods.table import (
-    METHODS,
-    MethodSettings,
     after_step,
     load_adapter,
     merged,
     save_adapter,
-    with_convolutions,
     wrap,
 )
 from snella.tuner.targets import default_targets
 
-SETTINGS = MethodSettings(r=4, target_sparsity=0.5, total_step=20)
+SETTINGS = MethodConfig(r=4, target_sparsity=0.5)
 PLAIN = ("bitfit", "linear", "full")
 
 
@@ -111,7 +111,7 @@ def test_only_what_is_meant_to_trains_and_it_does(method, name):
     base = build(name)
     names, biases = set(dict(base.named_parameters())), {n for n, _ in base.named_parameters() if n.endswith("bias")}
     head = {n for n in names if base.get_submodule(n.rpartition(".")[0]) is base.get_classifier()}
-    model = wrap(method, base, SETTINGS)
+    model = wrap(base, replace(SETTINGS, name=method), total_step=20)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     start = logits(model)
     if method in PLAIN:
@@ -132,7 +132,7 @@ def test_only_what_is_meant_to_trains_and_it_does(method, name):
 
 @pytest.mark.parametrize(("method", "name"), CASES)
 def test_saved_loaded_and_merged_it_gives_the_same_logits(method, name, tmp_path):
-    model = wrap(method, build(name), SETTINGS)
+    model = wrap(build(name), replace(SETTINGS, name=method), total_step=20)
     train(model, after_step(method, model))
     expected = logits(model)
     assert not torch.allclose(expected, logits(build(name)), atol=1e-3)
@@ -153,8 +153,8 @@ def test_peft_methods_adapt_the_same_layers_as_snella(method, name):
     def adapted(wrapped: Any) -> set[str]:
         return set(wrapped.base_model.targeted_module_names)
 
-    layers = adapted(wrap(method, build(name), SETTINGS))
-    assert layers == adapted(wrap("snella", build(name), SETTINGS))
+    layers = adapted(wrap(build(name), replace(SETTINGS, name=method), total_step=20))
+    assert layers == adapted(wrap(build(name), replace(SETTINGS, name="snella"), total_step=20))
     assert layers
     if name == "resnext":
         assert not any(layer.endswith("conv2") for layer in layers)  # grouped
@@ -164,13 +164,15 @@ def test_peft_methods_adapt_the_same_layers_as_snella(method, name):
 @pytest.mark.parametrize("name", ["vit", "conv_mlp"])
 def test_an_untrained_update_changes_nothing(method, name):
     if (method, name) not in REFUSED:
-        torch.testing.assert_close(logits(wrap(method, build(name), SETTINGS)), logits(build(name)))
+        torch.testing.assert_close(
+            logits(wrap(build(name), replace(SETTINGS, name=method), total_step=20)), logits(build(name))
+        )
 
 
 @pytest.mark.parametrize(("method", "name"), sorted(REFUSED))
 def test_a_layer_that_a_method_cannot_adapt_is_named_with_the_methods_that_can(method, name):
     with pytest.raises(UserError) as error:
-        wrap(method, build(name), SETTINGS)
+        wrap(build(name), replace(SETTINGS, name=method), total_step=20)
     message = str(error.value)
     layer = re.match(rf"{method} cannot adapt (\S+): ", message)
     assert layer is not None
@@ -196,8 +198,9 @@ def test_peft_still_has_the_faults_that_oft_is_refused_for(name):
 @pytest.mark.parametrize("method", ["snella", "lora", "shira"])
 def test_target_modules_mean_what_they_mean_in_peft(method):
     def layers(asked: Any) -> list[str]:
-        settings = MethodSettings(r=4, total_step=20, target_modules=asked)
-        return sorted(wrap(method, build("vit"), settings).base_model.targeted_module_names)  # type: ignore[union-attr]
+        names = (asked,) if isinstance(asked, str) else tuple(asked)
+        settings = MethodConfig(name=method, r=4, target_modules=names)
+        return sorted(wrap(build("vit"), settings, total_step=20).base_model.targeted_module_names)  # type: ignore[union-attr]
 
     assert layers(["mlp.fc1"]) == ["blocks.0.mlp.fc1", "blocks.1.mlp.fc1"]
     assert layers(r"blocks\.1\..*fc\d") == ["blocks.1.mlp.fc1", "blocks.1.mlp.fc2"]
@@ -209,42 +212,42 @@ def test_target_modules_mean_what_they_mean_in_peft(method):
 
 @pytest.mark.parametrize("method", ["snella", "lora"])
 def test_a_grouped_convolution_named_by_name_is_refused(method):
-    settings = MethodSettings(r=4, total_step=20, target_modules=["layer1.0.conv2"])
+    settings = MethodConfig(name=method, r=4, target_modules=("layer1.0.conv2",))
     with pytest.raises(UserError, match=r"layer1\.0\.conv2.* in \d+ groups"):
-        wrap(method, build("resnext"), settings)
+        wrap(build("resnext"), settings, total_step=20)
 
 
 def test_shira_with_too_high_a_rank_names_one_that_works():
     with pytest.raises(UserError, match="use r=16 or less") as error:
-        wrap("shira", build("vit"), MethodSettings(r=17))
+        wrap(build("vit"), MethodConfig(name="shira", r=17))
     assert "blocks.0.attn.proj" in str(error.value)
-    wrap("shira", build("vit"), MethodSettings(r=16))
+    wrap(build("vit"), MethodConfig(name="shira", r=16))
 
 
 def test_unknown_methods_and_models_without_a_head():
     with pytest.raises(UserError, match="did you mean lora"):
-        wrap("lorra", build("vit"), SETTINGS)
+        wrap(build("vit"), replace(SETTINGS, name="lorra"), total_step=20)
     headless = timm.create_model("test_vit", num_classes=0)
     with pytest.raises(UserError, match="no classifier head"):
-        wrap("linear", headless, SETTINGS)
+        wrap(headless, replace(SETTINGS, name="linear"), total_step=20)
 
 
 def test_snell_is_equally_sparse_everywhere_and_allocates_nothing():
-    model: Any = wrap("snell", build("vit"), SETTINGS)
+    model: Any = wrap(build("vit"), replace(SETTINGS, name="snell"), total_step=20)
     config = model.peft_config["default"]
     assert (config.kernel, config.init_sparsity, config.target_sparsity) == ("pwl", 0.5, 0.5)
     assert after_step("snell", model) is None
-    dense: Any = wrap("snell", build("vit"), MethodSettings(r=4, target_sparsity=0.0))
+    dense: Any = wrap(build("vit"), MethodConfig(name="snell", r=4, target_sparsity=0.0))
     assert dense.peft_config["default"].gate == "none"
 
 
 def test_batch_norm_statistics_are_saved_where_they_move(tmp_path):
-    model = wrap("full", build("resnet"), SETTINGS)
+    model = wrap(build("resnet"), replace(SETTINGS, name="full"), total_step=20)
     model.train()(IMAGES)
     save_adapter("full", model, tmp_path / "full")
     assert torch.equal(logits(load_adapter("full", build("resnet"), tmp_path / "full")), logits(model))
 
-    model = wrap("linear", build("resnet"), SETTINGS)
+    model = wrap(build("resnet"), replace(SETTINGS, name="linear"), total_step=20)
     save_adapter("linear", model, tmp_path / "linear")
     with safe_open(tmp_path / "linear" / "model.safetensors", framework="pt") as file:
         assert set(file.keys()) == {"fc.weight", "fc.bias"}
@@ -257,7 +260,7 @@ def test_an_adapter_that_is_not_there_or_of_another_model_is_refused(method, tmp
     (tmp_path / "adapter_config.json").write_text("{}")  # where PEFT would ask the hub for the rest
     with pytest.raises(UserError, match=f"no adapter of {method} was saved there"):
         load_adapter(method, build("vit"), tmp_path)
-    save_adapter(method, wrap(method, build("vit"), SETTINGS), tmp_path)
+    save_adapter(method, wrap(build("vit"), replace(SETTINGS, name=method), total_step=20), tmp_path)
     for other in (build("resnet"), timm.create_model("test_vit", num_classes=3)):
         with pytest.raises(UserError, match="does not fit this"):
             load_adapter(method, other, tmp_path)
@@ -274,7 +277,7 @@ def test_transformers_models(tmp_path):
         return transformers.ViTForImageClassification(config).eval()
 
     for method in METHODS:
-        wrapped: Any = wrap(method, model(), SETTINGS)
+        wrapped: Any = wrap(model(), replace(SETTINGS, name=method), total_step=20)
         loss = nn.functional.cross_entropy(wrapped(IMAGES).logits, LABELS % 2)
         loss.backward()
         torch.optim.SGD([p for p in wrapped.parameters() if p.requires_grad], lr=0.1).step()
@@ -292,7 +295,7 @@ def test_transformers_models(tmp_path):
 
 def test_summaries_are_one_line_each():
     assert all(row.summary and "\n" not in row.summary for row in METHODS.values())
-    assert [name for name, row in METHODS.items() if row.config is None] == list(PLAIN)
+    assert [name for name, row in METHODS.items() if row.build is None] == list(PLAIN)
 
 
 def unet() -> Any:
@@ -340,8 +343,8 @@ def test_the_patches_of_a_transformer_are_its_first_convolution():
 @pytest.mark.parametrize("method", ["snella", "lora", "full"])
 def test_a_unet_with_its_convolutions_is_trained_saved_loaded_and_merged(method, tmp_path):
     base = unet()
-    settings = MethodSettings(r=4, target_sparsity=0.5, total_step=20, target_modules=with_convolutions(base))
-    wrapped: Any = wrap(method, base, settings)
+    settings = MethodConfig(name=method, r=4, target_sparsity=0.5, target_modules=(with_convolutions(base),))
+    wrapped: Any = wrap(base, settings, total_step=20)
     with torch.no_grad():
         start = noise_of(wrapped.eval())
     optimiser = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=1e-2)

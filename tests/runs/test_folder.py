@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import filelock
@@ -24,7 +23,7 @@ def test_one_at_a_time_and_nothing_is_left(tmp_path):
 
 
 def test_a_run_that_came_meanwhile_is_left_alone(tmp_path):
-    config, folder = TrainConfig(data="x"), tmp_path / "run"
+    config, folder = TrainConfig.of(data="x"), tmp_path / "run"
     check_claim(folder, config)
     check_claim(folder, config)  # both find nothing there
     claim(folder, config)
@@ -33,7 +32,7 @@ def test_a_run_that_came_meanwhile_is_left_alone(tmp_path):
         claim(folder, config)
     assert (folder / "checkpoints").is_dir()
     with alone_in(folder, "training"), pytest.raises(UserError, match="another training is at work"):
-        claim(folder, replace(config, overwrite=True))
+        claim(folder, config.changed(overwrite=True))
     assert (folder / "checkpoints").is_dir()
 
 
@@ -56,13 +55,13 @@ def test_two_may_write_what_is_shared(tmp_path):
 
 def test_the_folder_we_are_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    claim(Path("."), TrainConfig(data="x"))
+    claim(Path("."), TrainConfig.of(data="x"))
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
     for inside in (tmp_path, tmp_path / "deeper"):
         inside.mkdir(exist_ok=True)
         monkeypatch.chdir(inside)
         with pytest.raises(UserError, match="cannot be replaced from inside it"):
-            check_claim(tmp_path, TrainConfig(data="x", overwrite=True))
+            check_claim(tmp_path, TrainConfig.of(data="x", overwrite=True))
 
 
 def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
@@ -79,7 +78,7 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
-    claim(folder, TrainConfig(data="d", out=str(folder)))
+    claim(folder, TrainConfig.of(data="d", out=str(folder)))
     return folder
 
 
@@ -88,7 +87,7 @@ def test_what_a_run_reads_is_not_replaced_with_its_folder(field: str, run: Path)
     (run / "mine").mkdir()
     (run / "mine" / "thesis.txt").touch()
     value = f"hf:{run}/mine" if field == "backbone" else f"{run}/mine"
-    again = replace(TrainConfig(data="d", out=str(run), overwrite=True), **{field: value})
+    again = TrainConfig.of(data="d", out=str(run), overwrite=True).changed(**{field: value})
     with pytest.raises(UserError, match=r"--overwrite would delete .*mine, which this run reads"):
         check_claim(run, again)
     assert (run / "mine" / "thesis.txt").exists()
@@ -98,7 +97,7 @@ def test_a_link_to_a_run_folder_stays_one(run: Path, tmp_path: Path) -> None:
     (run / "summary.json").touch()
     link = tmp_path / "link"
     link.symlink_to(run)
-    claim(link, TrainConfig(data="d", out=str(link), overwrite=True))
+    claim(link, TrainConfig.of(data="d", out=str(link), overwrite=True))
     assert link.is_symlink()
     assert [entry.name for entry in run.iterdir()] == ["config.yaml"]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "run"]

@@ -24,7 +24,7 @@ import snella
 import snella.runs.train
 import snella.tasks.generation.denoising
 from snella.cli.main import main
-from snella.methods.table import METHODS
+from snella.config.method import METHODS
 from support import tiny_pipelines
 from support.generation_runs import (
     CLASSES,

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import snella.training.loop
 from snella.cli.main import main
-from snella.methods.table import METHODS
+from snella.config.method import METHODS
 from support.masked_runs import blobs, picture, train, write_pairs
 
 SUMMARY = {"test", "val", "trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "seed", "versions"}

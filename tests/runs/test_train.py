@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 import snella.runs.train
 import snella.training.loop
 from snella.cli.main import main
+from snella.config.method import METHODS
 from snella.config.recipe import read_recipe
 from snella.config.schema import TrainConfig
-from snella.methods.table import METHODS
 from snella.models.bundled import BACKBONES, FOCUS
 from snella.runs.folder import alone_in
 from snella.runs.load import load_run
@@ -172,7 +172,7 @@ def test_normalisation_is_the_backbones_unless_said(normalisation, mean, images,
     assert train(images, tmp_path / "run", *flags) == 0
     run = load_run(tmp_path / "run", "cpu")
     assert list(run.preprocessing.mean) == mean
-    white = run.module.eval_transform(run.preprocessing)({"image": Image.new("RGB", (40, 40), "white")})["image"]
+    white = run.task.eval_transform(run.preprocessing)({"image": Image.new("RGB", (40, 40), "white")})["image"]
     assert white[:, 0, 0].tolist() == pytest.approx(
         [(1 - m) / s for m, s in zip(mean, run.preprocessing.std, strict=True)]
     )
@@ -302,7 +302,7 @@ def test_out_alone_is_enough_to_resume(images, spoilable, snella_run):
 def test_smoke_is_short_whatever_the_recipe(images, tmp_path):
     assert train(images, tmp_path / "run", "--epochs", "500", "--smoke") == 0
     config = read_recipe(str(tmp_path / "run" / "config.yaml"))
-    assert (config.epochs, config.smoke) == (2, True)
+    assert (config.loop.epochs, config.smoke) == (2, True)
 
 
 # What can be done with a finished run
@@ -471,7 +471,7 @@ def test_damaged_files_are_named(name, delete, spoilable, capsys):
 
 
 def test_the_python_interface_takes_the_same_config(images, tmp_path):
-    config = TrainConfig(
+    config = TrainConfig.of(
         data=str(images), backbone="test_vit", pretrained=False, image_size=32, r=4, epochs=1, method="linear",
         device="cpu", out=str(tmp_path / "run"),
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from snella.config.method import MethodConfig
 from snella.errors import UserError
-from snella.methods.table import MethodSettings, load_adapter, merged, save_adapter, wrap
+from snella.methods.table import load_adapter, merged, save_adapter, wrap
 from snella.models.backbone import BackboneSpec, build_backbone, fingerprint
 from snella.models.export import save_merged
 from snella.segmenter import smp
@@ -29,7 +30,7 @@ from snella.segmenter.build import (
 from snella.segmenter.plain import PARTS
 from snella.tuner.targets import head_names
 
-SETTINGS = MethodSettings(r=4, target_sparsity=0.5, total_step=20)
+SETTINGS = MethodConfig(r=4, target_sparsity=0.5)
 SMALL = 32  # pixels
 CASES = [  # an encoder, its decoder
     ("test_vit", "plain"),
@@ -238,7 +239,7 @@ def test_dpt_on_patches_of_14_pixels():
 def test_trained_saved_loaded_and_merged(method, name, decoder, adapt, tmp_path):
     base = build(name, decoder, SMALL, adapt=adapt)
     before, names = logits(base, images(SMALL)), set(dict(base.named_parameters()))
-    model: Any = wrap(method, base, SETTINGS)
+    model: Any = wrap(base, replace(SETTINGS, name=method), total_step=20)
     layers = {layer for layer in model.base_model.targeted_module_names if not layer.startswith("net.encoder.")}
     assert bool(layers) == adapt
     start = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -267,7 +268,7 @@ def test_trained_saved_loaded_and_merged(method, name, decoder, adapt, tmp_path)
 def test_only_the_decoder_trains_under_linear_and_the_fingerprint_leaves_it_out(name, decoder):
     model = build(name, decoder)
     before = fingerprint(model)
-    wrapped = wrap("linear", copy.deepcopy(model), SETTINGS)
+    wrapped = wrap(copy.deepcopy(model), replace(SETTINGS, name="linear"), total_step=20)
     trainable = {key for key, parameter in wrapped.named_parameters() if parameter.requires_grad}
     assert trainable == {key for key, _ in model.named_parameters() if not key.startswith("net.encoder.")}
     for key, tensor in model.state_dict().items():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from snella.config.method import MethodConfig
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
-from snella.methods.table import MethodSettings, load_adapter, merged, save_adapter, wrap
+from snella.methods.table import load_adapter, merged, save_adapter, wrap
 from snella.models.backbone import BackboneSpec, fingerprint
 from snella.segmenter.build import SegmenterSpec, build_segmenter, preprocessing_of_segmenter
 from snella.tuner.targets import head_names
@@ -18,7 +20,7 @@ from support.hf_segmenters import FAMILIES, saved
 
 transformers = pytest.importorskip("transformers")
 
-SETTINGS = MethodSettings(r=2, target_sparsity=0.5, total_step=20)
+SETTINGS = MethodConfig(r=2, target_sparsity=0.5)
 
 
 def spec(folder, num_classes=5, size=None, *, adapt=False, pretrained=True, **options) -> SegmenterSpec:
@@ -59,7 +61,7 @@ def test_the_decoder_trains_and_is_not_in_the_fingerprint(source):
     folder, _ = source
     model = build(folder, 3)
     backbone = next(iter(model.net.named_children()))[0]
-    wrapped = wrap("linear", build(folder, 3), SETTINGS)
+    wrapped = wrap(build(folder, 3), replace(SETTINGS, name="linear"), total_step=20)
     trainable = {key for key, parameter in wrapped.named_parameters() if parameter.requires_grad}
     assert trainable == {key for key, _ in model.named_parameters() if not key.startswith(f"net.{backbone}.")}
     assert "auxiliary" not in str(trainable)  # it is left out
@@ -81,7 +83,7 @@ def test_trained_saved_loaded_and_merged(source, method, adapt, tmp_path):
     base = build(folder, adapt=adapt)
     before, names = logits(base, images(32)), set(dict(base.named_parameters()))
     backbone, *heads = (name for name, _ in base.net.named_children())
-    model: Any = wrap(method, base, SETTINGS)
+    model: Any = wrap(base, replace(SETTINGS, name=method), total_step=20)
     assert any(layer.split(".")[1] in heads for layer in model.base_model.targeted_module_names) == adapt
     start = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)

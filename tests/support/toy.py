@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor, nn
 
+from snella.config.loop import LoopConfig
 from snella.training import checkpoint
-from snella.training.loop import FitResult, LoopSettings, fit
+from snella.training.loop import FitResult, fit
 
-SETTINGS = LoopSettings(
-    epochs=3, lr=0.02, accumulate=2, ema=0.8, clip_grad=0.5, checkpoint_every=2, seed=5, device="cpu"
-)
+SETTINGS = LoopConfig(epochs=3, lr=0.02, accumulate=2, ema=0.8, clip_grad=0.5, checkpoint_every=2)
 EVERY_STEP = range(1, 10)  # three epochs of five batches, two to a step
 
 
@@ -129,7 +129,7 @@ def quiet() -> Console:
 def train(
     folder: Path,
     *,
-    settings: LoopSettings = SETTINGS,
+    settings: LoopConfig = SETTINGS,
     resume: bool = False,
     at_step: Callable[[int], None] | None = None,
     at_validation: Callable[[int, int], None] | None = None,
@@ -153,6 +153,8 @@ def train(
         ToyBatches(3, seed=2, tap=at_validation),
         settings,
         folder,
+        accelerator=Accelerator(cpu=True),
+        seed=5,
         after_step=Watched(model),
         resume=resume,
         console=quiet(),

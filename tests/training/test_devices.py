@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from snella.training.devices import on_device
+from snella.training.evaluation import on_device
 
 
 def test_images_on_the_cpu_are_channels_last_and_all_values_stay() -> None:

@@ -72,8 +72,8 @@ def test_a_run_is_left_alone(images: Path, tmp_path: Path, capsys: pytest.Captur
 
 def test_no_recipe_says_it(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(to_yaml(replace(TrainConfig(data="d"), estimate=True)))
-    assert read_recipe(str(recipe)) == TrainConfig(data="d")
+    recipe.write_text(to_yaml(replace(TrainConfig.of(data="d"), estimate=True)))
+    assert read_recipe(str(recipe)) == TrainConfig.of(data="d")
     recipe.write_text("estimate: true\n")
     with pytest.raises(UserError, match="--estimate"):
         read_recipe(str(recipe))
@@ -95,6 +95,6 @@ def test_eight_bits_are_refused_before_anything_is_read(tmp_path: Path, capsys: 
 
 def test_the_average_counts(images: Path, tmp_path: Path) -> None:
     model: dict = {"backbone": "test_vit", "pretrained": False, "image_size": 32, "method": "full", "device": "cpu"}
-    config = TrainConfig(data=str(images), batch_size=4, **model)
-    without, with_average = train(replace(config, estimate=True)), train(replace(config, estimate=True, ema=0.9))
+    config = TrainConfig.of(data=str(images), batch_size=4, **model)
+    without, with_average = train(config.changed(estimate=True)), train(config.changed(estimate=True, ema=0.9))
     assert with_average["peak_memory_bytes"] - without["peak_memory_bytes"] == without["weights"]  # it has no buffers

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from snella.config.loop import LoopConfig
 from snella.errors import UserError
 from snella.training.checkpoint import read_checkpoint, write_checkpoint
 from snella.training.optimiser import (
@@ -87,7 +88,7 @@ def test_the_state_of_adamw_goes_on_to_the_bit(tmp_path: Path) -> None:
 
 def test_eight_bits_need_cuda_and_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"needs a CUDA device, and this run is on cpu; use adamw$"):
-        make_optimiser("adamw8bit", nn.Linear(3, 2), lr=1e-3, weight_decay=0, eps=1e-8)
+        make_optimiser(LoopConfig(optimizer="adamw8bit"), nn.Linear(3, 2))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'snella\[bitsandbytes\]'$"):
         check_optimiser("adamw8bit", torch.device("cuda"))

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from snella import SnellaConfig
+from snella.config.method import MethodConfig
 from snella.errors import UserError
-from snella.methods.table import MethodSettings, wrap
+from snella.methods.table import wrap
 from snella.tuner import SnellaLayer
 from snella.tuner.targets import default_targets, head_names
 from support.hf_segmenters import FAMILIES, config
@@ -279,7 +280,7 @@ def test_layers_that_do_more_than_a_product_are_left_as_they_are() -> None:
 @pytest.mark.parametrize("method", ["snella", "lora"])
 def test_the_default_layers_of_a_model_that_pads_by_size(method: str) -> None:
     model = timm.create_model("tf_efficientnetv2_b0", num_classes=3).eval()
-    wrapped = wrap(method, model, MethodSettings(r=4, total_step=4)).eval()
+    wrapped = wrap(model, MethodConfig(name=method, r=4), total_step=4).eval()
     assert wrapped(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
     names = wrapped.base_model.targeted_module_names
     assert "blocks.1.1.conv_exp" in names

@@ -6,11 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TypeVar
 
+from snella.cli.commands import Compare
 from snella.cli.flags import divided, value_of
 from snella.compare.plan import Plan, PlannedTask
-from snella.config.schema import Method, TrainConfig, flag, source_name
+from snella.config.fields import flag
+from snella.config.method import METHODS
+from snella.config.schema import TrainConfig, source_name
 from snella.config.validation import choice_error, validate
 from snella.errors import UserError
 
@@ -22,7 +25,7 @@ SET_HERE |= dict.fromkeys(("test", "resume", "overwrite", "estimate"), "")
 
 
 def make_plan(
-    command: Any, shared: Sequence[str], settings: Callable[[Sequence[str], TrainConfig | None], TrainConfig]
+    command: Compare, shared: Sequence[str], settings: Callable[[Sequence[str], TrainConfig | None], TrainConfig]
 ) -> Plan:
     """The plan that flags describe.
 
@@ -70,7 +73,7 @@ def _usual_methods(tasks: Sequence[PlannedTask]) -> tuple[str, ...]:
     """What is compared unless methods are named: no method that a task cannot train by."""
     configs = [task.config for task in tasks]
     left_out = {"linear"} if any(config.task == "generate" for config in configs) else set()  # it has no head
-    left_out |= {"full"} if any(config.half_weights for config in configs) else set()
+    left_out |= {"full"} if any(config.generate.half_weights for config in configs) else set()
     return tuple(method for method in ("snella", "lora", "linear", "full") if method not in left_out)
 
 
@@ -93,8 +96,8 @@ def _listed(name: str, text: str, read: Callable[[str], T]) -> list[T]:
 
 
 def _method(word: str) -> str:
-    if word not in get_args(Method):
-        raise choice_error("methods", word, get_args(Method))
+    if word not in METHODS:
+        raise choice_error("methods", word, tuple(METHODS))
     return word
 
 

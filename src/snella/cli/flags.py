@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import tyro
 from tyro.conf import FlagCreatePairsOff
 
-from snella.config.schema import flag, nearest
+from snella.config.fields import flag, nearest
 from snella.config.validation import choice_error
 from snella.errors import UserError
 

@@ -10,17 +10,16 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
-from tyro.conf import OmitArgPrefixes, Positional, arg
-
+from snella.cli.commands import Compare, Data, Evaluate, Merge, Predict, Train, parse_train, train_hints
 from snella.cli.compare_flags import make_plan
 from snella.cli.exit import Stopped, again, exit_code, explain, terminable
 from snella.cli.flags import check_flags, divided, parse, value_of
+from snella.config.fields import flag, nearest
 from snella.config.recipe import read_recipe
-from snella.config.schema import Task, TrainConfig, flag, nearest, run_folder
+from snella.config.schema import TrainConfig, run_folder
 from snella.config.suites import is_suite_task, read_suite_task
 from snella.config.validation import validate
 from snella.errors import UserError
@@ -40,123 +39,6 @@ snella COMMAND --help lists a command's flags with their defaults. --debug, with
 """
 
 C = TypeVar("C")
-
-
-@dataclass(frozen=True)
-class Train:
-    """Fine-tune a pre-trained backbone on images; the results go to a run folder."""
-
-    recipe: str | None = None
-    """Defaults for the flags below, which override it.
-    The name of a recipe (demo), a suite's task (vtab1k/cifar; --data is then the benchmark's folder), or the path of a
-    YAML file, such as a run's config.yaml."""
-    config: OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
-    """What a recipe may set, and where the results go."""
-
-
-@dataclass(frozen=True)
-class Compare:
-    """Tune by several methods on the same data: the learning rate of each is chosen on val, then come more seeds.
-
-    Flags of snella train may follow, for all runs alike: --data, --epochs, --backbone ... but not what is set for each
-    run: --method, --lr, --seed, --test, --resume, --overwrite, --estimate."""
-
-    recipe: str | None = None
-    """Defaults of the runs, as for snella train, or a suite of tasks, all of which are run."""
-    methods: str | None = None
-    """Methods of snella train, with commas between them. With lora, the others' differences to it are shown.
-    None: snella,lora,linear,full, but for what cannot train (linear to generate, full with --half-weights)."""
-    seeds: str = "0,1,2"
-    """Seeds of the runs; the first one chooses the learning rate."""
-    lr_grid: str | None = None
-    """Learning rates to choose from. None: three of 1e-5,3e-5,1e-4 ... 1e-1 around the method's usual one (or the
-    recipe's, for its method), further ones for as long as the best is at an end, and at last half rungs (5e-4 ...) on
-    both sides of the best; none below --min-lr."""
-    workers: int = 1
-    """Runs at once, each with its share of the cores (for processes that decode images, see train, use a recipe)."""
-    out: str | None = None
-    """Folder of the runs (METHOD/lr-RATE/seed-SEED) and the results; None: runs/compare-RECIPE, or -DATA.
-    Finished runs in it are not run again."""
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Test a run: metrics, a table per class, figures; all of it in RUN/evaluation as well."""
-
-    run: Annotated[Positional[str], arg(metavar="RUN")] = ""
-    """Run folder that snella train wrote."""
-    data: str | None = None
-    """Other images to test on, in any layout that train takes; their test split, or val, or all if they are not split.
-    None: the data of the run."""
-    split: Literal["train", "val", "test"] = "test"
-    """Which split of the run's data."""
-    features: str | None = None
-    """Compare images that the run makes with the split's, in the features of this model: KID and similarity, and FID
-    where there are as many images on both sides as features.
-    A backbone's name (vit_small_focus; vit_base_patch32_clip_224.openai for CLIP-I), or inception (torch-fidelity)."""
-    samples: int = 64
-    """How many images it makes for that."""
-    batch_size: int = 64
-    """Images per forward pass."""
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda, cuda:N or mps."""
-
-
-@dataclass(frozen=True)
-class Predict:
-    """Predict images, as a table, JSON or CSV on standard output; what is a picture (a mask) goes to a folder.
-    A run that generates makes images instead."""
-
-    run: Annotated[Positional[str], arg(metavar="RUN")] = ""
-    """Run folder that snella train wrote."""
-    images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE...")] = ()
-    """Image files, or folders of them (searched in depth). None: three test images of the run's own data."""
-    json: bool = False
-    """Print JSON, with all that was found: probabilities, or areas, of all classes."""
-    csv: bool = False
-    """Print CSV, a line for each image."""
-    out: str | None = None
-    """Write to this file instead of standard output (JSON or CSV by its ending, unless a format is given)."""
-    pictures: str | None = None
-    """Folder for pictures (masks, overlays, generated images); a new one. None: RUN/predictions."""
-    prompt: str | None = None
-    """What to generate: a text, or a class's name. None: what the run's sample grids show."""
-    n: int = 4
-    """How many images to generate for it."""
-    seed: int = 0
-    """Seed of the first generated image; those of the others follow."""
-    steps: int | None = None
-    """Denoising steps of a generated image. None: as the run's samples."""
-    guidance: float | None = None
-    """Guidance scale of generated images. None: as the run's samples."""
-    batch_size: int = 64
-    """Images per forward pass."""
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda, cuda:N or mps."""
-
-
-@dataclass(frozen=True)
-class Merge:
-    """Merge a run's update into its backbone: a checkpoint that loads without snella and is as fast as the original."""
-
-    run: Annotated[Positional[str], arg(metavar="RUN")] = ""
-    """Run folder that snella train wrote."""
-    out: str = ""
-    """Folder for the checkpoint. Needed; has no default."""
-    onnx: str | None = None
-    """Also write an ONNX model to this file and check it (needs onnx, onnxruntime, onnxscript, torch 2.8)."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """Show what is found in a data set: images per class and split, sizes, unreadable files, licence."""
-
-    data: Annotated[Positional[str], arg(metavar="PATH")] = ""
-    """A folder, a manifest or a name, as snella train --data takes it."""
-    task: Task | None = None
-    """What the data is for. None: what its layout looks like."""
-    seed: int = 0
-    """Seed of the splits, where the data has none of its own."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -187,16 +69,15 @@ def _dispatch(args: list[str]) -> int:
 
 
 def _train(args: list[str]) -> int:
-    command = _parse(Train, args, default=_defaults(args))
-    command = dataclasses.replace(command, config=_in_benchmark(command, args))
-    validate(command.config)
+    config = _in_benchmark(parse_train(args, "train", _defaults(args)), args)
+    validate(config)
     from snella.runs.train import train
     from snella.training.interrupt import Interrupted
 
-    folder = run_folder(command.config)
+    folder = run_folder(config)
     before = _written(folder / "config.yaml")
     try:
-        train(command.config)
+        train(config)
     except Interrupted as stop:
         raise Stopped(128 + stop.signal_number, resume_command(folder)) from None
     except KeyboardInterrupt as stop:
@@ -212,13 +93,12 @@ def _written(path: Path) -> int | None:
 
 def _compare(args: list[str]) -> int:
     own, shared = divided(args, [f.name for f in dataclasses.fields(Compare)])
-    hints = get_type_hints(TrainConfig) | get_type_hints(Compare)
-    check_flags(args, hints, "compare", negatable=True)
+    check_flags(args, train_hints() | get_type_hints(Compare), "compare", negatable=True)
     command = _parse(Compare, ["--help"] if {"-h", "--help"} & set(args) else own)
 
     def settings(flags: Sequence[str], defaults: TrainConfig | None) -> TrainConfig:
         default = _defaults(flags) if defaults is None else Train(config=defaults)
-        return _in_benchmark(parse(Train, flags, "compare", negatable=True, default=default), flags)
+        return _in_benchmark(parse_train(flags, "compare", default), flags)
 
     plan = make_plan(command, shared, settings)
     from snella.compare.search import compare
@@ -243,7 +123,7 @@ def _in_benchmark(command: Train, args: Sequence[str]) -> TrainConfig:
     """The config; with a suite's task, --data names the folder of the whole benchmark, or the task's own."""
     config = command.config
     if command.recipe and is_suite_task(command.recipe) and value_of(args, "data"):
-        return dataclasses.replace(config, data=read_suite_task(command.recipe, config.data).data)
+        return config.changed(data=read_suite_task(command.recipe, config.data.source).data.source)
     return config
 
 
@@ -262,9 +142,10 @@ def _predict(args: list[str]) -> int:
     if command.json and command.csv:
         raise UserError("--json and --csv contradict each other: pass one of them")
     from snella.runs.folder import read_about
+    from snella.tasks.registry import task_named
 
     options = _options(command)
-    if read_about(folder)["task"] == "generate":
+    if task_named(read_about(folder)["task"]).generates:
         from snella.runs.generate import generate
 
         _refuse(command, _IMAGE_FLAGS, "makes images and takes none")
@@ -307,11 +188,11 @@ def _data(args: list[str]) -> int:
     from rich.console import Console
 
     from snella.console import checking_images
-    from snella.tasks.registry import TASKS
+    from snella.tasks.registry import task_for, task_named
 
-    task = command.task or next(name for name, module in TASKS.items() if module.recognised(command.data))
+    task = task_named(command.task) if command.task else task_for(command.data)
     with checking_images(Console(stderr=True)) as progress:
-        report = TASKS[task].describe(command.data, seed=command.seed, progress=progress)
+        report = task.describe(command.data, seed=command.seed, progress=progress)
     Console().print(report, soft_wrap=True)  # a path that is broken over lines cannot be copied
     return 0
 
@@ -336,13 +217,11 @@ def _run(run: str, command: str) -> Path:
     return Path(run)
 
 
-def _parse(command: type[C], args: Sequence[str], **default: C) -> C:
-    """The command that the flags describe, with its name and fields in the messages."""
-    name, trains = command.__name__.lower(), command is Train
-    hints = get_type_hints(command) | (get_type_hints(TrainConfig) if trains else {})
-    hints.pop("config", None)
-    check_flags(args, hints, name, negatable=trains)
-    return parse(command, args, name, negatable=trains, **default)
+def _parse(command: type[C], args: Sequence[str]) -> C:
+    """Return the command that the flags describe, with its name and fields in the messages."""
+    name = command.__name__.lower()
+    check_flags(args, get_type_hints(command), name)
+    return parse(command, args, name)
 
 
 def resume_command(folder: Path) -> str:

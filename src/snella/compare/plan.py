@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from snella.config.method import METHODS
 from snella.config.schema import TrainConfig, shrunk
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ LADDER = (
     *(1e-3, 2e-3, 3e-3, 5e-3),
     *(1e-2, 2e-2, 3e-2, 5e-2, 1e-1),
 )
-# Where a method begins, a short run's best rate more often than not; one rung each side is tried with it.
-USUAL = {"linear": 1e-2, "bitfit": 3e-3, "full": 3e-4}
-USUAL |= dict.fromkeys(("snella", "snell", "lora", "dora", "adalora", "shira", "oft"), 1e-3)
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Plan:
     def config(self, task: PlannedTask, method: str, lr: float, seed: int) -> TrainConfig:
         """The settings of a run; `out` is its folder."""
         out = task.folder / method / f"lr-{lr:g}" / f"seed-{seed}"
-        config: Any = replace(task.config, method=method, lr=lr, seed=seed, out=str(out), test="both", resume=True)
+        config = task.config.changed(method=method, lr=lr, seed=seed, out=str(out), test="both", resume=True)
         return shrunk(config) if config.smoke else config
 
     def first_rates(self, task: PlannedTask, method: str) -> tuple[float, ...]:
@@ -64,7 +62,7 @@ class Plan:
         """
         if self.grid is not None:
             return self.grid
-        usual = task.config.lr if method == task.config.method else USUAL[method]
+        usual = task.config.loop.lr if method == task.config.method.name else METHODS[method].usual_rate
         rungs = self.rungs(task)[::2]
         middle = min(range(len(rungs)), key=lambda i: abs(math.log(rungs[i] / usual)))
         return rungs[max(middle - 1, 0) : middle + 2]
@@ -88,7 +86,7 @@ class Plan:
         """What rates are taken from: those given, or the ladder down to the rung at the task's `min_lr`."""
         if self.grid is not None:
             return self.grid
-        least = next((i for i in range(0, len(LADDER), 2) if LADDER[i] >= task.config.min_lr), -1)
+        least = next((i for i in range(0, len(LADDER), 2) if LADDER[i] >= task.config.loop.min_lr), -1)
         return LADDER[least:]
 
     def possible(self) -> Iterator[TrainConfig]:

@@ -30,12 +30,12 @@ from snella.compare.results import (
     read_result,
 )
 from snella.compare.tables import NAME, suite_report, task_report, with_spread, write_suite, write_task
+from snella.config.method import METHODS
 from snella.config.recipe import differences, to_yaml
 from snella.config.schema import TrainConfig
 from snella.console import plain
 from snella.errors import UserError
 from snella.files import check_writable, write_text
-from snella.methods.table import METHODS
 from snella.runs.data import read_run_data
 from snella.runs.folder import (
     alone_in,
@@ -46,7 +46,7 @@ from snella.runs.folder import (
     read_summary,
     state_of,
 )
-from snella.tasks.registry import TASKS
+from snella.tasks.registry import task_named
 from snella.training.loop import DIVERGED, is_better
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _search(
     grids: dict[tuple[PlannedTask, str], Grid] = {key: {} for key in rates}
     while rates != tried:
         new = [
-            replace(plan.config(*key, lr, first), test="none")
+            plan.config(*key, lr, first).changed(test="none")
             for key, wanted in rates.items()
             for lr in wanted
             if lr not in tried.get(key, ())
@@ -169,7 +169,7 @@ def _search(
 def _check_plan(plan: Plan) -> None:
     """Refuse, before anything runs, what no task can do, and what stands where a run belongs and is another one."""
     for task in plan.tasks:
-        TASKS[task.config.task].check(task.config)  # methods, rates and seeds make no difference to it
+        task_named(task.config.task).check(task.config)  # methods, rates and seeds make no difference to it
     there = {entry.name for entry in plan.folder.iterdir() if entry.name[0] != "."} if plan.folder.is_dir() else set()
     ours = {*METHODS, f"{NAME}.json", *(task.folder.name for task in plan.tasks)}
     if state_of(plan.folder) in ("started", "finished") or (there and not there & ours) or plan.folder.is_file():
@@ -265,7 +265,7 @@ def _result(plan: Plan, task: PlannedTask, grids: Mapping[str, Grid], failed: Fa
         if row.lr is not None and len(row.runs) < len(plan.seeds)
     ]
     notes += [f"{f.relative_to(plan.folder)} failed: {why}" for f, why in failed.items() if task.folder in f.parents]
-    label = TASKS[task.config.task].METRICS[run.metric]
+    label = task_named(task.config.task).metrics[run.metric]
     result = TaskResult(task.name, run.metric, label, run.higher_is_better, tuple(rows), (), tuple(notes))
     return replace(result, protocol=protocol(plan, result))
 
@@ -294,7 +294,8 @@ def protocol(plan: Plan, result: TaskResult) -> tuple[str, ...]:
         f"test: the best epoch on val, of equals the last (the last of all: {last}); never the best on test",
         f"images: {' or '.join(sorted(sizes))}, {preprocessing['image_size']} pixels; "
         f"mean {_values(preprocessing['mean'])}, std {_values(preprocessing['std'])}",
-        f"{config.backbone}, {config.epochs} epochs, batches of {config.batch_size}, r {config.r}, {config.precision}",
+        f"{config.model.backbone}, {config.loop.epochs} epochs, batches of {config.data.batch_size}, "
+        f"r {config.method.r}, {config.precision}",
         f"learning rate: the best of {rates} on val with seed {plan.seeds[0]}, of equals the middle one"
         f"{'' if plan.grid else '; rates were added where it was at an end, and on both sides of it'}",
         f"seeds: {seeds}; ± is the sample standard deviation, [ ] the 95 % t-interval of paired differences; where "

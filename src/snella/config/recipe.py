@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from snella.config.schema import FREE_TO_CHANGE, HINTS, KEYS, METHOD_FIELDS, START, TrainConfig, flag, nearest
+from snella.config.fields import flag, nearest
+from snella.config.schema import TrainConfig, recipe_keys, settings
 from snella.config.validation import typed
 from snella.errors import UserError
 
@@ -55,7 +55,7 @@ def read_recipe(recipe: str) -> TrainConfig:
     if is_suite(recipe):
         raise UserError(f"recipe {recipe} is a suite of tasks; name one of them, {recipe}/TASK")
     try:
-        return TrainConfig(**config_values(mapping(text)))
+        return TrainConfig.of(**config_values(mapping(text)))
     except UserError as error:
         raise UserError(f"recipe {recipe}: {error}") from None
 
@@ -100,13 +100,13 @@ def config_values(values: Mapping[Any, Any]) -> dict[str, Any]:
     Raises:
         UserError: an unknown key, one that belongs on the command line, or a value of the wrong type.
     """
-    found = {}
+    found, known = {}, settings()
     for key, value in _renamed(values).items():
-        if key in START:
+        if key not in known:
+            raise UserError(f"unknown key {key}{nearest(str(key), recipe_keys())}")
+        if known[key].reading.start:
             raise UserError(f"{key} belongs on the command line ({flag(key)}), not in a recipe")
-        if key not in KEYS:
-            raise UserError(f"unknown key {key}{nearest(str(key), KEYS)}")
-        found[key] = typed(key, value, HINTS[key], parse=True)
+        found[key] = typed(key, value, known[key].hint, parse=True)
     return found
 
 
@@ -123,17 +123,18 @@ def _renamed(values: Mapping[Any, Any]) -> Mapping[Any, Any]:
 
 
 def to_yaml(config: TrainConfig) -> str:
-    """The config as a recipe: `read_recipe` of it gives the same config, but for how it is started."""
-    values = {name: value for name, value in asdict(config).items() if name in KEYS}
+    """Return the config as a recipe: `read_recipe` of it gives the same config, but for how it is started."""
+    values = {name: config.value(name) for name in recipe_keys()}
     values = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """What differs between two configs in a way that changes the result, one phrase per field."""
-    unread = {name for methods, names in METHOD_FIELDS.items() if new.method not in methods for name in names}
+    """Return what differs between two configs in a way that changes the result, one phrase a setting."""
     return [
-        f"{flag(name)} was {getattr(old, name)}, is {getattr(new, name)}"
-        for name in KEYS
-        if name not in unread.union(FREE_TO_CHANGE) and getattr(old, name) != getattr(new, name)
+        f"{flag(name)} was {old.value(name)}, is {new.value(name)}"
+        for name, known in settings().items()
+        if old.value(name) != new.value(name)
+        and not (known.reading.free or known.reading.start)
+        and not (known.reading.methods and new.method.name not in known.reading.methods)
     ]

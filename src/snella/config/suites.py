@@ -19,8 +19,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from snella.config.fields import nearest
 from snella.config.recipe import config_values, is_suite, mapping, recipe_text
-from snella.config.schema import TrainConfig, nearest
+from snella.config.schema import TrainConfig
 from snella.config.validation import typed
 from snella.errors import UserError
 
@@ -115,8 +116,8 @@ def read_suite_task(recipe: str, data: str | None = None) -> TrainConfig:
     if data is None:
         return config
     root = Path(data).expanduser()
-    if root.is_dir() and not any((root / (task.config.data or "")).is_dir() for task in suite.tasks):
-        return replace(config, data=data)
+    if root.is_dir() and not any((root / (task.config.data.source or "")).is_dir() for task in suite.tasks):
+        return config.changed(data=data)
     return _below(data, config)
 
 
@@ -144,7 +145,7 @@ def task_mean(suite: Suite, values: Mapping[str, float]) -> float | None:
 
 
 def _below(data: str, config: TrainConfig) -> TrainConfig:
-    return replace(config, data=str(Path(data) / (config.data or "")))
+    return config.changed(data=str(Path(data) / (config.data.source or "")))
 
 
 def _suite(name: str, values: dict[Any, Any]) -> Suite:
@@ -189,7 +190,7 @@ def _task(name: str, values: dict[Any, Any]) -> SuiteTask:
     values = {"data": name, **values}
     try:
         texts = {key: typed(key, values.pop(key, ""), str) for key in ("group", "note")}
-        return SuiteTask(name=name, config=TrainConfig(**config_values(values)), **texts)
+        return SuiteTask(name=name, config=TrainConfig.of(**config_values(values)), **texts)
     except UserError as error:
         raise UserError(f"task {name}: {error}") from None
 

@@ -4,24 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from peft.tuners.adalora import AdaLoraLayer
 from torch import Tensor
-
-
-class AfterStep(Protocol):
-    """Called after the optimiser's step and before the gradients, unscaled, are cleared; `step` counts from 1.
-
-    Returns a record of the budgets when they changed: step, budget, kept and size by layer, skipped.
-    """
-
-    def __call__(self, step: int) -> dict[str, Any] | None: ...
-
-    def state_dict(self) -> dict[str, Tensor]: ...
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 class SnellaAllocation:

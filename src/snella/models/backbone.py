@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snella.config.schema import TrainConfig
+from snella.config.model import ModelConfig
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
 from snella.models import bundled, timm_backbone, transformers_backbone
@@ -48,8 +48,8 @@ class BackboneSpec:
     seed: int = 0
 
     @classmethod
-    def of(cls, config: TrainConfig, num_classes: int) -> BackboneSpec:
-        """The backbone that a run's settings ask for."""
+    def of(cls, config: ModelConfig, seed: int, num_classes: int) -> BackboneSpec:
+        """Return the backbone that a run's settings ask for."""
         return cls(
             name=config.backbone,
             pretrained=config.pretrained,
@@ -57,7 +57,7 @@ class BackboneSpec:
             image_size=config.image_size,
             num_classes=num_classes,
             drop_path=config.drop_path,
-            seed=config.seed,
+            seed=seed,
         )
 
 

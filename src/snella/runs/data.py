@@ -10,16 +10,16 @@ from snella.config.schema import SMOKE_PER_CLASS, TrainConfig
 from snella.console import checking_images, plain
 from snella.data.bundled.elpv import BASELINE
 from snella.data.dataset import ImageData
-from snella.tasks.registry import TASKS
+from snella.tasks.registry import task_named
 
 
 def read_run_data(config: TrainConfig, console: Console) -> ImageData:
     """The data of a run, the same at every call: the splits come from the seed, --smoke's few images from them."""
-    module = TASKS[config.task]
+    task = task_named(config.task)
     with checking_images(console) as progress:
-        data = module.read(config, progress)
+        data = task.read(config, progress)
     if config.smoke:
-        data = replace(data, splits={name: module.few(part, SMOKE_PER_CLASS) for name, part in data.splits.items()})
+        data = replace(data, splits={name: task.subset(part, SMOKE_PER_CLASS) for name, part in data.splits.items()})
     return data
 
 

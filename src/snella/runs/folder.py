@@ -60,7 +60,7 @@ def check_claim(folder: Path, config: TrainConfig) -> None:
     if config.overwrite and state != "absent" and Path.cwd().is_relative_to(folder.resolve()):
         raise UserError(f"{folder} cannot be replaced from inside it; go to another folder, or choose another --out")
     for name in READ if config.overwrite and state != "absent" else ():
-        path = Path((getattr(config, name) or "").removeprefix("hf:")).expanduser()
+        path = Path((config.value(name) or "").removeprefix("hf:")).expanduser()
         if path.name and path.exists() and path.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"--overwrite would delete {path}, which this run reads; move it, or choose another --out")
     if config.resume and state != "absent":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as json_format
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ from rich.console import Console
 from snella.console import plain, working
 from snella.errors import UserError
 from snella.files import save_picture
+from snella.runs.devices import check_device, make_accelerator
 from snella.runs.folder import read_about
 from snella.runs.load import load_run
 from snella.runs.pictures import free_name, picture_folder
-from snella.tasks.interface import Generates
-from snella.training.devices import check_device
+from snella.tasks.registry import task_named
 
 
 def generate(
@@ -45,9 +44,9 @@ def generate(
         UserError: no finished run, one that makes no images, an unknown class, a prompt for an unconditional model,
             values out of range.
     """
-    about = read_about(folder)
-    if about["task"] != "generate":
-        raise UserError(f"{folder} makes no images (its task is {about['task']}); give images to predict")
+    saved = read_about(folder)
+    if not task_named(saved["task"]).generates:
+        raise UserError(f"{folder} makes no images (its task is {saved['task']}); give images to predict")
     for name, value, least in (("--n", n, 1), ("--seed", seed, 0), ("--steps", steps, 1), ("--guidance", guidance, 0)):
         if value is not None and value < least:
             raise UserError(f"{name} {value} is below {least}")
@@ -55,27 +54,17 @@ def generate(
             raise UserError(f"{name} {value} is out of range")
     gallery = picture_folder(folder, pictures)
     check_device(device, "fp32")
-    known = about["classes"]
-    if prompt is not None and about.get("condition") == "none":
-        raise UserError(f"--prompt: the model of {folder} is unconditional; leave it out")
-    if prompt is not None and about.get("condition") == "class" and prompt not in known:
-        raise UserError(f"--prompt {prompt} is none of the run's classes: {', '.join(known)}")
-    run = load_run(folder, device)
-    task = run.task
-    assert isinstance(task, Generates)
-    prompts: list[str | None] = [prompt] if prompt is not None else [*task.prompts] or [None]
-    sampling = replace(
-        task.sampling,
-        steps=steps or task.sampling.steps,
-        guidance=task.sampling.guidance if guidance is None else guidance,
-    )
+    _check_prompt(folder, saved, prompt)
+    run = load_run(folder, make_accelerator(device, "fp32").device)
+    prompts: list[str | None] = [prompt] if prompt is not None else [*run.learner.prompts] or [None]
     asked = [text for text in prompts for _ in range(n)]
     seeds = [seed + i for i in range(n)] * len(prompts)
     rows: list[dict[str, Any]] = []
     taken = set[str]()
     stems = {text: free_name(_file_name(text), taken) for text in prompts}  # two prompts may begin alike
+    made = run.learner.generate(run.model, asked, seeds, steps=steps, guidance=guidance)
     with working(Console(stderr=True), "generating images") as progress:
-        for text, own, picture in zip(asked, seeds, task.generate(run.model, asked, seeds, sampling), strict=True):
+        for text, own, picture in zip(asked, seeds, made, strict=True):
             file = gallery / f"{stems[text]}-{own}.png"
             save_picture(picture, file)
             rows.append({"prompt": text, "seed": own, "image": str(file)})
@@ -85,6 +74,16 @@ def generate(
     else:
         plain(console or Console(), f"{len(rows)} images in {gallery}")
     return rows
+
+
+def _check_prompt(folder: Path, saved: dict[str, Any], prompt: str | None) -> None:
+    """Refuse, before the model is loaded, a prompt that it does not take. Raises UserError."""
+    if prompt is None:
+        return
+    if saved.get("condition") == "none":
+        raise UserError(f"--prompt: the model of {folder} is unconditional; leave it out")
+    if saved.get("condition") == "class" and prompt not in saved["classes"]:
+        raise UserError(f"--prompt {prompt} is none of the run's classes: {', '.join(saved['classes'])}")
 
 
 def _file_name(text: str | None) -> str:

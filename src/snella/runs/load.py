@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -22,10 +23,12 @@ from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError, short_reason
 from snella.methods.table import load_adapter
 from snella.models.backbone import fingerprint
+from snella.runs.devices import check_device
 from snella.runs.folder import ADAPTER, BASE, read_about, read_config
-from snella.tasks.interface import Task, TaskModule
-from snella.tasks.registry import TASKS
-from snella.training.devices import accelerator_for, check_device
+from snella.tasks.interface import Task, TaskLearner
+from snella.tasks.registry import task_named
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,37 +36,38 @@ class LoadedRun:
     """A run's tuned model, in eval mode, and what is needed to feed it."""
 
     config: TrainConfig
-    about: dict[str, Any]  # adapter/snella.json
-    module: TaskModule
-    task: Task
+    saved: dict[str, Any]  # adapter/snella.json
+    task: Task[Any, Any, Any]
+    learner: TaskLearner[Any, Any, Any]
     preprocessing: Preprocessing
     model: nn.Module
 
 
-def load_run(folder: Path, device: str = "auto") -> LoadedRun:
-    """Load the tuned model of a run: its backbone, checked by fingerprint, with the adapter.
+def load_run(folder: Path, device: torch.device | str = "cpu") -> LoadedRun:
+    """Load the tuned model of a run onto a device: its backbone, checked by fingerprint, with the adapter.
 
     Raises:
         UserError: no finished run, damaged files, or the backbone found is not the one that was trained on.
     """
-    config, about = read_config(folder), read_about(folder)
-    module = TASKS[about["task"]]
-    spec = module.spec_from(about)
-    base = module.build(spec)
+    config, saved = read_config(folder), read_about(folder)
+    task = task_named(saved["task"])
+    spec = task.spec_from(saved)
+    base = task.build(spec)
     if (folder / BASE).is_file():
         _damage_named(folder / BASE, lambda: base.load_state_dict(load_file(folder / BASE)))
-    if fingerprint(base) != about["fingerprint"]:
+    if fingerprint(base) != saved["fingerprint"]:
         raise UserError(
             f"{folder / ADAPTER} is an adapter for another backbone: the weights of {spec.backbone.name} found here "
             "are not those it was trained on; restore them or train again"
         )
-    model = _damage_named(folder / ADAPTER, lambda: load_adapter(about["method"], base, folder / ADAPTER))
-    model.to(accelerator_for(device, "fp32").device).eval()
-    preprocessing = Preprocessing.from_dict(about["preprocessing"])
-    return LoadedRun(config, about, module, module.task_from(about), preprocessing, model)
+    model = _damage_named(folder / ADAPTER, lambda: load_adapter(saved["method"], base, folder / ADAPTER))
+    model.to(device).eval()
+    preprocessing = Preprocessing.from_dict(saved["preprocessing"])
+    return LoadedRun(config, saved, task, task.learner_from(saved), preprocessing, model)
 
 
-def _damage_named(path: Path, read: Callable[[], Any]) -> Any:
+def _damage_named(path: Path, read: Callable[[], T]) -> T:
+    """Return what is read. Raises UserError, which names the path, where it is damaged."""
     try:
         return read()
     except UserError:
@@ -74,6 +78,7 @@ def _damage_named(path: Path, read: Callable[[], Any]) -> Any:
 
 
 def check_options(batch_size: int, device: str) -> None:
+    """Refuse, before anything is read, a batch size or a device that cannot be. Raises UserError."""
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size} is below 1")
     check_device(device, "fp32")

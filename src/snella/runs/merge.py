@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from snella.console import plain
@@ -12,7 +13,7 @@ from snella.methods.table import merged
 from snella.models.export import check_onnx, export_onnx
 from snella.runs.folder import read_about
 from snella.runs.load import load_run
-from snella.tasks.registry import TASKS
+from snella.tasks.registry import task_named
 
 
 def merge(folder: Path, *, out: str, onnx: str | None = None, console: Console | None = None) -> None:
@@ -22,17 +23,17 @@ def merge(folder: Path, *, out: str, onnx: str | None = None, console: Console |
         UserError: no finished run, a target that exists already, missing packages for ONNX, or a task without it.
     """
     console = console or Console()
-    about = read_about(folder)
-    if onnx and not TASKS[about["task"]].ONNX:
-        raise UserError(f"--onnx: {folder} is no single model to export (its task is {about['task']}); leave it out")
+    saved = read_about(folder)
+    if onnx and not task_named(saved["task"]).exports_onnx:
+        raise UserError(f"--onnx: {folder} is no single model to export (its task is {saved['task']}); leave it out")
     for path in (Path(out), Path(onnx) if onnx else None):
         if path is not None and path.exists():
             raise UserError(f"{path} exists already; choose another name")
     if onnx:
         check_onnx()
-    run = load_run(folder, "cpu")
-    model = merged(run.config.method, run.model).eval()
-    hint = run.module.save_merged(model, Path(out), run.about)
+    run = load_run(folder, torch.device("cpu"))
+    model = merged(run.config.method.name, run.model).eval()
+    hint = run.task.save_merged(model, Path(out), run.saved)
     plain(console, f"merged model in {out}; load it with {hint}")
     if onnx:
         difference = export_onnx(model, onnx, image_size=run.preprocessing.image_size)

@@ -7,18 +7,18 @@ from pathlib import Path
 
 from snella.errors import UserError
 from snella.runs.folder import read_about
-from snella.tasks.registry import TASKS
+from snella.tasks.registry import task_named
 
 PREDICTIONS = "predictions"  # in the run folder: pictures that `predict` makes
 
 
 def picture_folder(folder: Path, pictures: str | None) -> Path:
     """The folder for pictures: the given one, which must be new, or the run's own."""
-    about = read_about(folder)
+    saved = read_about(folder)
     if pictures is None:
         return folder / PREDICTIONS
-    if not TASKS[about["task"]].PICTURES:
-        raise UserError(f"--pictures: {folder} makes no pictures (its task is {about['task']}); leave it out")
+    if not task_named(saved["task"]).pictures:
+        raise UserError(f"--pictures: {folder} makes no pictures (its task is {saved['task']}); leave it out")
     gallery = Path(pictures)
     if gallery.exists() and not (gallery.is_dir() and not any(gallery.iterdir())):
         raise UserError(f"{gallery} exists already; choose another name")

@@ -17,10 +17,11 @@ from snella.data.images import UnreadableImage, image_files, is_image
 from snella.errors import UserError
 from snella.files import write_text, writing
 from snella.runs.data import read_run_data
-from snella.runs.folder import read_config
+from snella.runs.devices import make_accelerator
+from snella.runs.folder import read_about, read_config
 from snella.runs.load import LoadedRun, check_options, load_run
 from snella.runs.pictures import free_name, picture_folder
-from snella.tasks.interface import Predicts
+from snella.tasks.registry import task_named
 
 EXAMPLES = 3  # images of its own test split that `predict RUN` shows
 
@@ -50,18 +51,18 @@ def predict(
     if out and Path(out).exists() and (not Path(out).is_file() or is_image(out)):
         raise UserError(f"--out {out} exists and is no table of predictions; choose another name")
     chosen = Images(image_files(images)) if images else _own_examples(folder)
-    run = load_run(folder, device)
-    if not isinstance(run.task, Predicts):
+    if task_named(read_about(folder)["task"]).generates:
         raise UserError(f"{folder} makes images and predicts none; snella predict {folder} --prompt TEXT")
-    rows, unreadable = _predicted(run, run.task, chosen, batch_size, gallery)
+    run = load_run(folder, make_accelerator(device, "fp32").device)
+    rows, unreadable = _predictions(run, chosen, batch_size, gallery)
     if json or (out and out.endswith(".json") and not csv):
         text = json_format.dumps(rows, indent=2, ensure_ascii=False) + "\n"
     elif csv or out:
-        text = _csv_text([run.task.flat(row) for row in rows])
+        text = _csv_text([run.learner.csv_row(row) for row in rows])
     else:
         console = console or Console()
-        console.print(run.task.prediction_table(rows))
-        if run.module.PICTURES:
+        console.print(run.learner.prediction_table(rows))
+        if run.task.pictures:
             plain(console, f"pictures in {gallery}")
         return unreadable
     if out:
@@ -72,14 +73,12 @@ def predict(
     return unreadable
 
 
-def _predicted(
-    run: LoadedRun, task: Predicts, images: Images, batch_size: int, gallery: Path
-) -> tuple[list[dict[str, Any]], int]:
-    """The predictions' rows, and how many images could not be read; pictures are written to the gallery."""
+def _predictions(run: LoadedRun, images: Images, batch_size: int, gallery: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the predictions' rows, and how many images could not be read; pictures are written to the gallery."""
     rows: list[dict[str, Any]] = []
     unreadable, taken = 0, set[str]()
-    transform = run.module.eval_transform(run.preprocessing)
-    for found in task.predict(run.model, images, transform, batch_size=batch_size):
+    transform = run.task.eval_transform(run.preprocessing)
+    for found in run.learner.predict(run.model, images, transform, batch_size=batch_size):
         if isinstance(found, UnreadableImage):
             unreadable += 1
             plain(Console(stderr=True), f"snella: not predicted: {found}")

@@ -23,7 +23,7 @@ from timm.models import Beit, Eva, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from snella.config.schema import Decoder, TrainConfig
+from snella.config.tasks import Decoder
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError, short_reason
 from snella.files import check_free, writing_into
@@ -64,11 +64,6 @@ class SegmenterSpec:
     backbone: BackboneSpec
     decoder: str | None = None
     adapt_decoder: bool = False
-
-    @classmethod
-    def of(cls, config: TrainConfig, num_classes: int) -> SegmenterSpec:
-        """The model that a run's settings ask for."""
-        return cls(BackboneSpec.of(config, num_classes), config.decoder, config.adapt_decoder)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SegmenterSpec:

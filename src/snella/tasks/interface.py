@@ -1,18 +1,20 @@
-"""What a task is to the rest: the functions that its module has, and the object that learns and predicts.
+"""What a task is to the rest: an object that knows its data and models, and the learner that it makes for a run.
 
-    config ─ read ─ data ─┬─ spec ─ build ─ model
+    config ─ read ─ data ─┬─ make_spec ─ build ─ model
                           ├─ transforms ─ batches
-                          └─ make_task ─ task: loss, evaluate, predict, figures
+                          └─ learner ─ loss, evaluate, predict or generate, figures
 
-`snella.tasks.registry` names the modules. Training, evaluation, prediction and merging go through these names alone.
+`snella.tasks.registry` finds the objects by name. Training, evaluation, prediction and merging go through these names
+alone.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from PIL import Image
@@ -24,9 +26,10 @@ from snella.data.dataset import ImageData
 from snella.data.images import Progress, UnreadableImage
 from snella.data.loading import Examples
 from snella.data.transforms.images import Preprocessing, Transform
-from snella.diffusion.sampling import SampleSettings
 from snella.models.backbone import BackboneSpec
-from snella.tasks.generation.fidelity import Fidelity
+from snella.training.interfaces import DeviceBatch, DeviceBatches, Evaluation
+
+Saved = Mapping[str, Any]  # adapter/snella.json: what has to be known of a run to use its adapter
 
 
 class Spec(Protocol):
@@ -44,147 +47,176 @@ class Prediction:
     pictures: dict[str, Image.Image] = field(default_factory=dict)  # kind -> a picture to write, such as a mask
 
 
-class Task(Protocol):
-    """What is learnt from batches, and what becomes of a model that has learnt it."""
-
-    @property
-    def selection(self) -> str: ...  # the metric that chooses the best epoch
-
-    @property
-    def higher_is_better(self) -> bool: ...
-
-    def loss(self, model: nn.Module, batch: dict[str, Any], /) -> Tensor: ...
-
-    def evaluate(self, model: nn.Module, batches: Any, /) -> Any: ...
-
-    def report(self, evaluation: Any, /) -> dict[str, Any]:
-        """What an evaluation found besides its metrics, as JSON holds it."""
-        ...
-
-    def details(self, evaluation: Any, /) -> dict[str, Any]:
-        """What summary.json says of the test besides its metrics: name -> value."""
-        ...
-
-    def table(self, evaluation: Any, /) -> RenderableType:
-        """How each class fared."""
-        ...
-
-    def figures(self, evaluation: Any, /) -> dict[str, Callable[[Path], object]]:
-        """Kind -> what draws that figure to a file; the most telling one first."""
-        ...
+EvaluationT = TypeVar("EvaluationT", bound=Evaluation)
+SplitT = TypeVar("SplitT", bound=Examples)
+DataT = TypeVar("DataT", bound=ImageData[Any])
+SpecT = TypeVar("SpecT", bound=Spec)
 
 
-@runtime_checkable
-class Predicts(Task, Protocol):
-    """A task that finds something in images."""
+class TaskLearner(ABC, Generic[EvaluationT, DataT, SplitT]):
+    """What is learnt from batches, and what becomes of a model that has learnt it.
 
-    def predict(
-        self, model: nn.Module, images: Any, transform: Transform, *, batch_size: int
-    ) -> Iterator[Prediction | UnreadableImage]:
-        """In order of the images: what was found, or why nothing was. The model is left in eval mode."""
-        ...
+    A task that looks at images overrides `predict`, one that makes some `generate`; what a task does not override does
+    nothing.
+    """
 
-    def prediction_table(self, rows: Sequence[Mapping[str, Any]], /) -> RenderableType: ...
+    selection: str  # the metric that chooses the best epoch
+    higher_is_better: bool
+    prompts: Sequence[str] = ()  # what is asked of a model that makes images where nobody says
 
-    def flat(self, row: Mapping[str, Any], /) -> dict[str, Any]:
-        """A prediction's row as a line of CSV: column -> value."""
-        ...
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: DeviceBatch, /) -> Tensor:
+        """Return the loss (0-d) of a batch on the model's device."""
 
+    @abstractmethod
+    def evaluate(self, model: nn.Module, batches: DeviceBatches, /) -> EvaluationT:
+        """Return the metrics over all batches, and what else the task finds."""
 
-@runtime_checkable
-class Generates(Task, Protocol):
-    """A task that makes images."""
+    @abstractmethod
+    def table(self, evaluation: EvaluationT, /) -> RenderableType:
+        """Return how each class fared."""
 
-    @property
-    def sampling(self) -> SampleSettings: ...
+    def report(self, evaluation: EvaluationT, /) -> dict[str, Any]:
+        """Return what an evaluation found besides its metrics, as JSON holds it."""
+        return {}
 
-    @property
-    def prompts(self) -> Sequence[str]: ...  # what is asked for where nobody says
+    def details(self, evaluation: EvaluationT, /) -> dict[str, Any]:
+        """Return what summary.json says of the test besides its metrics: name -> value."""
+        return {}
+
+    def figures(self, evaluation: EvaluationT, /) -> dict[str, Callable[[Path], object]]:
+        """Return kind -> what draws that figure to a file; the most telling one first."""
+        return {}
 
     def prepare(
         self,
         model: nn.Module,
-        data: Any,
+        data: DataT,
         preprocessing: Preprocessing,
         config: TrainConfig,
         device: torch.device,
         console: Console,
     ) -> Mapping[str, Examples]:
-        """What the batches of each split are made of: what frozen networks make of the images, once.
+        """Return what the batches of each split are made of: its examples, or what frozen networks make of them once.
 
-        `model` is as the module's `build` gave it, not tuned yet.
+        `model` is as the task's `build` gave it, not tuned yet.
         """
-        ...
+        return data.splits
 
-    def generate(
-        self, model: nn.Module, asked: Sequence[str | None], seeds: Sequence[int], sampling: SampleSettings
-    ) -> Iterator[Image.Image]:
-        """An image for each prompt with its seed."""
-        ...
-
-    def show(self, model: nn.Module, data: Any, folder: Path, stage: str, progress: Progress | None = None) -> None:
+    def show(self, model: nn.Module, data: DataT, folder: Path, stage: str, progress: Progress | None = None) -> None:
         """Write pictures of what the model makes at a stage ("before", "after" or one between) to the run folder.
 
         The model is in evaluation mode. `progress` is called with (pictures made, pictures in all).
         """
-        ...
+        return
 
-    def judge(self, model: nn.Module, references: Any, features: str, *, count: int, console: Console) -> Fidelity:
-        """How near `count` images that it makes come to real ones, in the features of a named model."""
-        ...
+    def predict(
+        self, model: nn.Module, images: SplitT, transform: Transform, *, batch_size: int
+    ) -> Iterator[Prediction | UnreadableImage]:
+        """Yield, in order of the images, what was found, or why nothing was. The model is left in eval mode."""
+        return iter(())
+
+    def prediction_table(self, rows: Sequence[Mapping[str, Any]], /) -> RenderableType:
+        """Return predictions as a table for a terminal."""
+        return ""
+
+    def csv_row(self, row: Mapping[str, Any], /) -> dict[str, Any]:
+        """Return a prediction's row as a line of CSV: column -> value."""
+        return dict(row)
+
+    def generate(
+        self,
+        model: nn.Module,
+        asked: Sequence[str | None],
+        seeds: Sequence[int],
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Iterator[Image.Image]:
+        """Yield an image for each prompt with its seed. None for steps and guidance: those of the run."""
+        return iter(())
+
+    def judge(
+        self, model: nn.Module, references: SplitT, features: str, *, count: int, console: Console
+    ) -> tuple[dict[str, Any], str]:
+        """Compare `count` images that it makes with real ones, in the features of a named model.
+
+        Returns what was found, as JSON holds it and in a line.
+        """
+        return {}, ""
 
 
-class TaskModule(Protocol):
-    """The functions of a task's module. `about` is what is saved with the adapter (adapter/snella.json)."""
+class Task(ABC, Generic[SpecT, DataT, SplitT]):
+    """What differs between tasks: data, model, learner, and what a checkpoint of it is. It has no state."""
 
-    METRICS: dict[str, str]  # what summary.json says of a split, fractions from 0 to 1: metric -> its name for people
-
-    RESIZE: str  # how an image becomes square where the config does not say
-
-    PICTURES: tuple[str, ...]  # kinds of pictures that a prediction makes
-
-    ONNX: bool  # whether a merged model can be written as ONNX too
+    metrics: ClassVar[dict[str, str]]  # in summary.json, fractions from 0 to 1: metric -> its name for people
+    resize: ClassVar[str]  # how an image becomes square where the config does not say
+    pictures: ClassVar[tuple[str, ...]] = ()  # kinds of pictures that a prediction makes
+    exports_onnx: ClassVar[bool] = False  # whether a merged model can be written as ONNX too
+    generates: ClassVar[bool] = False  # whether its models make images, and do not look at any
 
     def check(self, config: TrainConfig) -> None:
-        """Refuse a config that cannot be trained, before anything is read, built or downloaded."""
-        ...
+        """Refuse a config that cannot be trained, before anything is read, built or downloaded. Raises UserError."""
+        return
 
-    def recognised(self, data: str) -> bool:
-        """Whether a path or name looks like data of this task; cheap."""
-        ...
+    @abstractmethod
+    def recognises(self, data: str) -> bool:
+        """Return whether a path or name looks like data of this task; cheap."""
 
-    def read(self, config: TrainConfig, progress: Progress | None) -> ImageData: ...
+    @abstractmethod
+    def read(self, config: TrainConfig, progress: Progress | None) -> DataT:
+        """Return the data of a run, the same at every call: what is missing of its splits comes from the seed."""
 
-    def read_test(self, data: str, about: Mapping[str, Any], *, seed: int, progress: Progress | None) -> ImageData:
-        """Only the split "test", with the classes of a trained model."""
-        ...
+    @abstractmethod
+    def read_test(self, data: str, saved: Saved, *, seed: int, progress: Progress | None) -> DataT:
+        """Return only the split "test", with the classes of a trained model."""
 
-    def describe(self, data: str, *, seed: int, progress: Progress | None) -> RenderableType: ...
+    @abstractmethod
+    def describe(self, data: str, *, seed: int, progress: Progress | None) -> RenderableType:
+        """Return what `snella data` prints."""
 
-    def few(self, images: Any, count: int) -> Any:
-        """A few of a split's examples, for --smoke."""
-        ...
+    @abstractmethod
+    def subset(self, images: SplitT, count: int) -> SplitT:
+        """Return a few of a split's examples, for --smoke."""
 
-    def make_spec(self, config: TrainConfig, num_classes: int) -> Spec: ...
+    @abstractmethod
+    def make_spec(self, config: TrainConfig, num_classes: int) -> SpecT:
+        """Return how to build the model that a config asks for."""
 
-    def spec_from(self, about: Mapping[str, Any]) -> Spec: ...
+    @abstractmethod
+    def spec_from(self, saved: Saved) -> SpecT:
+        """Return how to build the model of a run."""
 
-    def build(self, spec: Any) -> nn.Module: ...
+    @abstractmethod
+    def build(self, spec: SpecT) -> nn.Module:
+        """Return the model, a function of `spec` and the weights."""
 
-    def preprocessing(self, spec: Any, model: Any) -> Preprocessing: ...
+    @abstractmethod
+    def preprocessing(self, spec: SpecT, model: nn.Module) -> Preprocessing:
+        """Return the preprocessing that the model was pre-trained with, at the size asked for."""
 
-    def train_transform(self, preprocessing: Preprocessing, config: TrainConfig) -> Transform: ...
+    @abstractmethod
+    def train_transform(self, preprocessing: Preprocessing, config: TrainConfig) -> Transform:
+        """Return what becomes of a training example."""
 
-    def eval_transform(self, preprocessing: Preprocessing) -> Transform: ...
+    @abstractmethod
+    def eval_transform(self, preprocessing: Preprocessing) -> Transform:
+        """Return what becomes of an example that is evaluated or predicted."""
 
-    def about(self, config: TrainConfig, data: Any) -> dict[str, Any]:
-        """What must be known of the data, besides the classes' names, to read and predict such data later."""
-        ...
+    def facts(self, config: TrainConfig, data: DataT) -> dict[str, Any]:
+        """Return what must be saved of the data, besides the classes' names, to read and predict such data later."""
+        return {}
 
-    def make_task(self, config: TrainConfig, data: Any, preprocessing: Preprocessing) -> Task: ...
+    @abstractmethod
+    def learner(
+        self, config: TrainConfig, data: DataT, preprocessing: Preprocessing
+    ) -> TaskLearner[Any, DataT, SplitT]:
+        """Return the learner of a run."""
 
-    def task_from(self, about: Mapping[str, Any]) -> Task: ...
+    @abstractmethod
+    def learner_from(self, saved: Saved) -> TaskLearner[Any, DataT, SplitT]:
+        """Return the learner of a finished run, to evaluate and predict with."""
 
-    def save_merged(self, model: Any, folder: Path, about: Mapping[str, Any]) -> str:
+    @abstractmethod
+    def save_merged(self, model: nn.Module, folder: Path, saved: Saved) -> str:
         """Write a model without adapters as a plain checkpoint; returns the call that loads it."""
-        ...

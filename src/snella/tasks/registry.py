@@ -1,11 +1,22 @@
-"""The tasks by name."""
+"""The tasks by name. Their rows stand in `snella.config.tasks`; a task is imported when it is asked for."""
 
 from __future__ import annotations
 
-from snella.tasks.classification import task as classify
-from snella.tasks.generation import task as generate
-from snella.tasks.interface import TaskModule
-from snella.tasks.segmentation import task as segment
+from pkgutil import resolve_name
+from typing import Any
 
-# in this order asked whether they recognise data; the last one takes any
-TASKS: dict[str, TaskModule] = {"generate": generate, "segment": segment, "classify": classify}
+from snella.config.tasks import TASKS
+from snella.tasks.interface import Task
+
+
+def task_named(name: str) -> Task[Any, Any, Any]:
+    """Return the task of a name, a key of `TASKS`."""
+    row = TASKS[name]
+    found = resolve_name(row) if isinstance(row, str) else row
+    assert isinstance(found, Task)
+    return found
+
+
+def task_for(data: str) -> Task[Any, Any, Any]:
+    """Return the task whose data this looks like; the first one takes any, and so is asked last."""
+    return next(task for task in map(task_named, reversed(TASKS)) if task.recognises(data))

@@ -19,9 +19,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from torch import nn
 
-from snella.training.devices import on_device
-from snella.training.evaluation import seed_step
-from snella.training.interfaces import Task
+from snella.training.evaluation import on_device, seed_step
+from snella.training.interfaces import Learner
 from snella.training.memory import PeakMemory, step_bytes
 from snella.training.optimiser import moment_bytes
 from snella.training.tuned_weights import train_mode, tuned_state
@@ -61,7 +60,7 @@ class Estimate:
 
 def estimate(
     model: nn.Module,
-    task: Task,
+    learner: Learner,
     make_batch: MakeBatch,
     accelerator: Accelerator,
     *,
@@ -86,7 +85,7 @@ def estimate(
         seed_step(seed, 1)
         memory = PeakMemory(model, torch.device("cpu"))  # which counts tensors, wherever they are
         with accelerator.autocast(), memory.forward(batch.values()):
-            loss = task.loss(model, batch)
+            loss = learner.loss(model, batch)
         del loss
         return len(next(iter(batch.values()))), memory.bytes - step_bytes(model, 0)
 

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import send_to_device, set_seed
 from torch import Tensor, nn
 
-from snella.training.devices import on_device
-from snella.training.interfaces import Batches, Task
+from snella.training.interfaces import Batches, Evaluation, Learner
+
+EvaluationT = TypeVar("EvaluationT", bound=Evaluation)
+
+
+def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return the batch on the device; on the CPU with images (b, c, h, w) channels last: convolutions are faster so."""
+    moved: Any = send_to_device(batch, device)
+    return {name: _channels_last(value) for name, value in moved.items()} if device.type == "cpu" else moved
+
+
+def _channels_last(value: Any) -> Any:
+    images = isinstance(value, Tensor) and value.ndim == 4
+    return value.contiguous(memory_format=torch.channels_last) if images else value
 
 
 class OnDevice:
@@ -44,17 +56,17 @@ def seed_step(seed: int, step: int) -> None:
 
 def evaluate(
     model: nn.Module,
-    task: Task,
+    learner: Learner[EvaluationT],
     batches: Batches,
     accelerator: Accelerator,
     *,
     seed: int = 0,
     seen: Callable[[int, int], None] | None = None,
-) -> Any:
-    """What `task.evaluate` finds, in evaluation mode, without gradients and in the accelerator's precision.
+) -> EvaluationT:
+    """Return what the learner finds in evaluation mode, without gradients and in the accelerator's precision.
 
     Args:
-        accelerator: from `accelerator_for`; the model is moved to its device.
+        accelerator: of the command; the model is moved to its device.
         seed: tasks that draw (noise) draw the same at each call.
         seen: called after each batch with (batches done, batches in all).
     """
@@ -62,4 +74,4 @@ def evaluate(
     model.eval()
     seed_step(seed, 0)
     with torch.no_grad(), accelerator.autocast():
-        return task.evaluate(model, OnDevice(batches, accelerator.device, seen))
+        return learner.evaluate(model, OnDevice(batches, accelerator.device, seen))

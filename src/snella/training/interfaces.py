@@ -1,22 +1,35 @@
-"""What the training loop asks of a task, of batches and of a method."""
+"""What the training loop asks of a task's learner, of batches and of a method."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+DeviceBatch = Mapping[str, Any]  # tensors whose first axis is the batch, and lists of what cannot be stacked
+
 
 class Evaluation(Protocol):
-    """What `Task.evaluate` gives; tasks add tables and the like."""
+    """What `Learner.evaluate` finds; tasks add tables and the like."""
 
     @property
     def metrics(self) -> dict[str, float]: ...
 
 
-class Task(Protocol):
-    """What differs between tasks. Batches are dicts of tensors, already on the model's device."""
+EvaluationT_co = TypeVar("EvaluationT_co", bound=Evaluation, covariant=True)
+
+
+class DeviceBatches(Protocol):
+    """The batches of an evaluation, on the model's device, and how many there are."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[DeviceBatch]: ...
+
+
+class Learner(Protocol[EvaluationT_co]):
+    """What is learnt. Batches are on the model's device."""
 
     @property
     def selection(self) -> str: ...  # the metric that chooses the best epoch
@@ -24,9 +37,9 @@ class Task(Protocol):
     @property
     def higher_is_better(self) -> bool: ...
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], /) -> Tensor: ...
+    def loss(self, model: nn.Module, batch: DeviceBatch, /) -> Tensor: ...
 
-    def evaluate(self, model: nn.Module, batches: Any, /) -> Evaluation: ...
+    def evaluate(self, model: nn.Module, batches: DeviceBatches, /) -> EvaluationT_co: ...
 
 
 class Batches(Protocol):
@@ -38,7 +51,7 @@ class Batches(Protocol):
 
     def __len__(self) -> int: ...
 
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Tensor]]: ...
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[dict[str, Any]]: ...
 
 
 class AfterStep(Protocol):
@@ -48,11 +61,15 @@ class AfterStep(Protocol):
     """
 
     def __call__(self, step: int) -> dict[str, Any] | None:
-        """`step` counts from 1; a record is written to allocation.jsonl."""
+        """Move the budgets where it is time. `step` counts from 1.
+
+        Returns the record that is written to allocation.jsonl where they moved: budget, kept and size by layer,
+        skipped.
+        """
         ...
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state_dict` gave; the tensors are on the training device."""
         ...

@@ -20,22 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import is_tensorboard_available
+from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor, nn
 
+from snella.config.fields import check_intervals
+from snella.config.loop import LoopConfig
 from snella.errors import UserError
 from snella.training.checkpoint import checkpoints
-from snella.training.devices import accelerator_for, on_device
-from snella.training.evaluation import evaluate, seed_step
-from snella.training.interfaces import AfterStep, Batches, Task
+from snella.training.evaluation import evaluate, on_device, seed_step
+from snella.training.interfaces import AfterStep, Batches, Learner
 from snella.training.interrupt import Interrupted, StopSignals
 from snella.training.progress import Progress, Speed
-from snella.training.settings import LoopSettings
 from snella.training.train_state import Run, start_run
 from snella.training.tuned_weights import copied, load_tuned_state, train_mode, tuned_state
-
-__all__ = ["AfterStep", "Batches", "FitResult", "Interrupted", "LoopSettings", "Task", "fit"]
 
 DIVERGED = "the loss is"  # how the message begins
 ROWS_PER_EPOCH = 10  # of metrics.jsonl, besides the validation's
@@ -57,12 +55,14 @@ class FitResult:
 
 def fit(
     model: nn.Module,
-    task: Task,
+    learner: Learner,
     train: Batches,
     val: Batches,
-    settings: LoopSettings,
+    settings: LoopConfig,
     folder: Path,
     *,
+    accelerator: Accelerator,
+    seed: int,
     after_step: AfterStep | None = None,
     after_epoch: Callable[[int], None] | None = None,
     resume: bool = False,
@@ -70,6 +70,8 @@ def fit(
 ) -> FitResult:
     """Train the model's trainable parameters and leave it with the best epoch's tuned state (the EMA's if on).
 
+    `accelerator` says where and in which precision, and has TensorBoard's tracker where the settings want it; every
+    random number comes from `seed`.
     `after_epoch(epoch)`, from 1, is called when an epoch has been validated, with what was validated in the model; it
     may not change it.
 
@@ -79,30 +81,17 @@ def fit(
     Raises:
         Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was written.
         UserError: the loss is not finite, the folder cannot be written or holds another run, the newest checkpoint
-            is damaged or of other settings, the device, the precision or TensorBoard is not there.
+            is damaged or of other settings, or a setting is out of its range.
     """
+    check_intervals(settings)
     if not len(train):
         raise UserError("an epoch has no batch: there are fewer images than batch_size; lower --batch-size")
     if not resume and checkpoints(folder):
         raise UserError(f"{folder} holds a run already; go on with --resume, or choose another folder")
-    if settings.tensorboard and not is_tensorboard_available():
-        raise UserError("tensorboard is not installed; run: pip install 'snella[tensorboard]'")
-    logs = folder if settings.tensorboard else None
-    accelerator = accelerator_for(settings.device, settings.precision, tensorboard=logs)
-    run = start_run(folder, model, settings, accelerator, after_step, len(train), resume=resume)
+    run = start_run(folder, model, settings, accelerator, after_step, len(train), seed=seed, resume=resume)
     at = run.position
     if not at.finished:
-        if settings.tensorboard:
-            writer = {"purge_step": at.step + 1}  # hides what a lost part of the run has logged
-            accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": writer})
-        progress = Progress(console, epochs=settings.epochs, steps=run.steps, done=at.step)
-        try:
-            with StopSignals() as stop, progress:
-                while not at.finished:
-                    train_epoch(run, task, train, progress, stop)
-                    validate(run, task, val, progress, stop, after_epoch)
-        finally:
-            accelerator.end_training()
+        train_epochs(run, learner, train, val, after_epoch, console)
     assert run.best is not None  # a finished run has seen an epoch
     assert at.best_metric is not None
     last = None
@@ -121,7 +110,30 @@ def fit(
     )
 
 
-def train_epoch(run: Run, task: Task, train: Batches, progress: Progress, stop: StopSignals) -> None:
+def train_epochs(
+    run: Run,
+    learner: Learner,
+    train: Batches,
+    val: Batches,
+    after_epoch: Callable[[int], None] | None,
+    console: Console,
+) -> None:
+    """Train and validate until the last epoch, or until early stopping."""
+    at, settings = run.position, run.settings
+    if settings.tensorboard:
+        writer = {"purge_step": at.step + 1}  # hides what a lost part of the run has logged
+        run.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": writer})
+    progress = Progress(console, epochs=settings.epochs, steps=run.steps, done=at.step)
+    try:
+        with StopSignals() as stop, progress:
+            while not at.finished:
+                train_epoch(run, learner, train, progress, stop)
+                validate(run, learner, val, progress, stop, after_epoch)
+    finally:
+        run.accelerator.end_training()
+
+
+def train_epoch(run: Run, learner: Learner, train: Batches, progress: Progress, stop: StopSignals) -> None:
     """The steps of an epoch, or what is left of it."""
     at, settings = run.position, run.settings
     epoch = at.epochs + 1
@@ -131,9 +143,9 @@ def train_epoch(run: Run, task: Task, train: Batches, progress: Progress, stop: 
     speed = Speed()
     for group in groups(train.epoch(epoch, skip=at.batches), settings.accumulate):
         step = at.step + 1
-        seed_step(settings.seed, step)
+        seed_step(run.seed, step)
         run.schedule.step_update(at.step)
-        loss = optimiser_step(run, task, group)
+        loss = optimiser_step(run, learner, group)
         record = run.after_step(step) if run.after_step is not None else None
         run.optimizer.zero_grad()
         if run.ema is not None:
@@ -157,7 +169,7 @@ def train_epoch(run: Run, task: Task, train: Batches, progress: Progress, stop: 
                 raise Interrupted(step, checkpoint, stop.requested)
 
 
-def optimiser_step(run: Run, task: Task, group: list[dict[str, Tensor]]) -> float:
+def optimiser_step(run: Run, learner: Learner, group: list[dict[str, Tensor]]) -> float:
     """One step on the mean loss of a group of batches, which is returned; gradients stay, unscaled and clipped.
 
     In fp16 the scaler leaves out the update where gradients overflow; it counts as a step all the same.
@@ -167,13 +179,13 @@ def optimiser_step(run: Run, task: Task, group: list[dict[str, Tensor]]) -> floa
     for batch in group:
         moved = on_device(batch, accelerator.device)
         with accelerator.autocast(), run.memory.forward(moved.values()):
-            loss = task.loss(run.model, moved)
+            loss = learner.loss(run.model, moved)
         accelerator.backward(loss / len(group))
         losses.append(loss.detach().float())
     mean = float(torch.stack(losses).mean())
     if not math.isfinite(mean):
         lr = run.optimizer.param_groups[0]["lr"]
-        remedy = "lower --lr" + (" or use --precision bf16" if settings.precision == "fp16" else "")
+        remedy = "lower --lr" + (" or use --precision bf16" if accelerator.mixed_precision == "fp16" else "")
         raise UserError(f"{DIVERGED} {mean} at step {step} with learning rate {lr:.3g}; {remedy}")
     if settings.clip_grad is not None:
         trained = [p for p in run.model.parameters() if p.requires_grad]
@@ -187,7 +199,7 @@ def optimiser_step(run: Run, task: Task, group: list[dict[str, Tensor]]) -> floa
 
 def validate(
     run: Run,
-    task: Task,
+    learner: Learner,
     val: Batches,
     progress: Progress,
     stop: StopSignals,
@@ -203,10 +215,10 @@ def validate(
 
     try:
         with run.ema.applied(run.model) if run.ema is not None else nullcontext():
-            evaluation = evaluate(run.model, task, val, run.accelerator, seed=settings.seed, seen=seen)
+            evaluation = evaluate(run.model, learner, val, run.accelerator, seed=run.seed, seen=seen)
             metrics = {name: float(value) for name, value in evaluation.metrics.items()}
-            score = metrics[task.selection]
-            better = is_better(score, at.best_metric, task.higher_is_better)
+            score = metrics[learner.selection]
+            better = is_better(score, at.best_metric, learner.higher_is_better)
             best = better or score == at.best_metric  # of equals the later epoch: learning rate and budgets went on
             if best:
                 run.best = copied(tuned_state(run.model), device="cpu")

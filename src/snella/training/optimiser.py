@@ -12,13 +12,15 @@ from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
+from snella.config.loop import LoopConfig
 from snella.errors import UserError
 
+EPSILON = 1e-8  # of AdamW, as published
 _NUMBERS = {"int": torch.int64, "float": torch.float64}
 
 
-def make_optimiser(name: str, model: nn.Module, *, lr: float, weight_decay: float, eps: float) -> torch.optim.Optimizer:
-    """The optimiser of a name (adamw or adamw8bit) over the trainable parameters.
+def make_optimiser(settings: LoopConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimiser that is asked for, over the trainable parameters.
 
     adamw8bit is bitsandbytes' AdamW8bit: parameters of 4096 entries or more have both moments in 8 bits, with a scale
     for each block of 256. It has not been run on a GPU by this package's tests.
@@ -26,12 +28,12 @@ def make_optimiser(name: str, model: nn.Module, *, lr: float, weight_decay: floa
     Raises:
         UserError: as `check_optimiser`, for the device of the parameters.
     """
-    check_optimiser(name, next(model.parameters()).device)
-    if name == "adamw":
-        return adamw(model, lr=lr, weight_decay=weight_decay, eps=eps)
+    check_optimiser(settings.optimizer, next(model.parameters()).device)
+    if settings.optimizer == "adamw":
+        return adamw(model, lr=settings.lr, weight_decay=settings.weight_decay)
     import bitsandbytes  # pyright: ignore[reportMissingImports]
 
-    return bitsandbytes.optim.AdamW8bit(_groups(model, weight_decay), lr=lr, eps=eps)
+    return bitsandbytes.optim.AdamW8bit(_groups(model, settings.weight_decay), lr=settings.lr, eps=EPSILON)
 
 
 def check_optimiser(name: str, device: torch.device) -> None:
@@ -58,7 +60,7 @@ def moment_bytes(name: str, parameters: Iterable[Tensor]) -> int:
     )
 
 
-def adamw(model: nn.Module, *, lr: float, weight_decay: float, eps: float) -> torch.optim.AdamW:
+def adamw(model: nn.Module, *, lr: float, weight_decay: float, eps: float = EPSILON) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; those with one axis or none (biases, norms, scalars) do not decay."""
     return torch.optim.AdamW(_groups(model, weight_decay), lr=lr, eps=eps)
 

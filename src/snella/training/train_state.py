@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,17 @@ from accelerate import Accelerator
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
+from snella.config.loop import LoopConfig
 from snella.errors import UserError
 from snella.files import Records
 from snella.training.checkpoint import Tensors, newest_checkpoint, read_checkpoint, write_checkpoint
 from snella.training.interfaces import AfterStep
 from snella.training.memory import PeakMemory
 from snella.training.optimiser import cosine_schedule, load_optimiser_tensors, make_optimiser, optimiser_tensors
-from snella.training.settings import LoopSettings
 from snella.training.tuned_weights import Ema, load_tuned_state, tuned_state
 
 FORMAT = 1  # of what a checkpoint holds
-FREE = ("device", "checkpoint_every", "tensorboard")  # may differ at a resume: they do not decide the result
+FREE = {part.name for part in fields(LoopConfig) if part.metadata["reading"].free}
 
 
 @dataclass
@@ -51,7 +51,8 @@ class Run:
 
     folder: Path
     model: nn.Module
-    settings: LoopSettings
+    settings: LoopConfig
+    seed: int
     accelerator: Accelerator
     adam: torch.optim.Optimizer
     optimizer: torch.optim.Optimizer  # adam, with the scaler of fp16 around it
@@ -85,7 +86,7 @@ class Run:
         scaler = self.accelerator.scaler
         state = {
             "position": asdict(at),
-            "conditions": _conditions(self.settings, self.batches_per_epoch),
+            "conditions": conditions_of(self.settings, self.accelerator, self.seed, self.batches_per_epoch),
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
         present = {name: group for name, group in tensors.items() if group is not None}
@@ -95,14 +96,15 @@ class Run:
 def start_run(
     folder: Path,
     model: nn.Module,
-    settings: LoopSettings,
+    settings: LoopConfig,
     accelerator: Accelerator,
     after_step: AfterStep | None,
     batches_per_epoch: int,
     *,
+    seed: int,
     resume: bool,
 ) -> Run:
-    """A run at its beginning, or where its newest checkpoint stands if `resume` and there is one.
+    """Return a run at its beginning, or where its newest checkpoint stands if `resume` and there is one.
 
     Raises:
         UserError: the checkpoint is damaged, or was made with other settings, data or another model.
@@ -110,17 +112,13 @@ def start_run(
     checkpoint = newest_checkpoint(folder) if resume else None
     tensors, state = read_checkpoint(checkpoint) if checkpoint is not None else ({}, {})
     if checkpoint is not None:
-        _check_conditions(checkpoint, state["conditions"], _conditions(settings, batches_per_epoch))
+        now = conditions_of(settings, accelerator, seed, batches_per_epoch)
+        _check_conditions(checkpoint, state["conditions"], now)
     position = Position(**state.get("position", {}))
 
     model.to(accelerator.device)
     steps = settings.epochs * math.ceil(batches_per_epoch / settings.accumulate)
-    adam = make_optimiser(
-        settings.optimizer, model, lr=settings.lr, weight_decay=settings.weight_decay, eps=settings.eps
-    )
-    schedule = cosine_schedule(
-        adam, steps=steps, warmup=settings.warmup, warmup_lr=settings.warmup_lr, min_lr=settings.min_lr
-    )
+    adam = make_optimiser(settings, model)
     ema = Ema(model, settings.ema) if settings.ema is not None else None
     if checkpoint is not None:
         try:
@@ -133,10 +131,13 @@ def start_run(
         folder=folder,
         model=model,
         settings=settings,
+        seed=seed,
         accelerator=accelerator,
         adam=adam,
         optimizer=accelerator.prepare_optimizer(adam, device_placement=False),
-        schedule=schedule,
+        schedule=cosine_schedule(
+            adam, steps=steps, warmup=settings.warmup, warmup_lr=settings.warmup_lr, min_lr=settings.min_lr
+        ),
         after_step=after_step,
         ema=ema,
         memory=PeakMemory(model, accelerator.device, position.peak_memory_bytes),
@@ -171,15 +172,21 @@ def _load(
         accelerator.scaler.load_state_dict(state["scaler"])
 
 
-def _conditions(settings: LoopSettings, batches_per_epoch: int) -> dict[str, Any]:
-    """What must be the same at a resume."""
-    fixed = {name: value for name, value in asdict(settings).items() if name not in FREE}
-    return fixed | {"batches an epoch": batches_per_epoch, "checkpoint format": FORMAT}
+def conditions_of(settings: LoopConfig, accelerator: Accelerator, seed: int, batches_per_epoch: int) -> dict[str, Any]:
+    """Return what must be the same at a resume."""
+    precision = accelerator.mixed_precision
+    return {
+        **{name: value for name, value in asdict(settings).items() if name not in FREE},
+        "precision": "fp32" if precision == "no" else precision,
+        "seed": seed,
+        "batches an epoch": batches_per_epoch,
+        "checkpoint format": FORMAT,
+    }
 
 
 def _check_conditions(checkpoint: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
     for name, value in now.items():
-        before = then.get(name, getattr(LoopSettings, name, None))  # its default, if it is newer than the checkpoint
+        before = then.get(name, getattr(LoopConfig, name, None))  # its default, if it is newer than the checkpoint
         if before != value:
             raise UserError(
                 f"checkpoint {checkpoint} was made with {name} {before}, not {value}: "

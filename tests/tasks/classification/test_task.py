@@ -12,7 +12,7 @@ from sklearn import metrics as reference
 from torch import nn
 
 from snella.errors import UserError
-from snella.tasks.classification.task import Classify
+from snella.tasks.classification.learner import Classify
 
 
 class Replay(nn.Module):

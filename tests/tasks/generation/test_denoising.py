@@ -337,8 +337,8 @@ def test_nothing_to_evaluate(unet: Part) -> None:
 
 def test_a_class_that_is_not_known(unet: Part) -> None:
     with pytest.raises(UserError, match="no class 'bird'; choose from cat, dog, red"):
-        task(unet).generate(unet[1], ["bird"], [0], task(unet).sampling)
-    assert len(list(task(unet).generate(unet[1], ["dog", "cat"], [0, 1], task(unet).sampling))) == 2
+        task(unet).generate(unet[1], ["bird"], [0])
+    assert len(list(task(unet).generate(unet[1], ["dog", "cat"], [0, 1]))) == 2
 
 
 @pytest.mark.parametrize(("squash", "white"), [(False, 0.0), (True, 0.25)])

@@ -19,7 +19,8 @@ from snella.data.masks.files import IGNORE, MaskCode, MaskedImages, read_mask
 from snella.data.transforms.images import Preprocessing
 from snella.data.transforms.masked import masked_eval_transform
 from snella.errors import UserError
-from snella.tasks.segmentation.task import METRICS, Segment, few
+from snella.tasks.segmentation.learner import Segment
+from snella.tasks.segmentation.task import SEGMENTATION
 
 SIZE, K = 8, 4
 CODE = MaskCode(tuple(range(K)))
@@ -72,7 +73,7 @@ def test_metrics_are_scikit_learns(predicted, true):
         assert found.table[k].iou == pytest.approx(jaccard_score(y, p, labels=[k], average="macro"))
         assert found.table[k].pixels == (y == k).sum()
     assert all(found.table[k].iou is None for k in set(range(K)) - set(there))
-    assert set(METRICS) <= found.metrics.keys()
+    assert set(SEGMENTATION.metrics) <= found.metrics.keys()
 
 
 def test_of_two_classes_the_second_is_the_foreground():
@@ -147,7 +148,7 @@ def test_predictions_are_masks_of_the_images_own_size(tmp_path):
     found.pictures["mask"].save(tmp_path / "mask.png")
     assert torch.equal(read_mask(str(tmp_path / "mask.png"), CODE).long(), torch.from_numpy(mask).long())
     assert found.pictures["overlay"].size == (12, 7)
-    assert segment.flat({**found.row, "mask": "m.png"}).keys() == {
+    assert segment.csv_row({**found.row, "mask": "m.png"}).keys() == {
         *("image", "width", "height", "mask"),
         *"abcd",
     }
@@ -174,6 +175,6 @@ def test_one_class_is_refused_and_few_are_spread():
     with pytest.raises(UserError, match="1 class"):
         Segment(["a"], preprocessing=Preprocessing(SIZE), code=CODE, palette=PALETTE[:1])
     images = MaskedImages(tuple(map(str, range(100))), tuple(map(str, range(100))), CODE)
-    chosen = [int(path) for path in few(images, 8).paths]
+    chosen = [int(path) for path in SEGMENTATION.subset(images, 8).paths]
     assert len(chosen) == 8
     assert max(np.diff(chosen)) <= math.ceil(100 / 8) + 1

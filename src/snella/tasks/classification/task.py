@@ -1,206 +1,26 @@
-"""Image classification: loss, metrics and predictions, and the functions of a task's module (`tasks.interface`).
-
-A batch is {"image": (b, 3, s, s), "label": (b,) int64}, on the model's device; K is the number of classes.
-"""
+"""Image classification: its data, its models, and what is kept of them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
 from rich.console import RenderableType
-from torch import Tensor, nn
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
-from torchvision.transforms import v2
+from torch import nn
 
 from snella.config.schema import TrainConfig
 from snella.data.dataset import ImageData, Images, class_weights
-from snella.data.images import Progress, UnreadableImage
-from snella.data.loading import transformed
+from snella.data.images import Progress
 from snella.data.readers.labelled import read_data, read_test_data
 from snella.data.summaries.labelled import data_report
-from snella.data.transforms import images as transforms
-from snella.data.transforms.images import Augmentation, Preprocessing, Transform
+from snella.data.transforms.images import Augmentation, Preprocessing, Transform, eval_transform, train_transform
 from snella.errors import UserError
-from snella.models.backbone import (
-    BackboneSpec,
-    build_backbone,
-    check_backbone_name,
-    logits_of,
-    preprocessing_of,
-)
-from snella.models.export import loading_hint
-from snella.models.export import save_merged as save_plain
-from snella.report.figures import confusion_figure
-from snella.tasks.classification.class_rows import ClassRow, class_rows, class_table, prediction_table
-from snella.tasks.interface import Prediction
-
-RESIZE: str = "squash"
-PICTURES: tuple[str, ...] = ()
-ONNX: bool = True
-METRICS = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced accuracy"}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The result of `Classify.evaluate`."""
-
-    metrics: dict[str, float]  # top1, top5, balanced_accuracy: fractions from 0 to 1; loss: nats per example
-    table: tuple[ClassRow, ...]  # a row per class, in the order of the labels
-    confusion: Tensor  # (K, K) int64 on the CPU: true class x predicted class
-
-
-class Classify:
-    """Classification into the named classes, one per image.
-
-    Args:
-        classes: the K names, in the order of the labels.
-        class_weights: (K,) weights of the classes in the training loss; None: all 1.
-        label_smoothing: share of the target spread over all classes, in [0, 1).
-        mixup, cutmix: alpha of the Beta distribution the mixing ratio is drawn from; 0: off. Where both are on, each
-            batch gets one of the two, at even odds. Draws come from torch's global generator.
-
-    Raises:
-        UserError: fewer than two classes, or a value outside its range.
-
-    Example:
-        >>> task = Classify(("sound", "cracked"))
-        >>> task.probabilities(model, images).shape
-        torch.Size([8, 2])
-    """
-
-    selection = "top1"
-    higher_is_better = True
-
-    def __init__(
-        self,
-        classes: Sequence[str],
-        *,
-        class_weights: Tensor | None = None,
-        label_smoothing: float = 0.0,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-    ) -> None:
-        if len(classes) < 2:
-            raise UserError(f"{len(classes)} class to tell apart: give images of at least two classes")
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"label_smoothing {label_smoothing} is outside [0, 1): 0.1 is usual, 0 is off")
-        for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
-            if alpha < 0:
-                raise UserError(f"{name} {alpha} is negative: it is the alpha of a Beta distribution; 0 is off")
-        if class_weights is not None and class_weights.shape != (len(classes),):
-            raise UserError(f"{class_weights.numel()} class weights for {len(classes)} classes: give one per class")
-        self.classes = tuple(classes)
-        self.class_weights = torch.ones(len(classes)) if class_weights is None else class_weights.float()
-        self.label_smoothing = label_smoothing
-        mixes: list[nn.Module] = []
-        if mixup:
-            mixes.append(v2.MixUp(alpha=mixup, num_classes=len(classes)))
-        if cutmix:
-            mixes.append(v2.CutMix(alpha=cutmix, num_classes=len(classes)))
-        self.mix = v2.RandomChoice(mixes) if mixes else None
-
-    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """The training loss (0-d) in fp32: cross-entropy averaged with the class weights of the targets."""
-        images, targets = batch["image"], batch["label"]
-        if self.mix is not None:
-            images, targets = self.mix(images, targets)  # targets: (b, K), rows sum to 1
-        logits = logits_of(model(images)).float()  # (b, K)
-        weights = self.class_weights = self.class_weights.to(logits.device)
-        total = F.cross_entropy(logits, targets, weight=weights, label_smoothing=self.label_smoothing, reduction="sum")
-        # reduction="mean" divides by the weights for labels but by b for mixed targets: one scale for both here
-        return total / (targets @ weights if targets.is_floating_point() else weights[targets]).sum()
-
-    @torch.no_grad()
-    def evaluate(self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> Evaluation:
-        """Metrics over all batches, without mixing, smoothing or weights. The model is left in eval mode.
-
-        Balanced accuracy is the mean recall over the classes that have examples; top5 is top-K where K < 5.
-
-        Raises:
-            UserError: there is no batch.
-        """
-        model.eval()
-        count = len(self.classes)
-        confusion = MulticlassConfusionMatrix(count)
-        top5 = MulticlassAccuracy(count, top_k=min(5, count), average="micro")
-        loss = MeanMetric()
-        empty = True
-        for batch in batches:
-            empty = False
-            labels = batch["label"]
-            logits = logits_of(model(batch["image"])).float()
-            for metric in (confusion, top5, loss):
-                metric.to(logits.device)
-            confusion.update(logits, labels)
-            top5.update(logits, labels)
-            loss.update(F.cross_entropy(logits, labels, reduction="none"))
-        if empty:
-            raise UserError("nothing to evaluate: the split has no image; give --data with at least one")
-        matrix = confusion.compute().cpu().long()
-        table = class_rows(self.classes, matrix)
-        recalls = [row.recall for row in table if row.recall is not None]
-        metrics = {
-            "top1": matrix.diagonal().sum().item() / matrix.sum().item(),
-            "top5": top5.compute().item(),
-            "balanced_accuracy": sum(recalls) / len(recalls),
-            "loss": loss.compute().item(),
-        }
-        return Evaluation(metrics=metrics, table=table, confusion=matrix)
-
-    def report(self, evaluation: Evaluation) -> dict[str, Any]:
-        """The table and the confusion matrix, as JSON holds them."""
-        return {"classes": [asdict(row) for row in evaluation.table], "confusion": evaluation.confusion.tolist()}
-
-    def details(self, evaluation: Evaluation) -> dict[str, Any]:
-        return {}
-
-    def table(self, evaluation: Evaluation) -> RenderableType:
-        return class_table(evaluation.table)
-
-    def figures(self, evaluation: Evaluation) -> dict[str, Callable[[Path], object]]:
-        return {"confusion": partial(confusion_figure, evaluation.confusion, self.classes)}
-
-    @torch.no_grad()
-    def probabilities(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Probabilities (b, K) in fp32 for images (b, 3, s, s). The model is left in eval mode."""
-        model.eval()
-        return logits_of(model(images)).float().softmax(dim=-1)
-
-    def predict(
-        self, model: nn.Module, images: Images, transform: Transform, *, batch_size: int
-    ) -> Iterator[Prediction | UnreadableImage]:
-        """In order of the images: class and probabilities, or why there are none. The model is left in eval mode."""
-        device = next(model.parameters()).device
-        names = iter(images.paths)
-        for examples in transformed(images, transform, batch_size):
-            pixels = [example["image"] for example in examples if not isinstance(example, UnreadableImage)]
-            shares = iter(self.probabilities(model, torch.stack(pixels).to(device)).tolist() if pixels else ())
-            for example in examples:
-                name = next(names)
-                yield example if isinstance(example, UnreadableImage) else self._prediction(name, next(shares))
-
-    def _prediction(self, name: str, probabilities: list[float]) -> Prediction:
-        best = max(range(len(self.classes)), key=probabilities.__getitem__)
-        row = {"image": name, "class": self.classes[best], "probability": probabilities[best]}
-        return Prediction({**row, "probabilities": dict(zip(self.classes, probabilities, strict=True))})
-
-    def prediction_table(self, rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-        return prediction_table(rows)
-
-    def flat(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The columns image, class, probability, and one for each class."""
-        return {**{name: row[name] for name in ("image", "class", "probability")}, **row["probabilities"]}
-
-
-# ---- the functions of a task's module
+from snella.models.backbone import BackboneSpec, build_backbone, check_backbone_name, preprocessing_of
+from snella.models.export import loading_hint, save_merged
+from snella.tasks.classification.learner import Classify
+from snella.tasks.interface import Saved, Task
 
 
 @dataclass(frozen=True)
@@ -210,94 +30,91 @@ class ClassifierSpec:
     backbone: BackboneSpec
 
 
-def check(config: TrainConfig) -> None:
-    """Refuse an unknown backbone or policy, before anything is read or built. Raises UserError."""
-    _augmentation(config)
-    if config.resize == "none":
-        raise UserError("--resize none gives images of different sizes; use squash or crop to classify")
-    check_backbone_name(make_spec(config, num_classes=2).backbone)
+class ClassificationTask(Task[ClassifierSpec, ImageData[Images], Images]):
+    """One class for each image."""
 
+    metrics: ClassVar[dict[str, str]] = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced accuracy"}
+    resize = "squash"
+    exports_onnx = True
 
-def recognised(data: str) -> bool:
-    """Any data may be labelled images: this task is the last one to ask."""
-    return True
+    def check(self, config: TrainConfig) -> None:
+        """Refuse an unknown backbone or policy. Raises UserError."""
+        _augmentation(config)
+        if config.data.resize == "none":
+            raise UserError("--resize none gives images of different sizes; use squash or crop to classify")
+        check_backbone_name(self.make_spec(config, num_classes=2).backbone)
 
+    def recognises(self, data: str) -> bool:
+        """Return True: any data may be labelled images, so this task is the last one to ask."""
+        return True
 
-def read(config: TrainConfig, progress: Progress | None) -> ImageData:
-    """The data of a run, the same at every call: what is missing of its splits comes from the seed."""
-    assert config.data is not None  # validated
-    fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
-    return read_data(config.data, seed=config.seed, **fractions, progress=progress)
+    def read(self, config: TrainConfig, progress: Progress | None) -> ImageData[Images]:
+        data = config.data
+        assert data.source is not None  # validated
+        fractions = {"val_fraction": data.val_fraction, "test_fraction": data.test_fraction}
+        return read_data(data.source, seed=config.seed, **fractions, progress=progress)
 
+    def read_test(self, data: str, saved: Saved, *, seed: int, progress: Progress | None) -> ImageData[Images]:
+        return read_test_data(data, saved["classes"], seed=seed, progress=progress)
 
-def read_test(data: str, about: Mapping[str, Any], *, seed: int, progress: Progress | None) -> ImageData:
-    return read_test_data(data, about["classes"], seed=seed, progress=progress)
+    def describe(self, data: str, *, seed: int, progress: Progress | None) -> RenderableType:
+        return data_report(data, seed=seed, progress=progress)
 
+    def subset(self, images: Images, count: int) -> Images:
+        """Return the first `count` images of each class."""
+        seen: Counter[int] = Counter()
+        chosen = []
+        for index, label in enumerate(images.labels):
+            seen[label] += 1
+            if seen[label] <= count:
+                chosen.append(index)
+        paths, labels = (tuple(values[i] for i in chosen) for values in (images.paths, images.labels))
+        return replace(images, paths=paths, labels=labels)
 
-describe = data_report
-eval_transform = transforms.eval_transform
+    def make_spec(self, config: TrainConfig, num_classes: int) -> ClassifierSpec:
+        return ClassifierSpec(BackboneSpec.of(config.model, config.seed, num_classes))
 
+    def spec_from(self, saved: Saved) -> ClassifierSpec:
+        return ClassifierSpec(BackboneSpec(**saved["backbone"]))
 
-def few(images: Images, count: int) -> Images:
-    """The first `count` images of each class."""
-    seen: Counter[int] = Counter()
-    chosen = []
-    for index, label in enumerate(images.labels):
-        seen[label] += 1
-        if seen[label] <= count:
-            chosen.append(index)
-    return replace(images, paths=tuple(images.paths[i] for i in chosen), labels=tuple(images.labels[i] for i in chosen))
+    def build(self, spec: ClassifierSpec) -> nn.Module:
+        return build_backbone(spec.backbone)
 
+    def preprocessing(self, spec: ClassifierSpec, model: nn.Module) -> Preprocessing:
+        return preprocessing_of(spec.backbone, model)
 
-def make_spec(config: TrainConfig, num_classes: int) -> ClassifierSpec:
-    return ClassifierSpec(BackboneSpec.of(config, num_classes))
+    def train_transform(self, preprocessing: Preprocessing, config: TrainConfig) -> Transform:
+        return train_transform(preprocessing, _augmentation(config))
 
+    def eval_transform(self, preprocessing: Preprocessing) -> Transform:
+        return eval_transform(preprocessing)
 
-def spec_from(about: Mapping[str, Any]) -> ClassifierSpec:
-    return ClassifierSpec(BackboneSpec(**about["backbone"]))
+    def learner(self, config: TrainConfig, data: ImageData[Images], preprocessing: Preprocessing) -> Classify:
+        return Classify(
+            data.classes,
+            class_weights=class_weights(data.splits["train"], data.classes) if config.data.class_weights else None,
+            label_smoothing=config.data.label_smoothing,
+            mixup=config.classify.mixup,
+            cutmix=config.classify.cutmix,
+        )
 
+    def learner_from(self, saved: Saved) -> Classify:
+        return Classify(saved["classes"])
 
-def build(spec: ClassifierSpec) -> nn.Module:
-    return build_backbone(spec.backbone)
-
-
-def preprocessing(spec: ClassifierSpec, model: nn.Module) -> Preprocessing:
-    return preprocessing_of(spec.backbone, model)
-
-
-def train_transform(preprocessing: Preprocessing, config: TrainConfig) -> Transform:
-    return transforms.train_transform(preprocessing, _augmentation(config))
-
-
-def about(config: TrainConfig, data: ImageData) -> dict[str, Any]:
-    return {}
-
-
-def make_task(config: TrainConfig, data: ImageData, preprocessing: Preprocessing) -> Classify:
-    return Classify(
-        data.classes,
-        class_weights=class_weights(data.splits["train"], data.classes) if config.class_weights else None,
-        label_smoothing=config.label_smoothing,
-        mixup=config.mixup,
-        cutmix=config.cutmix,
-    )
-
-
-def task_from(about: Mapping[str, Any]) -> Classify:
-    return Classify(about["classes"])
-
-
-def save_merged(model: nn.Module, folder: Path, about: Mapping[str, Any]) -> str:
-    spec = spec_from(about).backbone
-    preprocessing = Preprocessing.from_dict(about["preprocessing"])
-    save_plain(model, folder, spec=spec, classes=about["classes"], preprocessing=preprocessing)
-    return loading_hint(spec, folder)
+    def save_merged(self, model: nn.Module, folder: Path, saved: Saved) -> str:
+        spec = self.spec_from(saved).backbone
+        preprocessing = Preprocessing.from_dict(saved["preprocessing"])
+        save_merged(model, folder, spec=spec, classes=saved["classes"], preprocessing=preprocessing)
+        return loading_hint(spec, folder)
 
 
 def _augmentation(config: TrainConfig) -> Augmentation:
     return Augmentation(
-        name=config.augment,
-        auto_augment=config.auto_augment,
-        color_jitter=config.color_jitter,
-        random_erasing=config.random_erasing,
+        name=config.data.augment,
+        auto_augment=config.classify.auto_augment,
+        color_jitter=config.data.color_jitter,
+        random_erasing=config.classify.random_erasing,
     )
+
+
+CLASSIFICATION = ClassificationTask()

@@ -7,10 +7,10 @@ or text embeddings, or "label" (b,), and "original_size" and "crop_top_left" (b,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image, ImageOps
@@ -30,27 +30,23 @@ from snella.diffusion.pipeline import Condition, Frozen, condition_of
 from snella.diffusion.sampling import SampleSettings, check_settings, sample
 from snella.errors import UserError
 from snella.files import save_picture
-from snella.tasks.generation.fidelity import Fidelity, fidelity
+from snella.tasks.generation.fidelity import fidelity, fidelity_line
 from snella.tasks.generation.noise_levels import LEVELS, LevelRow, noise_level_table, noise_levels_figure
 from snella.tasks.generation.prepare import prepare
 from snella.tasks.generation.sample_grids import before_after_figure, grid
+from snella.tasks.interface import TaskLearner
+from snella.training.interfaces import DeviceBatch, DeviceBatches
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class NoiseEvaluation:
     """The result of `Generate.evaluate`."""
 
     metrics: dict[str, float]  # denoising_loss: squared error per value, all levels alike
     table: tuple[LevelRow, ...]  # all images, then each class
 
 
-class Batches(Protocol):
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Mapping[str, Any]]: ...
-
-
-class Generate:
+class Generate(TaskLearner[NoiseEvaluation, ImageData[CaptionedImages], CaptionedImages]):
     """A diffusion model's denoising of images.
 
     Args:
@@ -96,7 +92,7 @@ class Generate:
         self.empty: dict[str, Tensor] | None = None  # embeddings of the empty caption, each (1, ...)
         check_settings(frozen, sampling)
 
-    def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    def loss(self, model: nn.Module, batch: DeviceBatch) -> Tensor:
         """The mean squared error of what the model predicts (0-d) in fp32, weighted as asked for."""
         x, condition = self._inputs(model, batch, training=True)
         count, weights = len(x), x.new_ones(len(x))
@@ -116,7 +112,7 @@ class Generate:
         return (errors * weights).sum() / count
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, batches: Batches) -> Evaluation:
+    def evaluate(self, model: nn.Module, batches: DeviceBatches) -> NoiseEvaluation:
         """The error on images that were held out, each once in each part of the noise range. The model is in eval mode.
 
         Noise and level of an image are drawn from its place in the split, so every model and epoch meets the same.
@@ -147,7 +143,7 @@ class Generate:
             of_class = found[torch.tensor(labels) == label]
             if len(of_class):
                 table.append(LevelRow(name, len(of_class), tuple(of_class.mean(0).tolist())))
-        return Evaluation({"denoising_loss": found.mean().item()}, tuple(table))
+        return NoiseEvaluation({"denoising_loss": found.mean().item()}, tuple(table))
 
     def _inputs(self, model: nn.Module, batch: Mapping[str, Any], *, training: bool) -> tuple[Tensor, Condition]:
         """x (b, c, h, w) as the network sees it, and what it is asked for."""
@@ -190,14 +186,21 @@ class Generate:
         return found
 
     def generate(
-        self, model: nn.Module, asked: Sequence[str | None], seeds: Sequence[int], sampling: SampleSettings
+        self,
+        model: nn.Module,
+        asked: Sequence[str | None],
+        seeds: Sequence[int],
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
     ) -> Iterator[Image.Image]:
-        """An image for each prompt (a class's name for class-conditional models, None for unconditional ones).
+        """Yield an image for each prompt (a class's name for class-conditional models, None for unconditional ones).
 
         Raises:
             UserError: no such class, or more steps than there are.
         """
-        network = base_of(model)
+        network, own = base_of(model), self.sampling
+        sampling = replace(own, steps=steps or own.steps, guidance=own.guidance if guidance is None else guidance)
         if self.frozen.family.encode is None:
             known = condition_of(network) == "class"
             labels = [self._label(name) if known else None for name in asked]
@@ -212,13 +215,13 @@ class Generate:
     def prepare(
         self,
         model: nn.Module,
-        data: ImageData,
+        data: ImageData[CaptionedImages],
         preprocessing: Preprocessing,
         config: TrainConfig,
         device: torch.device,
         console: Console,
     ) -> Mapping[str, Examples]:
-        """What the batches of each split are made of (`tasks.generation_data`)."""
+        """What the batches of each split are made of (`tasks.generation.prepare`)."""
         unknown = [name for name in self.prompts if condition_of(model) == "class" and name not in self.classes]
         if unknown:
             raise UserError(f"--sample-prompts {unknown[0]} is none of the classes: {', '.join(self.classes)}")
@@ -227,7 +230,12 @@ class Generate:
         return prepared.splits
 
     def show(
-        self, model: nn.Module, data: ImageData, folder: Path, stage: str, progress: Progress | None = None
+        self,
+        model: nn.Module,
+        data: ImageData[CaptionedImages],
+        folder: Path,
+        stage: str,
+        progress: Progress | None = None,
     ) -> None:
         """Write RUN/samples/STAGE.png, a row for each prompt, and at the end before-after.png.
 
@@ -237,7 +245,7 @@ class Generate:
         asked = [prompt for prompt in prompts for _ in range(self.samples)]
         seeds = list(range(self.samples)) * len(prompts)
         pictures: list[Image.Image] = []
-        for picture in self.generate(model, asked, seeds, self.sampling):
+        for picture in self.generate(model, asked, seeds):
             pictures.append(picture)
             if progress is not None:
                 progress(len(pictures), len(asked))
@@ -258,8 +266,8 @@ class Generate:
 
     def judge(
         self, model: nn.Module, references: CaptionedImages, features: str, *, count: int, console: Console
-    ) -> Fidelity:
-        """How near `count` images, asked for what the references show, come to them in the named model's features.
+    ) -> tuple[dict[str, Any], str]:
+        """Compare `count` images, asked for what the references show, with them in the named model's features.
 
         Raises:
             UserError: unknown features, or their weights are missing; too few images.
@@ -270,12 +278,13 @@ class Generate:
         asked = [kinds[i * len(kinds) // count % len(kinds)] if kinds else None for i in range(count)]
         made = []
         with working(console, "generating images") as progress:
-            for picture in self.generate(model, asked, range(count), self.sampling):
+            for picture in self.generate(model, asked, range(count)):
                 made.append(picture)
                 progress(len(made), count)
         real = (self._fitted(references, i) for i in range(len(references)))
         device = next(model.parameters()).device
-        return fidelity(map(_pixels, made), map(_pixels, real), features, device=device)
+        found = fidelity(map(_pixels, made), map(_pixels, real), features, device=device)
+        return asdict(found), fidelity_line(found)
 
     def _fitted(self, images: CaptionedImages, index: int) -> Image.Image:
         """A real image in the shape that the model has seen."""
@@ -285,16 +294,16 @@ class Generate:
             return picture.resize(square, Image.Resampling.BICUBIC)
         return ImageOps.fit(picture, square, Image.Resampling.BICUBIC)
 
-    def report(self, evaluation: Evaluation) -> dict[str, Any]:
+    def report(self, evaluation: NoiseEvaluation) -> dict[str, Any]:
         return self.details(evaluation)
 
-    def details(self, evaluation: Evaluation) -> dict[str, Any]:
+    def details(self, evaluation: NoiseEvaluation) -> dict[str, Any]:
         return {"noise_levels": [asdict(row) for row in evaluation.table]}
 
-    def table(self, evaluation: Evaluation) -> RenderableType:
+    def table(self, evaluation: NoiseEvaluation) -> RenderableType:
         return noise_level_table(evaluation.table)
 
-    def figures(self, evaluation: Evaluation) -> dict[str, Callable[[Path], object]]:
+    def figures(self, evaluation: NoiseEvaluation) -> dict[str, Callable[[Path], object]]:
         return {"levels": partial(noise_levels_figure, evaluation.table)}
 
 
@@ -303,7 +312,7 @@ def base_of(model: nn.Module) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
 
 
-def _like(data: ImageData, prompt: str | None, count: int) -> list[int]:
+def _like(data: ImageData[CaptionedImages], prompt: str | None, count: int) -> list[int]:
     """`count` test images, spread evenly over those of the class or with the caption, or over all if there is none."""
     images: CaptionedImages = data.splits["test"]
     kinds = [

@@ -11,7 +11,8 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from snella.config.schema import TrainConfig, flag
+from snella.config.fields import flag
+from snella.config.schema import TrainConfig
 from snella.console import plain, working
 from snella.data.cache import TensorCache, content_key
 from snella.data.dataset import ImageData
@@ -61,19 +62,21 @@ def prepare(
     _check(network, data, config, console)
     splits: dict[str, Any] = dict(data.splits)
     empty = None
-    if config.prior_prompt is not None:
+    if config.generate.prior_prompt is not None:
         if config.estimate:  # any images take the same memory
-            splits[PRIOR] = replace(data.splits["train"], captions=(config.prior_prompt,) * len(data.splits["train"]))
+            splits[PRIOR] = replace(
+                data.splits["train"], captions=(config.generate.prior_prompt,) * len(data.splits["train"])
+            )
         else:
             splits[PRIOR] = _prior(frozen, sampling, network, config, device, console)
     if frozen.family.encode is not None:
         _tell_cuts(frozen, splits, console)
-    still = config.augment != "crop" and not config.color_jitter  # the pixels are the same at each epoch
-    if config.cache and frozen.vae is not None and still:
+    still = config.data.augment != "crop" and not config.data.color_jitter  # the pixels are the same at each epoch
+    if config.generate.cache and frozen.vae is not None and still:
         cache = TensorCache(cache_folder())
-        mirrored = {name: name in ("train", PRIOR) and config.augment != "none" for name in splits}
+        mirrored = {name: name in ("train", PRIOR) and config.data.augment != "none" for name in splits}
         splits = dict(cached(splits, mirrored, frozen, preprocessing, cache, device, console))
-        if config.caption_dropout and frozen.family.encode is not None:
+        if config.generate.caption_dropout and frozen.family.encode is not None:
             (key,) = cached_texts([""], frozen, cache, device, console).values()
             empty = {name: value[None] for name, value in (cache.get(key) or {}).items()}
     if prior := splits.pop(PRIOR, None):
@@ -82,16 +85,16 @@ def prepare(
 
 
 def _check(network: nn.Module, data: ImageData, config: TrainConfig, console: Console) -> None:
-    asked, name = condition_of(network), config.backbone
+    asked, name = condition_of(network), config.model.backbone
     train: CaptionedImages = data.splits["train"]
     check_asked(asked, train, data.root, name)
-    if asked == "none" and config.sample_prompts:
+    if asked == "none" and config.generate.sample_prompts:
         raise UserError(f"--sample-prompts: {name} is unconditional; leave it out")
     if asked == "none" and (train.captions or train.labels):
         plain(console, f"  {name} is unconditional: captions and classes are not looked at")
     if asked != "text":
         for field in ("caption_dropout", "prior_prompt"):
-            if getattr(config, field):
+            if config.value(field):
                 raise UserError(f"{flag(field)} needs a text-to-image pipeline, and {name} is none; leave it out")
     if has_safety_checker(name):
         plain(console, f"  the safety checker of {name} is not loaded: generated images are not checked")
@@ -124,9 +127,9 @@ def _prior(
     console: Console,
 ) -> CaptionedImages:
     """Images of the prior, made by the network as it is where there are too few; stopped, what is made stays."""
-    prompt, count = str(config.prior_prompt), config.prior_images
-    if config.prior_data is not None:
-        folder = Path(config.prior_data).expanduser()
+    prompt, count = str(config.generate.prior_prompt), config.generate.prior_images
+    if config.generate.prior_data is not None:
+        folder = Path(config.generate.prior_data).expanduser()
     else:
         folder = cache_folder() / PRIOR / _prior_key(frozen, sampling, network, prompt)
     there = len(prior_files(folder, count))

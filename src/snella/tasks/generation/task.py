@@ -1,16 +1,16 @@
-"""Generation: the functions of a task's module (`tasks.interface`)."""
+"""Generation: its data, its models, and what is kept of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import RenderableType
 from torch import nn
 
-from snella.config.schema import DEFAULTS, TrainConfig, flag
+from snella.config.fields import flag
+from snella.config.schema import DEFAULTS, TrainConfig
 from snella.data.dataset import ImageData
 from snella.data.images import Progress
 from snella.data.readers.captioned import CaptionedImages, is_captioned, read_captioned_data, read_captioned_test_data
@@ -32,13 +32,12 @@ from snella.models.backbone import BackboneSpec
 from snella.tasks.generation.denoising import Generate
 from snella.tasks.generation.examples import drawn
 from snella.tasks.generation.prepare import check_asked
+from snella.tasks.interface import Saved, Task
 
-METRICS = {"denoising_loss": "denoising loss"}
-RESIZE: str = "crop"
-PICTURES: tuple[str, ...] = ("image",)
-ONNX: bool = False
 FLUX_LATENTS = 128  # side that its pipeline takes where nobody says; its config does not
 MOST_PROMPTS = 8  # of a sample grid
+
+CaptionedData = ImageData[CaptionedImages]
 
 
 @dataclass(frozen=True)
@@ -50,144 +49,151 @@ class GeneratorSpec:
     gradient_checkpointing: bool = False
 
 
-def check(config: TrainConfig) -> None:
-    """Refuse a backbone, a package or flags that do not go together, before anything is read or built.
+class GenerationTask(Task[GeneratorSpec, CaptionedData, CaptionedImages]):
+    """Images made from noise."""
 
-    Raises:
-        UserError: one line.
-    """
-    check_diffusers()
-    if config.backbone == DEFAULTS.backbone:
-        raise UserError(
-            "to generate, --backbone names a diffusers pipeline (OWNER/NAME or a folder), or small_unet; give it"
+    metrics: ClassVar[dict[str, str]] = {"denoising_loss": "denoising loss"}
+    resize = "crop"
+    pictures = ("image",)
+    generates = True
+
+    def check(self, config: TrainConfig) -> None:
+        """Refuse a backbone, a package or flags that do not go together. Raises UserError."""
+        model, own = config.model, config.generate
+        check_diffusers()
+        if model.backbone == DEFAULTS.model.backbone:
+            raise UserError(
+                "to generate, --backbone names a diffusers pipeline (OWNER/NAME or a folder), or small_unet; give it"
+            )
+        if model.checkpoint is not None:
+            raise UserError(
+                "--checkpoint does not go with --task generate; give the folder of a pipeline as --backbone"
+            )
+        if config.data.resize == "none":
+            raise UserError("--resize none gives images of different sizes; use crop or squash to generate")
+        for name in ("prior_data", "prior_images", "prior_weight") if own.prior_prompt is None else ():
+            if config.value(name) != DEFAULTS.value(name):
+                raise UserError(f"{flag(name)} is read with --prior-prompt only: what the prior's images show")
+        if own.prior_data is not None and Path(own.prior_data).expanduser().is_file():
+            raise UserError(f"--prior-data {own.prior_data} is a file; give a folder, which may be a new one")
+        check_pipeline_name(model.backbone)
+        generation_train_transform(Preprocessing(64, resize=self.resize), _augmentation(config))
+
+    def recognises(self, data: str) -> bool:
+        return is_captioned(data)
+
+    def read(self, config: TrainConfig, progress: Progress | None) -> CaptionedData:
+        data = config.data
+        assert data.source is not None  # validated
+        fractions = {"val_fraction": data.val_fraction, "test_fraction": data.test_fraction}
+        prompt = config.generate.prompt
+        return read_captioned_data(data.source, seed=config.seed, prompt=prompt, progress=progress, **fractions)
+
+    def read_test(self, data: str, saved: Saved, *, seed: int, progress: Progress | None) -> CaptionedData:
+        """Raises UserError where the data does not say what the model is asked for."""
+        classes = saved["classes"] if saved["condition"] == "class" else ()
+        found = read_captioned_test_data(data, classes=classes, prompt=saved["prompt"], seed=seed, progress=progress)
+        check_asked(saved["condition"], found.splits["test"], data, "the run")
+        return found
+
+    def describe(self, data: str, *, seed: int, progress: Progress | None) -> RenderableType:
+        return describe_captioned(read_captioned_data(data, seed=seed, progress=progress))
+
+    def subset(self, images: CaptionedImages, count: int) -> CaptionedImages:
+        """Return `count` images, spread evenly."""
+        chosen = sorted({i * len(images) // count for i in range(count)}) if len(images) > count else range(len(images))
+        return replace(
+            images,
+            paths=tuple(images.paths[i] for i in chosen),
+            captions=tuple(images.captions[i] for i in chosen) if images.captions else (),
+            labels=tuple(images.labels[i] for i in chosen) if images.labels else (),
         )
-    if config.checkpoint is not None:
-        raise UserError("--checkpoint does not go with --task generate; give the folder of a pipeline as --backbone")
-    if config.resize == "none":
-        raise UserError("--resize none gives images of different sizes; use crop or squash to generate")
-    for name in ("prior_data", "prior_images", "prior_weight") if config.prior_prompt is None else ():
-        if getattr(config, name) != getattr(DEFAULTS, name):
-            raise UserError(f"{flag(name)} is read with --prior-prompt only: what the prior's images show")
-    if config.prior_data is not None and Path(config.prior_data).expanduser().is_file():
-        raise UserError(f"--prior-data {config.prior_data} is a file; give a folder, which may be a new one")
-    check_pipeline_name(config.backbone)
-    generation_train_transform(Preprocessing(64, resize=RESIZE), _augmentation(config))
+
+    def make_spec(self, config: TrainConfig, num_classes: int) -> GeneratorSpec:
+        backbone, own = BackboneSpec.of(config.model, config.seed, num_classes), config.generate
+        return GeneratorSpec(backbone, own.adapt_convs, own.gradient_checkpointing)
+
+    def spec_from(self, saved: Saved) -> GeneratorSpec:
+        return GeneratorSpec(BackboneSpec(**saved["backbone"]), saved["adapt_convs"])
+
+    def build(self, spec: GeneratorSpec) -> nn.Module:
+        network: Any = build_network(spec.backbone)
+        if spec.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        return network
+
+    def preprocessing(self, spec: GeneratorSpec, model: nn.Module) -> Preprocessing:
+        """Return pixels in [-1, 1] at the size asked for, or at the network's own.
+
+        Raises:
+            UserError: the network cannot make images of that size.
+        """
+        network: Any = model
+        factor, unit = image_unit(spec.backbone.name, network)
+        own = network.config.get("sample_size", FLUX_LATENTS)
+        size = spec.backbone.image_size or (own[0] if isinstance(own, (list, tuple)) else own or 0) * factor
+        if not size:
+            raise UserError(f"{spec.backbone.name} does not say at what size it makes images; give --image-size")
+        if size % unit:
+            below = max(unit, size // unit * unit)
+            raise UserError(
+                f"--image-size {size} is no multiple of {unit}, as {spec.backbone.name} needs it; use {below}"
+            )
+        return Preprocessing(
+            size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bicubic", resize=self.resize
+        )
+
+    def train_transform(self, preprocessing: Preprocessing, config: TrainConfig) -> Transform:
+        return drawn(generation_train_transform(preprocessing, _augmentation(config)))
+
+    def eval_transform(self, preprocessing: Preprocessing) -> Transform:
+        return drawn(generation_eval_transform(preprocessing))
+
+    def facts(self, config: TrainConfig, data: CaptionedData) -> dict[str, Any]:
+        """Return the prompt, and what samples are made of."""
+        own = config.generate
+        return {
+            "condition": named_condition(config.model.backbone),
+            "prompt": own.prompt,
+            "prompts": list(_prompts(config, data)),
+            "sampling": {"steps": own.sample_steps, "guidance": own.guidance},
+        }
+
+    def learner(self, config: TrainConfig, data: CaptionedData, preprocessing: Preprocessing) -> Generate:
+        own = config.generate
+        return Generate(
+            frozen_parts(config.model.backbone),
+            data.classes,
+            sampling=SampleSettings(preprocessing.image_size, own.sample_steps, own.guidance),
+            prompts=_prompts(config, data),
+            samples=own.samples,
+            snr_gamma=own.snr_gamma,
+            noise_offset=own.noise_offset,
+            caption_dropout=own.caption_dropout,
+            prior_weight=own.prior_weight,
+            squash=preprocessing.resize == "squash",
+        )
+
+    def learner_from(self, saved: Saved) -> Generate:
+        return Generate(
+            frozen_parts(saved["backbone"]["name"]),
+            saved["classes"],
+            sampling=SampleSettings(saved["preprocessing"]["image_size"], **saved["sampling"]),
+            prompts=saved["prompts"],
+            squash=saved["preprocessing"]["resize"] == "squash",
+        )
+
+    def save_merged(self, model: nn.Module, folder: Path, saved: Saved) -> str:
+        return save_merged_pipeline(model, folder, name=saved["backbone"]["name"], classes=saved["classes"])
 
 
-recognised = is_captioned
-
-
-def read(config: TrainConfig, progress: Progress | None) -> ImageData:
-    assert config.data is not None  # validated
-    fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
-    return read_captioned_data(config.data, seed=config.seed, prompt=config.prompt, progress=progress, **fractions)
-
-
-def read_test(data: str, about: Mapping[str, Any], *, seed: int, progress: Progress | None) -> ImageData:
-    """Raises UserError where the data does not say what the model is asked for."""
-    classes = about["classes"] if about["condition"] == "class" else ()
-    found = read_captioned_test_data(data, classes=classes, prompt=about["prompt"], seed=seed, progress=progress)
-    check_asked(about["condition"], found.splits["test"], data, "the run")
-    return found
-
-
-def describe(data: str, *, seed: int, progress: Progress | None) -> RenderableType:
-    return describe_captioned(read_captioned_data(data, seed=seed, progress=progress))
-
-
-def few(images: CaptionedImages, count: int) -> CaptionedImages:
-    """`count` images, spread evenly."""
-    chosen = sorted({i * len(images) // count for i in range(count)}) if len(images) > count else range(len(images))
-    return replace(
-        images,
-        paths=tuple(images.paths[i] for i in chosen),
-        captions=tuple(images.captions[i] for i in chosen) if images.captions else (),
-        labels=tuple(images.labels[i] for i in chosen) if images.labels else (),
-    )
-
-
-def make_spec(config: TrainConfig, num_classes: int) -> GeneratorSpec:
-    return GeneratorSpec(BackboneSpec.of(config, num_classes), config.adapt_convs, config.gradient_checkpointing)
-
-
-def spec_from(about: Mapping[str, Any]) -> GeneratorSpec:
-    return GeneratorSpec(BackboneSpec(**about["backbone"]), about["adapt_convs"])
-
-
-def build(spec: GeneratorSpec) -> nn.Module:
-    network: Any = build_network(spec.backbone)
-    if spec.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
-    return network
-
-
-def preprocessing(spec: GeneratorSpec, model: Any) -> Preprocessing:
-    """Pixels in [-1, 1] at the size asked for, or at the network's own. Raises UserError where it cannot make that."""
-    factor, unit = image_unit(spec.backbone.name, model)
-    own = model.config.get("sample_size", FLUX_LATENTS)
-    size = spec.backbone.image_size or (own[0] if isinstance(own, (list, tuple)) else own or 0) * factor
-    if not size:
-        raise UserError(f"{spec.backbone.name} does not say at what size it makes images; give --image-size")
-    if size % unit:
-        below = max(unit, size // unit * unit)
-        raise UserError(f"--image-size {size} is no multiple of {unit}, as {spec.backbone.name} needs it; use {below}")
-    return Preprocessing(size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bicubic", resize=RESIZE)
-
-
-def train_transform(preprocessing: Preprocessing, config: TrainConfig) -> Transform:
-    return drawn(generation_train_transform(preprocessing, _augmentation(config)))
-
-
-def eval_transform(preprocessing: Preprocessing) -> Transform:
-    return drawn(generation_eval_transform(preprocessing))
-
-
-def about(config: TrainConfig, data: ImageData) -> dict[str, Any]:
-    """The prompt, and what samples are made of."""
-    return {
-        "condition": named_condition(config.backbone),
-        "prompt": config.prompt,
-        "prompts": list(_prompts(config, data)),
-        "sampling": {"steps": config.sample_steps, "guidance": config.guidance},
-    }
-
-
-def make_task(config: TrainConfig, data: ImageData, preprocessing: Preprocessing) -> Generate:
-    return Generate(
-        frozen_parts(config.backbone),
-        data.classes,
-        sampling=SampleSettings(preprocessing.image_size, config.sample_steps, config.guidance),
-        prompts=_prompts(config, data),
-        samples=config.samples,
-        snr_gamma=config.snr_gamma,
-        noise_offset=config.noise_offset,
-        caption_dropout=config.caption_dropout,
-        prior_weight=config.prior_weight,
-        squash=preprocessing.resize == "squash",
-    )
-
-
-def task_from(about: Mapping[str, Any]) -> Generate:
-    return Generate(
-        frozen_parts(about["backbone"]["name"]),
-        about["classes"],
-        sampling=SampleSettings(about["preprocessing"]["image_size"], **about["sampling"]),
-        prompts=about["prompts"],
-        squash=about["preprocessing"]["resize"] == "squash",
-    )
-
-
-def save_merged(model: nn.Module, folder: Path, about: Mapping[str, Any]) -> str:
-    return save_merged_pipeline(model, folder, name=about["backbone"]["name"], classes=about["classes"])
-
-
-def _prompts(config: TrainConfig, data: ImageData) -> tuple[str, ...]:
-    """Of the sample grids."""
-    condition = named_condition(config.backbone)
+def _prompts(config: TrainConfig, data: CaptionedData) -> tuple[str, ...]:
+    """Return the prompts of the sample grids."""
+    condition = named_condition(config.model.backbone)
     if condition == "none":
         return ()
-    if config.sample_prompts is not None:
-        return config.sample_prompts
+    if config.generate.sample_prompts is not None:
+        return config.generate.sample_prompts
     if condition == "class":
         return data.classes[:MOST_PROMPTS]
     captions = [caption for split in ("val", "train") for caption in data.splits[split].captions]
@@ -195,4 +201,7 @@ def _prompts(config: TrainConfig, data: ImageData) -> tuple[str, ...]:
 
 
 def _augmentation(config: TrainConfig) -> Augmentation:
-    return Augmentation(name=config.augment, color_jitter=config.color_jitter)
+    return Augmentation(name=config.data.augment, color_jitter=config.data.color_jitter)
+
+
+GENERATION = GenerationTask()

@@ -1,36 +1,24 @@
-"""Semantic segmentation: loss, metrics and predictions, and the functions of a task's module (`tasks.interface`).
-
-A training batch is {"image": (b, 3, s, s), "mask": (b, s, s) int64}; to evaluate, images are of any size and masks as
-the files have them, in lists where sizes differ. K is the number of classes; IGNORE in a mask stands for none.
-"""
+"""Semantic segmentation: its data, its models, and what is kept of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from rich.console import RenderableType
-from torch import Tensor, nn
-from torchmetrics.classification import MulticlassConfusionMatrix
+from torch import nn
 
 from snella.config.schema import TrainConfig
 from snella.data.dataset import inverse_frequency
-from snella.data.images import Progress, UnreadableImage
-from snella.data.loading import transformed
-from snella.data.masks.files import IGNORE, RGB, MaskCode, MaskData, MaskedImages, mask_picture
+from snella.data.images import Progress
+from snella.data.masks.files import MaskCode, MaskData, MaskedImages
 from snella.data.readers.masked import is_masked, read_masked_data, read_masked_test_data
 from snella.data.summaries.masked import describe_masked
 from snella.data.transforms.images import Augmentation, Preprocessing, Transform
 from snella.data.transforms.masked import masked_eval_transform, masked_train_transform
-from snella.errors import UserError
-from snella.report.figures import confusion_figure
+from snella.models.backbone import BackboneSpec
 from snella.segmenter.build import (
     Segmenter,
     SegmenterSpec,
@@ -40,334 +28,111 @@ from snella.segmenter.build import (
     preprocessing_of_segmenter,
     save_merged_segmenter,
 )
-from snella.tasks.interface import Prediction
-from snella.tasks.segmentation.overlays import Example, overlays_figure, painted
-from snella.tasks.segmentation.regions import RegionRow, area_table, region_rows, region_table
-from snella.tasks.segmentation.windows import windowed_logits
-
-RESIZE: str = "squash"
-PICTURES: tuple[str, ...] = ("mask", "overlay")
-ONNX: bool = True
-METRICS = {"miou": "mIoU", "mdice": "mDice", "pixel_accuracy": "pixel accuracy"}
-EXAMPLES = 4  # images of an evaluation that its figure shows
+from snella.tasks.interface import Saved, Task
+from snella.tasks.segmentation.learner import Segment, dice_loss, spread
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The result of `Segment.evaluate`."""
+class SegmentationTask(Task[SegmenterSpec, MaskData, MaskedImages]):
+    """One class for each pixel."""
 
-    metrics: dict[str, float]  # miou, mdice, pixel_accuracy: fractions from 0 to 1; loss: nats per pixel
-    table: tuple[RegionRow, ...]  # a row per class
-    confusion: Tensor  # (K, K) int64 on the CPU: true class x predicted class, in pixels
-    examples: tuple[Example, ...]  # a few images with both masks
+    metrics: ClassVar[dict[str, str]] = {"miou": "mIoU", "mdice": "mDice", "pixel_accuracy": "pixel accuracy"}
+    resize = "squash"
+    pictures = ("mask", "overlay")
+    exports_onnx = True
 
+    def check(self, config: TrainConfig) -> None:
+        """Refuse an unknown backbone, decoder or missing package. Raises UserError."""
+        if "dice" in config.segment.loss:
+            dice_loss()
+        check_segmenter(self.make_spec(config, num_classes=2))
 
-class Batches(Protocol):
-    """Batches of images with masks, and how many there are."""
+    def recognises(self, data: str) -> bool:
+        return is_masked(data)
 
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Mapping[str, Any]]: ...
-
-
-class Segment:
-    """One of the named classes for each pixel.
-
-    Args:
-        classes: the K names.
-        preprocessing: of the images; its size is the model's window, its normalisation is undone for figures.
-        code: how mask files say classes; predicted masks say them alike.
-        palette: the classes' colours.
-        loss: "ce", "dice" or "ce+dice", their sum. Dice is soft, over the batch, of the classes that it has.
-        class_weights: (K,) weights in the cross-entropy; None: all 1.
-        label_smoothing: share of the cross-entropy's target spread over all classes, in [0, 1).
-
-    Raises:
-        UserError: fewer than two classes, or Dice without the package that has it.
-
-    Example:
-        >>> task = Segment(("background", "cell"), preprocessing=Preprocessing(224), code=code, palette=palette)
-        >>> task.loss(model, {"image": images, "mask": masks}).shape
-        torch.Size([])
-    """
-
-    selection = "miou"
-    higher_is_better = True
-
-    def __init__(
-        self,
-        classes: Sequence[str],
-        *,
-        preprocessing: Preprocessing,
-        code: MaskCode,
-        palette: Sequence[RGB],
-        loss: str = "ce",
-        class_weights: Tensor | None = None,
-        label_smoothing: float = 0.0,
-    ) -> None:
-        if len(classes) < 2:
-            raise UserError(f"{len(classes)} class to tell apart: give masks with at least two classes")
-        self.classes = tuple(classes)
-        self.preprocessing, self.code, self.palette = preprocessing, code, tuple(palette)
-        self.class_weights = torch.ones(len(classes)) if class_weights is None else class_weights.float()
-        self.label_smoothing = label_smoothing
-        parts = loss.split("+")
-        self.cross_entropy, self.dice = "ce" in parts, _dice() if "dice" in parts else None
-
-    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """The training loss (0-d) in fp32; of a batch without a pixel that counts it is 0.
-
-        Raises:
-            UserError: one image alone, for a decoder with a batch norm over whole images.
-        """
-        masks = batch["mask"]  # (b, s, s)
-        try:
-            logits = model(batch["image"]).float()  # (b, K, s, s)
-        except ValueError as error:
-            if "more than 1 value per channel" in str(error):
-                raise UserError("one image a batch is too little for the decoder; use --batch-size 2 or more") from None
-            raise
-        total = logits.sum() * 0
-        if self.cross_entropy:
-            total = total + self._cross_entropy(logits, masks)
-        if self.dice is not None:
-            total = total + self.dice(logits, masks)
-        return total
-
-    def _cross_entropy(self, logits: Tensor, masks: Tensor) -> Tensor:
-        weights = self.class_weights = self.class_weights.to(logits.device)
-        total = F.cross_entropy(
-            logits, masks, weight=weights, ignore_index=IGNORE, label_smoothing=self.label_smoothing, reduction="sum"
+    def read(self, config: TrainConfig, progress: Progress | None) -> MaskData:
+        data = config.data
+        assert data.source is not None  # validated
+        return read_masked_data(
+            data.source,
+            seed=config.seed,
+            val_fraction=data.val_fraction,
+            test_fraction=data.test_fraction,
+            ignore_index=config.segment.ignore_index,
+            progress=progress,
         )
-        return total / weights[masks[masks != IGNORE]].sum().clamp(min=1e-12)
 
-    @torch.no_grad()
-    def evaluate(self, model: nn.Module, batches: Batches) -> Evaluation:
-        """Metrics over all pixels of all images, at the masks' own resolution. The model is left in eval mode.
+    def read_test(self, data: str, saved: Saved, *, seed: int, progress: Progress | None) -> MaskData:
+        code, palette = MaskCode.from_dict(saved["masks"]), [tuple(color) for color in saved["palette"]]
+        return read_masked_test_data(
+            data, classes=saved["classes"], code=code, palette=palette, seed=seed, progress=progress
+        )
 
-        mIoU and mDice are means over the classes that are there or predicted. Of two classes the second one is the
-        foreground, whose IoU and Dice are metrics too.
+    def describe(self, data: str, *, seed: int, progress: Progress | None) -> RenderableType:
+        return describe_masked(read_masked_data(data, seed=seed, progress=progress))
 
-        Raises:
-            UserError: there is no batch.
-        """
-        model.eval()
-        confusion = MulticlassConfusionMatrix(len(self.classes), ignore_index=IGNORE, validate_args=False)
-        loss, counted = 0.0, 0
-        examples: list[Example] = []
-        shown = _spread(len(batches), EXAMPLES)
-        for number, batch in enumerate(batches):
-            images, masks = batch["image"], batch["mask"]
-            for i, (found, image, mask) in enumerate(zip(self._logits(model, images), images, masks, strict=True)):
-                logits = _resized(found, mask.shape)  # (1, K, H, W)
-                confusion.to(logits.device).update(logits.argmax(dim=1), mask[None])
-                loss += F.cross_entropy(logits, mask[None], ignore_index=IGNORE, reduction="sum").item()
-                counted += int((mask != IGNORE).sum())
-                if i == 0 and number in shown:
-                    examples.append(self._example(image, mask, logits.argmax(dim=1)[0]))
-        matrix = confusion.compute().cpu().long()
-        if not counted:
-            raise UserError("nothing to evaluate: no pixel of the split's masks counts; give --data with at least one")
-        table = region_rows(self.classes, matrix)
-        metrics = {
-            "miou": _mean([row.iou for row in table]),
-            "mdice": _mean([row.dice for row in table]),
-            "pixel_accuracy": matrix.diagonal().sum().item() / matrix.sum().item(),
-            "loss": loss / counted,
-        }
-        if len(table) == 2:
-            metrics |= {"foreground_iou": table[1].iou or 0.0, "foreground_dice": table[1].dice or 0.0}
-        return Evaluation(metrics, table, matrix, tuple(examples))
+    def subset(self, images: MaskedImages, count: int) -> MaskedImages:
+        """Return `count` images, spread evenly."""
+        chosen = sorted(spread(len(images), count)) if len(images) > count else range(len(images))
+        paths, masks = (tuple(values[i] for i in chosen) for values in (images.paths, images.masks))
+        return replace(images, paths=paths, masks=masks)
 
-    def _logits(self, model: nn.Module, images: Sequence[Tensor]) -> Iterator[Tensor]:
-        return windowed_logits(model, images, self.preprocessing.image_size, batch_size=len(images))
+    def make_spec(self, config: TrainConfig, num_classes: int) -> SegmenterSpec:
+        backbone = BackboneSpec.of(config.model, config.seed, num_classes)
+        return SegmenterSpec(backbone, config.segment.decoder, config.segment.adapt_decoder)
 
-    def _example(self, image: Tensor, mask: Tensor, predicted: Tensor) -> Example:
-        p = self.preprocessing
-        pixels = image.cpu() * torch.tensor(p.std).view(3, 1, 1) + torch.tensor(p.mean).view(3, 1, 1)
-        pixels = F.interpolate(pixels[None], size=tuple(mask.shape), mode="bilinear", align_corners=False)[0]
-        picture = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-        return Example(picture, mask.cpu().numpy(), predicted.cpu().numpy())
+    def spec_from(self, saved: Saved) -> SegmenterSpec:
+        return SegmenterSpec.from_dict({name: saved[name] for name in ("backbone", "decoder", "adapt_decoder")})
 
-    def report(self, evaluation: Evaluation) -> dict[str, Any]:
-        """The table and the confusion matrix, as JSON holds them."""
-        return {**self.details(evaluation), "confusion": evaluation.confusion.tolist()}
+    def build(self, spec: SegmenterSpec) -> Segmenter:
+        return build_segmenter(spec)
 
-    def details(self, evaluation: Evaluation) -> dict[str, Any]:
-        return {"classes": [asdict(row) for row in evaluation.table]}
+    def preprocessing(self, spec: SegmenterSpec, model: nn.Module) -> Preprocessing:
+        assert isinstance(model, Segmenter)
+        return preprocessing_of_segmenter(spec, model)
 
-    def table(self, evaluation: Evaluation) -> RenderableType:
-        return region_table(evaluation.table)
+    def train_transform(self, preprocessing: Preprocessing, config: TrainConfig) -> Transform:
+        augmentation = Augmentation(name=config.data.augment, color_jitter=config.data.color_jitter)
+        return masked_train_transform(preprocessing, augmentation)
 
-    def figures(self, evaluation: Evaluation) -> dict[str, Callable[[Path], object]]:
-        return {
-            "overlays": partial(overlays_figure, evaluation.examples, self.classes, self.palette),
-            "confusion": partial(confusion_figure, evaluation.confusion, self.classes, unit="pixels"),
-        }
+    def eval_transform(self, preprocessing: Preprocessing) -> Transform:
+        return masked_eval_transform(preprocessing)
 
-    @torch.no_grad()
-    def predict(
-        self, model: nn.Module, images: MaskedImages, transform: Transform, *, batch_size: int
-    ) -> Iterator[Prediction | UnreadableImage]:
-        """In order of the images: areas and pictures, or why there are none. The model is left in eval mode."""
-        model.eval()
-        device = next(model.parameters()).device
-        names = iter(images.paths)
-        for examples in transformed(images, partial(_with_picture, transform), batch_size):
-            pixels = [e["image"].to(device) for e in examples if not isinstance(e, UnreadableImage)]
-            found = self._logits(model, pixels)
-            for example in examples:
-                name = next(names)
-                if isinstance(example, UnreadableImage):
-                    yield example
-                    continue
-                picture: Image.Image = example["picture"]
-                logits = _resized(next(found), (picture.height, picture.width))
-                yield self._prediction(name, picture, logits[0].argmax(dim=0).cpu())
+    def facts(self, config: TrainConfig, data: MaskData) -> dict[str, Any]:
+        """Return how masks say the classes, and in which colours."""
+        return {"masks": data.code.to_dict(), "palette": [list(color) for color in data.palette]}
 
-    def _prediction(self, name: str, picture: Image.Image, mask: Tensor) -> Prediction:
-        counts = torch.bincount(mask.flatten(), minlength=len(self.classes)).tolist()
-        areas = {
-            class_name: {"pixels": count, "share": count / mask.numel()}
-            for class_name, count in zip(self.classes, counts, strict=True)
-        }
-        pictures = {
-            "mask": mask_picture(mask, self.code, self.palette),
-            "overlay": Image.fromarray(painted(picture, mask.numpy(), self.palette)),
-        }
-        return Prediction({"image": name, "width": picture.width, "height": picture.height, "areas": areas}, pictures)
+    def learner(self, config: TrainConfig, data: MaskData, preprocessing: Preprocessing) -> Segment:
+        weights = inverse_frequency(torch.tensor(data.pixels["train"])) if config.data.class_weights else None
+        return Segment(
+            data.classes,
+            preprocessing=preprocessing,
+            code=data.code,
+            palette=data.palette,
+            loss=config.segment.loss,
+            class_weights=weights,
+            label_smoothing=config.data.label_smoothing,
+        )
 
-    def prediction_table(self, rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-        return area_table(rows)
+    def learner_from(self, saved: Saved) -> Segment:
+        return Segment(
+            saved["classes"],
+            preprocessing=Preprocessing.from_dict(saved["preprocessing"]),
+            code=MaskCode.from_dict(saved["masks"]),
+            palette=[tuple(color) for color in saved["palette"]],
+        )
 
-    def flat(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The columns image, width, height, the pictures' files, and each class's pixels."""
-        areas = {name: area["pixels"] for name, area in row["areas"].items()}
-        return {name: value for name, value in row.items() if name != "areas"} | areas
+    def save_merged(self, model: nn.Module, folder: Path, saved: Saved) -> str:
+        spec = self.spec_from(saved)
+        save_merged_segmenter(
+            model,
+            folder,
+            spec=spec,
+            classes=saved["classes"],
+            values=saved["masks"]["values"],
+            palette=saved["palette"],
+            preprocessing=Preprocessing.from_dict(saved["preprocessing"]),
+        )
+        return loading_hint_segmenter(spec, folder)
 
 
-def _mean(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known)
-
-
-def _resized(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Logits (K, h, w) at another size: (1, K, *size)."""
-    return F.interpolate(logits[None], size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def _spread(length: int, count: int) -> set[int]:
-    """Up to `count` positions, spread evenly over `length`."""
-    return {(2 * i + 1) * length // (2 * count) for i in range(count)}
-
-
-def _with_picture(transform: Transform, example: dict[str, Any]) -> dict[str, Any]:
-    return {**transform(example), "picture": example["image"]}
-
-
-def _dice() -> nn.Module:
-    if find_spec("segmentation_models_pytorch") is None:
-        raise UserError("--loss dice needs the package segmentation-models-pytorch; run: pip install 'snella[segment]'")
-    from segmentation_models_pytorch.losses import DiceLoss
-
-    return DiceLoss("multiclass", ignore_index=IGNORE)
-
-
-# ---- the functions of a task's module
-
-
-def check(config: TrainConfig) -> None:
-    """Refuse an unknown backbone, decoder or missing package, before anything is read or built. Raises UserError."""
-    if "dice" in config.loss:
-        _dice()
-    check_segmenter(make_spec(config, num_classes=2))
-
-
-recognised = is_masked
-
-
-def read(config: TrainConfig, progress: Progress | None) -> MaskData:
-    """The data of a run, the same at every call: what is missing of its splits comes from the seed."""
-    assert config.data is not None  # validated
-    return read_masked_data(
-        config.data,
-        seed=config.seed,
-        val_fraction=config.val_fraction,
-        test_fraction=config.test_fraction,
-        ignore_index=config.ignore_index,
-        progress=progress,
-    )
-
-
-def read_test(data: str, about: Mapping[str, Any], *, seed: int, progress: Progress | None) -> MaskData:
-    code, palette = MaskCode.from_dict(about["masks"]), [tuple(color) for color in about["palette"]]
-    return read_masked_test_data(
-        data, classes=about["classes"], code=code, palette=palette, seed=seed, progress=progress
-    )
-
-
-def describe(data: str, *, seed: int, progress: Progress | None) -> RenderableType:
-    return describe_masked(read_masked_data(data, seed=seed, progress=progress))
-
-
-def few(images: MaskedImages, count: int) -> MaskedImages:
-    """`count` images, spread evenly."""
-    chosen = sorted(_spread(len(images), count)) if len(images) > count else range(len(images))
-    return replace(images, paths=tuple(images.paths[i] for i in chosen), masks=tuple(images.masks[i] for i in chosen))
-
-
-def make_spec(config: TrainConfig, num_classes: int) -> SegmenterSpec:
-    return SegmenterSpec.of(config, num_classes)
-
-
-def spec_from(about: Mapping[str, Any]) -> SegmenterSpec:
-    return SegmenterSpec.from_dict({name: about[name] for name in ("backbone", "decoder", "adapt_decoder")})
-
-
-build = build_segmenter
-preprocessing = preprocessing_of_segmenter
-eval_transform = masked_eval_transform
-
-
-def train_transform(preprocessing: Preprocessing, config: TrainConfig) -> Transform:
-    return masked_train_transform(preprocessing, Augmentation(name=config.augment, color_jitter=config.color_jitter))
-
-
-def about(config: TrainConfig, data: MaskData) -> dict[str, Any]:
-    """How masks say the classes, and in which colours."""
-    return {"masks": data.code.to_dict(), "palette": [list(color) for color in data.palette]}
-
-
-def make_task(config: TrainConfig, data: MaskData, preprocessing: Preprocessing) -> Segment:
-    return Segment(
-        data.classes,
-        preprocessing=preprocessing,
-        code=data.code,
-        palette=data.palette,
-        loss=config.loss,
-        class_weights=inverse_frequency(torch.tensor(data.pixels["train"])) if config.class_weights else None,
-        label_smoothing=config.label_smoothing,
-    )
-
-
-def task_from(about: Mapping[str, Any]) -> Segment:
-    return Segment(
-        about["classes"],
-        preprocessing=Preprocessing.from_dict(about["preprocessing"]),
-        code=MaskCode.from_dict(about["masks"]),
-        palette=[tuple(color) for color in about["palette"]],
-    )
-
-
-def save_merged(model: Segmenter, folder: Path, about: Mapping[str, Any]) -> str:
-    spec = spec_from(about)
-    save_merged_segmenter(
-        model,
-        folder,
-        spec=spec,
-        classes=about["classes"],
-        values=about["masks"]["values"],
-        palette=about["palette"],
-        preprocessing=Preprocessing.from_dict(about["preprocessing"]),
-    )
-    return loading_hint_segmenter(spec, folder)
+SEGMENTATION = SegmentationTask()

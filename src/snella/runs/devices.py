@@ -1,20 +1,18 @@
-"""Where and in which precision a model runs."""
+"""Where and in which precision a model runs: one accelerator a command, handed down from here."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import patch_environment, send_to_device
-from torch import Tensor
+from accelerate.utils import patch_environment
 
+from snella.config.schema import Precision
 from snella.errors import UserError, short_reason
-from snella.training.settings import PRECISIONS
 
 
 def check_device(device: str, precision: str) -> None:
@@ -23,8 +21,8 @@ def check_device(device: str, precision: str) -> None:
     Raises:
         UserError: unknown or missing device, or a precision it cannot do.
     """
-    if precision not in PRECISIONS:
-        raise UserError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
+    if precision not in get_args(Precision):
+        raise UserError(f"unknown precision {precision!r}; choose from {', '.join(get_args(Precision))}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("training in several processes is not supported; start one process")
     if device != "auto":
@@ -36,21 +34,21 @@ def check_device(device: str, precision: str) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """What the device is called by its maker, or its type."""
+    """Return what the device is called by its maker, or its type."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def accelerator_for(device: str, precision: str, *, tensorboard: Path | None = None) -> Accelerator:
-    """Accelerate's view of `device` ("auto" or a torch device) and `precision` ("fp32", "bf16" or "fp16").
+def make_accelerator(device: str, precision: str, *, tensorboard: Path | None = None) -> Accelerator:
+    """Return accelerate's view of `device` ("auto" or a torch device) and `precision` ("fp32", "bf16" or "fp16").
 
-    With `tensorboard`, what it logs goes to that folder. A process may ask for several in turn; the last one made is
-    the one to use.
+    With `tensorboard`, what it logs goes to that folder. A process may make several in turn, one a command;
+    the last one made is the one to use.
 
     Raises:
         UserError: as `check_device`, and for a precision that the device found by "auto" cannot do.
     """
     check_device(device, precision)
-    # accelerate keeps the first device and precision of a process for good; a comparison runs many in one
+    # accelerate keeps the first device and precision of a process for good
     AcceleratorState._reset_state(reset_partial_state=True)
     wanted = {} if device == "auto" else {"ACCELERATE_TORCH_DEVICE": device}
     try:
@@ -66,14 +64,3 @@ def accelerator_for(device: str, precision: str, *, tensorboard: Path | None = N
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("precision fp16 needs a GPU; use --precision bf16 or fp32")
     return accelerator
-
-
-def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch on the device; on the CPU with images (b, c, h, w) channels last, as convolutions are faster there."""
-    moved: Any = send_to_device(batch, device)
-    return {name: _channels_last(value) for name, value in moved.items()} if device.type == "cpu" else moved
-
-
-def _channels_last(value: Any) -> Any:
-    images = isinstance(value, Tensor) and value.ndim == 4
-    return value.contiguous(memory_format=torch.channels_last) if images else value

@@ -1,0 +1,49 @@
+"""The settings of the data: where the images are, and how they become batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from snella.config.fields import at_least, from_below, inside, setting
+from snella.config.tasks import LABELLED
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the images are, and how they become batches."""
+
+    source: str | None = setting(None, flag_name="data")
+    """Where the images are. Needed; has no default.
+    A folder of class folders, or of train, val and test with class folders; a CSV or JSONL manifest;
+    a VTAB-1k or FGVC folder; hfds/NAME, torch/NAME or wds/NAME;
+    elpv, elpv-levels, elpv-mono, elpv-poly, elpv-type, textiles or digits (in packages).
+    To segment: a folder with images and masks, an ADE20K or Pascal VOC folder, or brain (in a package).
+    To generate: a folder with metadata.jsonl or with a .txt beside each image, class folders, images alone;
+    photos or photos-new (in packages)."""
+    resize: Literal["squash", "crop", "none"] | None = setting(None)
+    """How an image becomes square: squash resizes both sides, as VTAB-1k does; nothing is cut off.
+    crop resizes the short side and cuts out the centre, as FGVC does. To segment, crop and none (pixels as they are)
+    train on random squares and find the classes of a whole image by sliding a square over it. To generate, crop keeps
+    all that fits a square. None: squash; to generate, crop."""
+    normalisation: Literal["backbone", "imagenet"] = setting("backbone", tasks=LABELLED)
+    """Whose mean and standard deviation of colours the images are given in: the backbone's, as it was pre-trained,
+    or ImageNet's, as the published code has it with every backbone. To classify and to segment."""
+    augment: Literal["none", "flip", "crop"] = setting("flip")
+    """How training images vary: none, flip (left-right) or crop (random-resized crop and flip, as for FGVC).
+    flip changes no scale, so it suits most images; use none where left and right matter. To generate, crop keeps the
+    scale: a random square."""
+    color_jitter: float = setting(0.0, at_least(0))
+    """Strength of brightness, contrast and saturation changes. Off as published."""
+    batch_size: int = setting(32, at_least(1))
+    """Images per batch; a step takes --accumulate of them. The published recipes use 8 to 32."""
+    label_smoothing: float = setting(0.0, from_below(0, 1), tasks=LABELLED)
+    """Share of the target spread over the other classes, to classify and to segment, 0 to 1. Off as published."""
+    class_weights: bool = setting(False, tasks=LABELLED)
+    """Weigh classes by the inverse of their frequency, for unbalanced data, to classify and to segment."""
+    val_fraction: float = setting(0.15, inside(0, 1))
+    """Share of each class set aside for choosing the epoch, where the data has no such split. 0 to 1."""
+    test_fraction: float = setting(0.15, inside(0, 1))
+    """Share of each class set aside for the final test, where the data has no split of its own. 0 to 1."""
+    workers: int | None = setting(None, at_least(0), free=True)
+    """Processes that decode images. None: one per core up to 8 beside a GPU, none beside a CPU that trains."""

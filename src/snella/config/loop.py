@@ -1,0 +1,44 @@
+"""The settings of the training loop. Steps are optimiser steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from snella.config.fields import above, at_least, from_below, inside, setting
+
+Optimizer = Literal["adamw", "adamw8bit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How to train."""
+
+    epochs: int = setting(100, at_least(1))
+    """Passes over the training images, or over the images for prior_prompt where those are more. 100 as published."""
+    optimizer: Optimizer = setting("adamw")
+    """What makes a step of the gradients: adamw as published.
+    adamw8bit keeps AdamW's two moments in 8 bits (needs the package bitsandbytes and a CUDA device)."""
+    lr: float = setting(0.001, above(0))
+    """Peak learning rate. 1e-3 as published."""
+    min_lr: float = setting(1e-05, at_least(0))
+    """Learning rate at the end of the cosine. 1e-5 as published."""
+    warmup_lr: float = setting(1e-06, at_least(0))
+    """Learning rate at the first step. 1e-6 as published."""
+    warmup: float = setting(0.1, from_below(0, 1))
+    """Share of all steps over which the learning rate rises, 0 to 1. 0.1 is the published 10 epochs of 100."""
+    weight_decay: float = setting(0.05, at_least(0))
+    """Decoupled weight decay of AdamW; one-dimensional parameters have none. 0.05 is the most frequent published."""
+    clip_grad: float | None = setting(None, above(0))
+    """Largest norm of the gradient. None: not clipped, as published."""
+    accumulate: int = setting(1, at_least(1))
+    """Batches per optimiser step: a larger batch in the same memory."""
+    ema: float | None = setting(None, inside(0, 1))
+    """Decay of an average of the tuned weights, which is then what is evaluated and saved.
+    0.9999 as published for FGVC. None: no average, since a short run would hardly move it."""
+    early_stopping: int = setting(0, at_least(0))
+    """Epochs without a better validation score after which training ends. 0: never, as published."""
+    checkpoint_every: int = setting(0, at_least(0), free=True)
+    """Steps between two checkpoints. 0: one at the end of each epoch."""
+    tensorboard: bool = setting(False, free=True)
+    """Write TensorBoard events as well (needs the package tensorboard)."""

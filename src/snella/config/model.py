@@ -1,0 +1,27 @@
+"""The settings of the pre-trained backbone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from snella.config.fields import at_least, from_below, setting
+from snella.config.tasks import LABELLED
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which backbone, and at what size it sees images."""
+
+    backbone: str = setting("vit_base_patch16_224.augreg_in21k")
+    """A timm name (also hf-hub:NAME), hf:NAME_OR_FOLDER (transformers), vit_small_focus or
+    efficientnet_lite0_imagenet (in packages). The default is the published one.
+    To generate: a diffusers pipeline (OWNER/NAME or a folder), or small_unet."""
+    pretrained: bool = setting(True)
+    """Load the backbone's pre-trained weights; without them only a checkpoint or a test makes sense."""
+    checkpoint: str | None = setting(None)
+    """File with the backbone's weights (.safetensors, .pth, .npz), instead of the ones its name stands for."""
+    image_size: int | None = setting(None, at_least(1))
+    """Side of the square the model sees, in pixels. None: the size the backbone was pre-trained at."""
+    drop_path: float = setting(0.0, from_below(0, 1), tasks=LABELLED)
+    """Drop-path of the backbone itself at its last block, 0 to 1; rises from 0 over depth. Off by default. To classify
+    and to segment."""

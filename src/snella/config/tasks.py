@@ -1,0 +1,94 @@
+"""The tasks, a row each, and the settings that one task alone reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from snella.config.fields import above, at_least, between, from_below, setting
+
+Loss = Literal["ce", "dice", "ce+dice"]
+Decoder = Literal["plain", "unet", "fpn", "upernet", "segformer", "dpt"]
+
+# name -> the object that is the task (`snella.tasks.interface.Task`), imported late. In the order of the choices.
+TASKS: dict[str, object] = {
+    "classify": "snella.tasks.classification.task:CLASSIFICATION",
+    "segment": "snella.tasks.segmentation.task:SEGMENTATION",
+    "generate": "snella.tasks.generation.task:GENERATION",
+}
+LABELLED = ("classify", "segment")  # tasks whose images have labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig:
+    """What classification alone reads."""
+
+    mixup: float = setting(0.0, at_least(0))
+    """Alpha of mixup's beta distribution, to classify; 0 is off, as published."""
+    cutmix: float = setting(0.0, at_least(0))
+    """Alpha of CutMix's beta distribution, to classify; 0 is off, as published."""
+    auto_augment: str | None = setting(None)
+    """A timm policy such as rand-m9-mstd0.5-inc1, original or augmix-m5-w4, to classify. Off as published."""
+    random_erasing: float = setting(0.0, between(0, 1))
+    """Share of the training images that get a rectangle erased, to classify, 0 to 1. Off as published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig:
+    """What segmentation alone reads."""
+
+    decoder: Decoder | None = setting(None)
+    """What makes a map of classes out of the backbone's features, to segment.
+    None: plain (two convolutions) for plain ViTs, unet for backbones with several scales; hf: models have their own."""
+    adapt_decoder: bool = setting(False)
+    """Tune the decoder's layers as the backbone's are, and train its norms and its last one as they are; for a
+    pre-trained decoder.
+    Off: the decoder is trained as a whole."""
+    loss: Loss = setting("ce")
+    """What is minimised, to segment: ce (cross-entropy of each pixel), dice (overlap of each class), or ce+dice, their
+    sum, for small or rare classes."""
+    ignore_index: int | None = setting(None, between(0, 65535))
+    """Value in the masks that stands for no class, to segment: neither trained on nor evaluated. 255 is usual."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """What generation alone reads."""
+
+    prompt: str | None = setting(None)
+    """Caption of all images that have none of their own, to generate; {class} in it stands for the class's name."""
+    caption_dropout: float = setting(0.0, from_below(0, 1))
+    """Share of the captions left empty, to generate, 0 to 1; 0.1 is usual where guidance has to be learnt."""
+    adapt_convs: bool = setting(False)
+    """Tune the convolutions of a UNet as well, to generate. Off: attention and feed-forward layers."""
+    snr_gamma: float | None = setting(None, above(0))
+    """Least signal-to-noise ratio from which a timestep counts less (min-SNR), to generate; 5 is usual. None: off."""
+    noise_offset: float = setting(0.0, at_least(0))
+    """Strength of a noise that is the same all over a channel, to generate, for very dark or bright images; 0.05 to 0.1
+    is usual."""
+    prior_prompt: str | None = setting(None)
+    """What the images are an instance of, to generate (DreamBooth): a photo of a dog. The model goes on making others
+    of that kind, because it trains on some that it made before. None: no such images."""
+    prior_data: str | None = setting(None)
+    """Folder of images for prior_prompt; those that are missing are generated into it. None: in the cache."""
+    prior_images: int = setting(100, at_least(1))
+    """How many images there are for prior_prompt; an epoch takes each once if they are more than the data's."""
+    prior_weight: float = setting(1.0, at_least(0))
+    """Weight of the loss on them."""
+    cache: bool = setting(True)
+    """Keep latents and text embeddings on disk ($SNELLA_CACHE or ~/.cache/snella), to generate; the encoders then leave
+    the device. Not with augment crop or color_jitter, which show other pixels each time."""
+    half_weights: bool = setting(False)
+    """Hold frozen weights in the half precision of --precision, to generate; what is tuned stays in fp32."""
+    gradient_checkpointing: bool = setting(False, free=True)
+    """Compute a network's activations a second time, to generate: far less memory, about a third more time."""
+    sample_prompts: tuple[str, ...] | None = setting(None)
+    """Prompts or classes of the sample grids, to generate. None: the first 8 classes or 4 captions."""
+    samples: int = setting(4, at_least(1))
+    """Images for each of them; image i has seed i."""
+    sample_every: int | None = setting(None, at_least(0))
+    """Epochs between two sample grids. 0: before and after training only. None: five times in a run."""
+    sample_steps: int = setting(30, at_least(1))
+    """Denoising steps of a sample."""
+    guidance: float | None = setting(None, at_least(0))
+    """Guidance scale of samples, to generate. None: what is usual for the pipeline."""

@@ -1,0 +1,123 @@
+"""All that a training needs, made ready before the run folder is touched: data, model, learner, batches."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from rich.console import Console
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from snella.config.method import MethodConfig
+from snella.config.schema import TrainConfig
+from snella.console import plain
+from snella.data.dataset import ImageData
+from snella.data.loading import Batches, Examples
+from snella.data.transforms.images import Preprocessing
+from snella.methods.layers import with_convolutions
+from snella.methods.table import wrap
+from snella.models.backbone import BackboneSpec, fingerprint
+from snella.models.bundled import BACKBONES
+from snella.runs.data import read_run_data, tell
+from snella.tasks.interface import Spec, Task, TaskLearner
+from snella.tasks.registry import task_named
+
+ESTIMATED_FROM = 4  # examples, of each class where there are some, of which memory is estimated
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a training needs."""
+
+    data: ImageData[Any]
+    task: Task[Any, Any, Any]
+    spec: Spec
+    preprocessing: Preprocessing
+    fingerprint: str  # of the backbone, before the method changed it
+    base: dict[str, Tensor] | None  # the model's weights, where neither a name nor a file can restore them
+    model: nn.Module
+    learner: TaskLearner[Any, Any, Any]
+    examples: Mapping[str, Examples]  # what the batches are made of
+    batches: dict[str, Batches]
+
+
+def prepare(config: TrainConfig, device: torch.device, console: Console) -> Prepared:
+    """Read the data, build the model and wrap it by the method; nothing is written but caches.
+
+    Raises:
+        UserError: data, model and method that do not go together, or one of them cannot be had.
+    """
+    task = task_named(config.task)
+    data = read_run_data(config, console)
+    tell(data, console)
+    spec = task.make_spec(config, len(data.classes))
+    _tell_backbone(spec.backbone, console)
+    base = task.build(spec)
+    preprocessing = _preprocessing(config, task, spec, base)
+    mark = fingerprint(base)
+    restorable = config.model.pretrained or config.model.checkpoint
+    weights = None if restorable else {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    learner = task.learner(config, data, preprocessing)
+    splits = data.splits
+    if config.estimate:  # a few are enough to count
+        splits = {name: task.subset(part, ESTIMATED_FROM) for name, part in splits.items()}
+    examples = learner.prepare(base, replace(data, splits=splits), preprocessing, config, device, console)
+    batches = make_batches(config, examples, preprocessing)
+    if config.generate.half_weights:
+        base.to({"bf16": torch.bfloat16, "fp16": torch.float16}[config.precision])
+    steps_per_epoch = math.ceil(len(batches["train"]) / config.loop.accumulate)
+    model = wrap(base, _method_config(config, base, steps_per_epoch), total_step=config.loop.epochs * steps_per_epoch)
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # a copy of the head is made in the base's precision
+            parameter.data = parameter.data.float()
+    return Prepared(data, task, spec, preprocessing, mark, weights, model, learner, examples, batches)
+
+
+def _preprocessing(config: TrainConfig, task: Task[Any, Any, Any], spec: Spec, base: nn.Module) -> Preprocessing:
+    preprocessing = replace(task.preprocessing(spec, base), resize=config.data.resize or task.resize)
+    if config.data.normalisation == "imagenet":
+        preprocessing = replace(preprocessing, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
+    return preprocessing
+
+
+def _tell_backbone(spec: BackboneSpec, console: Console) -> None:
+    """Say where a bundled backbone comes from, with licence; the others' names say so."""
+    if spec.name in BACKBONES and spec.pretrained:
+        plain(console, f"{spec.name}: a bundled backbone")
+        for note in BACKBONES[spec.name].notes:
+            plain(console, f"  {note}")
+
+
+def make_batches(
+    config: TrainConfig, examples: Mapping[str, Examples], preprocessing: Preprocessing
+) -> dict[str, Batches]:
+    """Return the batches of each split: those of train shuffled and augmented."""
+    task, data = task_named(config.task), config.data
+    workers = data.workers
+    if workers is None:
+        workers = min(8, os.cpu_count() or 1) if torch.cuda.is_available() and config.device != "cpu" else 0
+    return {
+        name: Batches(
+            images,
+            task.train_transform(preprocessing, config) if name == "train" else task.eval_transform(preprocessing),
+            batch_size=data.batch_size,
+            shuffle=name == "train",
+            seed=config.seed,
+            workers=workers,
+            # one image alone is too little for a batch norm over it; in the next epoch it is another one
+            drop_last=name == "train" and 1 < data.batch_size < len(images) and len(images) % data.batch_size == 1,
+        )
+        for name, images in examples.items()
+    }
+
+
+def _method_config(config: TrainConfig, model: nn.Module, steps_per_epoch: int) -> MethodConfig:
+    """Return the method's settings, with what their defaults mean for this run."""
+    method = config.method
+    targets = (with_convolutions(model),) if config.generate.adapt_convs else method.target_modules
+    return replace(method, allocate_every=method.allocate_every or steps_per_epoch, target_modules=targets)

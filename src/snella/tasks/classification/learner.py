@@ -1,0 +1,182 @@
+"""Image classification: loss, metrics and predictions.
+
+A batch is {"image": (b, 3, s, s), "label": (b,) int64}, on the model's device; K is the number of classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import RenderableType
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchvision.transforms import v2
+
+from snella.data.dataset import ImageData, Images
+from snella.data.images import UnreadableImage
+from snella.data.loading import transformed
+from snella.data.transforms.images import Transform
+from snella.errors import UserError
+from snella.models.backbone import (
+    logits_of,
+)
+from snella.report.figures import confusion_figure
+from snella.tasks.classification.class_rows import ClassRow, class_rows, class_table, prediction_table
+from snella.tasks.interface import Prediction, TaskLearner
+from snella.training.interfaces import DeviceBatch, DeviceBatches
+
+
+@dataclass(frozen=True)
+class ClassEvaluation:
+    """The result of `Classify.evaluate`."""
+
+    metrics: dict[str, float]  # top1, top5, balanced_accuracy: fractions from 0 to 1; loss: nats per example
+    table: tuple[ClassRow, ...]  # a row per class, in the order of the labels
+    confusion: Tensor  # (K, K) int64 on the CPU: true class x predicted class
+
+
+class Classify(TaskLearner[ClassEvaluation, ImageData[Images], Images]):
+    """Classification into the named classes, one per image.
+
+    Args:
+        classes: the K names, in the order of the labels.
+        class_weights: (K,) weights of the classes in the training loss; None: all 1.
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+        mixup, cutmix: alpha of the Beta distribution the mixing ratio is drawn from; 0: off. Where both are on, each
+            batch gets one of the two, at even odds. Draws come from torch's global generator.
+
+    Raises:
+        UserError: fewer than two classes, or a value outside its range.
+
+    Example:
+        >>> task = Classify(("sound", "cracked"))
+        >>> task.probabilities(model, images).shape
+        torch.Size([8, 2])
+    """
+
+    selection = "top1"
+    higher_is_better = True
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        *,
+        class_weights: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+    ) -> None:
+        if len(classes) < 2:
+            raise UserError(f"{len(classes)} class to tell apart: give images of at least two classes")
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing {label_smoothing} is outside [0, 1): 0.1 is usual, 0 is off")
+        for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
+            if alpha < 0:
+                raise UserError(f"{name} {alpha} is negative: it is the alpha of a Beta distribution; 0 is off")
+        if class_weights is not None and class_weights.shape != (len(classes),):
+            raise UserError(f"{class_weights.numel()} class weights for {len(classes)} classes: give one per class")
+        self.classes = tuple(classes)
+        self.class_weights = torch.ones(len(classes)) if class_weights is None else class_weights.float()
+        self.label_smoothing = label_smoothing
+        mixes: list[nn.Module] = []
+        if mixup:
+            mixes.append(v2.MixUp(alpha=mixup, num_classes=len(classes)))
+        if cutmix:
+            mixes.append(v2.CutMix(alpha=cutmix, num_classes=len(classes)))
+        self.mix = v2.RandomChoice(mixes) if mixes else None
+
+    def loss(self, model: nn.Module, batch: DeviceBatch) -> Tensor:
+        """The training loss (0-d) in fp32: cross-entropy averaged with the class weights of the targets."""
+        images, targets = batch["image"], batch["label"]
+        if self.mix is not None:
+            images, targets = self.mix(images, targets)  # targets: (b, K), rows sum to 1
+        logits = logits_of(model(images)).float()  # (b, K)
+        weights = self.class_weights = self.class_weights.to(logits.device)
+        total = F.cross_entropy(logits, targets, weight=weights, label_smoothing=self.label_smoothing, reduction="sum")
+        # reduction="mean" divides by the weights for labels but by b for mixed targets: one scale for both here
+        return total / (targets @ weights if targets.is_floating_point() else weights[targets]).sum()
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, batches: DeviceBatches) -> ClassEvaluation:
+        """Metrics over all batches, without mixing, smoothing or weights. The model is left in eval mode.
+
+        Balanced accuracy is the mean recall over the classes that have examples; top5 is top-K where K < 5.
+
+        Raises:
+            UserError: there is no batch.
+        """
+        model.eval()
+        count = len(self.classes)
+        confusion = MulticlassConfusionMatrix(count)
+        top5 = MulticlassAccuracy(count, top_k=min(5, count), average="micro")
+        loss = MeanMetric()
+        empty = True
+        for batch in batches:
+            empty = False
+            labels = batch["label"]
+            logits = logits_of(model(batch["image"])).float()
+            for metric in (confusion, top5, loss):
+                metric.to(logits.device)
+            confusion.update(logits, labels)
+            top5.update(logits, labels)
+            loss.update(F.cross_entropy(logits, labels, reduction="none"))
+        if empty:
+            raise UserError("nothing to evaluate: the split has no image; give --data with at least one")
+        matrix = confusion.compute().cpu().long()
+        table = class_rows(self.classes, matrix)
+        recalls = [row.recall for row in table if row.recall is not None]
+        metrics = {
+            "top1": matrix.diagonal().sum().item() / matrix.sum().item(),
+            "top5": top5.compute().item(),
+            "balanced_accuracy": sum(recalls) / len(recalls),
+            "loss": loss.compute().item(),
+        }
+        return ClassEvaluation(metrics=metrics, table=table, confusion=matrix)
+
+    def report(self, evaluation: ClassEvaluation) -> dict[str, Any]:
+        """The table and the confusion matrix, as JSON holds them."""
+        return {"classes": [asdict(row) for row in evaluation.table], "confusion": evaluation.confusion.tolist()}
+
+    def table(self, evaluation: ClassEvaluation) -> RenderableType:
+        return class_table(evaluation.table)
+
+    def figures(self, evaluation: ClassEvaluation) -> dict[str, Callable[[Path], object]]:
+        return {"confusion": partial(confusion_figure, evaluation.confusion, self.classes)}
+
+    @torch.no_grad()
+    def probabilities(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Probabilities (b, K) in fp32 for images (b, 3, s, s). The model is left in eval mode."""
+        model.eval()
+        return logits_of(model(images)).float().softmax(dim=-1)
+
+    def predict(
+        self, model: nn.Module, images: Images, transform: Transform, *, batch_size: int
+    ) -> Iterator[Prediction | UnreadableImage]:
+        """In order of the images: class and probabilities, or why there are none. The model is left in eval mode."""
+        device = next(model.parameters()).device
+        names = iter(images.paths)
+        for examples in transformed(images, transform, batch_size):
+            pixels = [example["image"] for example in examples if not isinstance(example, UnreadableImage)]
+            shares = iter(self.probabilities(model, torch.stack(pixels).to(device)).tolist() if pixels else ())
+            for example in examples:
+                name = next(names)
+                yield example if isinstance(example, UnreadableImage) else self._prediction(name, next(shares))
+
+    def _prediction(self, name: str, probabilities: list[float]) -> Prediction:
+        best = max(range(len(self.classes)), key=probabilities.__getitem__)
+        row = {"image": name, "class": self.classes[best], "probability": probabilities[best]}
+        return Prediction({**row, "probabilities": dict(zip(self.classes, probabilities, strict=True))})
+
+    def prediction_table(self, rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+        return prediction_table(rows)
+
+    def csv_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the columns image, class, probability, and one for each class."""
+        return {**{name: row[name] for name in ("image", "class", "probability")}, **row["probabilities"]}

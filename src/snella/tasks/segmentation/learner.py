@@ -1,0 +1,249 @@
+"""Semantic segmentation: loss, metrics and predictions.
+
+A training batch is {"image": (b, 3, s, s), "mask": (b, s, s) int64}; to evaluate, images are of any size and masks as
+the files have them, in lists where sizes differ. K is the number of classes; IGNORE in a mask stands for none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from rich.console import RenderableType
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from snella.data.images import UnreadableImage
+from snella.data.loading import transformed
+from snella.data.masks.files import IGNORE, RGB, MaskCode, MaskData, MaskedImages, mask_picture
+from snella.data.transforms.images import Preprocessing, Transform
+from snella.errors import UserError
+from snella.report.figures import confusion_figure
+from snella.tasks.interface import Prediction, TaskLearner
+from snella.tasks.segmentation.overlays import Example, overlays_figure, painted
+from snella.tasks.segmentation.regions import RegionRow, area_table, region_rows, region_table
+from snella.tasks.segmentation.windows import windowed_logits
+from snella.training.interfaces import DeviceBatch, DeviceBatches
+
+EXAMPLES = 4  # images of an evaluation that its figure shows
+
+
+@dataclass(frozen=True)
+class RegionEvaluation:
+    """The result of `Segment.evaluate`."""
+
+    metrics: dict[str, float]  # miou, mdice, pixel_accuracy: fractions from 0 to 1; loss: nats per pixel
+    table: tuple[RegionRow, ...]  # a row per class
+    confusion: Tensor  # (K, K) int64 on the CPU: true class x predicted class, in pixels
+    examples: tuple[Example, ...]  # a few images with both masks
+
+
+class Segment(TaskLearner[RegionEvaluation, MaskData, MaskedImages]):
+    """One of the named classes for each pixel.
+
+    Args:
+        classes: the K names.
+        preprocessing: of the images; its size is the model's window, its normalisation is undone for figures.
+        code: how mask files say classes; predicted masks say them alike.
+        palette: the classes' colours.
+        loss: "ce", "dice" or "ce+dice", their sum. Dice is soft, over the batch, of the classes that it has.
+        class_weights: (K,) weights in the cross-entropy; None: all 1.
+        label_smoothing: share of the cross-entropy's target spread over all classes, in [0, 1).
+
+    Raises:
+        UserError: fewer than two classes, or Dice without the package that has it.
+
+    Example:
+        >>> task = Segment(("background", "cell"), preprocessing=Preprocessing(224), code=code, palette=palette)
+        >>> task.loss(model, {"image": images, "mask": masks}).shape
+        torch.Size([])
+    """
+
+    selection = "miou"
+    higher_is_better = True
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        *,
+        preprocessing: Preprocessing,
+        code: MaskCode,
+        palette: Sequence[RGB],
+        loss: str = "ce",
+        class_weights: Tensor | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        if len(classes) < 2:
+            raise UserError(f"{len(classes)} class to tell apart: give masks with at least two classes")
+        self.classes = tuple(classes)
+        self.preprocessing, self.code, self.palette = preprocessing, code, tuple(palette)
+        self.class_weights = torch.ones(len(classes)) if class_weights is None else class_weights.float()
+        self.label_smoothing = label_smoothing
+        parts = loss.split("+")
+        self.cross_entropy, self.dice = "ce" in parts, dice_loss() if "dice" in parts else None
+
+    def loss(self, model: nn.Module, batch: DeviceBatch) -> Tensor:
+        """The training loss (0-d) in fp32; of a batch without a pixel that counts it is 0.
+
+        Raises:
+            UserError: one image alone, for a decoder with a batch norm over whole images.
+        """
+        masks = batch["mask"]  # (b, s, s)
+        try:
+            logits = model(batch["image"]).float()  # (b, K, s, s)
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                raise UserError("one image a batch is too little for the decoder; use --batch-size 2 or more") from None
+            raise
+        total = logits.sum() * 0
+        if self.cross_entropy:
+            total = total + self._cross_entropy(logits, masks)
+        if self.dice is not None:
+            total = total + self.dice(logits, masks)
+        return total
+
+    def _cross_entropy(self, logits: Tensor, masks: Tensor) -> Tensor:
+        weights = self.class_weights = self.class_weights.to(logits.device)
+        total = F.cross_entropy(
+            logits, masks, weight=weights, ignore_index=IGNORE, label_smoothing=self.label_smoothing, reduction="sum"
+        )
+        return total / weights[masks[masks != IGNORE]].sum().clamp(min=1e-12)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, batches: DeviceBatches) -> RegionEvaluation:
+        """Metrics over all pixels of all images, at the masks' own resolution. The model is left in eval mode.
+
+        mIoU and mDice are means over the classes that are there or predicted. Of two classes the second one is the
+        foreground, whose IoU and Dice are metrics too.
+
+        Raises:
+            UserError: there is no batch.
+        """
+        model.eval()
+        confusion = MulticlassConfusionMatrix(len(self.classes), ignore_index=IGNORE, validate_args=False)
+        loss, counted = 0.0, 0
+        examples: list[Example] = []
+        shown = spread(len(batches), EXAMPLES)
+        for number, batch in enumerate(batches):
+            images, masks = batch["image"], batch["mask"]
+            for i, (found, image, mask) in enumerate(zip(self._logits(model, images), images, masks, strict=True)):
+                logits = _resized(found, mask.shape)  # (1, K, H, W)
+                confusion.to(logits.device).update(logits.argmax(dim=1), mask[None])
+                loss += F.cross_entropy(logits, mask[None], ignore_index=IGNORE, reduction="sum").item()
+                counted += int((mask != IGNORE).sum())
+                if i == 0 and number in shown:
+                    examples.append(self._example(image, mask, logits.argmax(dim=1)[0]))
+        matrix = confusion.compute().cpu().long()
+        if not counted:
+            raise UserError("nothing to evaluate: no pixel of the split's masks counts; give --data with at least one")
+        table = region_rows(self.classes, matrix)
+        metrics = {
+            "miou": _mean([row.iou for row in table]),
+            "mdice": _mean([row.dice for row in table]),
+            "pixel_accuracy": matrix.diagonal().sum().item() / matrix.sum().item(),
+            "loss": loss / counted,
+        }
+        if len(table) == 2:
+            metrics |= {"foreground_iou": table[1].iou or 0.0, "foreground_dice": table[1].dice or 0.0}
+        return RegionEvaluation(metrics, table, matrix, tuple(examples))
+
+    def _logits(self, model: nn.Module, images: Sequence[Tensor]) -> Iterator[Tensor]:
+        return windowed_logits(model, images, self.preprocessing.image_size, batch_size=len(images))
+
+    def _example(self, image: Tensor, mask: Tensor, predicted: Tensor) -> Example:
+        p = self.preprocessing
+        pixels = image.cpu() * torch.tensor(p.std).view(3, 1, 1) + torch.tensor(p.mean).view(3, 1, 1)
+        pixels = F.interpolate(pixels[None], size=tuple(mask.shape), mode="bilinear", align_corners=False)[0]
+        picture = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+        return Example(picture, mask.cpu().numpy(), predicted.cpu().numpy())
+
+    def report(self, evaluation: RegionEvaluation) -> dict[str, Any]:
+        """The table and the confusion matrix, as JSON holds them."""
+        return {**self.details(evaluation), "confusion": evaluation.confusion.tolist()}
+
+    def details(self, evaluation: RegionEvaluation) -> dict[str, Any]:
+        return {"classes": [asdict(row) for row in evaluation.table]}
+
+    def table(self, evaluation: RegionEvaluation) -> RenderableType:
+        return region_table(evaluation.table)
+
+    def figures(self, evaluation: RegionEvaluation) -> dict[str, Callable[[Path], object]]:
+        return {
+            "overlays": partial(overlays_figure, evaluation.examples, self.classes, self.palette),
+            "confusion": partial(confusion_figure, evaluation.confusion, self.classes, unit="pixels"),
+        }
+
+    @torch.no_grad()
+    def predict(
+        self, model: nn.Module, images: MaskedImages, transform: Transform, *, batch_size: int
+    ) -> Iterator[Prediction | UnreadableImage]:
+        """In order of the images: areas and pictures, or why there are none. The model is left in eval mode."""
+        model.eval()
+        device = next(model.parameters()).device
+        names = iter(images.paths)
+        for examples in transformed(images, partial(_with_picture, transform), batch_size):
+            pixels = [e["image"].to(device) for e in examples if not isinstance(e, UnreadableImage)]
+            found = self._logits(model, pixels)
+            for example in examples:
+                name = next(names)
+                if isinstance(example, UnreadableImage):
+                    yield example
+                    continue
+                picture: Image.Image = example["picture"]
+                logits = _resized(next(found), (picture.height, picture.width))
+                yield self._prediction(name, picture, logits[0].argmax(dim=0).cpu())
+
+    def _prediction(self, name: str, picture: Image.Image, mask: Tensor) -> Prediction:
+        counts = torch.bincount(mask.flatten(), minlength=len(self.classes)).tolist()
+        areas = {
+            class_name: {"pixels": count, "share": count / mask.numel()}
+            for class_name, count in zip(self.classes, counts, strict=True)
+        }
+        pictures = {
+            "mask": mask_picture(mask, self.code, self.palette),
+            "overlay": Image.fromarray(painted(picture, mask.numpy(), self.palette)),
+        }
+        return Prediction({"image": name, "width": picture.width, "height": picture.height, "areas": areas}, pictures)
+
+    def prediction_table(self, rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+        return area_table(rows)
+
+    def csv_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the columns image, width, height, the pictures' files, and each class's pixels."""
+        areas = {name: area["pixels"] for name, area in row["areas"].items()}
+        return {name: value for name, value in row.items() if name != "areas"} | areas
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known)
+
+
+def _resized(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits (K, h, w) at another size: (1, K, *size)."""
+    return F.interpolate(logits[None], size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def spread(length: int, count: int) -> set[int]:
+    """Return up to `count` positions, spread evenly over `length`."""
+    return {(2 * i + 1) * length // (2 * count) for i in range(count)}
+
+
+def _with_picture(transform: Transform, example: dict[str, Any]) -> dict[str, Any]:
+    return {**transform(example), "picture": example["image"]}
+
+
+def dice_loss() -> nn.Module:
+    """Return the soft Dice loss. Raises UserError where the package is missing that has it."""
+    if find_spec("segmentation_models_pytorch") is None:
+        raise UserError("--loss dice needs the package segmentation-models-pytorch; run: pip install 'snella[segment]'")
+    from segmentation_models_pytorch.losses import DiceLoss
+
+    return DiceLoss("multiclass", ignore_index=IGNORE)

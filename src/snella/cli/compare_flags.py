@@ -27,7 +27,7 @@ SET_HERE |= dict.fromkeys(("test", "resume", "overwrite", "estimate"), "")
 def make_plan(
     command: Compare, shared: Sequence[str], settings: Callable[[Sequence[str], TrainConfig | None], TrainConfig]
 ) -> Plan:
-    """The plan that flags describe.
+    """Return the plan that flags describe.
 
     Args:
         command: recipe, methods, seeds, lr_grid, workers and out, as typed (`snella.cli.main.Compare`).
@@ -70,7 +70,7 @@ def make_plan(
 
 
 def _usual_methods(tasks: Sequence[PlannedTask]) -> tuple[str, ...]:
-    """What is compared unless methods are named: no method that a task cannot train by."""
+    """Return what is compared unless methods are named: no method that a task cannot train by."""
     configs = [task.config for task in tasks]
     left_out = {"linear"} if any(config.task == "generate" for config in configs) else set()  # it has no head
     left_out |= {"full"} if any(config.generate.half_weights for config in configs) else set()
@@ -78,7 +78,7 @@ def _usual_methods(tasks: Sequence[PlannedTask]) -> tuple[str, ...]:
 
 
 def _listed(name: str, text: str, read: Callable[[str], T]) -> list[T]:
-    """The values between commas, each once."""
+    """Return the values between commas, each once."""
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words:
         raise UserError(f"{flag(name)} is empty; give values with commas between them")

@@ -37,7 +37,7 @@ class Stopped(Exception):  # noqa: N818 (not an error)
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
-    """The exit code that a shell gives a program ended by the signal."""
+    """Return the exit code that a shell gives a program ended by the signal."""
     return 128 + (stop.number if isinstance(stop, Terminated) else signal.SIGINT)
 
 
@@ -64,7 +64,7 @@ def terminable() -> Iterator[None]:
 
 
 def again(args: Sequence[str]) -> str:
-    """The command line, to be typed once more."""
+    """Return the command line, to be typed once more."""
     return shlex.join(["snella", *args])
 
 

@@ -20,7 +20,7 @@ C = TypeVar("C")
 
 
 def value_of(args: Sequence[str], name: str) -> str | None:
-    """The last value of a flag on the command line, before it is parsed."""
+    """Return the last value of a flag on the command line, before it is parsed."""
     value = None
     for word, following in zip_longest(args, args[1:]):
         if word == flag(name):
@@ -31,7 +31,7 @@ def value_of(args: Sequence[str], name: str) -> str | None:
 
 
 def divided(args: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The flags of these names with their values, one each, and all other words."""
+    """Return the flags of these names with their values, one each, and all other words."""
     wanted = {flag(name) for name in names}
     chosen: list[str] = []
     others: list[str] = []
@@ -92,7 +92,7 @@ def check_flags(args: Sequence[str], hints: Mapping[str, Any], name: str, *, neg
 
 
 def _choices(hint: Any) -> tuple[str, ...]:
-    """The values of a Literal, or of one that may be None (typed as such); () for other types."""
+    """Return the values of a Literal, or of one that may be None (typed as such); () for other types."""
     if get_origin(hint) is Literal:
         return get_args(hint)
     values = next((get_args(part) for part in get_args(hint) if get_origin(part) is Literal), ())
@@ -100,7 +100,7 @@ def _choices(hint: Any) -> tuple[str, ...]:
 
 
 def _first_paragraph(framed: str) -> str:
-    """The message in a framed error: what stands between its title and the first rule or empty line."""
+    """Return the message in a framed error: what stands between its title and the first rule or empty line."""
     lines = [line.strip(" │|\t") for line in framed.splitlines()]
     message = []
     for line in lines[1:]:

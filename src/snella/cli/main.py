@@ -87,7 +87,7 @@ def _train(args: list[str]) -> int:
 
 
 def _written(path: Path) -> int | None:
-    """When a file was written, in ns; None where there is none."""
+    """Return when a file was written, in ns; None where there is none."""
     return path.stat().st_mtime_ns if path.exists() else None
 
 
@@ -110,7 +110,7 @@ def _compare(args: list[str]) -> int:
 
 
 def _defaults(args: Sequence[str]) -> Train:
-    """The recipe's values and its name; `--resume --out RUN` alone takes RUN/config.yaml for the recipe."""
+    """Return the recipe's values and its name; `--resume --out RUN` alone takes RUN/config.yaml for the recipe."""
     recipe, out = value_of(args, "recipe"), value_of(args, "out")
     if recipe is None and out and "--resume" in args and (Path(out) / "config.yaml").is_file():
         recipe = str(Path(out) / "config.yaml")
@@ -120,7 +120,7 @@ def _defaults(args: Sequence[str]) -> Train:
 
 
 def _in_benchmark(command: Train, args: Sequence[str]) -> TrainConfig:
-    """The config; with a suite's task, --data names the folder of the whole benchmark, or the task's own."""
+    """Return the config; with a suite's task, --data names the folder of the whole benchmark, or the task's own."""
     config = command.config
     if command.recipe and is_suite_task(command.recipe) and value_of(args, "data"):
         return config.changed(data=read_suite_task(command.recipe, config.data.source).data.source)
@@ -225,5 +225,5 @@ def _parse(command: type[C], args: Sequence[str]) -> C:
 
 
 def resume_command(folder: Path) -> str:
-    """The command that goes on with a run."""
+    """Return the command that goes on with a run."""
     return shlex.join(["snella", "train", "--recipe", str(folder / "config.yaml"), "--out", str(folder), "--resume"])

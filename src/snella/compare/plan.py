@@ -50,13 +50,13 @@ class Plan:
     suite: Suite | None = None
 
     def config(self, task: PlannedTask, method: str, lr: float, seed: int) -> TrainConfig:
-        """The settings of a run; `out` is its folder."""
+        """Return the settings of a run; `out` is its folder."""
         out = task.folder / method / f"lr-{lr:g}" / f"seed-{seed}"
         config = task.config.changed(method=method, lr=lr, seed=seed, out=str(out), test="both", resume=True)
         return shrunk(config) if config.smoke else config
 
     def first_rates(self, task: PlannedTask, method: str) -> tuple[float, ...]:
-        """The learning rates to begin with, ascending: what was given, or three rungs of the ladder.
+        """Return the learning rates to begin with, ascending: what was given, or three rungs of the ladder.
 
         The middle one is the recipe's for the recipe's own method, and the usual one for the others.
         """
@@ -68,7 +68,7 @@ class Plan:
         return rungs[max(middle - 1, 0) : middle + 2]
 
     def more(self, task: PlannedTask, rates: Sequence[float], best: float | None) -> tuple[float, ...]:
-        """`rates`, ascending, and what is to be tried beside the best of them.
+        """Return `rates`, ascending, and what is to be tried beside the best of them.
 
         That is the next rung where it is at an end of them, and the half rungs on both sides where it is not.
         """
@@ -83,14 +83,14 @@ class Plan:
         return tuple(rates)
 
     def rungs(self, task: PlannedTask) -> tuple[float, ...]:
-        """What rates are taken from: those given, or the ladder down to the rung at the task's `min_lr`."""
+        """Return what rates are taken from: those given, or the ladder down to the rung at the task's `min_lr`."""
         if self.grid is not None:
             return self.grid
         least = next((i for i in range(0, len(LADDER), 2) if LADDER[i] >= task.config.loop.min_lr), -1)
         return LADDER[least:]
 
     def possible(self) -> Iterator[TrainConfig]:
-        """The settings of every run that it may come to."""
+        """Return the settings of every run that it may come to."""
         for task in self.tasks:
             for method in self.methods:
                 for lr in self.rungs(task):

@@ -77,7 +77,7 @@ def compare(plan: Plan, *, workers: int = 1, console: Console | None = None) -> 
 
 
 def _compare(plan: Plan, tasks: Sequence[PlannedTask], failed: Failures, workers: int, console: Console) -> Failures:
-    """All but the checks; `failed` has the tasks that cannot be read."""
+    """Return all but the checks; `failed` has the tasks that cannot be read."""
     grids = _search(plan, tasks, workers, failed, console)
     chosen = [
         plan.config(task, method, lr, seed)
@@ -113,7 +113,7 @@ def _compare(plan: Plan, tasks: Sequence[PlannedTask], failed: Failures, workers
 
 
 def _tried_beside(plan: Plan, grids: Mapping[tuple[PlannedTask, str], Grid]) -> set[Path]:
-    """The folders of rates that the search chose and that gave nothing, where others did."""
+    """Return the folders of rates that the search chose and that gave nothing, where others did."""
     return {
         Path(plan.config(*key, lr, plan.seeds[0]).out or "")
         for key, grid in grids.items()
@@ -124,14 +124,14 @@ def _tried_beside(plan: Plan, grids: Mapping[tuple[PlannedTask, str], Grid]) -> 
 
 
 def _with_failures(plan: Plan, suite: Suite, failed: Failures) -> Suite:
-    """The suite with a note on each task whose data could not be read."""
+    """Return the suite with a note on each task whose data could not be read."""
     folders = {task.folder for task in plan.tasks}
     notes = [f"{folder.relative_to(plan.folder)}: {why}" for folder, why in failed.items() if folder in folders]
     return replace(suite, notes=(*suite.notes, *notes))
 
 
 def _draw_means(results: Sequence[TaskResult], path: Path) -> None:
-    """The chart of the tasks' means, where they have one metric and a method has them all."""
+    """Return the chart of the tasks' means, where they have one metric and a method has them all."""
     if not have_one_metric(results):
         return
     mean = mean_result(results)
@@ -185,7 +185,7 @@ def _check_plan(plan: Plan) -> None:
 
 
 def _with_data(plan: Plan, failed: Failures, console: Console) -> list[PlannedTask]:
-    """The tasks whose data can be read; it is not looked at where all runs of the grid are finished."""
+    """Return the tasks whose data can be read; it is not looked at where all runs of the grid are finished."""
     found = []
     for task in plan.tasks:
         rates = {method: plan.first_rates(task, method) for method in plan.methods}
@@ -232,7 +232,7 @@ def _finite(*metrics: Mapping[str, float], name: str) -> bool:
 
 
 def best_rate(runs: Iterable[RunResult | None]) -> float | None:
-    """The learning rate of the run with the best score on val, None where there is no run.
+    """Return the learning rate of the run with the best score on val, None where there is no run.
 
     Of several with that score the one in the middle (of two the first): the centre of a plateau, not its edge.
     """
@@ -247,7 +247,7 @@ def best_rate(runs: Iterable[RunResult | None]) -> float | None:
 
 
 def _result(plan: Plan, task: PlannedTask, grids: Mapping[str, Grid], failed: Failures) -> TaskResult | None:
-    """All methods on a task; None where no run was tested."""
+    """Return all methods on a task; None where no run was tested."""
     rows = []
     for method, grid in grids.items():
         lr = best_rate(grid.values())
@@ -271,13 +271,13 @@ def _result(plan: Plan, task: PlannedTask, grids: Mapping[str, Grid], failed: Fa
 
 
 def at_an_end(row: MethodResult) -> bool:
-    """Whether the chosen rate is the lowest or the highest of several."""
+    """Return whether the chosen rate is the lowest or the highest of several."""
     rates = list(row.grid)
     return len(rates) > 1 and row.lr in (rates[0], rates[-1])
 
 
 def protocol(plan: Plan, result: TaskResult) -> tuple[str, ...]:
-    """What was done, in lines to stand under the table; the first `OWN_LINES` are about this task."""
+    """Return what was done, in lines to stand under the table; the first `OWN_LINES` are about this task."""
     runs = [run for row in result.methods for run in row.runs]
     shares = [(row.method, result.spread(row, "test_last")) for row in result.methods]
     last = ", ".join(f"{method} {with_spread(result.metric, value)}" for method, value in shares if value)
@@ -306,6 +306,6 @@ def protocol(plan: Plan, result: TaskResult) -> tuple[str, ...]:
 
 
 def _values(values: Sequence[float]) -> str:
-    """Three values, or one where they are the same."""
+    """Return three values, or one where they are the same."""
     texts = [f"{value:.3g}" for value in values]
     return texts[0] if len(set(texts)) == 1 else f"({', '.join(texts)})"

@@ -113,7 +113,7 @@ class Setting:
 
     @property
     def hint(self) -> Any:
-        """The type; of a choice from a table, a Literal of its keys as they are now."""
+        """Return the type; of a choice from a table, a Literal of its keys as they are now."""
         choices = self.reading.choices
         return self.annotation if choices is None else Literal[tuple(choices)]
 

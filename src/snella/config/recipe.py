@@ -19,24 +19,24 @@ _SUITE = re.compile(r"^suite\s*:", re.MULTILINE)  # what only a suite of tasks h
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with the package, without the suites."""
+    """Return the recipes that come with the package, without the suites."""
     return [name for name, text in _packaged().items() if not _SUITE.search(text)]
 
 
 def suite_names() -> list[str]:
-    """The suites of tasks that come with the package."""
+    """Return the suites of tasks that come with the package."""
     return [name for name, text in _packaged().items() if _SUITE.search(text)]
 
 
 def _packaged() -> dict[str, str]:
-    """name -> text of all that is in the package's folder."""
+    """Return name -> text of all that is in the package's folder."""
     folder = resources.files("snella") / "recipes"
     files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
     return {f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8") for f in files}
 
 
 def is_suite(recipe: str) -> bool:
-    """Whether this is a packaged suite's name, or a YAML file with `suite:`."""
+    """Return whether this is a packaged suite's name, or a YAML file with `suite:`."""
     if recipe in suite_names():
         return True
     try:
@@ -46,7 +46,7 @@ def is_suite(recipe: str) -> bool:
 
 
 def read_recipe(recipe: str) -> TrainConfig:
-    """The config that a recipe gives: the name of one of the package's, or the path of a YAML file.
+    """Return the config that a recipe gives: the name of one of the package's, or the path of a YAML file.
 
     Raises:
         UserError: no such recipe, no YAML, an unknown key or a value of the wrong type.
@@ -61,7 +61,7 @@ def read_recipe(recipe: str) -> TrainConfig:
 
 
 def recipe_text(recipe: str) -> str:
-    """The YAML of a recipe or a suite. Raises UserError if there is none."""
+    """Return the YAML of a recipe or a suite. Raises UserError if there is none."""
     packaged = _packaged()
     if recipe in packaged:
         return packaged[recipe]
@@ -80,7 +80,7 @@ def recipe_text(recipe: str) -> str:
 
 
 def mapping(text: str) -> dict[Any, Any]:
-    """YAML of `key: value` lines. Raises UserError if it is anything else."""
+    """Return the YAML of `key: value` lines. Raises UserError if it is anything else."""
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -95,7 +95,7 @@ def mapping(text: str) -> dict[Any, Any]:
 
 
 def config_values(values: Mapping[Any, Any]) -> dict[str, Any]:
-    """Fields of a config as YAML has them -> as `TrainConfig` takes them.
+    """Return the fields of a config as YAML has them -> as `TrainConfig` takes them.
 
     Raises:
         UserError: an unknown key, one that belongs on the command line, or a value of the wrong type.
@@ -111,7 +111,7 @@ def config_values(values: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _renamed(values: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """With the names of today: `last_epoch` was a switch; `init_scale` a factor, and the softmax then began at 1."""
+    """Return the values by today's names: `last_epoch` was a switch; `init_scale` a factor, with a softmax from 1."""
     values = dict(values)
     if (last_epoch := values.pop("last_epoch", None)) is not None:
         values["test"] = "both" if last_epoch else "best"

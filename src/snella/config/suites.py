@@ -75,7 +75,7 @@ class Suite:
 
 
 def read_suite(recipe: str, data: str | None = None) -> Suite:
-    """The suite of that name in the package, or in that YAML file; `data` is the folder that holds the benchmark.
+    """Return the suite of that name, or in that YAML file; `data` is the folder that holds the benchmark.
 
     Raises:
         UserError: no such suite, no YAML, an unknown key or a value of the wrong type.
@@ -94,13 +94,13 @@ def read_suite(recipe: str, data: str | None = None) -> Suite:
 
 
 def is_suite_task(recipe: str) -> bool:
-    """Whether this is SUITE/TASK, of a suite that exists, and no file (as vtab1k/config.yaml of a run)."""
+    """Return whether this is SUITE/TASK, of a suite that exists, and no file (as vtab1k/config.yaml of a run)."""
     suite, slash, _ = recipe.rpartition("/")
     return bool(slash) and not Path(recipe).is_file() and is_suite(suite)
 
 
 def read_suite_task(recipe: str, data: str | None = None) -> TrainConfig:
-    """The config of one task, SUITE/TASK; `data` is the folder that holds the benchmark, or the task's own.
+    """Return the config of one task, SUITE/TASK; `data` is the folder that holds the benchmark, or the task's own.
 
     It is taken for the task's own where it holds no folder of any task of the suite.
 
@@ -122,7 +122,7 @@ def read_suite_task(recipe: str, data: str | None = None) -> TrainConfig:
 
 
 def group_means(suite: Suite, values: Mapping[str, float]) -> dict[str, float]:
-    """group -> mean of its tasks' values, in the suite's order, for the groups whose tasks all have one."""
+    """Return group -> mean of its tasks' values, in the suite's order, for the groups whose tasks all have one."""
     groups: dict[str, list[str]] = {}
     for task in suite.tasks:
         if task.group:
@@ -133,13 +133,13 @@ def group_means(suite: Suite, values: Mapping[str, float]) -> dict[str, float]:
 
 
 def group_mean(suite: Suite, values: Mapping[str, float]) -> float | None:
-    """Mean of the groups' means; None where a task has no value, or there are no groups."""
+    """Return the mean of the groups' means; None where a task has no value, or there are no groups."""
     means = group_means(suite, values)
     return fmean(means.values()) if means and task_mean(suite, values) is not None else None
 
 
 def task_mean(suite: Suite, values: Mapping[str, float]) -> float | None:
-    """Mean over the tasks; None where one has no value."""
+    """Return the mean over the tasks; None where one has no value."""
     names = [task.name for task in suite.tasks]
     return fmean(values[name] for name in names) if values.keys() >= set(names) else None
 
@@ -175,7 +175,7 @@ def _suite(name: str, values: dict[Any, Any]) -> Suite:
 def _merged(
     name: str, own: dict[Any, Any], common: dict[Any, Any], settings: dict[str, dict[Any, Any]]
 ) -> dict[Any, Any]:
-    """What a task, its setting and the suite say, the nearest first."""
+    """Return what a task, its setting and the suite say, the nearest first."""
     setting = own.get("setting")
     if setting is not None and setting not in settings:
         raise UserError(

@@ -77,7 +77,7 @@ def _check_method(config: TrainConfig) -> None:
 
 
 def typed(name: str, value: Any, hint: Any, *, parse: bool = False) -> Any:
-    """The value as the hint has it; UserError if it is of another type. `parse` takes YAML's spellings."""
+    """Return the value as the hint has it; UserError if it is of another type. `parse` takes YAML's spellings."""
     if get_origin(hint) in (Union, types.UnionType):
         if value is None:
             return None
@@ -105,7 +105,7 @@ def typed(name: str, value: Any, hint: Any, *, parse: bool = False) -> Any:
 
 
 def choice_error(name: str, value: Any, choices: tuple[str, ...]) -> UserError:
-    """The error for a value that is none of the choices, with the nearest of them."""
+    """Return the error for a value that is none of the choices, with the nearest of them."""
     near = nearest(str(value), choices)
     return UserError(f"{flag(name)} {value} is unknown{near} (choose from {', '.join(choices)})")
 

@@ -80,7 +80,7 @@ class AdaLoraAllocation:
 
 @contextmanager
 def left_ranks(model: Any) -> Iterator[None]:
-    """While AdaLoRA is saved, the ranks to keep are those of its weights, which may be an earlier epoch's.
+    """Keep, while AdaLoRA is saved, the ranks of its weights, which may be an earlier epoch's.
 
     PEFT leaves out what its configuration calls pruned: it would cut off singular values that were still in use.
     """

@@ -147,7 +147,7 @@ def _train_part(method: str, model: nn.Module) -> None:
 
 
 def _trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """Trainable parameters, and the buffers of the modules that have one: a frozen batch norm's do not move."""
+    """Return trainable parameters, and the buffers of modules that have one: a frozen batch norm's do not move."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     moving = {name.rpartition(".")[0] for name, parameter in parameters.items() if parameter.requires_grad}
     return {

@@ -14,7 +14,7 @@ from snella.tasks.registry import task_named
 
 
 def read_run_data(config: TrainConfig, console: Console) -> ImageData:
-    """The data of a run, the same at every call: the splits come from the seed, --smoke's few images from them."""
+    """Return the data of a run, the same at every call: splits come from the seed, --smoke's few images from them."""
     task = task_named(config.task)
     with checking_images(console) as progress:
         data = task.read(config, progress)

@@ -84,7 +84,7 @@ def _check_features(folder: Path, task: str, features: str, samples: int) -> Non
 
 
 def _images_of(folder: Path, data: str | None, split: str, saved: dict[str, Any], console: Console) -> tuple[Any, str]:
-    """The images to test on, and what to call them."""
+    """Return the images to test on, and what to call them."""
     config = read_config(folder)
     if data is None:
         own = read_run_data(config, console)
@@ -100,7 +100,7 @@ def _images_of(folder: Path, data: str | None, split: str, saved: dict[str, Any]
 
 
 def _accelerator(device: str, precision: str, console: Console) -> Accelerator:
-    """For the run's precision, or fp32 where this (valid) device cannot do it."""
+    """Return the accelerator for the run's precision, or fp32 where this (valid) device cannot do it."""
     try:
         return make_accelerator(device, precision)
     except UserError:

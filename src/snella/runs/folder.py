@@ -34,7 +34,7 @@ PACKAGES = ("snella", "torch", "torchvision", "timm", "peft", "accelerate", "tra
 
 
 def state_of(folder: Path) -> str:
-    """What is at a path: "absent" (or an empty folder), "finished", "started", or "foreign" (anything else)."""
+    """Return what is at a path: "absent" (or an empty folder), "finished", "started", or "foreign" (anything else)."""
     if not folder.exists():
         return "absent"
     if not folder.is_dir():
@@ -74,7 +74,7 @@ def check_claim(folder: Path, config: TrainConfig) -> None:
 
 
 def other_settings(folder: Path, differ: list[str], remedy: str) -> UserError:
-    """The error for a run folder whose settings differ from those asked for."""
+    """Return the error for a run folder whose settings differ from those asked for."""
     more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
     return UserError(f"{folder} was trained with other settings ({', '.join(differ[:3])}{more}); {remedy}")
 
@@ -134,7 +134,7 @@ def claim(folder: Path, config: TrainConfig) -> None:
 
 
 def read_config(folder: Path) -> TrainConfig:
-    """The settings of a run.
+    """Return the settings of a run.
 
     Raises:
         UserError: no run folder, or its config.yaml is damaged.
@@ -147,7 +147,7 @@ def read_config(folder: Path) -> TrainConfig:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """adapter/snella.json of a run: task, method, backbone, classes, preprocessing, fingerprint, versions.
+    """Return adapter/snella.json of a run: task, method, backbone, classes, preprocessing, fingerprint, versions.
 
     Raises:
         UserError: no run folder, training did not finish, or the file is damaged.
@@ -168,7 +168,7 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """summary.json of a finished run. Raises UserError if it is damaged."""
+    """Return summary.json of a finished run. Raises UserError if it is damaged."""
     try:
         return json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -176,12 +176,12 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def is_tested(summary: Mapping[str, Any], epochs: Tested) -> bool:
-    """Whether a finished run has the tests of these epochs."""
+    """Return whether a finished run has the tests of these epochs."""
     return {"none": set(), "best": {"test"}, "both": {"test", "test_last"}}[epochs] <= summary.keys()
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Return the versions of what a result depends on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):

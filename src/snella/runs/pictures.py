@@ -13,7 +13,7 @@ PREDICTIONS = "predictions"  # in the run folder: pictures that `predict` makes
 
 
 def picture_folder(folder: Path, pictures: str | None) -> Path:
-    """The folder for pictures: the given one, which must be new, or the run's own."""
+    """Return the folder for pictures: the given one, which must be new, or the run's own."""
     saved = read_about(folder)
     if pictures is None:
         return folder / PREDICTIONS
@@ -26,7 +26,7 @@ def picture_folder(folder: Path, pictures: str | None) -> Path:
 
 
 def free_name(stem: str, taken: set[str]) -> str:
-    """A name that no other image has: images of different folders may share one."""
+    """Return a name that no other image has: images of different folders may share one."""
     name = next(name for name in chain([stem], (f"{stem}-{i}" for i in count(2))) if name not in taken)
     taken.add(name)
     return name

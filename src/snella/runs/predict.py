@@ -95,7 +95,7 @@ def _predictions(run: LoadedRun, images: Images, batch_size: int, gallery: Path)
 
 
 def _own_examples(folder: Path) -> Any:
-    """A few test images of the run's own data, spread over it, without their labels."""
+    """Return a few test images of the run's own data, spread over it, without their labels."""
     test: Any = read_run_data(read_config(folder), Console(stderr=True)).splits["test"]
     chosen = [i * len(test) // EXAMPLES for i in range(min(EXAMPLES, len(test)))]
     return Images(tuple(test.paths[i] for i in chosen), read=test.read)

@@ -30,13 +30,13 @@ Tensors = dict[str, dict[str, Tensor]]  # file name without suffix: name: tensor
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints of a run folder, oldest first."""
+    """Return the whole checkpoints of a run folder, oldest first."""
     found = (folder / "checkpoints").glob("step-*")
     return sorted((p for p in found if re.fullmatch(r"step-\d{8,}", p.name)), key=_step)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint that a run would be resumed from, or None."""
+    """Return the checkpoint that a run would be resumed from, or None."""
     return max(checkpoints(folder), key=_step, default=None)
 
 
@@ -63,7 +63,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Mapping[str,
 
 
 def read_checkpoint(path: Path) -> tuple[Tensors, Any]:
-    """The tensors (on the CPU) and the state of a checkpoint folder.
+    """Return the tensors (on the CPU) and the state of a checkpoint folder.
 
     Raises:
         UserError: a file is missing, cut short or altered.
@@ -88,7 +88,7 @@ def _step(path: Path) -> int:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """A contiguous copy on the CPU: safetensors refuses tensors that share memory, as tied weights do."""
+    """Return a contiguous copy on the CPU: safetensors refuses tensors that share memory, as tied weights do."""
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 

@@ -43,7 +43,7 @@ class Estimate:
 
     @property
     def constant(self) -> int:
-        """All that does not depend on the batch."""
+        """Return all that does not depend on the batch."""
         return self.weights + self.gradients + self.moments + self.average + self.fixed
 
     @property
@@ -52,7 +52,7 @@ class Estimate:
 
     @property
     def fitting(self) -> int | None:
-        """Images of the largest batch whose step fits the free memory; None where that is not known."""
+        """Return the images of the largest batch whose step fits the free memory; None where that is not known."""
         if self.free is None or not self.per_image:
             return None
         return max(0, (self.free - self.constant) // self.per_image)
@@ -80,7 +80,7 @@ def estimate(
     train_mode(model)
 
     def kept(images: int) -> tuple[int, int]:
-        """Images that the batch had, and the bytes that its forward pass keeps."""
+        """Return the images that the batch had, and the bytes that its forward pass keeps."""
         batch = on_device(make_batch(images), device)
         seed_step(seed, 1)
         memory = PeakMemory(model, torch.device("cpu"))  # which counts tensors, wherever they are
@@ -109,7 +109,7 @@ def estimate(
 
 
 def estimate_table(found: Estimate) -> RenderableType:
-    """The parts and their sum in MB (10^6 bytes); below, what would fit."""
+    """Return the parts and their sum in MB (10^6 bytes); below, what would fit."""
     rows = Table(title="memory of a training step", caption="without the allocator's and kernels' workspace")
     rows.add_column("")
     rows.add_column("MB", justify="right")

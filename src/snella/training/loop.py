@@ -134,7 +134,7 @@ def train_epochs(
 
 
 def train_epoch(run: Run, learner: Learner, train: Batches, progress: Progress, stop: StopSignals) -> None:
-    """The steps of an epoch, or what is left of it."""
+    """Do the steps of an epoch, or what is left of it."""
     at, settings = run.position, run.settings
     epoch = at.epochs + 1
     log_every = math.ceil(len(train) / settings.accumulate / ROWS_PER_EPOCH)
@@ -170,7 +170,7 @@ def train_epoch(run: Run, learner: Learner, train: Batches, progress: Progress, 
 
 
 def optimiser_step(run: Run, learner: Learner, group: list[dict[str, Tensor]]) -> float:
-    """One step on the mean loss of a group of batches, which is returned; gradients stay, unscaled and clipped.
+    """Do one step on the mean loss of a group of batches, which is returned; gradients stay, unscaled and clipped.
 
     In fp16 the scaler leaves out the update where gradients overflow; it counts as a step all the same.
     """
@@ -205,7 +205,7 @@ def validate(
     stop: StopSignals,
     after_epoch: Callable[[int], None] | None = None,
 ) -> None:
-    """The end of an epoch: metrics on val, the best state, early stopping, the checkpoint."""
+    """End an epoch: metrics on val, the best state, early stopping, the checkpoint."""
     at, settings = run.position, run.settings
 
     def seen(done: int, total: int) -> None:
@@ -250,20 +250,20 @@ class _StopValidation(Exception):  # noqa: N818 — not an error
 
 
 def is_better(metric: float, best: float | None, higher_is_better: bool) -> bool:
-    """Whether a metric beats the best so far; a tie does not, and NaN only if there is nothing else."""
+    """Return whether a metric beats the best so far; a tie does not, and NaN only if there is nothing else."""
     if best is None or math.isnan(best):
         return best is None or not math.isnan(metric)
     return metric > best if higher_is_better else metric < best
 
 
 def groups(batches: Iterator[dict[str, Tensor]], size: int) -> Iterator[list[dict[str, Tensor]]]:
-    """Lists of `size` batches; the last one may be shorter."""
+    """Yield lists of `size` batches; the last one may be shorter."""
     while group := list(islice(batches, size)):
         yield group
 
 
 def log_training(run: Run, epoch: int, speed: Speed) -> None:
-    """A "train" row: the mean loss since the last one."""
+    """Write a "train" row: the mean loss since the last one."""
     at = run.position
     row = {
         "loss": at.loss_sum / at.loss_count,

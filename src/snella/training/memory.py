@@ -46,14 +46,14 @@ class Storages(TorchDispatchMode):
         return result
 
     def alive(self, besides: Iterable[Tensor]) -> int:
-        """Bytes of the storages that are still there, each once and whole, without those of the tensors given."""
+        """Return the bytes of the storages still there, each once and whole, without those of the tensors given."""
         gc.collect()  # what only cycles hold on to would go at any moment
         outside = {StorageWeakRef(tensor.untyped_storage()) for tensor in besides}
         return sum(size for ref, size in self._bytes.items() if ref not in outside and not ref.expired())
 
 
 def step_bytes(model: nn.Module, saved: int) -> int:
-    """Bytes of a training step that keeps `saved` bytes: with weights, gradients and AdamW's two moments."""
+    """Return the bytes of a training step that keeps `saved` bytes: with weights, gradients and AdamW's two moments."""
     every = sum(p.nbytes for p in model.parameters())
     return saved + every + 3 * sum(p.nbytes for p in model.parameters() if p.requires_grad)
 
@@ -69,7 +69,7 @@ class PeakMemory:
 
     @contextmanager
     def forward(self, batch: Iterable[Any]) -> Iterator[None]:
-        """Around the forward pass of a batch; where nothing counts for us, the first one of a process is measured."""
+        """Watch a batch's forward pass; where nothing counts for us, the first one of a process is measured."""
         if self._cuda is not None or self._measured:
             yield
             return
@@ -81,11 +81,11 @@ class PeakMemory:
         self.bytes = max(self.bytes, step_bytes(self._model, saved))
 
     def restart(self) -> None:
-        """Before the training steps of an epoch: forget what came in between."""
+        """Forget what came between two epochs, before the steps of the next."""
         if self._cuda is not None:
             torch.cuda.reset_peak_memory_stats(self._cuda)
 
     def step_done(self) -> None:
-        """After a training step."""
+        """Measure after a training step."""
         if self._cuda is not None:
             self.bytes = max(self.bytes, torch.cuda.max_memory_allocated(self._cuda))

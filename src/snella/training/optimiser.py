@@ -51,7 +51,7 @@ def check_optimiser(name: str, device: torch.device) -> None:
 
 
 def moment_bytes(name: str, parameters: Iterable[Tensor]) -> int:
-    """Bytes of AdamW's two moments of the parameters."""
+    """Return the bytes of AdamW's two moments of the parameters."""
     if name == "adamw":
         return 2 * sum(p.nbytes for p in parameters)
     small, block = 4096, 256  # bitsandbytes' defaults: smaller parameters have moments in fp32
@@ -61,7 +61,7 @@ def moment_bytes(name: str, parameters: Iterable[Tensor]) -> int:
 
 
 def adamw(model: nn.Module, *, lr: float, weight_decay: float, eps: float = EPSILON) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; those with one axis or none (biases, norms, scalars) do not decay."""
+    """Return AdamW over the trainable parameters; those with one axis or none (biases, norms, scalars) do not decay."""
     return torch.optim.AdamW(_groups(model, weight_decay), lr=lr, eps=eps)
 
 
@@ -72,7 +72,7 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 def cosine_schedule(
     optimizer: torch.optim.Optimizer, *, steps: int, warmup: float, warmup_lr: float, min_lr: float
 ) -> CosineLRScheduler:
-    """Linear warm-up from `warmup_lr` over the first `warmup` (a fraction) of `steps`, then cosine to `min_lr`.
+    """Return a linear warm-up from `warmup_lr` over the fraction `warmup` of `steps`, then cosine to `min_lr`.
 
     `step_update(done)` sets the rate of the next step from the number of steps done alone: there is no state to
     save. As published, the cosine runs from step 0, below the warm-up, not from its end.
@@ -88,7 +88,7 @@ def cosine_schedule(
 
 
 def optimiser_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of every parameter as "INDEX.NAME" tensors, of any dtype; hyper-parameters are not in it.
+    """Return the state of every parameter as "INDEX.NAME" tensors, of any dtype; hyper-parameters are not in it.
 
     What an optimiser nests is "INDEX.OUTER.NAME"; a Python number becomes a tensor, "INDEX.NAME:int" or ":float".
     """

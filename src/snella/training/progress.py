@@ -58,7 +58,7 @@ class Progress(AbstractContextManager["Progress"]):
         self._bars.stop()
 
     def step(self, step: int, epoch: int, *, loss: float, speed: float, memory: int) -> None:
-        """After an optimiser step; `speed` in images per second, `memory` in bytes."""
+        """Show where it is after an optimiser step; `speed` in images per second, `memory` in bytes."""
         text = f"loss {loss:.4f}  {speed:.1f} images/s  {decimal(memory)}"
         head = f"epoch {epoch}/{self._epochs}"
         self._bars.update(self._training, completed=step, description=head, text=text)
@@ -68,11 +68,11 @@ class Progress(AbstractContextManager["Progress"]):
             self._print(f"{head}  step {step}/{self._steps}  {text}{eta}")
 
     def validated(self, batches: int, total: int) -> None:
-        """After a batch of the validation."""
+        """Show where it is after a batch of the validation."""
         self._bars.update(self._validation, completed=batches, total=total, visible=batches < total)
 
     def epoch_done(self, epoch: int, metrics: Mapping[str, float], *, best: bool) -> None:
-        """After the validation of an epoch."""
+        """Show the metrics after the validation of an epoch."""
         values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self._print(f"epoch {epoch}/{self._epochs}  val: {values}{'  (best so far)' if best else ''}")
 

@@ -15,13 +15,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def tuned_state(model: nn.Module) -> dict[str, Tensor]:
-    """Trainable parameters and persistent buffers by state-dict name; detached, sharing the model's memory."""
+    """Return trainable parameters and persistent buffers by state-dict name; detached, in the model's memory."""
     frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
     return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
 
 def copied(state: Mapping[str, Tensor], *, device: str | None = None) -> dict[str, Tensor]:
-    """The same state in memory of its own, on `device` or where it is."""
+    """Return the same state in memory of its own, on `device` or where it is."""
     return {name: value.detach().to(device, copy=True) for name, value in state.items()}
 
 
@@ -43,7 +43,7 @@ def load_tuned_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def train_mode(model: nn.Module) -> None:
-    """Training mode, except in batch norms without a trainable parameter, whose statistics must not move."""
+    """Set training mode, except in batch norms without a trainable parameter, whose statistics must not move."""
     model.train()
     for module in model.modules():
         if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
@@ -79,7 +79,7 @@ class Ema:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Inside the block the model holds the shadow; afterwards its own state again, to the bit."""
+        """Let the model hold the shadow inside the block, and then its own state again, to the bit."""
         own = copied(tuned_state(model))
         load_tuned_state(model, self.shadow)
         try:

@@ -93,7 +93,7 @@ class Classify(TaskLearner[ClassEvaluation, ImageData[Images], Images]):
         self.mix = v2.RandomChoice(mixes) if mixes else None
 
     def loss(self, model: nn.Module, batch: DeviceBatch) -> Tensor:
-        """The training loss (0-d) in fp32: cross-entropy averaged with the class weights of the targets."""
+        """Return the training loss (0-d) in fp32: cross-entropy averaged with the class weights of the targets."""
         images, targets = batch["image"], batch["label"]
         if self.mix is not None:
             images, targets = self.mix(images, targets)  # targets: (b, K), rows sum to 1
@@ -105,7 +105,7 @@ class Classify(TaskLearner[ClassEvaluation, ImageData[Images], Images]):
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batches: DeviceBatches) -> ClassEvaluation:
-        """Metrics over all batches, without mixing, smoothing or weights. The model is left in eval mode.
+        """Return the metrics over all batches, without mixing, smoothing or weights. The model is left in eval mode.
 
         Balanced accuracy is the mean recall over the classes that have examples; top5 is top-K where K < 5.
 
@@ -141,7 +141,7 @@ class Classify(TaskLearner[ClassEvaluation, ImageData[Images], Images]):
         return ClassEvaluation(metrics=metrics, table=table, confusion=matrix)
 
     def report(self, evaluation: ClassEvaluation) -> dict[str, Any]:
-        """The table and the confusion matrix, as JSON holds them."""
+        """Return the table and the confusion matrix, as JSON holds them."""
         return {"classes": [asdict(row) for row in evaluation.table], "confusion": evaluation.confusion.tolist()}
 
     def table(self, evaluation: ClassEvaluation) -> RenderableType:
@@ -152,14 +152,14 @@ class Classify(TaskLearner[ClassEvaluation, ImageData[Images], Images]):
 
     @torch.no_grad()
     def probabilities(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Probabilities (b, K) in fp32 for images (b, 3, s, s). The model is left in eval mode."""
+        """Return probabilities (b, K) in fp32 for images (b, 3, s, s). The model is left in eval mode."""
         model.eval()
         return logits_of(model(images)).float().softmax(dim=-1)
 
     def predict(
         self, model: nn.Module, images: Images, transform: Transform, *, batch_size: int
     ) -> Iterator[Prediction | UnreadableImage]:
-        """In order of the images: class and probabilities, or why there are none. The model is left in eval mode."""
+        """Yield class and probabilities of each image, or why there are none. The model is left in eval mode."""
         device = next(model.parameters()).device
         names = iter(images.paths)
         for examples in transformed(images, transform, batch_size):

@@ -93,7 +93,7 @@ class Generate(TaskLearner[NoiseEvaluation, ImageData[CaptionedImages], Captione
         check_settings(frozen, sampling)
 
     def loss(self, model: nn.Module, batch: DeviceBatch) -> Tensor:
-        """The mean squared error of what the model predicts (0-d) in fp32, weighted as asked for."""
+        """Return the mean squared error of what the model predicts (0-d) in fp32, weighted as asked for."""
         x, condition = self._inputs(model, batch, training=True)
         count, weights = len(x), x.new_ones(len(x))
         if "prior" in batch:
@@ -113,7 +113,7 @@ class Generate(TaskLearner[NoiseEvaluation, ImageData[CaptionedImages], Captione
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batches: DeviceBatches) -> NoiseEvaluation:
-        """The error on images that were held out, each once in each part of the noise range. The model is in eval mode.
+        """Return the error on held-out images, each once in each part of the noise range. The model is in eval mode.
 
         Noise and level of an image are drawn from its place in the split, so every model and epoch meets the same.
 
@@ -146,7 +146,7 @@ class Generate(TaskLearner[NoiseEvaluation, ImageData[CaptionedImages], Captione
         return NoiseEvaluation({"denoising_loss": found.mean().item()}, tuple(table))
 
     def _inputs(self, model: nn.Module, batch: Mapping[str, Any], *, training: bool) -> tuple[Tensor, Condition]:
-        """x (b, c, h, w) as the network sees it, and what it is asked for."""
+        """Return x (b, c, h, w) as the network sees it, and what it is asked for."""
         network, device = base_of(model), next(model.parameters()).device
         if "moments" in batch:
             x = self.frozen.latents(batch["moments"], sample=training)
@@ -221,7 +221,7 @@ class Generate(TaskLearner[NoiseEvaluation, ImageData[CaptionedImages], Captione
         device: torch.device,
         console: Console,
     ) -> Mapping[str, Examples]:
-        """What the batches of each split are made of (`tasks.generation.prepare`)."""
+        """Return what the batches of each split are made of (`tasks.generation.prepare`)."""
         unknown = [name for name in self.prompts if condition_of(model) == "class" and name not in self.classes]
         if unknown:
             raise UserError(f"--sample-prompts {unknown[0]} is none of the classes: {', '.join(self.classes)}")
@@ -287,7 +287,7 @@ class Generate(TaskLearner[NoiseEvaluation, ImageData[CaptionedImages], Captione
         return asdict(found), fidelity_line(found)
 
     def _fitted(self, images: CaptionedImages, index: int) -> Image.Image:
-        """A real image in the shape that the model has seen."""
+        """Return a real image in the shape that the model has seen."""
         picture: Any = images[index]["image"]
         square = (self.sampling.size, self.sampling.size)
         if self.squash:
@@ -308,12 +308,12 @@ class Generate(TaskLearner[NoiseEvaluation, ImageData[CaptionedImages], Captione
 
 
 def base_of(model: nn.Module) -> Any:
-    """The network itself, with its adapters in it, whether PEFT stands around it or not."""
+    """Return the network itself, with its adapters in it, whether PEFT stands around it or not."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
 
 
 def _like(data: ImageData[CaptionedImages], prompt: str | None, count: int) -> list[int]:
-    """`count` test images, spread evenly over those of the class or with the caption, or over all if there is none."""
+    """Return `count` test images, spread evenly over those of the class or with the caption, or over all."""
     images: CaptionedImages = data.splits["test"]
     kinds = [
         {*images.captions[i : i + 1], *(data.classes[k] for k in images.labels[i : i + 1])} for i in range(len(images))
@@ -328,12 +328,12 @@ def _save_all(pictures: Sequence[Image.Image], folder: Path) -> None:
 
 
 def _pixels(picture: Image.Image) -> Tensor:
-    """(1, 3, h, w) uint8."""
+    """Return the picture as (1, 3, h, w) uint8."""
     return pil_to_tensor(picture.convert("RGB"))[None]
 
 
 def _fixed_draw(index: int, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Levels (LEVELS,), one in each part of the range, and noise (LEVELS, *shape) of the image at a place."""
+    """Return levels (LEVELS,), one in each part of the range, and noise (LEVELS, *shape) of the image at a place."""
     generator = torch.Generator().manual_seed(index)
     levels = (torch.arange(LEVELS) + torch.rand(LEVELS, generator=generator)) / LEVELS
     return levels, torch.randn(LEVELS, *shape, generator=generator)

@@ -90,7 +90,7 @@ class GenerationTask(Task[GeneratorSpec, CaptionedData, CaptionedImages]):
         return read_captioned_data(data.source, seed=config.seed, prompt=prompt, progress=progress, **fractions)
 
     def read_test(self, data: str, saved: Saved, *, seed: int, progress: Progress | None) -> CaptionedData:
-        """Raises UserError where the data does not say what the model is asked for."""
+        """Read the test split. Raises UserError where the data does not say what the model is asked for."""
         classes = saved["classes"] if saved["condition"] == "class" else ()
         found = read_captioned_test_data(data, classes=classes, prompt=saved["prompt"], seed=seed, progress=progress)
         check_asked(saved["condition"], found.splits["test"], data, "the run")

@@ -90,7 +90,7 @@ class Segment(TaskLearner[RegionEvaluation, MaskData, MaskedImages]):
         self.cross_entropy, self.dice = "ce" in parts, dice_loss() if "dice" in parts else None
 
     def loss(self, model: nn.Module, batch: DeviceBatch) -> Tensor:
-        """The training loss (0-d) in fp32; of a batch without a pixel that counts it is 0.
+        """Return the training loss (0-d) in fp32; of a batch without a pixel that counts it is 0.
 
         Raises:
             UserError: one image alone, for a decoder with a batch norm over whole images.
@@ -118,7 +118,7 @@ class Segment(TaskLearner[RegionEvaluation, MaskData, MaskedImages]):
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batches: DeviceBatches) -> RegionEvaluation:
-        """Metrics over all pixels of all images, at the masks' own resolution. The model is left in eval mode.
+        """Return the metrics over all pixels, at the masks' own resolution. The model is left in eval mode.
 
         mIoU and mDice are means over the classes that are there or predicted. Of two classes the second one is the
         foreground, whose IoU and Dice are metrics too.
@@ -165,7 +165,7 @@ class Segment(TaskLearner[RegionEvaluation, MaskData, MaskedImages]):
         return Example(picture, mask.cpu().numpy(), predicted.cpu().numpy())
 
     def report(self, evaluation: RegionEvaluation) -> dict[str, Any]:
-        """The table and the confusion matrix, as JSON holds them."""
+        """Return the table and the confusion matrix, as JSON holds them."""
         return {**self.details(evaluation), "confusion": evaluation.confusion.tolist()}
 
     def details(self, evaluation: RegionEvaluation) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class Segment(TaskLearner[RegionEvaluation, MaskData, MaskedImages]):
     def predict(
         self, model: nn.Module, images: MaskedImages, transform: Transform, *, batch_size: int
     ) -> Iterator[Prediction | UnreadableImage]:
-        """In order of the images: areas and pictures, or why there are none. The model is left in eval mode."""
+        """Yield, in order of the images, areas and pictures, or why there are none. The model is left in eval mode."""
         model.eval()
         device = next(model.parameters()).device
         names = iter(images.paths)
@@ -227,7 +227,7 @@ def _mean(values: Sequence[float | None]) -> float:
 
 
 def _resized(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Logits (K, h, w) at another size: (1, K, *size)."""
+    """Return logits (K, h, w) at another size: (1, K, *size)."""
     return F.interpolate(logits[None], size=tuple(size), mode="bilinear", align_corners=False)
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from snella.data.dataset import Images
-from snella.data.loading import Batches, seeded
+from snella.data.loading import ImageBatches, seeded
 from snella.data.transforms.images import Augmentation, Preprocessing, eval_transform, train_transform
 from snella.errors import UserError
 
@@ -30,8 +30,8 @@ def images(tmp_path: Path, picture) -> Images:
     return Images(paths, tuple(range(11)))
 
 
-def batches(images: Any, transform=AUGMENTED, **options: Any) -> Batches:
-    return Batches(images, transform, **{"batch_size": 3, "shuffle": True, "seed": 7, **options})
+def batches(images: Any, transform=AUGMENTED, **options: Any) -> ImageBatches:
+    return ImageBatches(images, transform, **{"batch_size": 3, "shuffle": True, "seed": 7, **options})
 
 
 def same(first: list[dict[str, torch.Tensor]], second: list[dict[str, torch.Tensor]]) -> bool:
@@ -196,10 +196,13 @@ def test_an_interrupt_leaves_the_workers_at_work(images: Images, tmp_path: Path)
         textwrap.dedent(
             f"""
             import signal, time
-            from snella.data import Batches, Images, Preprocessing, eval_transform
+            from snella.data.dataset import Images
+            from snella.data.loading import ImageBatches
+            from snella.data.transforms.images import Preprocessing, eval_transform
             signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
             images = Images({images.paths!r}, tuple(range({len(images)})))
-            batches = Batches(images, eval_transform(Preprocessing(16)), batch_size=1, shuffle=True, seed=0, workers=2)
+            transform = eval_transform(Preprocessing(16))
+            batches = ImageBatches(images, transform, batch_size=1, shuffle=True, seed=0, workers=2)
             for batch in batches.epoch(0):
                 print("loaded", flush=True)
                 time.sleep(0.1)

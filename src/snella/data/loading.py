@@ -34,14 +34,14 @@ class Examples(Protocol):
     def __getitem__(self, index: int, /) -> dict[str, Any]: ...
 
 
-class Batches:
+class ImageBatches:
     """Batches of transformed examples, epoch by epoch.
 
     Neither the order nor the augmentations depend on the number of workers, on batches taken before or on the global
     random state, so an epoch can be taken up again at any batch. An example that turns out to be unreadable is left
     out of its batch, kept in `unreadable` and warned of once.
 
-    >>> batches = Batches(data.splits["train"], transform, batch_size=8, shuffle=True, seed=0)
+    >>> batches = ImageBatches(data.splits["train"], transform, batch_size=8, shuffle=True, seed=0)
     >>> next(batches.epoch(0))["image"].shape
     torch.Size([8, 3, 224, 224])
 

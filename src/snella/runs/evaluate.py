@@ -11,7 +11,7 @@ from rich.console import Console
 
 from snella.config.schema import source_name
 from snella.console import checking_images, plain
-from snella.data.loading import Batches
+from snella.data.loading import ImageBatches
 from snella.errors import UserError
 from snella.files import write_json
 from snella.report.tables import shown
@@ -58,7 +58,7 @@ def evaluate(
     run = load_run(folder, device)
     if features is not None and not isinstance(run.task, Generates):
         raise UserError(f"--features: {folder} makes no images (its task is {about['task']}); leave it out")
-    batches = Batches(
+    batches = ImageBatches(
         images, run.module.eval_transform(run.preprocessing), batch_size=batch_size, shuffle=False, seed=0
     )
     accelerator = _accelerator(device, run.config.precision, console)

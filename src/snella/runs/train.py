@@ -28,7 +28,7 @@ from snella.console import plain, working
 from snella.data.bundled.elpv import BASELINE
 from snella.data.dataset import ImageData
 from snella.data.images import Progress
-from snella.data.loading import Batches, Examples
+from snella.data.loading import Examples, ImageBatches
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
 from snella.files import read_rows, size_of, write_json, writing
@@ -80,7 +80,7 @@ class Prepared:
     model: nn.Module
     task: Task
     examples: Mapping[str, Examples]  # what the batches are made of
-    batches: dict[str, Batches]
+    batches: dict[str, ImageBatches]
 
 
 def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
@@ -234,13 +234,15 @@ def _tell_backbone(spec: BackboneSpec, console: Console) -> None:
             plain(console, f"  {note}")
 
 
-def _batches(config: TrainConfig, examples: Mapping[str, Examples], preprocessing: Preprocessing) -> dict[str, Batches]:
+def _batches(
+    config: TrainConfig, examples: Mapping[str, Examples], preprocessing: Preprocessing
+) -> dict[str, ImageBatches]:
     module = TASKS[config.task]
     workers = config.workers
     if workers is None:
         workers = min(8, os.cpu_count() or 1) if torch.cuda.is_available() and config.device != "cpu" else 0
     return {
-        name: Batches(
+        name: ImageBatches(
             images,
             module.train_transform(preprocessing, config) if name == "train" else module.eval_transform(preprocessing),
             batch_size=config.batch_size,

@@ -183,7 +183,7 @@ def test_a_folder_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch) ->
         raise PermissionError(13, "Permission denied", folder)
 
     monkeypatch.setattr("snella.data.layouts.caption_folders.images_below", denied)
-    assert refused(str(tmp_path)) == f"{tmp_path} cannot be read: Permission denied; check it"
+    assert refused(str(tmp_path)) == f"{tmp_path} cannot be read: permission denied; check it"
 
 
 def test_test_data_takes_the_test_split_or_the_whole(tmp_path: Path, picture, class_folders) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from snella.data.loading import Batches
+from snella.data.loading import ImageBatches
 from snella.data.masks.files import IGNORE, MaskCode, MaskData
 from snella.data.readers.labelled import read_data
 from snella.data.readers.masked import is_masked, read_masked_data, read_masked_test_data
@@ -348,7 +348,7 @@ def test_paths_that_are_no_folder(tmp_path: Path) -> None:
 def test_batches_of_them(tmp_path: Path) -> None:
     data = read_masked_data(write_pairs(tmp_path, 8), seed=0)
     transform = masked_eval_transform(Preprocessing(16, resize="squash"))
-    batch = next(iter(Batches(data.splits["train"], transform, batch_size=4, shuffle=False, seed=0)))
+    batch = next(iter(ImageBatches(data.splits["train"], transform, batch_size=4, shuffle=False, seed=0)))
     assert (batch["image"].shape, batch["mask"].shape) == ((4, 3, 16, 16), (4, 10, 12))
 
 

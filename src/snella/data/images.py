@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from snella.data.paths import existing
+from snella.data.paths import check_exists
 from snella.errors import UserError, short_reason
 
 MAX_PIXELS = 100_000_000  # beyond this a decode takes seconds and several hundred MB
@@ -138,7 +138,7 @@ def image_files(paths: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
     """
     found: list[str] = []
     for path in map(str, paths):
-        existing(path)
+        check_exists(path)
         if os.path.isdir(path):
             below = images_below(path)
             if not below:

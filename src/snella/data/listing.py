@@ -8,12 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from PIL import Image
+from torch import Tensor
 
 from snella.data.dataset import SPLITS, Images
 from snella.data.images import Progress, UnreadableImage, check_images, open_image
+from snella.data.masks.class_names import ClassNames
+from snella.data.masks.files import MaskCode, read_mask
 from snella.errors import UserError
 
 Entry = tuple[str, int]  # an image's name, relative to its listing's folder, and its label
+Pair = tuple[str, str]  # names of image and mask, relative to the listing's folder, with "/"
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,27 @@ class Listing:
     def images(self, split: str) -> Images:
         entries = self.splits[split]
         return Images(tuple(self.path(name) for name, _ in entries), tuple(label for _, label in entries), self.read)
+
+
+@dataclass(frozen=True)
+class MaskListing:
+    """What a layout of images with masks says it holds, before any file is opened; `splits` as a `Listing` has them."""
+
+    layout: str
+    folder: str
+    splits: dict[str, list[Pair]]
+    names: ClassNames | None = None
+    notes: tuple[str, ...] = ()
+    read: Callable[[str], Image.Image] = open_image
+    read_mask: Callable[[str, MaskCode], Tensor] = read_mask
+
+    @property
+    def files(self) -> bool:
+        """Whether images and masks are files; those of a package are names that `read` and `read_mask` know."""
+        return self.read is open_image
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.folder, name)
 
 
 def natural_order(name: str) -> tuple[list[str | int], str]:

@@ -175,7 +175,7 @@ def test_paths_that_are_no_folder_are_refused(tmp_path: Path, picture) -> None:
     (tmp_path / "set.zip").touch()
     assert "is an archive; unpack it" in refused(str(tmp_path / "set.zip"))
     (tmp_path / "m.jsonl").touch()
-    assert "is no folder; give a folder of images" in refused(str(tmp_path / "m.jsonl"))
+    assert "is not data of a known layout; give a folder of images" in refused(str(tmp_path / "m.jsonl"))
 
 
 def test_a_folder_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch) -> None:

@@ -17,6 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from snella.data.bundled.packages import package_file
+from snella.data.listing import MaskListing
+from snella.data.masks.class_names import ClassNames
 from snella.data.masks.files import RGB, MaskCode, classes_of
 from snella.errors import UserError
 
@@ -56,8 +58,11 @@ class Slices:
         return classes_of(_upright(classes, name).astype(np.uint16), code, name)
 
 
-def brain() -> tuple[Slices, dict[str, list[str]]]:
-    """The slices and the names in each split, without those that hold hardly any brain.
+def brain(name: str = NAME, *, seed: int) -> MaskListing:
+    """List the slices in their blocks, without those that hold hardly any brain.
+
+    Args:
+        seed: draws nothing here; every bundled set is listed alike.
 
     Raises:
         UserError: a package is missing or incomplete.
@@ -65,10 +70,12 @@ def brain() -> tuple[Slices, dict[str, list[str]]]:
     slices = Slices(_folder())
     _, classes = _volumes(slices.folder)
     tissue = (classes > 0).mean(axis=(0, 1))
-    return slices, {
-        split: [f"z-{z:03d}" for z in range(first, last + 1) if tissue[z] > TISSUE]
+    splits = {
+        split: [(f"z-{z:03d}", f"z-{z:03d}") for z in range(first, last + 1) if tissue[z] > TISSUE]
         for split, (first, last) in BLOCKS.items()
     }
+    names = ClassNames(name, CLASSES, (0, 1, 2), PALETTE)
+    return MaskListing(name, "", splits, names, NOTES, slices.read, slices.read_mask)
 
 
 def _upright(volume: np.ndarray, name: str) -> np.ndarray:

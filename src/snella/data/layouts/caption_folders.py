@@ -15,6 +15,7 @@ from snella.data.images import SUFFIXES, hidden, images_below, is_image
 from snella.data.layouts.class_folders import SPLIT_NAMES, image_folder
 from snella.data.layouts.manifests import columns_of, one_of, read_table, split_value, text_value
 from snella.data.layouts.masked_folders import is_masked_folder
+from snella.data.layouts.voc_ade import is_ade, is_voc
 from snella.data.listing import Listing
 from snella.data.paths import read_text
 from snella.errors import UserError
@@ -23,15 +24,11 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 FILE_COLUMNS = ("file_name",)
 TEXT_COLUMNS = ("text", "caption", "prompt")
 
-EXPECTED = (
-    "a folder of images, with captions (metadata.jsonl, or NAME.txt beside NAME.png), in class folders, or with neither"
-)
-
 Captions = dict[str, str]  # by the image's name in the listing
 
 
 def is_captioned(data: str) -> bool:
-    """Whether a path is a folder of images with captions, in it or in its split folders. No image is opened."""
+    """Tell whether a path is a folder of images with captions, in it or in its split folders. No image is opened."""
     root = os.path.expanduser(data)
     try:
         folders = [root, *(os.path.join(root, name) for name in _split_folders(root))]
@@ -76,7 +73,7 @@ def _is_plain(name: str) -> bool:
 
 
 def _class_folders(root: str, images: list[str]) -> Listing:
-    if is_masked_folder(root):
+    if is_voc(root) or is_ade(root) or is_masked_folder(root):
         raise UserError(f"{root} holds images with masks; give its folder of images")
     direct = [name for name in images if "/" not in name]
     if direct:

@@ -50,20 +50,6 @@ def image_folder(root: str) -> Listing:
     return Listing("image folder", root, classes, {"all": entries}, notes=notes)
 
 
-def no_folder(path: str, holder: str, otherwise: str) -> UserError:
-    """What to say of a file given for a folder.
-
-    Args:
-        holder: what to give in place of a single image.
-        otherwise: the rest of the line for a file that is neither image nor archive.
-    """
-    if is_image(os.path.basename(path)):
-        return UserError(f"{path} is a single image; give {holder}")
-    if path.lower().endswith((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")):
-        return UserError(f"{path} is an archive; unpack it and give the folder")
-    return UserError(f"{path} {otherwise}")
-
-
 def _split_folders(root: str, content: _Folder, folders: list[str]) -> Listing:
     by_split: dict[str, str] = {}
     for folder in folders:

@@ -23,6 +23,11 @@ SUFFIXES = (".csv", ".jsonl")
 Row = tuple[int, dict[str, object]]  # line number in the file, values by column
 
 
+def is_manifest(path: str) -> bool:
+    """Tell whether a path is a file with the ending of a manifest."""
+    return path.lower().endswith(SUFFIXES) and os.path.exists(path) and not os.path.isdir(path)
+
+
 def manifest(path: str) -> Listing:
     """Read a manifest.
 

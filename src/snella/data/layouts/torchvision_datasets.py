@@ -13,7 +13,7 @@ from PIL import Image
 from snella.data.images import rgb
 from snella.data.layouts.timm_entries import create, indexed_entries, known_splits
 from snella.data.listing import Listing
-from snella.data.paths import existing
+from snella.data.paths import check_exists
 from snella.errors import UserError, short_reason
 
 DEFAULT_FOLDER = "data"
@@ -77,7 +77,7 @@ def read(name: str) -> Listing:
 
 
 def _folder_splits(folder: str) -> dict[str, str]:
-    existing(folder, remedy="write torch/image_folder:FOLDER")
+    check_exists(folder, remedy="write torch/image_folder:FOLDER")
     splits, _ = known_splits(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()))
     return splits if "train" in splits else {"all": "."}
 

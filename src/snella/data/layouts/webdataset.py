@@ -16,7 +16,7 @@ from snella.data.images import UnreadableImage, decode, rgb
 from snella.data.layouts.class_folders import SPLIT_NAMES
 from snella.data.layouts.timm_entries import create, indexed_entries, known_splits
 from snella.data.listing import Listing
-from snella.data.paths import existing
+from snella.data.paths import check_exists
 from snella.errors import UserError
 
 _LOGGER = "timm.data.readers.reader_wds"
@@ -43,7 +43,7 @@ def read(folder: str) -> Listing:
     if find_spec("webdataset") is None:
         raise UserError(f"wds/{folder} needs the package webdataset; install it with: pip install 'snella[wds]'")
     folder = os.path.expanduser(folder)
-    existing(folder, remedy="write wds/FOLDER, a folder of .tar shards")
+    check_exists(folder, remedy="write wds/FOLDER, a folder of .tar shards")
     encoded: dict[str, bytes] = {}
     labels: dict[str, list[int]] = {}
     skipped: list[UnreadableImage] = []

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from snella.data.bundled import photos
 from snella.data.dataset import SPLITS, ImageData
 from snella.data.images import Progress, open_image
-from snella.data.layouts.caption_folders import EXPECTED, Captions, caption_folder
-from snella.data.layouts.caption_folders import is_captioned as is_caption_folder
-from snella.data.layouts.class_folders import no_folder
+from snella.data.layouts import registry
+from snella.data.layouts.caption_folders import Captions
 from snella.data.listing import Listing, absent_classes, by_classes, only_test, readable
-from snella.data.paths import existing, hiding
 from snella.data.splits import check_fractions, split_off, taken, with_train
-from snella.errors import UserError, short_reason
+from snella.errors import UserError
 
 CLASS = "{class}"  # in a prompt
 
@@ -55,7 +51,7 @@ class CaptionedImages:
 
 def is_captioned(data: str) -> bool:
     """Whether data is a folder of images with captions, or the name of a bundled set. No image is opened."""
-    return is_caption_folder(data) or _is_bundled(data)
+    return registry.recognised(registry.CAPTIONED, data)
 
 
 def read_captioned_data(
@@ -73,7 +69,7 @@ def read_captioned_data(
     by class; the same seed gives the same split everywhere. Where train is too small, they are train itself.
 
     Args:
-        data: a folder.
+        data: a folder, or a bundled name of the table `registry.CAPTIONED`.
         prompt: the caption of every image that has none of its own; "{class}" in it stands for the class's name,
             which alone is the caption in class folders otherwise.
         val_fraction, test_fraction: share of the images for a missing split, above 0 and together below 1.
@@ -83,7 +79,7 @@ def read_captioned_data(
         UserError: data that cannot be trained on, a prompt besides captions; one line with the remedy.
     """
     check_fractions(val_fraction, test_fraction)
-    listing, own = _listing(data)
+    listing, own = _listing(data, seed)
     if own and prompt is not None:
         raise UserError(f"{data} has {listing.layout} and a prompt is given; drop the prompt, or remove the captions")
     captions = own or _prompted(data, listing, prompt)
@@ -108,7 +104,7 @@ def read_captioned_test_data(
     Raises:
         UserError: data that cannot be read; a class that the model does not have.
     """
-    listing, own = _listing(data)
+    listing, own = _listing(data, seed)
     captions = own or _prompted(data, listing, prompt)
     listing = only_test(listing)
     if own and prompt is not None:
@@ -120,27 +116,8 @@ def read_captioned_test_data(
     return _data(data, readable(data, listing, progress), captions, ("test",))
 
 
-def _is_bundled(data: str) -> bool:
-    return data in photos.SETS and not os.path.exists(data)
-
-
-def _listing(data: str) -> tuple[Listing, Captions]:
-    """Recognise the layout. A path that exists wins over a name."""
-    path = os.path.expanduser(data)
-    try:
-        if _is_bundled(data):
-            crops = photos.crops(data)
-            splits = {split: crops.names(split) for split in SPLITS}
-            return Listing(data, "", crops.classes, splits, crops.read, crops.notes), {}
-        if not os.path.exists(path):
-            names = tuple(photos.SETS)
-            existing(path, others=names, remedy=f"give {EXPECTED}, or {' or '.join(names)}")
-        if os.path.isdir(path):
-            with hiding(data, photos.SETS):
-                return caption_folder(path)
-    except OSError as error:
-        raise UserError(f"{error.filename or data} cannot be read: {short_reason(error)}; check it") from None
-    raise no_folder(path, "the folder that holds it", f"is no folder; give {EXPECTED}")
+def _listing(data: str, seed: int) -> tuple[Listing, Captions]:
+    return registry.list_data(registry.CAPTIONED, data, seed=seed, holder="the folder that holds it")
 
 
 def _prompted(data: str, listing: Listing, prompt: str | None) -> Captions:

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from snella.data.bundled import digits, elpv, textiles
 from snella.data.dataset import SPLITS, ImageData, Images
 from snella.data.images import Progress, UnreadableImage
-from snella.data.layouts.class_folders import image_folder, no_folder
-from snella.data.layouts.manifests import SUFFIXES as MANIFEST_SUFFIXES
-from snella.data.layouts.manifests import manifest
-from snella.data.layouts.masked_folders import is_masked_folder
-from snella.data.layouts.timm_names import PREFIXES, is_timm_name, timm_source
-from snella.data.layouts.vtab_fgvc import fgvc, is_fgvc, is_vtab, vtab
+from snella.data.layouts import registry
 from snella.data.listing import Listing, absent_classes, by_classes, only_test, readable
-from snella.data.paths import existing, hiding
 from snella.data.splits import check_fractions, complete_splits
-from snella.errors import UserError, short_reason
-
-BUNDLED: dict[str, Callable[..., Listing]] = {  # name -> what lists it, given the name and seed=
-    **dict.fromkeys(elpv.CLASSES, elpv.elpv),
-    textiles.NAME: textiles.textiles,
-    digits.NAME: digits.digits,
-}
-ACCEPTED = (
-    f"a folder of class folders, a manifest (.csv, .jsonl), {', '.join(BUNDLED)} "
-    f"or {', '.join(f'{prefix}/NAME' for prefix in PREFIXES)}"
-)
+from snella.errors import UserError
 
 
 def read_data(
@@ -45,7 +27,7 @@ def read_data(
     by class; the same seed gives the same split everywhere.
 
     Args:
-        data: a path, a bundled name (of `BUNDLED`) or a timm name (`hfds/...`, `torch/...`, `wds/...`).
+        data: a path, or a name of the table `registry.LABELLED`: a bundled set, `hfds/...`, `torch/...`, `wds/...`.
         val_fraction, test_fraction: share of the images for a missing split, above 0 and together below 1.
         progress: called with (images checked, images in all).
 
@@ -82,37 +64,10 @@ def read_test_data(
 
 
 def _listing(data: str, seed: int) -> Listing:
-    """Recognise the layout. A path that exists wins over a bundled or timm name."""
-    path = os.path.expanduser(data)
-    try:
-        if not os.path.exists(path):
-            if data in BUNDLED:
-                return BUNDLED[data](data, seed=seed)
-            if is_timm_name(data):
-                return timm_source(data)
-            existing(path, others=tuple(BUNDLED), remedy=f"give {ACCEPTED}")
-        with hiding(data, BUNDLED):
-            listing = _path_listing(path)
-    except OSError as error:
-        raise UserError(f"{error.filename or data} cannot be read: {short_reason(error)}; check it") from None
+    listing = registry.list_data(registry.LABELLED, data, seed=seed, holder="the folder that holds the class folders")
     if not any(listing.splits.values()):
         raise UserError(f"{data} names no image; add images")
     return listing
-
-
-def _path_listing(path: str) -> Listing:
-    if os.path.isdir(path):
-        if is_vtab(path):
-            return vtab(path)
-        if is_fgvc(path):
-            return fgvc(path)
-        if is_masked_folder(path):
-            raise UserError(f"{path} holds images with masks; add --task segment")
-        return image_folder(path)
-    if path.lower().endswith(MANIFEST_SUFFIXES):
-        return manifest(path)
-    holder = "the folder that holds the class folders"
-    raise no_folder(path, holder, f"is no image data that is known here; give {ACCEPTED}")
 
 
 def _check_classes(data: str, listing: Listing) -> None:

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from snella.data.bundled import brain
 from snella.data.dataset import SPLITS
 from snella.data.images import Progress, UnreadableImage
-from snella.data.layouts.class_folders import no_folder
-from snella.data.layouts.masked_folders import EXPECTED, MaskListing, Pair, is_masked_folder, masked_folder
-from snella.data.masks.class_names import ClassNames
+from snella.data.layouts import registry
+from snella.data.listing import MaskListing, Pair
 from snella.data.masks.codes import find_code
 from snella.data.masks.files import IGNORE, RGB, MaskCode, MaskData, MaskedImages
 from snella.data.masks.scan import MaskFacts, scan
-from snella.data.paths import existing, hiding
 from snella.data.splits import check_fractions, split_off, taken
-from snella.errors import UserError, short_reason
+from snella.errors import UserError
 
 
 def is_masked(data: str) -> bool:
     """Whether a path or name looks like images with masks. No image is opened."""
-    path = os.path.expanduser(data)
-    return is_masked_folder(path) if os.path.isdir(path) else data == brain.NAME and not os.path.exists(path)
+    return registry.recognised(registry.MASKED, data)
 
 
 def read_masked_data(
@@ -43,7 +38,7 @@ def read_masked_data(
     are taken out of train; the same seed gives the same split everywhere.
 
     Args:
-        data: a folder, or the bundled name "brain".
+        data: a folder, or a bundled name of the table `registry.MASKED`.
         val_fraction, test_fraction: share of the images for a missing split, above 0 and together below 1.
         ignore_index: a value of the mask files that stands for no class.
         progress: called with (pairs checked, pairs in all).
@@ -52,10 +47,7 @@ def read_masked_data(
         UserError: data that cannot be trained on; one line with the remedy.
     """
     check_fractions(val_fraction, test_fraction)
-    path = _path(data)
-    if path is None:
-        return _brain(data, ignore_index)
-    listing = _listing(path)
+    listing = _listing(data, seed)
     listing, facts, skipped = _readable(data, listing, progress)
     train = "all" if "all" in listing.splits else "train"
     if train not in listing.splits:
@@ -85,24 +77,15 @@ def read_masked_test_data(
 
     Args:
         classes, code, palette: the model's.
-        seed: draws nothing here; evaluation calls every reader alike.
+        seed: draws nothing for images with masks; evaluation calls every reader alike.
 
     Raises:
         UserError: data that cannot be read; a mask value that the model's code does not know.
     """
-    path = _path(data)
-    if path is None:
-        slices, names = brain.brain()
-        images = MaskedImages(tuple(names["test"]), tuple(names["test"]), code, slices.read, slices.read_mask)
-        pixels = {"test": _pixels(images, len(classes))}
-        return MaskData(
-            brain.NAME, data, tuple(classes), {"test": images}, (), brain.NOTES,
-            code=code, palette=tuple(palette), pixels=pixels,
-        )  # fmt: skip
-    listing = _listing(path)
+    listing = _listing(data, seed)
     split = next(split for split in ("test", "all", "val", "train") if split in listing.splits)
     notes = listing.notes if split in ("test", "all") else (*listing.notes, f"no test split: {split} is used")
-    if listing.names and listing.names.names != tuple(classes):
+    if listing.files and listing.names and listing.names.names != tuple(classes):
         notes = (*notes, f"{listing.names.source} names other classes; masks are read as the model's classes")
     listing = replace(listing, splits={"test": listing.splits[split]}, notes=notes)
     listing, facts, skipped = _readable(data, listing, progress)
@@ -110,31 +93,17 @@ def read_masked_test_data(
     return _data(data, listing, ("test",), classes, code, palette, counts, skipped)
 
 
-def _path(data: str) -> str | None:
-    """The folder, or None for the bundled name. A path that exists wins over the name."""
-    path = os.path.expanduser(data)
-    if not os.path.exists(path):
-        if data == brain.NAME:
-            return None
-        existing(path, others=(brain.NAME,), remedy=f"give a folder with {EXPECTED}, or {brain.NAME}")
-    if os.path.isdir(path):
-        return path
+def _listing(data: str, seed: int) -> MaskListing:
     holder = "the folder that holds the folders of images and masks"
-    raise no_folder(path, holder, f"is no folder; give one with {EXPECTED}, or {brain.NAME}")
-
-
-def _listing(path: str) -> MaskListing:
-    try:
-        with hiding(path, (brain.NAME,)):
-            return masked_folder(path)
-    except OSError as error:
-        raise UserError(f"{error.filename or path} cannot be read: {short_reason(error)}; check it") from None
+    return registry.list_data(registry.MASKED, data, seed=seed, holder=holder)
 
 
 def _readable(
     data: str, listing: MaskListing, progress: Progress | None
 ) -> tuple[MaskListing, dict[str, MaskFacts], list[UnreadableImage]]:
-    """The listing without the pairs that cannot be used, the facts by mask, and the faults."""
+    """Return the listing without the pairs that cannot be used, the facts by mask, and the faults."""
+    if not listing.files:
+        return listing, {}, []
     pairs = [pair for entries in listing.splits.values() for pair in entries]
     found, whole = scan([(listing.path(image), listing.path(mask)) for image, mask in pairs], progress)
     faults = {pair: fault for pair, fault in zip(pairs, found, strict=True) if isinstance(fault, UnreadableImage)}
@@ -188,8 +157,11 @@ def _data(
     for split in splits:
         pairs = listing.splits[split]
         paths, masks = (tuple(listing.path(pair[side]) for pair in pairs) for side in (0, 1))
-        images[split] = MaskedImages(paths, masks, code)
-        pixels[split] = tuple(sum((counts.get(mask, none) for _, mask in pairs), none).tolist())
+        images[split] = MaskedImages(paths, masks, code, listing.read, listing.read_mask)
+        if listing.files:
+            pixels[split] = tuple(sum((counts.get(mask, none) for _, mask in pairs), none).tolist())
+        else:
+            pixels[split] = _count_pixels(images[split], len(classes))
     return MaskData(
         listing.layout, data, tuple(classes), images, tuple(skipped), listing.notes,
         code=code, palette=tuple(palette), pixels=pixels,
@@ -213,20 +185,8 @@ def _absent_classes(data: MaskData) -> list[str]:
     return notes
 
 
-def _brain(data: str, ignore_index: int | None) -> MaskData:
-    slices, names = brain.brain()
-    known = ClassNames(brain.NAME, brain.CLASSES, (0, 1, 2), brain.PALETTE)
-    classes, code, palette, _ = find_code(data, [], known, ignore_index)
-    splits = {
-        split: MaskedImages(tuple(names[split]), tuple(names[split]), code, slices.read, slices.read_mask)
-        for split in SPLITS
-    }
-    pixels = {split: _pixels(images, len(classes)) for split, images in splits.items()}
-    return MaskData(brain.NAME, data, classes, splits, (), brain.NOTES, code=code, palette=palette, pixels=pixels)
-
-
-def _pixels(images: MaskedImages, classes: int) -> tuple[int, ...]:
-    """Pixels of each class, all masks read. Raises UserError where one holds an unknown value."""
+def _count_pixels(images: MaskedImages, classes: int) -> tuple[int, ...]:
+    """Read all masks and count the pixels of each class. Raises UserError where one holds an unknown value."""
     counts = np.zeros(classes, dtype=np.int64)
     for name in images.masks:
         try:

@@ -49,9 +49,12 @@ Split = TypeVar("Split")
 
 @dataclass(frozen=True)
 class ImageData(Generic[Split]):
-    """A data set as training uses it. Labels index `classes`; notes tell licence, source and how splits were made.
+    """A data set as training uses it. Labels index `classes`.
 
-    `splits` holds `Images`, or what another task has in their place.
+    Args:
+        splits: `Images`, or what another task has in their place.
+        notes: licence, source and how splits were made.
+        caveat: what belongs beside a result on these data, such as a published baseline.
     """
 
     layout: str
@@ -60,6 +63,7 @@ class ImageData(Generic[Split]):
     splits: dict[str, Split]
     skipped: tuple[UnreadableImage, ...] = ()
     notes: tuple[str, ...] = ()
+    caveat: str = ""
 
 
 def class_weights(images: Images, classes: Sequence[str]) -> Tensor:

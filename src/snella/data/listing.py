@@ -35,6 +35,7 @@ class Listing:
     notes: tuple[str, ...] = ()
     skipped: tuple[UnreadableImage, ...] = ()  # found unreadable while listing
     fixed_classes: bool = False  # published label set: a class may have no image in train
+    caveat: str = ""  # what belongs beside a result on these data
 
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)
@@ -55,6 +56,7 @@ class MaskListing:
     notes: tuple[str, ...] = ()
     read: Callable[[str], Image.Image] = open_image
     read_mask: Callable[[str, MaskCode], Tensor] = read_mask
+    caveat: str = ""
 
     @property
     def files(self) -> bool:

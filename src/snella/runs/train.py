@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from snella.config.schema import TrainConfig, run_folder, shrunk
 from snella.config.validation import validate
 from snella.console import plain, working
-from snella.data.bundled.elpv import BASELINE
 from snella.data.dataset import ImageData
 from snella.data.images import Progress
 from snella.data.loading import Examples, ImageBatches
@@ -345,7 +344,7 @@ def _finish(folder: Path, config: TrainConfig, ready: Prepared, result: FitResul
     if tested and len(ready.data.classes) <= LISTED:
         console.print(task.table(tested))
     console.print(summary_table(summary, names, title=f"{config.method} on {Path(ready.data.root).name}"))
-    if BASELINE in ready.data.notes:
-        plain(console, BASELINE)
+    if ready.data.caveat:
+        plain(console, ready.data.caveat)
     plain(console, f"best epoch on val: {result.best_epoch} of {result.epochs_done}; results and figures in {folder}")
     return summary

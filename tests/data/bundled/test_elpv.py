@@ -40,7 +40,8 @@ def test_sizes_classes_and_notes(package: Path) -> None:
     assert counts == {0: 1508 + 295, 1: 106 + 715}
     notes = " ".join(data.notes)
     assert "CC BY-NC-SA 4.0" in notes
-    assert "88.4 %" in notes
+    assert "88.4 %" not in notes
+    assert "88.4 %" in data.caveat
 
 
 def test_the_four_levels_share_the_split(package: Path) -> None:

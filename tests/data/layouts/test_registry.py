@@ -8,7 +8,7 @@ import pytest
 from snella.data.layouts import registry
 from snella.data.layouts.registry import CAPTIONED, LABELLED, MASKED, Layout, Table
 from snella.data.listing import Listing, labelled
-from snella.data.readers.labelled import read_data
+from snella.data.readers.labelled import read_data, read_test_data
 from snella.errors import UserError
 
 
@@ -44,13 +44,16 @@ def test_a_new_bundled_set_is_one_row(tmp_path: Path, class_folders, monkeypatch
     def pets(name: str, *, seed: int) -> Listing:
         names = [f"{label}/{i}.png" for label in ("cat", "dog") for i in range(5)]
         classes, entries = labelled(names, [name.partition("/")[0] for name in names])
-        return Listing(name, str(tmp_path / "package"), classes, {"all": entries}, notes=(f"seed {seed}",))
+        return Listing(
+            name, str(tmp_path / "package"), classes, {"all": entries}, notes=(f"seed {seed}",), caveat="ours"
+        )
 
     monkeypatch.chdir(tmp_path)
     class_folders(tmp_path / "package", cat=5, dog=5)
     monkeypatch.setattr(registry, "LABELLED", (*LABELLED, registry.bundled_set("our-pets", pets)))
     read = read_data("our-pets", seed=3)
-    assert (read.layout, read.classes, read.notes[0]) == ("our-pets", ("cat", "dog"), "seed 3")
+    assert (read.layout, read.classes, read.notes[0], read.caveat) == ("our-pets", ("cat", "dog"), "seed 3", "ours")
+    assert read_test_data("our-pets", ("dog", "cat"), seed=0).caveat == "ours"
     with pytest.raises(UserError, match="did you mean our-pets"):
         read_data("our-pet", seed=0)
     class_folders(tmp_path / "our-pets", ape=5, bear=5)

@@ -42,7 +42,7 @@ def read_data(
     listing = complete_splits(listing, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
     notes = (*listing.notes, *absent_classes(listing))
     splits = {split: listing.images(split) for split in SPLITS}
-    return ImageData(listing.layout, data, listing.classes, splits, listing.skipped, notes)
+    return ImageData(listing.layout, data, listing.classes, splits, listing.skipped, notes, listing.caveat)
 
 
 def read_test_data(
@@ -58,9 +58,8 @@ def read_test_data(
     """
     listing = _listing(data, seed)
     listing = readable(data, by_classes(data, only_test(listing), classes), progress)
-    return ImageData(
-        listing.layout, data, tuple(classes), {"test": listing.images("test")}, listing.skipped, listing.notes
-    )
+    splits = {"test": listing.images("test")}
+    return ImageData(listing.layout, data, tuple(classes), splits, listing.skipped, listing.notes, listing.caveat)
 
 
 def _listing(data: str, seed: int) -> Listing:

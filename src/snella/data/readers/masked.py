@@ -163,7 +163,7 @@ def _data(
         else:
             pixels[split] = _count_pixels(images[split], len(classes))
     return MaskData(
-        listing.layout, data, tuple(classes), images, tuple(skipped), listing.notes,
+        listing.layout, data, tuple(classes), images, tuple(skipped), listing.notes, listing.caveat,
         code=code, palette=tuple(palette), pixels=pixels,
     )  # fmt: skip
 

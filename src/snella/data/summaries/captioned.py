@@ -21,7 +21,7 @@ def describe_captioned(data: ImageData[CaptionedImages]) -> RenderableType:
     lines = [*_captions(data), sizes(data), *_shapes(data)]
     if data.skipped:
         lines += [f"{len(data.skipped)} unreadable images left out:", *(f"  {error}" for error in data.skipped)]
-    lines += data.notes
+    lines += [note for note in (*data.notes, data.caveat) if note]
     counts = class_counts(data) if data.classes else Text(_counts(data))
     classes = f", {_number(len(data.classes), 'class', 'classes')}" if data.classes else ""
     return Group(Text(f"{data.root}: {data.layout}{classes}"), counts, *map(Text, lines))

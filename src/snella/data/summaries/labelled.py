@@ -27,7 +27,7 @@ def describe(data: ImageData[Images]) -> RenderableType:
     if data.skipped:
         parts.append(Text(f"{len(data.skipped)} unreadable images left out:"))
         parts += [Text(f"  {error}") for error in data.skipped]
-    parts += [Text(note) for note in data.notes]
+    parts += [Text(note) for note in (*data.notes, data.caveat) if note]
     return Group(*parts)
 
 

@@ -20,7 +20,7 @@ def describe_masked(data: MaskData) -> RenderableType:
     if data.skipped:
         parts.append(Text(f"{len(data.skipped)} pairs left out, unreadable or of two sizes:"))
         parts += [Text(f"  {error}") for error in data.skipped]
-    parts += [Text(note) for note in data.notes]
+    parts += [Text(note) for note in (*data.notes, data.caveat) if note]
     return Group(*parts)
 
 

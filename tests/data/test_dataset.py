@@ -15,7 +15,7 @@ def test_examples_hold_image_and_label(tmp_path: Path, picture) -> None:
     images = Images((picture(tmp_path / "a.png", (6, 4)),), (3,))
     assert len(images) == 1
     assert images[0]["label"] == 3
-    assert images[0]["image"].size == (6, 4)  # pyright: ignore[reportAttributeAccessIssue]
+    assert images[0]["image"].size == (6, 4)
 
 
 def test_without_labels_examples_hold_the_image_only(tmp_path: Path, picture) -> None:

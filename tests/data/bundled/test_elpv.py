@@ -98,7 +98,7 @@ def test_the_real_package() -> None:
     data = read_data("elpv", seed=0)
     assert {split: len(images) for split, images in data.splits.items()} == {"train": 800, "val": 200, "test": 1624}
     assert not data.skipped
-    assert data.splits["train"][0]["image"].size == (300, 300)  # pyright: ignore[reportAttributeAccessIssue]
+    assert data.splits["train"][0]["image"].size == (300, 300)
     types = elpv("elpv-type", seed=0)
     assert Counter(label for entries in types.splits.values() for _, label in entries) == {0: 1074, 1: 1550}
     levels = elpv("elpv-levels", seed=0)

@@ -7,7 +7,7 @@ import pytest
 
 from snella.data.layouts import registry
 from snella.data.layouts.registry import CAPTIONED, LABELLED, MASKED, Layout, Table
-from snella.data.listing import Listing, labelled
+from snella.data.listing import Listing, label_entries
 from snella.data.readers.labelled import read_data, read_test_data
 from snella.errors import UserError
 
@@ -19,7 +19,7 @@ def is_label_list(path: str) -> bool:
 def label_list(path: str) -> Listing:
     """A toy layout, LABEL NAME a line."""
     labels, names = zip(*(line.split() for line in Path(path).read_text().splitlines()), strict=True)
-    classes, entries = labelled(names, labels)
+    classes, entries = label_entries(names, labels)
     return Listing("label list", str(Path(path).parent), classes, {"all": entries})
 
 
@@ -43,7 +43,7 @@ def test_a_new_layout_is_one_row(tmp_path: Path, class_folders, monkeypatch) -> 
 def test_a_new_bundled_set_is_one_row(tmp_path: Path, class_folders, monkeypatch) -> None:
     def pets(name: str, *, seed: int) -> Listing:
         names = [f"{label}/{i}.png" for label in ("cat", "dog") for i in range(5)]
-        classes, entries = labelled(names, [name.partition("/")[0] for name in names])
+        classes, entries = label_entries(names, [name.partition("/")[0] for name in names])
         return Listing(
             name, str(tmp_path / "package"), classes, {"all": entries}, notes=(f"seed {seed}",), caveat="ours"
         )

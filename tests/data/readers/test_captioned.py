@@ -187,11 +187,11 @@ def test_a_folder_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch) ->
 
 
 def test_test_data_takes_the_test_split_or_the_whole(tmp_path: Path, picture, class_folders) -> None:
-    options = dict(classes=(), prompt=None, seed=0)
-    data = read_captioned_test_data(captioned(tmp_path / "whole", picture, 4), **options)
+    data = read_captioned_test_data(captioned(tmp_path / "whole", picture, 4), classes=(), prompt=None, seed=0)
     assert sizes(data) == {"test": 4}
     assert data.splits["test"].captions == tuple(f"number {i}" for i in range(4))
-    data = read_captioned_test_data(class_folders(tmp_path / "splits", train=3, val=2), **options)
+    root = class_folders(tmp_path / "splits", train=3, val=2)
+    data = read_captioned_test_data(root, classes=(), prompt=None, seed=0)
     assert (sizes(data), data.notes) == ({"test": 2}, ("no test split: val is used",))
 
 
@@ -222,6 +222,7 @@ def test_test_data_of_another_kind_than_the_models(tmp_path: Path, picture) -> N
 def test_images_for_workers_and_wrong_counts() -> None:
     images = CaptionedImages(("a.png",), ("a cat",), (1,))
     assert pickle.loads(pickle.dumps(images)) == images
-    for options in ({"captions": ("x", "y")}, {"labels": (1, 2)}):
-        with pytest.raises(ValueError, match="1 paths but 2"):
-            CaptionedImages(("a.png",), **options)
+    with pytest.raises(ValueError, match="1 paths but 2 captions"):
+        CaptionedImages(("a.png",), captions=("x", "y"))
+    with pytest.raises(ValueError, match="1 paths but 2 labels"):
+        CaptionedImages(("a.png",), labels=(1, 2))

@@ -34,7 +34,7 @@ def test_a_folder_becomes_three_splits(tmp_path: Path) -> None:
     assert data.notes == ("val (3 images) and test (3 images) taken out of the 20 training images, seed 0",)
     assert len({name for split in data.splits for name in names(data, split)}) == 20
     example = data.splits["train"][0]
-    assert example["mask"].flatten().tolist() == [0, 1, 2] * 40  # pyright: ignore
+    assert example["mask"].flatten().tolist() == [0, 1, 2] * 40
     for images in data.splits.values():
         for image, mask in zip(images.paths, images.masks, strict=True):
             assert os.path.basename(image) == os.path.basename(mask)
@@ -88,7 +88,7 @@ def test_ade20k_and_voc(tmp_path: Path) -> None:
     assert sizes(data) == {"train": 8, "val": 2, "test": 2}
     assert (len(data.classes), data.classes[2]) == (150, "class 3")
     assert data.code == MaskCode(tuple(range(1, 151)), ignore=(0,))
-    assert set(data.splits["test"][0]["mask"].flatten().tolist()) == {IGNORE, 1}  # pyright: ignore
+    assert set(data.splits["test"][0]["mask"].flatten().tolist()) == {IGNORE, 1}
     assert data.pixels["train"][:4] == (320, 0, 320, 0)
     assert any(note.startswith("148 of 150 classes have no pixel in train") for note in data.notes)
 
@@ -137,25 +137,30 @@ def test_class_folders_reader_points_to_the_task(tmp_path: Path, class_folders) 
 
 
 def test_data_reads_with_the_models_code(tmp_path: Path) -> None:
-    model = dict(classes=("a", "b", "c"), code=MaskCode((0, 1, 2)), palette=((0, 0, 0), (1, 1, 1), (2, 2, 2)), seed=0)
+    code = MaskCode((0, 1, 2))
+
+    def read(root: str) -> MaskData:
+        palette = ((0, 0, 0), (1, 1, 1), (2, 2, 2))
+        return read_masked_test_data(root, classes=("a", "b", "c"), code=code, palette=palette, seed=0)
+
     root = write_pairs(tmp_path / "set", 4, (0, 1))
-    data = read_masked_test_data(root, **model)
-    assert (list(data.splits), data.classes, data.code) == (["test"], ("a", "b", "c"), model["code"])
+    data = read(root)
+    assert (list(data.splits), data.classes, data.code) == (["test"], ("a", "b", "c"), code)
     assert data.pixels == {"test": (240, 240, 0)}
     assert data.notes == ()
     path = write_mask(tmp_path / "set" / "masks" / "2.png", (0, 7))
     with pytest.raises(UserError) as caught:
-        read_masked_test_data(root, **model)
+        read(root)
     assert f"{path}: value 7 stands for no class (0 to 2)" in str(caught.value)
     write_pairs(tmp_path / "split" / "train", 3)
     write_pairs(tmp_path / "split" / "val", 2)
     (tmp_path / "split" / "classes.json").write_text('["x", "y", "z"]')
-    data = read_masked_test_data(str(tmp_path / "split"), **model)
+    data = read(str(tmp_path / "split"))
     assert sizes(data) == {"test": 2}
     assert data.notes[0] == "no test split: val is used"
     assert "names other classes" in data.notes[1]
     write_pairs(tmp_path / "split" / "test", 1)
-    assert sizes(read_masked_test_data(str(tmp_path / "split"), **model)) == {"test": 1}
+    assert sizes(read(str(tmp_path / "split"))) == {"test": 1}
 
 
 def test_what_looks_like_masks(tmp_path: Path, monkeypatch) -> None:

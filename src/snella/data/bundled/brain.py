@@ -19,7 +19,7 @@ from torch import Tensor
 from snella.data.bundled.packages import package_file
 from snella.data.listing import MaskListing
 from snella.data.masks.class_names import ClassNames
-from snella.data.masks.files import RGB, MaskCode, classes_of
+from snella.data.masks.files import RGB, MaskCode, to_classes
 from snella.errors import UserError
 
 NAME = "brain"
@@ -48,14 +48,14 @@ class Slices:
     folder: str
 
     def read(self, name: str) -> Image.Image:
-        """The T1 image, RGB of three equal channels, 197 x 233 pixels; one scale for all slices."""
+        """Return the T1 image, RGB of three equal channels, 197 x 233 pixels; one scale for all slices."""
         t1, _ = _volumes(self.folder)
         return Image.fromarray(_upright(t1, name)).convert("RGB")
 
     def read_mask(self, name: str, code: MaskCode) -> Tensor:
-        """Class indices, (233, 197) int16. Raises UnreadableImage where the code lacks one of the three."""
+        """Return class indices, (233, 197) int16. Raises UnreadableImage where the code lacks one of the three."""
         _, classes = _volumes(self.folder)
-        return classes_of(_upright(classes, name).astype(np.uint16), code, name)
+        return to_classes(_upright(classes, name).astype(np.uint16), code, name)
 
 
 def brain(name: str = NAME, *, seed: int) -> MaskListing:
@@ -79,17 +79,17 @@ def brain(name: str = NAME, *, seed: int) -> MaskListing:
 
 
 def _upright(volume: np.ndarray, name: str) -> np.ndarray:
-    """One slice of a volume whose axes run right, front, up, as rows from the front and columns from the left."""
+    """Return a slice of a volume whose axes run right, front, up, as rows from the front and columns from the left."""
     return np.ascontiguousarray(volume[:, ::-1, int(name[2:])].T)
 
 
 @lru_cache(maxsize=1)
 def _volumes(folder: str) -> tuple[np.ndarray, np.ndarray]:
-    """T1 as 8 bits and the classes 0 to 2, each (197, 233, 189) uint8."""
+    """Read T1 as 8 bits and the classes 0 to 2, each (197, 233, 189) uint8."""
     import nibabel  # an extra, and slow to import
 
     t1, grey, white = (
-        np.asarray(nibabel.as_closest_canonical(nibabel.load(os.path.join(folder, _file(kind)))).dataobj)  # pyright: ignore
+        np.asarray(nibabel.as_closest_canonical(nibabel.load(os.path.join(folder, _file(kind)))).dataobj)  # pyright: ignore[reportAttributeAccessIssue] (FileBasedImage has none)
         for kind in ("t1", "gm", "wm")
     )
     grey, white = (values.astype(np.float32) / values.max() for values in (grey, white))  # the files hold 0 to 255

@@ -38,7 +38,7 @@ EASY_TYPE = "easy: a linear probe of a pre-trained ViT finds 99 % of the cell ty
 
 
 def elpv(name: str, *, seed: int) -> Listing:
-    """Read `elpv` (defective: probability above 1/2), `elpv-levels` (the four probabilities), `elpv-type`, or the cells
+    """List `elpv` (defective: probability above 1/2), `elpv-levels` (the four probabilities), `elpv-type`, or the cells
     of one type as `elpv` labels them (`elpv-mono`, `elpv-poly`).
 
     800 train, 200 val, the rest test, stratified by probability and cell type; one split for the first two names.

@@ -73,7 +73,7 @@ class Crops:
         )
 
     def names(self, split: str) -> list[tuple[str, int]]:
-        """Crops of a split with their labels, the same on every machine."""
+        """Return the crops of a split with their labels, the same on every machine."""
         low, high = STRIPS[split]
         found = []
         for label, photo in enumerate(SETS[self.name]):
@@ -89,7 +89,7 @@ class Crops:
         return found
 
     def read(self, name: str) -> Image.Image:
-        """The crop, RGB."""
+        """Return the crop, RGB."""
         kind, top, left = name.rsplit("-", 2)
         y, x = int(top), int(left)
         return Image.fromarray(_photo(self.name, kind)[y : y + SIZE, x : x + SIZE])

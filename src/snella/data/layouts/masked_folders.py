@@ -11,7 +11,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
-from snella.data.images import hidden, images_below, is_image
+from snella.data.images import images_below, is_hidden, is_image
 from snella.data.layouts.class_folders import SPLIT_NAMES
 from snella.data.listing import MaskListing, Pair
 from snella.data.masks.class_names import names_file
@@ -39,7 +39,7 @@ def masked_folder(root: str) -> MaskListing:
         UserError: no images or no masks, no pair, two masks for one image, two folders for one role.
     """
     if _has_both(root):
-        images, masks = _one(root, IMAGES, "images"), _one(root, MASKS, "masks")
+        images, masks = _only_folder(root, IMAGES, "images"), _only_folder(root, MASKS, "masks")
         image_splits = {_split(name): name for name in _unique_splits(os.path.join(root, images))}
         mask_splits = {_split(name): name for name in _unique_splits(os.path.join(root, masks))}
         if image_splits and mask_splits:
@@ -58,10 +58,10 @@ def masked_folder(root: str) -> MaskListing:
     parts = {}
     for name in folders:
         folder = os.path.join(root, name)
-        parts[_split(name)] = (f"{name}/{_one(folder, IMAGES, 'images')}", f"{name}/{_one(folder, MASKS, 'masks')}")
-    return pair_folders(
-        "images and masks in split folders", root, parts, [name for name in whole if name not in folders]
-    )
+        images, masks = _only_folder(folder, IMAGES, "images"), _only_folder(folder, MASKS, "masks")
+        parts[_split(name)] = (f"{name}/{images}", f"{name}/{masks}")
+    lone = [name for name in whole if name not in folders]
+    return pair_folders("images and masks in split folders", root, parts, lone)
 
 
 def pair_folders(layout: str, root: str, parts: dict[str, Pair], lone: Sequence[str]) -> MaskListing:
@@ -124,12 +124,12 @@ def note_left_out(names: Sequence[str], used: set[str], folder: str, what: str) 
 def _folders(root: str, accept: Callable[[str], bool]) -> list[str]:
     with os.scandir(root) as entries:
         return sorted(
-            entry.name for entry in entries if not hidden(entry.name) and accept(entry.name) and entry.is_dir()
+            entry.name for entry in entries if not is_hidden(entry.name) and accept(entry.name) and entry.is_dir()
         )
 
 
 def _roles(root: str, role: Sequence[str]) -> list[str]:
-    """Sub-folders named after the role that hold an image; one of annotations as text is none."""
+    """Return the sub-folders named after the role that hold an image; one of annotations as text does not."""
     named = _folders(root, lambda name: name.lower().replace("_", " ").replace("-", " ") in role)
     return [name for name in named if _any_image(os.path.join(root, name))]
 
@@ -142,7 +142,7 @@ def _has_both(root: str) -> bool:
     return bool(_roles(root, IMAGES) and _roles(root, MASKS))
 
 
-def _one(root: str, role: Sequence[str], what: str) -> str:
+def _only_folder(root: str, role: Sequence[str], what: str) -> str:
     found = _roles(root, role)
     if len(found) > 1:
         raise UserError(f"{root} has two folders of {what}, {found[0]} and {found[1]}; keep one")
@@ -154,13 +154,13 @@ def _split(name: str) -> str:
 
 
 def _split_folders(root: str) -> Iterator[str]:
-    """Split folders that hold images and masks."""
+    """Yield the split folders that hold images and masks."""
     names = _folders(root, lambda name: name.lower() in SPLIT_NAMES)
     return (name for name in names if _has_both(os.path.join(root, name)))
 
 
 def _unique_splits(root: str) -> list[str]:
-    """All split folders. Raises UserError where two stand for one split."""
+    """Return all split folders. Raises UserError where two stand for one split."""
     by_split: dict[str, str] = {}
     for name in _folders(root, lambda name: name.lower() in SPLIT_NAMES):
         if _split(name) in by_split:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from snella.data.dataset import SPLITS, ImageData, Images
 from snella.data.images import Progress, UnreadableImage
 from snella.data.layouts import registry
-from snella.data.listing import Listing, absent_classes, by_classes, only_test, readable
+from snella.data.listing import Listing, drop_unreadable, keep_test_split, note_absent_classes, relabel
 from snella.data.splits import check_fractions, complete_splits
 from snella.errors import UserError
 
@@ -37,10 +37,10 @@ def read_data(
     check_fractions(val_fraction, test_fraction)
     listing = _listing(data, seed)
     _check_classes(data, listing)
-    listing = readable(data, listing, progress)
+    listing = drop_unreadable(data, listing, progress)
     _check_classes(data, listing)
     listing = complete_splits(listing, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
-    notes = (*listing.notes, *absent_classes(listing))
+    notes = (*listing.notes, *note_absent_classes(listing))
     splits = {split: listing.images(split) for split in SPLITS}
     return ImageData(listing.layout, data, listing.classes, splits, listing.skipped, notes, listing.caveat)
 
@@ -57,7 +57,7 @@ def read_test_data(
         UserError: data that cannot be read; a class that the model does not have.
     """
     listing = _listing(data, seed)
-    listing = readable(data, by_classes(data, only_test(listing), classes), progress)
+    listing = drop_unreadable(data, relabel(data, keep_test_split(listing), classes), progress)
     splits = {"test": listing.images("test")}
     return ImageData(listing.layout, data, tuple(classes), splits, listing.skipped, listing.notes, listing.caveat)
 
@@ -70,7 +70,7 @@ def _listing(data: str, seed: int) -> Listing:
 
 
 def _check_classes(data: str, listing: Listing) -> None:
-    """Two classes or more, each with an image to train on."""
+    """Refuse fewer than two classes, or a class without an image to train on."""
     if len(listing.classes) < 2:
         only = f" ({listing.classes[0]!r})" if listing.classes else ""
         raise UserError(f"{data} has one class only{only}; classification needs two or more")

@@ -13,13 +13,13 @@ from snella.data.layouts import registry
 from snella.data.listing import MaskListing, Pair
 from snella.data.masks.codes import find_code
 from snella.data.masks.files import IGNORE, RGB, MaskCode, MaskData, MaskedImages
-from snella.data.masks.scan import MaskFacts, scan
-from snella.data.splits import check_fractions, split_off, taken
+from snella.data.masks.scan import MaskFacts, scan_pairs
+from snella.data.splits import check_fractions, note_taken, split_off
 from snella.errors import UserError
 
 
 def is_masked(data: str) -> bool:
-    """Whether a path or name looks like images with masks. No image is opened."""
+    """Tell whether a path or name looks like images with masks. No image is opened."""
     return registry.recognised(registry.MASKED, data)
 
 
@@ -48,7 +48,7 @@ def read_masked_data(
     """
     check_fractions(val_fraction, test_fraction)
     listing = _listing(data, seed)
-    listing, facts, skipped = _readable(data, listing, progress)
+    listing, facts, skipped = _drop_unusable(data, listing, progress)
     train = "all" if "all" in listing.splits else "train"
     if train not in listing.splits:
         raise UserError(f"{data} has {' and '.join(listing.splits)} but no train split; add one to train on")
@@ -56,10 +56,10 @@ def read_masked_data(
     classes, code, palette, notes = find_code(data, found, listing.names, ignore_index)
     listing = replace(listing, notes=(*listing.notes, *notes))
     counts = {mask: known.pixels(code) for mask, known in facts.items()}
-    listing = _completed(data, listing, {"val": val_fraction, "test": test_fraction}, seed)
+    listing = _complete(data, listing, {"val": val_fraction, "test": test_fraction}, seed)
     result = _data(data, listing, SPLITS, classes, code, palette, counts, skipped)
     _check_train(result)
-    return replace(result, notes=(*result.notes, *_absent_classes(result)))
+    return replace(result, notes=(*result.notes, *_note_absent_classes(result)))
 
 
 def read_masked_test_data(
@@ -88,7 +88,7 @@ def read_masked_test_data(
     if listing.files and listing.names and listing.names.names != tuple(classes):
         notes = (*notes, f"{listing.names.source} names other classes; masks are read as the model's classes")
     listing = replace(listing, splits={"test": listing.splits[split]}, notes=notes)
-    listing, facts, skipped = _readable(data, listing, progress)
+    listing, facts, skipped = _drop_unusable(data, listing, progress)
     counts = {mask: known.pixels(code) for mask, known in facts.items()}
     return _data(data, listing, ("test",), classes, code, palette, counts, skipped)
 
@@ -98,14 +98,14 @@ def _listing(data: str, seed: int) -> MaskListing:
     return registry.list_data(registry.MASKED, data, seed=seed, holder=holder)
 
 
-def _readable(
+def _drop_unusable(
     data: str, listing: MaskListing, progress: Progress | None
 ) -> tuple[MaskListing, dict[str, MaskFacts], list[UnreadableImage]]:
     """Return the listing without the pairs that cannot be used, the facts by mask, and the faults."""
     if not listing.files:
         return listing, {}, []
     pairs = [pair for entries in listing.splits.values() for pair in entries]
-    found, whole = scan([(listing.path(image), listing.path(mask)) for image, mask in pairs], progress)
+    found, whole = scan_pairs([(listing.path(image), listing.path(mask)) for image, mask in pairs], progress)
     faults = {pair: fault for pair, fault in zip(pairs, found, strict=True) if isinstance(fault, UnreadableImage)}
     facts = {pair[1]: known for pair, known in zip(pairs, found, strict=True) if isinstance(known, MaskFacts)}
     splits = {split: [pair for pair in entries if pair not in faults] for split, entries in listing.splits.items()}
@@ -121,7 +121,7 @@ def _readable(
     return replace(listing, splits=splits, notes=notes), facts, list(faults.values())
 
 
-def _completed(data: str, listing: MaskListing, fractions: Mapping[str, float], seed: int) -> MaskListing:
+def _complete(data: str, listing: MaskListing, fractions: Mapping[str, float], seed: int) -> MaskListing:
     """Take the splits that are missing out of train, by a hash of seed and image name, and note it."""
     splits = dict(listing.splits)
     if "all" in splits:
@@ -138,7 +138,7 @@ def _completed(data: str, listing: MaskListing, fractions: Mapping[str, float], 
     pairs: dict[str, list[Pair]] = {
         split: [(image, mask_of[image]) for image, _ in part] for split, part in parts.items()
     }
-    note = taken({split: len(pairs[split]) for split in lacking}, before, seed=seed, by_class=False)
+    note = note_taken({split: len(pairs[split]) for split in lacking}, before, seed=seed, by_class=False)
     return replace(listing, splits=splits | pairs, notes=(*listing.notes, note))
 
 
@@ -175,7 +175,7 @@ def _check_train(data: MaskData) -> None:
         raise UserError(f"{data.root}: the training masks hold {held}; segmentation needs two classes, check the masks")
 
 
-def _absent_classes(data: MaskData) -> list[str]:
+def _note_absent_classes(data: MaskData) -> list[str]:
     notes = []
     for split, counts in data.pixels.items():
         absent = [name for name, count in zip(data.classes, counts, strict=True) if not count]

@@ -31,8 +31,8 @@ from snella.config.suites import (
     task_mean,
 )
 from snella.config.validation import validate
+from snella.data.layouts.registry import LABELLED, bundled_names
 from snella.data.layouts.vtab_fgvc import VTAB_CLASSES
-from snella.data.readers.labelled import BUNDLED
 from snella.errors import UserError
 from snella.methods.table import wrap
 
@@ -332,7 +332,7 @@ def test_the_suite_of_packages_needs_no_folder():
     suite = read_suite("packages")
     for task in suite.tasks:
         validate(task.config)
-        assert task.config.data.source in BUNDLED
+        assert task.config.data.source in bundled_names(LABELLED)
     assert not suite.published
 
 

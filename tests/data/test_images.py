@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from snella.data import images as images_module
-from snella.data.images import UnreadableImage, check_images, image_files, image_size, images_below, open_image, rgb
+from snella.data.images import UnreadableImage, check_images, image_files, image_size, images_below, open_image, to_rgb
 from snella.errors import UserError
 
 
@@ -47,7 +47,7 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
 
 @given(arrays(np.uint16, (3, 4), elements=st.integers(0, 65535)))
 def test_16_bit_scaling_keeps_order_and_ends(values: np.ndarray) -> None:
-    scaled = np.asarray(rgb(Image.fromarray(values), "x"))[..., 0].astype(float)
+    scaled = np.asarray(to_rgb(Image.fromarray(values), "x"))[..., 0].astype(float)
     assert np.abs(scaled / 255 - values / 65535).max() <= 0.5 / 255 + 1e-9
 
 

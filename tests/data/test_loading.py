@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from snella.data.dataset import Images
-from snella.data.loading import Batches, seeded
+from snella.data.loading import ImageBatches, seeded
 from snella.data.transforms.images import Augmentation, Preprocessing, eval_transform, train_transform
 from snella.errors import UserError
 
@@ -30,8 +30,8 @@ def images(tmp_path: Path, picture) -> Images:
     return Images(paths, tuple(range(11)))
 
 
-def batches(images: Any, transform=AUGMENTED, **options: Any) -> Batches:
-    return Batches(images, transform, **{"batch_size": 3, "shuffle": True, "seed": 7, **options})
+def batches(images: Any, transform=AUGMENTED, **options: Any) -> ImageBatches:
+    return ImageBatches(images, transform, **{"batch_size": 3, "shuffle": True, "seed": 7, **options})
 
 
 def same(first: list[dict[str, torch.Tensor]], second: list[dict[str, torch.Tensor]]) -> bool:
@@ -106,7 +106,11 @@ def test_an_abandoned_epoch_leaves_no_trace(images: Images, workers: int) -> Non
 
 
 def states() -> list[Any]:
-    return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]  # pyright: ignore
+    return [
+        random.getstate(),
+        np.random.get_state(legacy=False)["state"]["key"].tolist(),
+        torch.get_rng_state().tolist(),
+    ]
 
 
 def test_loading_neither_reads_nor_moves_the_global_random_state(images: Images) -> None:
@@ -180,7 +184,7 @@ def test_images_without_labels_and_other_examples_load(images: Images) -> None:
     pairs = [{"x": i, "text": str(i)} for i in range(4)]
     batch = next(batches(pairs, lambda example: example, shuffle=False).epoch(0))
     assert batch["x"].tolist() == [0, 1, 2]
-    assert batch["text"] == ["0", "1", "2"]  # pyright: ignore
+    assert batch["text"] == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"workers": -1}])
@@ -196,10 +200,13 @@ def test_an_interrupt_leaves_the_workers_at_work(images: Images, tmp_path: Path)
         textwrap.dedent(
             f"""
             import signal, time
-            from snella.data import Batches, Images, Preprocessing, eval_transform
+            from snella.data.dataset import Images
+            from snella.data.loading import ImageBatches
+            from snella.data.transforms.images import Preprocessing, eval_transform
             signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
             images = Images({images.paths!r}, tuple(range({len(images)})))
-            batches = Batches(images, eval_transform(Preprocessing(16)), batch_size=1, shuffle=True, seed=0, workers=2)
+            transform = eval_transform(Preprocessing(16))
+            batches = ImageBatches(images, transform, batch_size=1, shuffle=True, seed=0, workers=2)
             for batch in batches.epoch(0):
                 print("loaded", flush=True)
                 time.sleep(0.1)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from snella.data.paths import existing, read_text
+from snella.data.paths import check_exists, read_text
 from snella.data.readers.captioned import read_captioned_data
 from snella.data.readers.labelled import read_data
 from snella.data.readers.masked import read_masked_data
@@ -13,13 +13,13 @@ from snella.errors import UserError
 
 def message(path: Path | str, **options) -> str:
     with pytest.raises(UserError) as caught:
-        existing(str(path), **options)
+        check_exists(str(path), **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_an_existing_path_is_given_back(tmp_path: Path) -> None:
-    assert existing(str(tmp_path)) == str(tmp_path)
+    assert check_exists(str(tmp_path)) == str(tmp_path)
 
 
 def test_near_names_are_suggested_whatever_the_case(tmp_path: Path) -> None:

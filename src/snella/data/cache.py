@@ -32,7 +32,7 @@ class TensorCache:
         self.folder = folder
 
     def get(self, key: str) -> dict[str, Tensor] | None:
-        """The tensors, on the CPU, or None."""
+        """Return the tensors, on the CPU, or None."""
         try:
             with safe_open(self._path(key), "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
@@ -42,7 +42,7 @@ class TensorCache:
         return tensors if whole else None
 
     def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
-        """Raises UserError where the folder cannot be written to."""
+        """Write the tensors. Raises UserError where the folder cannot be written to."""
         plain = {
             name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
             for name, tensor in tensors.items()
@@ -61,7 +61,7 @@ class TensorCache:
 
 
 def content_key(*parts: str | bytes | Mapping) -> str:
-    """SHA-256 (hexadecimal) of the parts in their order; mappings, as JSON holds them, in any order of their keys.
+    """Return the SHA-256 (hexadecimal) of the parts in their order; of mappings the order of keys does not count.
 
     >>> content_key("ab", "c") == content_key("a", "bc")
     False
@@ -78,13 +78,13 @@ def content_key(*parts: str | bytes | Mapping) -> str:
 
 
 def image_key(image: Image.Image) -> str:
-    """`content_key` of mode, size and pixels: another when the image changes, the same when its file moves."""
+    """Return the `content_key` of mode, size and pixels: it changes with the image, and stays when its file moves."""
     form = {"mode": image.mode, "size": image.size, "palette": image.getpalette()}
     return content_key(form, image.tobytes())
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Of names, types, shapes and values."""
+    """Return the sum of names, types, shapes and values."""
     parts: list[str | bytes] = []
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -1,16 +1,20 @@
-"""What the readers produce: images with labels, in splits."""
+"""The data sets that readers produce: images with labels, in splits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from snella.data.images import UnreadableImage, open_image
+
+# "image", a PIL image and a float32 tensor once transformed, with "label" (int), "mask" (Mask) or "caption" (str); open
+# as the dicts that torchvision's transforms take and give are
+Example = dict[str, Any]
 
 SPLITS = ("train", "val", "test")
 
@@ -20,7 +24,7 @@ class Images:
     """The images of one split: `images[i]` is `{"image": 8-bit RGB PIL image, "label": int}`.
 
     Without labels (for prediction) the examples hold only the image. `read` turns a path into an image; where the
-    images are no files (a packaged data set), a path is just a name that `read` knows.
+    images are not files (a packaged data set), a path is just a name that `read` knows.
 
     >>> images = Images(("cat.jpg", "dog.jpg"), (0, 1))
     """
@@ -36,34 +40,49 @@ class Images:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> dict[str, object]:
-        """Raises UnreadableImage."""
-        example: dict[str, object] = {"image": self.read(self.paths[index])}
+    def __getitem__(self, index: int) -> Example:
+        """Read the example. Raises UnreadableImage."""
+        example: Example = {"image": self.read(self.paths[index])}
         if self.labels:
             example["label"] = self.labels[index]
         return example
 
 
-Split = TypeVar("Split")
+class Pictures(Protocol):
+    """What the images of every kind of data have in common."""
+
+    @property
+    def paths(self) -> tuple[str, ...]: ...
+    @property
+    def read(self) -> Callable[[str], Image.Image]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Example: ...
+
+
+Split = TypeVar("Split", bound=Pictures, covariant=True)
 
 
 @dataclass(frozen=True)
 class ImageData(Generic[Split]):
-    """A data set as training uses it. Labels index `classes`; notes tell licence, source and how splits were made.
+    """A data set as training uses it. Labels index `classes`.
 
-    `splits` holds `Images`, or what another task has in their place.
+    Args:
+        splits: `Images`, or what another task has in their place.
+        notes: licence, source and how splits were made.
+        caveat: what belongs beside a result on these data, such as a published baseline.
     """
 
     layout: str
     root: str
     classes: tuple[str, ...]
-    splits: dict[str, Split]
+    splits: Mapping[str, Split]
     skipped: tuple[UnreadableImage, ...] = ()
     notes: tuple[str, ...] = ()
+    caveat: str = ""
 
 
 def class_weights(images: Images, classes: Sequence[str]) -> Tensor:
-    """Loss weights in inverse proportion to the class counts, shape (K,), mean 1 over the classes that occur.
+    """Return loss weights in inverse proportion to the class counts, shape (K,), mean 1 over the classes that occur.
 
     A class without images gets weight 1.
     """
@@ -71,7 +90,7 @@ def class_weights(images: Images, classes: Sequence[str]) -> Tensor:
 
 
 def inverse_frequency(counts: Tensor) -> Tensor:
-    """Weights (K,) in inverse proportion to counts (K,), mean 1 over those above 0; 1 for the others."""
+    """Return weights (K,) in inverse proportion to counts (K,), mean 1 over those above 0; 1 for the others."""
     counts = counts.double()
     occurs = counts > 0
     weights = torch.where(occurs, 1 / counts.clamp(min=1), 0)

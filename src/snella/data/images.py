@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from snella.data.paths import existing
+from snella.data.paths import check_exists
 from snella.errors import UserError, short_reason
 
 MAX_PIXELS = 100_000_000  # beyond this a decode takes seconds and several hundred MB
@@ -53,23 +53,23 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def decode(file: str | os.PathLike[str] | BinaryIO, name: str, *, draft: bool = False) -> Image.Image:
-    """`open_image` for a path or an open binary file; `name` is what the error calls it.
+    """Read a path or an open binary file as `open_image` does; `name` is what the error calls it.
 
     A draft may be smaller than the image (JPEG at 1/8 of its size): all of the file is read in a third of the time.
     """
     try:
-        with opened(file, name) as image:
+        with open_checked(file, name) as image:
             if draft:
                 image.draft(None, (1, 1))  # pyright: ignore[reportArgumentType] (None keeps the mode)
-            return rgb(ImageOps.exif_transpose(image), name)
+            return to_rgb(ImageOps.exif_transpose(image), name)
     except UnreadableImage:
         raise
     except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
-        raise UnreadableImage(name, reason(error)) from None
+        raise UnreadableImage(name, decode_failure(error)) from None
 
 
-def rgb(image: Image.Image, name: str) -> Image.Image:
-    """Any Pillow mode to 8-bit RGB. 16-bit greys are scaled, 65535 to 255; Pillow's own conversion clips them."""
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Convert any Pillow mode to 8-bit RGB. 16-bit greys are scaled, 65535 to 255; Pillow itself would clip them."""
     if image.mode.startswith("I"):  # I;16, I;16B, and I: how Pillow holds 16-bit PNG (before 11) and PGM
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
@@ -83,16 +83,16 @@ def rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Width and height as displayed, in pixels, from the header alone. Raises UnreadableImage."""
+    """Return width and height as displayed, in pixels, from the header alone. Raises UnreadableImage."""
     try:
-        with opened(path, str(path)) as image:
+        with open_checked(path, str(path)) as image:
             # EXIF orientations 5 to 8 swap the sides; of a TIFF Pillow has done so (`exif_transpose` knows)
             turned = image.format != "TIFF" and image.getexif().get(0x0112, 1) >= 5
             return (image.height, image.width) if turned else image.size
     except UnreadableImage:
         raise
     except Exception as error:
-        raise UnreadableImage(str(path), reason(error)) from None
+        raise UnreadableImage(str(path), decode_failure(error)) from None
 
 
 def check_images(
@@ -101,10 +101,10 @@ def check_images(
     read: Callable[[str], Image.Image] = open_image,
     progress: Progress | None = None,
 ) -> list[UnreadableImage]:
-    """The images among `paths` that cannot be read, in order.
+    """Return the images among `paths` that cannot be read, in order.
 
     Images are decoded in threads (Pillow releases the lock). Above 20,000 only headers are read, and nothing is checked
-    where the images are no files.
+    where the images are not files.
     """
     files = read is open_image
     many = len(paths) > CHECK_ALL
@@ -131,14 +131,14 @@ def check_images(
 
 
 def image_files(paths: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
-    """Files as they are given, folders as the images below them in sorted order.
+    """Return files as they are given, folders as the images below them in sorted order.
 
     Raises:
         UserError: a path that does not exist (with near names), a folder without images.
     """
     found: list[str] = []
     for path in map(str, paths):
-        existing(path)
+        check_exists(path)
         if os.path.isdir(path):
             below = images_below(path)
             if not below:
@@ -150,7 +150,7 @@ def image_files(paths: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
 
 
 def images_below(folder: str) -> list[str]:
-    """Image files at any depth below a folder: sorted names relative to it, with "/" on every system.
+    """Return the image files at any depth below a folder: sorted names relative to it, with "/" on every system.
 
     Links to folders are followed, once each; hidden files and folders are passed over.
     """
@@ -162,7 +162,7 @@ def images_below(folder: str) -> list[str]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not hidden(name))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         prefix = os.path.relpath(parent, folder)
         for name in files:
             if is_image(name):
@@ -171,14 +171,14 @@ def images_below(folder: str) -> list[str]:
 
 
 def is_image(name: str) -> bool:
-    return not hidden(name) and name.lower().endswith(SUFFIXES)
+    return not is_hidden(name) and name.lower().endswith(SUFFIXES)
 
 
-def hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def opened(file: str | os.PathLike[str] | BinaryIO, name: str) -> Image.Image:
+def open_checked(file: str | os.PathLike[str] | BinaryIO, name: str) -> Image.Image:
     if isinstance(file, (str, os.PathLike)) and os.path.isfile(file) and os.path.getsize(file) == 0:
         raise UnreadableImage(name, "empty file (0 bytes)")
     image = Image.open(file)
@@ -198,7 +198,7 @@ def check_file(path: str) -> None:
     decode(path, path, draft=True)
 
 
-def reason(error: Exception) -> str:
+def decode_failure(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not an image, or in a format that Pillow does not read"
     if isinstance(error, Image.DecompressionBombError):

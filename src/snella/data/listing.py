@@ -1,4 +1,4 @@
-"""What a layout says it holds, before and after its images were looked at."""
+"""Listings: what a layout says it holds, before and after its images were looked at."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from PIL import Image
+from torch import Tensor
 
 from snella.data.dataset import SPLITS, Images
 from snella.data.images import Progress, UnreadableImage, check_images, open_image
+from snella.data.masks.class_names import ClassNames
+from snella.data.masks.files import MaskCode, read_mask
 from snella.errors import UserError
 
 Entry = tuple[str, int]  # an image's name, relative to its listing's folder, and its label
+Pair = tuple[str, str]  # names of image and mask, relative to the listing's folder, with "/"
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,14 @@ class Listing:
     """
 
     layout: str
-    folder: str  # joined before every name; "" where names are no files
+    folder: str  # joined before every name; "" where names are not files
     classes: tuple[str, ...]
     splits: dict[str, list[Entry]]
     read: Callable[[str], Image.Image] = open_image
     notes: tuple[str, ...] = ()
     skipped: tuple[UnreadableImage, ...] = ()  # found unreadable while listing
     fixed_classes: bool = False  # published label set: a class may have no image in train
+    caveat: str = ""  # what belongs beside a result on these data
 
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)
@@ -40,14 +45,36 @@ class Listing:
         return Images(tuple(self.path(name) for name, _ in entries), tuple(label for _, label in entries), self.read)
 
 
+@dataclass(frozen=True)
+class MaskListing:
+    """What a layout of images with masks says it holds, before any file is opened; `splits` as a `Listing` has them."""
+
+    layout: str
+    folder: str
+    splits: dict[str, list[Pair]]
+    names: ClassNames | None = None
+    notes: tuple[str, ...] = ()
+    read: Callable[[str], Image.Image] = open_image
+    read_mask: Callable[[str, MaskCode], Tensor] = read_mask
+    caveat: str = ""
+
+    @property
+    def files(self) -> bool:
+        """Whether images and masks are files; those of a package are names that `read` and `read_mask` know."""
+        return self.read is open_image
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.folder, name)
+
+
 def natural_order(name: str) -> tuple[list[str | int], str]:
-    """Sort key with numbers by value ("class 2" before "class 10"), the same on every system."""
+    """Return a sort key with numbers by value ("class 2" before "class 10"), the same on every system."""
     parts = re.split(r"(\d+)", name.lower())
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
-def labelled(names: Sequence[str], labels: Sequence[str]) -> tuple[tuple[str, ...], list[Entry]]:
-    """Classes in natural order of the labels found, and the entries."""
+def label_entries(names: Sequence[str], labels: Sequence[str]) -> tuple[tuple[str, ...], list[Entry]]:
+    """Return the classes, the different labels in natural order, and the entries."""
     classes = tuple(sorted(set(labels), key=natural_order))
     for name in classes:
         try:
@@ -58,15 +85,15 @@ def labelled(names: Sequence[str], labels: Sequence[str]) -> tuple[tuple[str, ..
     return classes, [(name, index[label]) for name, label in zip(names, labels, strict=True)]
 
 
-def only_test(listing: Listing) -> Listing:
-    """The split "test" alone; without one the whole, or val, or train takes its place."""
+def keep_test_split(listing: Listing) -> Listing:
+    """Keep the split "test" alone; without one the whole, or val, or train takes its place."""
     split = next(split for split in ("test", "all", "val", "train") if split in listing.splits)
     notes = listing.notes if split in ("test", "all") else (*listing.notes, f"no test split: {split} is used")
     return replace(listing, splits={"test": listing.splits[split]}, notes=notes)
 
 
-def by_classes(data: str, listing: Listing, classes: Sequence[str]) -> Listing:
-    """The split "test" labelled by the model's classes. Raises UserError for a class that the model does not have."""
+def relabel(data: str, listing: Listing, classes: Sequence[str]) -> Listing:
+    """Label the split "test" by the model's classes. Raises UserError for a class that the model does not have."""
     position = {name: label for label, name in enumerate(classes)}
     entries = []
     for name, label in listing.splits["test"]:
@@ -79,8 +106,8 @@ def by_classes(data: str, listing: Listing, classes: Sequence[str]) -> Listing:
     return replace(listing, classes=tuple(classes), splits={"test": entries})
 
 
-def readable(data: str, listing: Listing, progress: Progress | None) -> Listing:
-    """The listing without the images that cannot be read. Raises UserError where that leaves a split empty."""
+def drop_unreadable(data: str, listing: Listing, progress: Progress | None) -> Listing:
+    """Return the listing without the images that cannot be read. Raises UserError where that leaves a split empty."""
     paths = list(dict.fromkeys(listing.path(name) for entries in listing.splits.values() for name, _ in entries))
     skipped = check_images(paths, read=listing.read, progress=progress)
     if len(skipped) == len(paths):
@@ -99,7 +126,8 @@ def readable(data: str, listing: Listing, progress: Progress | None) -> Listing:
     return replace(listing, splits=splits, skipped=(*listing.skipped, *skipped))
 
 
-def absent_classes(listing: Listing) -> list[str]:
+def note_absent_classes(listing: Listing) -> list[str]:
+    """Return a note for each split in which a class has no image."""
     notes = []
     for split in SPLITS:
         present = {label for _, label in listing.splits[split]}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from snella.data.dataset import Example
 from snella.data.images import UnreadableImage
 from snella.data.transforms.images import Transform
 from snella.errors import UserError
@@ -31,17 +32,17 @@ class Examples(Protocol):
     """What can be loaded: a dict for each index."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+    def __getitem__(self, index: int, /) -> Example: ...
 
 
-class Batches:
+class ImageBatches:
     """Batches of transformed examples, epoch by epoch.
 
     Neither the order nor the augmentations depend on the number of workers, on batches taken before or on the global
     random state, so an epoch can be taken up again at any batch. An example that turns out to be unreadable is left
     out of its batch, kept in `unreadable` and warned of once.
 
-    >>> batches = Batches(data.splits["train"], transform, batch_size=8, shuffle=True, seed=0)
+    >>> batches = ImageBatches(data.splits["train"], transform, batch_size=8, shuffle=True, seed=0)
     >>> next(batches.epoch(0))["image"].shape
     torch.Size([8, 3, 224, 224])
 
@@ -79,14 +80,14 @@ class Batches:
         )
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Count the batches of an epoch."""
         return self._order.batches
 
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        """The epoch's batches after the first `skip`. One epoch at a time.
+        """Yield the epoch's batches after the first `skip`. One epoch at a time.
 
         Raises:
             UserError: every image of a batch is unreadable; or what the examples raise.
@@ -133,7 +134,7 @@ class _Seeded(Dataset):
     def __init__(self, examples: Examples, transform: Transform, seed: int) -> None:
         self.examples, self.transform, self.seed = examples, transform, seed
 
-    def __getitem__(self, key: Key) -> dict[str, Any] | UnreadableImage | UserError:
+    def __getitem__(self, key: Key) -> Example | UnreadableImage | UserError:
         epoch, index = key
         try:
             example = self.examples[index]
@@ -159,12 +160,10 @@ def seeded(entropy: tuple[int, ...]) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-def transformed(
-    examples: Examples, transform: Transform, batch_size: int
-) -> Iterator[list[dict[str, Any] | UnreadableImage]]:
-    """Lists of `batch_size` transformed examples in their order, loaded in threads; what is unreadable says why."""
+def transformed(examples: Examples, transform: Transform, batch_size: int) -> Iterator[list[Example | UnreadableImage]]:
+    """Yield lists of `batch_size` transformed examples in order, loaded in threads; what is unreadable says why."""
 
-    def load(index: int) -> dict[str, Any] | UnreadableImage:
+    def load(index: int) -> Example | UnreadableImage:
         try:
             return transform(examples[index])
         except UnreadableImage as error:
@@ -176,7 +175,7 @@ def transformed(
 
 
 def _collate(
-    examples: list[dict[str, Any] | UnreadableImage | UserError],
+    examples: list[Example | UnreadableImage | UserError],
 ) -> tuple[Batch | UserError | None, list[UnreadableImage]]:
     errors = [example for example in examples if isinstance(example, UserError)]
     if errors:
@@ -188,11 +187,14 @@ def _collate(
     return {key: _stacked([example[key] for example in readable]) for key in readable[0]}, unreadable
 
 
-def _stacked(values: list[Any]) -> Any:
+def _stacked(values: list[object]) -> object:
     shapes = {value.shape for value in values if isinstance(value, Tensor)}
     return values if len(shapes) > 1 else default_collate(values)
 
 
 def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; the main one decides, and workers print no traceback."""
+    """Leave Ctrl-C to the main process.
+
+    It reaches every process of the terminal; the main one decides, and workers print no traceback.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -10,8 +10,8 @@ from difflib import get_close_matches
 from snella.errors import UserError
 
 
-def existing(path: str, *, others: tuple[str, ...] = (), remedy: str = "check the path") -> str:
-    """The path itself, if it exists.
+def check_exists(path: str, *, others: tuple[str, ...] = (), remedy: str = "check the path") -> str:
+    """Return the path itself, if it exists.
 
     Args:
         others: names that would do as well, suggested where they are near.
@@ -39,8 +39,8 @@ def existing(path: str, *, others: tuple[str, ...] = (), remedy: str = "check th
 
 
 @contextmanager
-def hiding(data: str, names: Container[str]) -> Iterator[None]:
-    """What fails inside says so too, if the path that it fails on hides the bundled data of that name."""
+def explain_hidden_set(data: str, names: Container[str]) -> Iterator[None]:
+    """Add to a refusal inside that the path hides the bundled data of that name, where it does."""
     try:
         yield
     except UserError as error:
@@ -50,7 +50,7 @@ def hiding(data: str, names: Container[str]) -> Iterator[None]:
 
 
 def read_text(path: str) -> str:
-    """The text of a UTF-8 file, without the byte-order mark that some editors write. Raises UserError if it is none."""
+    """Return the text of a UTF-8 file, without the byte-order mark that some editors write. Raises UserError."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             return file.read()

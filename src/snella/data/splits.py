@@ -19,7 +19,7 @@ Stratum = TypeVar("Stratum", bound=Hashable)
 
 
 def check_fractions(val_fraction: float, test_fraction: float) -> None:
-    """Raises UserError where the shares leave nothing to train on."""
+    """Check the shares. Raises UserError where they leave nothing to train on."""
     for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
         if not 0 < share < 1:
             raise UserError(f"{name} is {share}; use a share above 0 and below 1, such as 0.15")
@@ -33,7 +33,7 @@ def complete_splits(listing: Listing, *, seed: int, val_fraction: float, test_fr
     Raises:
         UserError: no train split, or too few images for a split.
     """
-    splits = with_train(listing)
+    splits = rename_all_to_train(listing)
     wanted = {"val": val_fraction, "test": test_fraction}
     fractions = {split: share for split, share in wanted.items() if split not in splits}
     if not fractions:
@@ -43,12 +43,12 @@ def complete_splits(listing: Listing, *, seed: int, val_fraction: float, test_fr
     for split in fractions:
         if not splits[split]:
             raise UserError(f"{before} images are too few to take a {split} split out of them; add images")
-    note = taken({split: len(splits[split]) for split in fractions}, before, seed=seed, by_class=True)
+    note = note_taken({split: len(splits[split]) for split in fractions}, before, seed=seed, by_class=True)
     return replace(listing, splits=splits, notes=(*listing.notes, note))
 
 
-def with_train(listing: Listing) -> dict[str, list[Entry]]:
-    """The splits, "all" as "train". Raises UserError where there is neither."""
+def rename_all_to_train(listing: Listing) -> dict[str, list[Entry]]:
+    """Return the splits, "all" as "train". Raises UserError where there is neither."""
     splits = dict(listing.splits)
     if "all" in splits:
         splits["train"] = splits.pop("all")
@@ -58,8 +58,8 @@ def with_train(listing: Listing) -> dict[str, list[Entry]]:
     return splits
 
 
-def taken(counts: Mapping[str, int], before: int, *, seed: int, by_class: bool) -> str:
-    """The note on splits of so many images, taken out of the `before` images of train."""
+def note_taken(counts: Mapping[str, int], before: int, *, seed: int, by_class: bool) -> str:
+    """Return the note on splits of so many images, taken out of the `before` images of train."""
     sizes = " and ".join(f"{split} ({count} images)" for split, count in counts.items())
     how = ", stratified by class" if by_class else ""
     return f"{sizes} taken out of the {before} training images{how}, seed {seed}"
@@ -86,7 +86,7 @@ def split_off(entries: Sequence[Entry], fractions: Mapping[str, float], *, seed:
 def split_counts(
     names: Sequence[str], strata: Sequence[Hashable], counts: Mapping[str, int], *, seed: int
 ) -> dict[str, list[int]]:
-    """Indices of exactly `counts[part]` names for each part, every stratum in proportion, and the "rest"."""
+    """Return the indices of exactly `counts[part]` names for each part, every stratum in proportion, and the "rest"."""
     groups = _strata(strata)
     sizes = [len(members) for members in groups.values()]
     queues = [[members[k] for k in _ranked([names[i] for i in members], seed)] for members in groups.values()]
@@ -120,7 +120,7 @@ def _part_sizes(size: int, fractions: Mapping[str, float]) -> dict[str, int]:
 
 
 def _proportional(total: int, sizes: Sequence[int]) -> list[int]:
-    """`total` shared out in proportion to `sizes`, largest remainders first (Hamilton's method)."""
+    """Share `total` out in proportion to `sizes`, largest remainders first (Hamilton's method)."""
     everything = sum(sizes)
     shares = [total * size // everything for size in sizes]
     by_remainder = sorted(range(len(sizes)), key=lambda i: (-(total * sizes[i] % everything), i))

@@ -8,7 +8,6 @@ from rich.console import Console
 
 from snella.config.schema import SMOKE_PER_CLASS, TrainConfig
 from snella.console import checking_images, plain
-from snella.data.bundled.elpv import BASELINE
 from snella.data.dataset import ImageData
 from snella.tasks.registry import task_named
 
@@ -29,7 +28,6 @@ def tell(data: ImageData, console: Console) -> None:
     classes = f" {len(data.classes)} classes," if data.classes else ""
     plain(console, f"{data.root}: {data.layout},{classes} {counts} images")
     for note in data.notes:
-        if note != BASELINE:  # that one belongs beside the result
-            plain(console, f"  {note}")
+        plain(console, f"  {note}")
     if data.skipped:
         plain(console, f"  {len(data.skipped)} unreadable images left out, the first: {data.skipped[0]}")

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from snella.config.schema import source_name
 from snella.console import checking_images, plain
-from snella.data.loading import Batches
+from snella.data.loading import ImageBatches
 from snella.errors import UserError
 from snella.files import write_json
 from snella.report.tables import shown
@@ -54,7 +54,7 @@ def evaluate(
     accelerator = _accelerator(device, read_config(folder).precision, console)
     run = load_run(folder, accelerator.device)
     transform = run.task.eval_transform(run.preprocessing)
-    batches = Batches(images, transform, batch_size=batch_size, shuffle=False, seed=0)
+    batches = ImageBatches(images, transform, batch_size=batch_size, shuffle=False, seed=0)
     evaluation = evaluate_batches(run.model, run.learner, batches, accelerator)
     if batches.unreadable:
         plain(console, f"{len(batches.unreadable)} unreadable images left out, the first: {batches.unreadable[0]}")

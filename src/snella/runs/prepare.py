@@ -17,7 +17,7 @@ from snella.config.method import MethodConfig
 from snella.config.schema import TrainConfig
 from snella.console import plain
 from snella.data.dataset import ImageData
-from snella.data.loading import Batches, Examples
+from snella.data.loading import Examples, ImageBatches
 from snella.data.transforms.images import Preprocessing
 from snella.methods.layers import with_convolutions
 from snella.methods.table import wrap
@@ -43,7 +43,7 @@ class Prepared:
     model: nn.Module
     learner: TaskLearner[Any, Any, Any]
     examples: Mapping[str, Examples]  # what the batches are made of
-    batches: dict[str, Batches]
+    batches: dict[str, ImageBatches]
 
 
 def prepare(config: TrainConfig, device: torch.device, console: Console) -> Prepared:
@@ -95,14 +95,14 @@ def _tell_backbone(spec: BackboneSpec, console: Console) -> None:
 
 def make_batches(
     config: TrainConfig, examples: Mapping[str, Examples], preprocessing: Preprocessing
-) -> dict[str, Batches]:
+) -> dict[str, ImageBatches]:
     """Return the batches of each split: those of train shuffled and augmented."""
     task, data = task_named(config.task), config.data
     workers = data.workers
     if workers is None:
         workers = min(8, os.cpu_count() or 1) if torch.cuda.is_available() and config.device != "cpu" else 0
     return {
-        name: Batches(
+        name: ImageBatches(
             images,
             task.train_transform(preprocessing, config) if name == "train" else task.eval_transform(preprocessing),
             batch_size=data.batch_size,

@@ -21,7 +21,6 @@ from torch import nn
 from snella.config.schema import TrainConfig, run_folder, shrunk
 from snella.config.validation import validate
 from snella.console import plain, working
-from snella.data.bundled.elpv import BASELINE
 from snella.data.images import Progress
 from snella.errors import UserError
 from snella.files import read_rows, size_of, write_json, writing
@@ -235,8 +234,8 @@ def _finish(
         console.print(learner.table(tested))
     title = f"{config.method.name} on {Path(ready.data.root).name}"
     console.print(summary_table(summary, names, title=title))
-    if BASELINE in ready.data.notes:
-        plain(console, BASELINE)
+    if ready.data.caveat:
+        plain(console, ready.data.caveat)
     plain(console, f"best epoch on val: {result.best_epoch} of {result.epochs_done}; results and figures in {folder}")
     return summary
 

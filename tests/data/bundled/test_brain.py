@@ -52,7 +52,7 @@ def test_slices_front_up(package: Path) -> None:
     assert image.shape == (8, 6, 3)
     assert image[0, 0].tolist() == [255] * 3  # the brightest voxel of the volume
     assert set(image.ravel()) == {102, 255}
-    assert mask.tolist() == [[0, 1, 1, 2, 0, 0]] * 8  # pyright: ignore
+    assert mask.tolist() == [[0, 1, 1, 2, 0, 0]] * 8
     assert data.pixels["val"] == tuple(len(data.splits["val"]) * 8 * share for share in (3, 2, 1))
     assert pickle.loads(pickle.dumps(data.splits["val"]))[0]["mask"].shape == (8, 6)
 
@@ -108,13 +108,13 @@ def test_the_real_brain() -> None:
     data = read_masked_data("brain", seed=0)
     assert {split: len(images) for split, images in data.splits.items()} == {"train": 65, "val": 10, "test": 30}
     example = data.splits["test"][0]
-    assert example["image"].size == (197, 233)  # pyright: ignore
-    assert example["mask"].shape == (233, 197)  # pyright: ignore
+    assert example["image"].size == (197, 233)
+    assert example["mask"].shape == (233, 197)
     for split, counts in data.pixels.items():
         assert sum(counts) == len(data.splits[split]) * 197 * 233
         assert min(counts) / sum(counts) > 0.03
     notes = " ".join(data.notes)
     assert "one brain" in notes
     assert "BSD" in notes
-    white, grey = (np.asarray(example["image"])[..., 0][np.asarray(example["mask"]) == k].mean() for k in (2, 1))  # pyright: ignore
+    white, grey = (np.asarray(example["image"])[..., 0][np.asarray(example["mask"]) == k].mean() for k in (2, 1))
     assert white > grey + 20  # white matter is the brighter in T1

@@ -75,7 +75,7 @@ def test_text_files_beside_the_images(tmp_path: Path, picture) -> None:
     listing, captions = caption_folder(str(tmp_path))
     assert captions == {"a.png": "one two", "b.x.JPG": "B", "sub/c.png": "C"}
     assert listing.layout == "captions in text files"
-    assert listing.notes == ("text files that are no image's caption, left out: README.txt",)
+    assert listing.notes == ("text files that are not an image's caption, left out: README.txt",)
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cc", "Z"]), min_size=1), max_size=5))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snella.data.masks.class_names import ade_names, names_file, qualitative, voc_names
+from snella.data.masks.class_names import ade_names, distinct_colors, names_file, voc_names
 from snella.errors import UserError
 
 
@@ -42,19 +42,22 @@ def test_the_forms_of_a_names_file(tmp_path: Path) -> None:
         ("{", "cannot be read"),
         ('"sky"', "holds no list and no object"),
         ('["sky"]', "names 1 classes"),
-        ('["sky", 3]', "entry 0: 'sky' is no object"),
-        ('["sky", ""]', "entry 1: name '' is no text"),
+        ('["sky", 3]', "entry 0: 'sky' is not an object"),
+        ('["sky", ""]', "entry 1: name '' is not text"),
         ('["sky", "sky"]', "entry 1: name 'sky' occurs twice"),
-        ('{"0": "sky", "x": "road"}', "'x' (road): value 'x' is none"),
-        ('{"0": "sky", "70000": "road"}', "value 70000 is none"),
+        ('{"0": "sky", "x": "road"}', "'x' (road): value 'x' is out of range"),
+        ('{"0": "sky", "70000": "road"}', "value 70000 is out of range"),
         ('{"0": "sky", "00": "road"}', "value 0 occurs twice"),
-        ('{"0": "sky", "1": null}', "'1': name None is no text"),
+        ('{"0": "sky", "1": null}', "'1': name None is not text"),
         ('[{"name": "sky"}, {"name": "road"}]', "entry 0 (sky) has no color and no value"),
-        ('[{"name": "a", "color": [0, 0]}, {"name": "b", "color": [0, 0, 1]}]', "entry 0 (a): color [0, 0] is none"),
-        ('[{"name": "a", "color": [0, 0, 256]}, {"name": "b", "value": 1}]', "color [0, 0, 256] is none"),
+        (
+            '[{"name": "a", "color": [0, 0]}, {"name": "b", "color": [0, 0, 1]}]',
+            "entry 0 (a): color [0, 0] is not a colour",
+        ),
+        ('[{"name": "a", "color": [0, 0, 256]}, {"name": "b", "value": 1}]', "color [0, 0, 256] is not a colour"),
         ('[{"name": "a", "color": [0, 0, 2]}, {"name": "b", "value": 1}]', "entry 0 has no value, others have"),
         ('[{"name": "a", "color": [0, 0, 1]}, {"name": "b", "color": [0, 0, 1]}]', "color (0, 0, 1) occurs twice"),
-        ('[{"name": "a", "value": true}, {"name": "b", "value": 1}]', "value True is none"),
+        ('[{"name": "a", "value": true}, {"name": "b", "value": 1}]', "value True is out of range"),
         ('[{"name": "a", "id": 1}, {"name": "b", "id": 2}]', "entry 0 has 'id'"),
     ],
 )
@@ -73,7 +76,7 @@ def test_ade_takes_the_first_synonym_and_all_where_that_is_not_one(tmp_path: Pat
     names = ade_names(str(path))
     assert names.names == ("wall", "screen, silver screen", "screen;CRT screen")
     for rows, said in (
-        (["x\twall"], "line 2: 'x wall' is no class"),
+        (["x\twall"], "line 2: 'x wall' is not a class"),
         (["1\twall", "1\tsky"], "one number twice"),
         ([], "no two classes"),
     ):
@@ -84,15 +87,15 @@ def test_ade_takes_the_first_synonym_and_all_where_that_is_not_one(tmp_path: Pat
 
 @given(st.integers(2, 200))
 def test_a_colour_for_each_class(count: int) -> None:
-    colors = qualitative([str(k) for k in range(count)])
+    colors = distinct_colors([str(k) for k in range(count)])
     assert len(set(colors)) == count
     assert colors[0] == (0, 0, 0)
     assert all(0 <= part <= 255 for color in colors for part in color)
-    assert qualitative([str(k) for k in range(count + 1)])[:count] == colors
+    assert distinct_colors([str(k) for k in range(count + 1)])[:count] == colors
 
 
 def test_the_first_colours_are_far_apart() -> None:
-    colors = qualitative(["background", *(f"c{k}" for k in range(12))])
+    colors = distinct_colors(["background", *(f"c{k}" for k in range(12))])
     distances = [
         sum(abs(a - b) for a, b in zip(one, two, strict=True)) for one in colors for two in colors if one != two
     ]
@@ -100,8 +103,8 @@ def test_the_first_colours_are_far_apart() -> None:
 
 
 def test_black_is_for_the_background() -> None:
-    assert qualitative(["polyp", "Background"])[1] == (0, 0, 0)
-    assert (0, 0, 0) not in qualitative(["sky", "road"])
+    assert distinct_colors(["polyp", "Background"])[1] == (0, 0, 0)
+    assert (0, 0, 0) not in distinct_colors(["sky", "road"])
 
 
 def test_vocs_colours() -> None:

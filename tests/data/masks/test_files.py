@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.tv_tensors import Mask
 
 from snella.data.images import UnreadableImage
-from snella.data.masks.files import IGNORE, MaskCode, MaskedImages, classes_of, read_mask
+from snella.data.masks.files import IGNORE, MaskCode, MaskedImages, read_mask, to_classes
 from snella.errors import UserError
 
 VALUES = np.array([[0, 1, 2, 3], [3, 2, 1, 0], [0, 0, 3, 3]], dtype=np.uint8)
@@ -72,7 +72,7 @@ def test_the_class_is_the_position_of_the_value(data: st.DataObject) -> None:
     code = MaskCode(tuple(values[:cut]), ignore=tuple(values[cut:]))
     pixels = data.draw(st.lists(st.sampled_from(values), min_size=1, max_size=20))
     expected = [values.index(value) if value in values[:cut] else IGNORE for value in pixels]
-    assert classes_of(np.array([pixels], dtype=np.uint16), code, "m").tolist() == [expected]
+    assert to_classes(np.array([pixels], dtype=np.uint16), code, "m").tolist() == [expected]
 
 
 def test_an_unknown_value_is_named(tmp_path: Path) -> None:

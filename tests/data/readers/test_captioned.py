@@ -175,7 +175,7 @@ def test_paths_that_are_no_folder_are_refused(tmp_path: Path, picture) -> None:
     (tmp_path / "set.zip").touch()
     assert "is an archive; unpack it" in refused(str(tmp_path / "set.zip"))
     (tmp_path / "m.jsonl").touch()
-    assert "is no folder; give a folder of images" in refused(str(tmp_path / "m.jsonl"))
+    assert "is not data of a known layout; give a folder of images" in refused(str(tmp_path / "m.jsonl"))
 
 
 def test_a_folder_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch) -> None:
@@ -183,15 +183,15 @@ def test_a_folder_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch) ->
         raise PermissionError(13, "Permission denied", folder)
 
     monkeypatch.setattr("snella.data.layouts.caption_folders.images_below", denied)
-    assert refused(str(tmp_path)) == f"{tmp_path} cannot be read: Permission denied; check it"
+    assert refused(str(tmp_path)) == f"{tmp_path} cannot be read: permission denied; check it"
 
 
 def test_test_data_takes_the_test_split_or_the_whole(tmp_path: Path, picture, class_folders) -> None:
-    options = dict(classes=(), prompt=None, seed=0)
-    data = read_captioned_test_data(captioned(tmp_path / "whole", picture, 4), **options)
+    data = read_captioned_test_data(captioned(tmp_path / "whole", picture, 4), classes=(), prompt=None, seed=0)
     assert sizes(data) == {"test": 4}
     assert data.splits["test"].captions == tuple(f"number {i}" for i in range(4))
-    data = read_captioned_test_data(class_folders(tmp_path / "splits", train=3, val=2), **options)
+    root = class_folders(tmp_path / "splits", train=3, val=2)
+    data = read_captioned_test_data(root, classes=(), prompt=None, seed=0)
     assert (sizes(data), data.notes) == ({"test": 2}, ("no test split: val is used",))
 
 
@@ -222,6 +222,7 @@ def test_test_data_of_another_kind_than_the_models(tmp_path: Path, picture) -> N
 def test_images_for_workers_and_wrong_counts() -> None:
     images = CaptionedImages(("a.png",), ("a cat",), (1,))
     assert pickle.loads(pickle.dumps(images)) == images
-    for options in ({"captions": ("x", "y")}, {"labels": (1, 2)}):
-        with pytest.raises(ValueError, match="1 paths but 2"):
-            CaptionedImages(("a.png",), **options)
+    with pytest.raises(ValueError, match="1 paths but 2 captions"):
+        CaptionedImages(("a.png",), captions=("x", "y"))
+    with pytest.raises(ValueError, match="1 paths but 2 labels"):
+        CaptionedImages(("a.png",), labels=(1, 2))

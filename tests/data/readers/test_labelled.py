@@ -154,7 +154,7 @@ def test_a_folder_that_cannot_be_opened_is_named(tmp_path: Path, class_folders, 
         raise PermissionError(13, "Permission denied", path)
 
     monkeypatch.setattr(os, "scandir", denied)
-    assert f"{root} cannot be read: Permission denied" in refusal(root)
+    assert f"{root} cannot be read: permission denied" in refusal(root)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,11 @@ def test_it_says_when_only_some_sizes_were_read(tmp_path: Path, class_folders, m
     monkeypatch.setattr("snella.data.summaries.labelled.SIZES_OF", 5)
     data = read_data(class_folders(tmp_path, a=10, b=10), seed=0)
     assert "(of 5 images looked at)" in text(describe(data))
+
+
+def test_the_caveat_comes_after_the_notes(tmp_path: Path, class_folders) -> None:
+    data = replace(read_data(class_folders(tmp_path, a=10, b=10), seed=0), caveat="not for publication")
+    assert text(describe(data)).rstrip().splitlines()[-2:] == [data.notes[-1], "not for publication"]
 
 
 def test_errors_come_through(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from snella.data.transforms.masked import masked_eval_transform, masked_train_tr
 from snella.errors import UserError
 
 COLORS = np.array([[0, 0, 0], [250, 0, 0], [0, 240, 0], [30, 60, 230], [255, 255, 255]], dtype=np.uint8)
-UNIT = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+ZEROS, ONES = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 SIZES = [(40, 40), (61, 35), (23, 50), (9, 14)]
 
 
@@ -37,7 +37,7 @@ def classes_by_color(image: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("resize", ["squash", "crop", "none"])
 @pytest.mark.parametrize("name", ["none", "flip", "crop"])
 def test_image_and_mask_stay_together(size: tuple[int, int], resize: str, name: str) -> None:
-    p = Preprocessing(32, interpolation="nearest", resize=resize, **UNIT)
+    p = Preprocessing(32, interpolation="nearest", resize=resize, mean=ZEROS, std=ONES)
     transform = pickle.loads(pickle.dumps(masked_train_transform(p, Augmentation(name, vertical_flip=0.5))))
     for seed in range(6):
         out = transform(example(*size, seed=seed))
@@ -60,7 +60,7 @@ def test_with_the_models_interpolation_the_mask_lies_where_the_image_does(resize
         "image": Image.fromarray(disc.astype(np.uint8) * 255).convert("RGB"),
         "mask": Mask(torch.tensor(disc).short()),
     }
-    out = masked_train_transform(Preprocessing(64, resize=resize, **UNIT), Augmentation("none"))(source)
+    out = masked_train_transform(Preprocessing(64, resize=resize, mean=ZEROS, std=ONES), Augmentation("none"))(source)
     rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     for axis in (rows, columns):
         centres = [(axis * weight).sum() / weight.sum() for weight in (out["image"][0], out["mask"].float())]
@@ -81,7 +81,7 @@ def test_crop_keeps_proportions_and_none_keeps_pixels(size: tuple[int, int]) -> 
         assert out["image"].shape == (3, *expected)
         assert torch.equal(out["mask"], torch.as_tensor(source["mask"]).long())
         assert list(masked_eval_transform(Preprocessing(20, resize=resize))({"image": source["image"]})) == ["image"]
-    image = masked_eval_transform(Preprocessing(20, resize="none", **UNIT))(source)["image"]
+    image = masked_eval_transform(Preprocessing(20, resize="none", mean=ZEROS, std=ONES))(source)["image"]
     assert torch.equal((image * 255).round().byte().permute(1, 2, 0), torch.from_numpy(np.array(source["image"])))
 
 

@@ -17,7 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from snella.data.bundled.packages import package_file
-from snella.data.masks.files import RGB, MaskCode, classes_of
+from snella.data.listing import MaskListing
+from snella.data.masks.class_names import ClassNames
+from snella.data.masks.files import RGB, MaskCode, to_classes
 from snella.errors import UserError
 
 NAME = "brain"
@@ -46,18 +48,21 @@ class Slices:
     folder: str
 
     def read(self, name: str) -> Image.Image:
-        """The T1 image, RGB of three equal channels, 197 x 233 pixels; one scale for all slices."""
+        """Return the T1 image, RGB of three equal channels, 197 x 233 pixels; one scale for all slices."""
         t1, _ = _volumes(self.folder)
         return Image.fromarray(_upright(t1, name)).convert("RGB")
 
     def read_mask(self, name: str, code: MaskCode) -> Tensor:
-        """Class indices, (233, 197) int16. Raises UnreadableImage where the code lacks one of the three."""
+        """Return class indices, (233, 197) int16. Raises UnreadableImage where the code lacks one of the three."""
         _, classes = _volumes(self.folder)
-        return classes_of(_upright(classes, name).astype(np.uint16), code, name)
+        return to_classes(_upright(classes, name).astype(np.uint16), code, name)
 
 
-def brain() -> tuple[Slices, dict[str, list[str]]]:
-    """The slices and the names in each split, without those that hold hardly any brain.
+def brain(name: str = NAME, *, seed: int) -> MaskListing:
+    """List the slices in their blocks, without those that hold hardly any brain.
+
+    Args:
+        seed: draws nothing here; every bundled set is listed alike.
 
     Raises:
         UserError: a package is missing or incomplete.
@@ -65,24 +70,26 @@ def brain() -> tuple[Slices, dict[str, list[str]]]:
     slices = Slices(_folder())
     _, classes = _volumes(slices.folder)
     tissue = (classes > 0).mean(axis=(0, 1))
-    return slices, {
-        split: [f"z-{z:03d}" for z in range(first, last + 1) if tissue[z] > TISSUE]
+    splits = {
+        split: [(f"z-{z:03d}", f"z-{z:03d}") for z in range(first, last + 1) if tissue[z] > TISSUE]
         for split, (first, last) in BLOCKS.items()
     }
+    names = ClassNames(name, CLASSES, (0, 1, 2), PALETTE)
+    return MaskListing(name, "", splits, names, NOTES, slices.read, slices.read_mask)
 
 
 def _upright(volume: np.ndarray, name: str) -> np.ndarray:
-    """One slice of a volume whose axes run right, front, up, as rows from the front and columns from the left."""
+    """Return a slice of a volume whose axes run right, front, up, as rows from the front and columns from the left."""
     return np.ascontiguousarray(volume[:, ::-1, int(name[2:])].T)
 
 
 @lru_cache(maxsize=1)
 def _volumes(folder: str) -> tuple[np.ndarray, np.ndarray]:
-    """T1 as 8 bits and the classes 0 to 2, each (197, 233, 189) uint8."""
+    """Read T1 as 8 bits and the classes 0 to 2, each (197, 233, 189) uint8."""
     import nibabel  # an extra, and slow to import
 
     t1, grey, white = (
-        np.asarray(nibabel.as_closest_canonical(nibabel.load(os.path.join(folder, _file(kind)))).dataobj)  # pyright: ignore
+        np.asarray(nibabel.as_closest_canonical(nibabel.load(os.path.join(folder, _file(kind)))).dataobj)  # pyright: ignore[reportAttributeAccessIssue] (FileBasedImage has none)
         for kind in ("t1", "gm", "wm")
     )
     grey, white = (values.astype(np.float32) / values.max() for values in (grey, white))  # the files hold 0 to 255

@@ -40,14 +40,14 @@ class Digits:
     file: str
 
     def read(self, name: str) -> Image.Image:
-        """The digit, RGB of three equal channels, 64 x 64 pixels."""
+        """Return the digit, RGB of three equal channels, 64 x 64 pixels."""
         row = _table(self.file)[int(name.removeprefix("digit-")), :-1].reshape(SMALL, SMALL)
         grey = (row.astype(np.float32) * (255 / LEVELS)).round().astype(np.uint8)
         return Image.fromarray(grey).resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB")
 
 
 def digits(name: str = NAME, *, seed: int) -> Listing:
-    """The ten classes, stratified: 200 train, 100 val, the rest test.
+    """List the ten classes, stratified: 200 train, 100 val, the rest test.
 
     Raises:
         UserError: the package is missing or its file is another one.
@@ -66,7 +66,7 @@ def digits(name: str = NAME, *, seed: int) -> Listing:
 
 @lru_cache(maxsize=1)
 def _table(file: str) -> np.ndarray:
-    """Rows of 64 values 0 to 16 and the digit, (1797, 65) uint8."""
+    """Read rows of 64 values 0 to 16 and the digit, (1797, 65) uint8."""
     try:
         with gzip.open(file, "rt", encoding="ascii") as lines:
             table = np.loadtxt(lines, delimiter=",")

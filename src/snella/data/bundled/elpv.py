@@ -34,14 +34,11 @@ BASELINE = (
     "published baseline for defective or not: 88.4 % accuracy (Deitsch et al. 2019, a fine-tuned VGG-19, "
     f"trained on 1,968 images in a split of its own; here {TRAIN})"
 )
-REMARKS = {
-    "elpv": (BASELINE,),
-    "elpv-type": ("easy: a linear probe of a pre-trained ViT finds 99 % of the cell types from 20 images",),
-}
+EASY_TYPE = "easy: a linear probe of a pre-trained ViT finds 99 % of the cell types from 20 images"
 
 
 def elpv(name: str, *, seed: int) -> Listing:
-    """Read `elpv` (defective: probability above 1/2), `elpv-levels` (the four probabilities), `elpv-type`, or the cells
+    """List `elpv` (defective: probability above 1/2), `elpv-levels` (the four probabilities), `elpv-type`, or the cells
     of one type as `elpv` labels them (`elpv-mono`, `elpv-poly`).
 
     800 train, 200 val, the rest test, stratified by probability and cell type; one split for the first two names.
@@ -68,8 +65,8 @@ def elpv(name: str, *, seed: int) -> Listing:
     splits = {part: [(names[i], labels[i]) for i in indices] for part, indices in parts.items()}
     sizes = f"{counts['train']} train, {counts['val']} val, the rest test"
     made = f"{sizes}, stratified by defect probability and cell type, seed {seed}"
-    notes = (*NOTES, made, *REMARKS.get(name, ()))
-    return Listing("elpv", folder, CLASSES[name], splits, notes=notes)
+    notes = (*NOTES, made, EASY_TYPE) if name == "elpv-type" else (*NOTES, made)
+    return Listing("elpv", folder, CLASSES[name], splits, notes=notes, caveat=BASELINE if name == "elpv" else "")
 
 
 def _package_folder(name: str) -> str:

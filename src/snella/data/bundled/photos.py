@@ -14,6 +14,7 @@ from PIL import Image
 
 from snella.data.bundled.packages import package_file
 from snella.data.images import open_image
+from snella.data.listing import Listing
 from snella.errors import UserError
 
 SIZE = 32  # pixels, of a crop
@@ -72,7 +73,7 @@ class Crops:
         )
 
     def names(self, split: str) -> list[tuple[str, int]]:
-        """Crops of a split with their labels, the same on every machine."""
+        """Return the crops of a split with their labels, the same on every machine."""
         low, high = STRIPS[split]
         found = []
         for label, photo in enumerate(SETS[self.name]):
@@ -88,14 +89,14 @@ class Crops:
         return found
 
     def read(self, name: str) -> Image.Image:
-        """The crop, RGB."""
+        """Return the crop, RGB."""
         kind, top, left = name.rsplit("-", 2)
         y, x = int(top), int(left)
         return Image.fromarray(_photo(self.name, kind)[y : y + SIZE, x : x + SIZE])
 
 
 def crops(name: str) -> Crops:
-    """A bundled set by its name.
+    """Return the crops of a bundled set.
 
     Raises:
         UserError: a package or a file of it is missing.
@@ -103,6 +104,20 @@ def crops(name: str) -> Crops:
     for photo in SETS[name]:
         _file(name, photo)
     return Crops(name)
+
+
+def photos(name: str, *, seed: int) -> tuple[Listing, dict[str, str]]:
+    """List a bundled set by its name; it has classes and no captions.
+
+    Args:
+        seed: draws nothing here; every bundled set is listed alike.
+
+    Raises:
+        UserError: a package or a file of it is missing.
+    """
+    images = crops(name)
+    splits = {split: images.names(split) for split in STRIPS}
+    return Listing(name, "", images.classes, splits, images.read, images.notes), {}
 
 
 @cache

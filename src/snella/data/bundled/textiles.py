@@ -26,7 +26,7 @@ NOTES = (
 
 
 def textiles(name: str = NAME, *, seed: int) -> Listing:
-    """The three classes, stratified: 200 train, 200 val, the rest test.
+    """List the three classes, stratified: 200 train, 200 val, the rest test.
 
     Raises:
         UserError: the package is missing or incomplete.

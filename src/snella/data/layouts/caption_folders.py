@@ -11,10 +11,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
-from snella.data.images import SUFFIXES, hidden, images_below, is_image
+from snella.data.images import SUFFIXES, images_below, is_hidden, is_image
 from snella.data.layouts.class_folders import SPLIT_NAMES, image_folder
-from snella.data.layouts.manifests import columns_of, one_of, read_table, split_value, text_value
+from snella.data.layouts.manifests import column_names, find_column, read_table, split_value, text_value
 from snella.data.layouts.masked_folders import is_masked_folder
+from snella.data.layouts.voc_ade import is_ade, is_voc
 from snella.data.listing import Listing
 from snella.data.paths import read_text
 from snella.errors import UserError
@@ -23,15 +24,11 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 FILE_COLUMNS = ("file_name",)
 TEXT_COLUMNS = ("text", "caption", "prompt")
 
-EXPECTED = (
-    "a folder of images, with captions (metadata.jsonl, or NAME.txt beside NAME.png), in class folders, or with neither"
-)
-
 Captions = dict[str, str]  # by the image's name in the listing
 
 
 def is_captioned(data: str) -> bool:
-    """Whether a path is a folder of images with captions, in it or in its split folders. No image is opened."""
+    """Tell whether a path is a folder of images with captions, in it or in its split folders. No image is opened."""
     root = os.path.expanduser(data)
     try:
         folders = [root, *(os.path.join(root, name) for name in _split_folders(root))]
@@ -41,7 +38,7 @@ def is_captioned(data: str) -> bool:
 
 
 def caption_folder(root: str) -> tuple[Listing, Captions]:
-    """Read a folder of images. Without captions of their own the second is empty; without classes all labels are 0.
+    """List a folder of images. Without captions of their own the second is empty; without classes all labels are 0.
 
     Raises:
         UserError: no image, some images without a caption, captions without their image, two captions for one image.
@@ -64,19 +61,19 @@ def caption_folder(root: str) -> tuple[Listing, Captions]:
         raise UserError(f"{root} holds no image ({', '.join(SUFFIXES)}); add images")
     if captions:
         _check_all_captioned(root, images, captions)
-    elif not all(_is_plain(name) for name in images):
+    elif not all(_has_no_class_folder(name) for name in images):
         return _class_folders(root, images), {}
     return _by_split(layout, root, splits, notes), captions
 
 
-def _is_plain(name: str) -> bool:
-    """IMAGE, or train/IMAGE."""
+def _has_no_class_folder(name: str) -> bool:
+    """Tell whether a name is IMAGE or train/IMAGE."""
     folder = os.path.dirname(name)
     return not folder or folder.lower() in SPLIT_NAMES
 
 
 def _class_folders(root: str, images: list[str]) -> Listing:
-    if is_masked_folder(root):
+    if is_voc(root) or is_ade(root) or is_masked_folder(root):
         raise UserError(f"{root} holds images with masks; give its folder of images")
     direct = [name for name in images if "/" not in name]
     if direct:
@@ -89,7 +86,7 @@ def _class_folders(root: str, images: list[str]) -> Listing:
 
 
 def _from_tables(root: str, tables: list[str], images: set[str]) -> tuple[Captions, dict[str, str | None]]:
-    """Captions, and the splits that a column `split` names."""
+    """Return captions, and the splits that a column `split` names."""
     captions: Captions = {}
     splits: dict[str, str | None] = {}
     place_of: dict[str, str] = {}
@@ -97,9 +94,9 @@ def _from_tables(root: str, tables: list[str], images: set[str]) -> tuple[Captio
     for table in tables:
         path = os.path.join(root, table)
         rows = read_table(path)
-        columns = columns_of(rows)
-        file_column = one_of(FILE_COLUMNS, columns, path, "image paths")
-        text_column = one_of(TEXT_COLUMNS, columns, path, "captions")
+        columns = column_names(rows)
+        file_column = find_column(FILE_COLUMNS, columns, path, "image paths")
+        text_column = find_column(TEXT_COLUMNS, columns, path, "captions")
         for line, row in rows:
             place = f"{path} line {line}"
             name = _below(root, os.path.dirname(table), text_value(row, file_column, path, line), place)
@@ -122,7 +119,7 @@ def _from_tables(root: str, tables: list[str], images: set[str]) -> tuple[Captio
 
 
 def _below(root: str, folder: str, name: str, place: str) -> str:
-    """`name`, relative to `folder` of `root`, relative to `root`."""
+    """Return `name`, which is relative to `folder` of `root`, relative to `root`."""
     normal = os.path.normpath(os.path.join(folder, name)).replace(os.sep, "/")
     if os.path.isabs(name) or normal.split("/")[0] == "..":
         raise UserError(f"{place}: {name} is not below {root}; write paths relative to the file's folder")
@@ -138,11 +135,11 @@ def _from_texts(root: str, images: list[str]) -> tuple[Captions, tuple[str, ...]
     lone = [name for folder in folders for name in _names(root, folder) if name.endswith(".txt") and name not in used]
     if not lone:
         return captions, ()
-    return captions, (f"text files that are no image's caption, left out: {lone[0]}{_more(len(lone) - 1)}",)
+    return captions, (f"text files that are not an image's caption, left out: {lone[0]}{_more(len(lone) - 1)}",)
 
 
 def _texts_beside(root: str, images: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Images that have a text file of their name beside them, and that file."""
+    """Yield images that have a text file of their name beside them, and that file."""
     files: dict[str, set[str]] = {}
     for image in images:
         folder = os.path.dirname(image)
@@ -161,7 +158,7 @@ def _read_caption(path: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The lines, stripped, joined by a space."""
+    """Join the lines, stripped, by a space."""
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
@@ -175,7 +172,7 @@ def _check_all_captioned(root: str, images: list[str], captions: Captions) -> No
 
 
 def _by_split(layout: str, root: str, splits: Mapping[str, str | None], notes: tuple[str, ...]) -> Listing:
-    """The listing, split as `splits` (by image) and otherwise the folders say."""
+    """Return the listing, split as `splits` (by image) and otherwise the folders say."""
     folders: dict[str, str] = {}
     found: dict[str, list[tuple[str, int]]] = {}
     for name, split in splits.items():
@@ -197,7 +194,7 @@ def _has_metadata(folder: str) -> bool:
         path = os.path.join(folder, name)
         if os.path.isfile(path):
             try:
-                columns = columns_of(read_table(path, first=True))
+                columns = column_names(read_table(path, first=True))
             except UserError:
                 continue
             if set(FILE_COLUMNS) & set(columns) and set(TEXT_COLUMNS) & set(columns):
@@ -216,9 +213,9 @@ def _split_folders(root: str) -> list[str]:
 
 
 def _names(root: str, folder: str) -> list[str]:
-    """Visible entries of a folder, relative to the root."""
+    """Return the visible entries of a folder, relative to the root."""
     prefix = f"{folder}/" if folder else ""
-    return [f"{prefix}{name}" for name in sorted(os.listdir(os.path.join(root, folder))) if not hidden(name)]
+    return [f"{prefix}{name}" for name in sorted(os.listdir(os.path.join(root, folder))) if not is_hidden(name)]
 
 
 def _more(count: int) -> str:

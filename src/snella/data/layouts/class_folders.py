@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from snella.data.images import SUFFIXES, hidden, images_below, is_image
-from snella.data.listing import Entry, Listing, labelled, natural_order
+from snella.data.images import SUFFIXES, images_below, is_hidden, is_image
+from snella.data.listing import Entry, Listing, label_entries, natural_order
 from snella.errors import UserError
 
 SPLIT_NAMES = {
@@ -31,7 +31,7 @@ class _Folder:
 
 
 def image_folder(root: str) -> Listing:
-    """Read a folder of class folders, with or without split folders above them.
+    """List a folder of class folders, with or without split folders above them.
 
     Raises:
         UserError: no image, no class folders, a class folder without an image, two folders for one split.
@@ -48,20 +48,6 @@ def image_folder(root: str) -> Listing:
         )
     classes, entries, notes = _class_folders(root, content)
     return Listing("image folder", root, classes, {"all": entries}, notes=notes)
-
-
-def no_folder(path: str, holder: str, otherwise: str) -> UserError:
-    """What to say of a file given for a folder.
-
-    Args:
-        holder: what to give in place of a single image.
-        otherwise: the rest of the line for a file that is neither image nor archive.
-    """
-    if is_image(os.path.basename(path)):
-        return UserError(f"{path} is a single image; give {holder}")
-    if path.lower().endswith((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")):
-        return UserError(f"{path} is an archive; unpack it and give the folder")
-    return UserError(f"{path} {otherwise}")
 
 
 def _split_folders(root: str, content: _Folder, folders: list[str]) -> Listing:
@@ -111,7 +97,7 @@ def _class_folders(
             f"{os.path.join(root, empty[0])} holds no image, so its class has none"
             f"{_more(len(empty) - 1)}; add images or remove the folder"
         )
-    classes, entries = labelled(names, labels)
+    classes, entries = label_entries(names, labels)
     notes = ()
     if content.images:
         notes = (f"{len(content.images)} images directly in {root}, outside every class folder, left out",)
@@ -136,7 +122,7 @@ def _content(folder: str) -> _Folder:
     folders, images, others = [], [], []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if hidden(entry.name):
+            if is_hidden(entry.name):
                 continue
             if entry.is_dir():
                 folders.append(entry.name)

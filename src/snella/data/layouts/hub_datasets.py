@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import BinaryIO, Protocol
 
 from PIL import Image
 
@@ -13,11 +14,19 @@ from snella.data.listing import Listing
 from snella.errors import UserError, short_reason
 
 
+class Reader(Protocol):
+    """timm's reader of one split: (open file, label) by index, and the hub's own data set."""
+
+    dataset: Mapping[str, Iterable[int | str]]
+
+    def __getitem__(self, index: int, /) -> tuple[BinaryIO, object]: ...
+
+
 @dataclass(frozen=True)
 class _Images:
     """Opens "SPLIT#INDEX" from timm's readers of the splits."""
 
-    readers: dict[str, Any]
+    readers: Mapping[str, Reader]
 
     def __call__(self, path: str) -> Image.Image:
         split, _, index = path.rpartition("#")
@@ -30,7 +39,7 @@ class _Images:
 
 
 def read(name: str) -> Listing:
-    """Read every labelled split; image and label columns are found by their types.
+    """List every labelled split; image and label columns are found by their types.
 
     Raises:
         UserError: package missing, data set not found, no image or label column, no split to train on.
@@ -47,7 +56,7 @@ def read(name: str) -> Listing:
             features = datasets.load_dataset(name, split=found[0]).features
         image_key, label_key, notes = _columns(data, features)
         splits, left_out = known_splits(found)
-        readers = {
+        readers: dict[str, Reader] = {
             ours: create(data, None, theirs, input_key=image_key, target_key=label_key).reader
             for ours, theirs in splits.items()
         }
@@ -67,7 +76,7 @@ def read(name: str) -> Listing:
     return Listing("hfds", "", classes, entries, read=_Images(readers), notes=tuple(notes))
 
 
-def _columns(data: str, features: dict[str, Any]) -> tuple[str, str, list[str]]:
+def _columns(data: str, features: Mapping[str, object]) -> tuple[str, str, list[str]]:
     images = [key for key, feature in features.items() if type(feature).__name__ == "Image"]
     labels = [key for key, feature in features.items() if type(feature).__name__ == "ClassLabel"]
     if "label" in features:
@@ -75,7 +84,7 @@ def _columns(data: str, features: dict[str, Any]) -> tuple[str, str, list[str]]:
     if not images or not labels:
         raise UserError(
             f"{data} has no column of {'class labels' if images else 'images'} (found: {', '.join(features)}); "
-            "it is no image classification data set"
+            "it is not a data set of labelled images"
         )
     notes = []
     for what, keys in (("images", images), ("labels", labels)):

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from snella.data.layouts.class_folders import SPLIT_NAMES
-from snella.data.listing import Entry, Listing, labelled
+from snella.data.listing import Entry, Listing, label_entries
 from snella.errors import UserError
 
 PATH_COLUMNS = ("path", "image", "file_name")
@@ -23,17 +23,22 @@ SUFFIXES = (".csv", ".jsonl")
 Row = tuple[int, dict[str, object]]  # line number in the file, values by column
 
 
+def is_manifest(path: str) -> bool:
+    """Tell whether a path is a file with the ending of a manifest."""
+    return path.lower().endswith(SUFFIXES) and os.path.exists(path) and not os.path.isdir(path)
+
+
 def manifest(path: str) -> Listing:
-    """Read a manifest.
+    """List the images that a manifest names.
 
     Raises:
         UserError: not a manifest, missing or duplicate columns, an incomplete row, an image named twice, an unknown
             split, a negative label.
     """
     rows = read_table(path)
-    columns = columns_of(rows)
-    image_column = one_of(PATH_COLUMNS, columns, path, "image paths")
-    label_column = one_of(LABEL_COLUMNS, columns, path, "labels")
+    columns = column_names(rows)
+    image_column = find_column(PATH_COLUMNS, columns, path, "image paths")
+    label_column = find_column(LABEL_COLUMNS, columns, path, "labels")
     names: list[str] = []
     labels: list[str] = []
     line_of: dict[str, int] = {}
@@ -44,7 +49,7 @@ def manifest(path: str) -> Listing:
         line_of[name] = line
         names.append(name)
         labels.append(_label(row, label_column, path, line))
-    classes, entries = labelled(names, labels)
+    classes, entries = label_entries(names, labels)
     splits = {"all": entries}
     if "split" in columns:
         splits = _by_split(path, rows, entries)
@@ -52,7 +57,7 @@ def manifest(path: str) -> Listing:
 
 
 def read_table(path: str, *, first: bool = False) -> list[Row]:
-    """All rows of a CSV or JSONL file, or the first alone.
+    """Read all rows of a CSV or JSONL file, or the first alone.
 
     Raises:
         UserError: not UTF-8, not CSV or JSONL, no row.
@@ -69,7 +74,7 @@ def read_table(path: str, *, first: bool = False) -> list[Row]:
     return found
 
 
-def columns_of(rows: list[Row]) -> list[str]:
+def column_names(rows: list[Row]) -> list[str]:
     return list(dict.fromkeys(name for _, row in rows for name in row))
 
 
@@ -105,7 +110,7 @@ def text_value(row: dict[str, object], column: str, path: str, line: int) -> str
     return value
 
 
-def one_of(accepted: Sequence[str], columns: Sequence[str], path: str, what: str) -> str:
+def find_column(accepted: Sequence[str], columns: Sequence[str], path: str, what: str) -> str:
     present = [name for name in accepted if name in columns]
     if len(present) > 1:
         raise UserError(f"{path} has {len(present)} columns for the {what}: {', '.join(present)}; keep one")

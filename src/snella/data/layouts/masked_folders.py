@@ -3,7 +3,6 @@
 root/images/NAME.jpg               root/masks/NAME.png
 root/{train,val,test}/images/...   root/{train,val,test}/masks/...
 root/images/{train,val,test}/...   root/masks/{train,val,test}/...
-ADEChallengeData2016, VOCdevkit/VOC2012
 """
 
 from __future__ import annotations
@@ -11,12 +10,11 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
-from snella.data.images import hidden, images_below, is_image
+from snella.data.images import images_below, is_hidden, is_image
 from snella.data.layouts.class_folders import SPLIT_NAMES
-from snella.data.masks.class_names import ADE_FILE, ClassNames, ade_names, names_file, voc_names
-from snella.data.paths import read_text
+from snella.data.listing import MaskListing, Pair
+from snella.data.masks.class_names import names_file
 from snella.errors import UserError
 
 IMAGES = ("images", "image", "imgs", "img", "jpegimages", "original")
@@ -25,27 +23,11 @@ MASK_SUFFIXES = ("_mask", "_seg", "_segmentation", "_label", "_gt")
 
 EXPECTED = "images/NAME and masks/NAME, with or without train, val and test folders"
 
-Pair = tuple[str, str]  # names of image and mask, relative to the listing's folder, with "/"
-
-
-@dataclass(frozen=True)
-class MaskListing:
-    """What a layout says it holds, before any file is opened: "all" alone, or some of "train", "val", "test"."""
-
-    layout: str
-    folder: str
-    splits: dict[str, list[Pair]]
-    names: ClassNames | None = None
-    notes: tuple[str, ...] = ()
-
-    def path(self, name: str) -> str:
-        return os.path.join(self.folder, name)
-
 
 def is_masked_folder(root: str) -> bool:
-    """Whether the folder looks like images with masks; no file is opened."""
+    """Tell whether a folder holds folders of images and of masks, itself or in its split folders. No file is opened."""
     try:
-        return bool(_voc_root(root) or _ade_root(root) or _has_both(root) or any(_split_folders(root)))
+        return _has_both(root) or any(_split_folders(root))
     except OSError:
         return False
 
@@ -54,15 +36,10 @@ def masked_folder(root: str) -> MaskListing:
     """Pair the images and masks below a folder.
 
     Raises:
-        UserError: no known layout, no pair, two masks for one image, two folders for one role.
+        UserError: no images or no masks, no pair, two masks for one image, two folders for one role.
     """
-    voc, ade = _voc_root(root), _ade_root(root)
-    if voc:
-        return _voc(voc)
-    if ade:
-        return _ade(ade)
     if _has_both(root):
-        images, masks = _one(root, IMAGES, "images"), _one(root, MASKS, "masks")
+        images, masks = _only_folder(root, IMAGES, "images"), _only_folder(root, MASKS, "masks")
         image_splits = {_split(name): name for name in _unique_splits(os.path.join(root, images))}
         mask_splits = {_split(name): name for name in _unique_splits(os.path.join(root, masks))}
         if image_splits and mask_splits:
@@ -72,8 +49,8 @@ def masked_folder(root: str) -> MaskListing:
                 if split in mask_splits
             }
             lone = [f"{images}/{name}" for split, name in image_splits.items() if split not in mask_splits]
-            return _paired("images and masks with splits", root, parts, lone)
-        return _paired("images and masks", root, {"all": (images, masks)}, [])
+            return pair_folders("images and masks with splits", root, parts, lone)
+        return pair_folders("images and masks", root, {"all": (images, masks)}, [])
     folders = list(_split_folders(root))
     if not folders:
         raise UserError(_unknown(root))
@@ -81,11 +58,13 @@ def masked_folder(root: str) -> MaskListing:
     parts = {}
     for name in folders:
         folder = os.path.join(root, name)
-        parts[_split(name)] = (f"{name}/{_one(folder, IMAGES, 'images')}", f"{name}/{_one(folder, MASKS, 'masks')}")
-    return _paired("images and masks in split folders", root, parts, [name for name in whole if name not in folders])
+        images, masks = _only_folder(folder, IMAGES, "images"), _only_folder(folder, MASKS, "masks")
+        parts[_split(name)] = (f"{name}/{images}", f"{name}/{masks}")
+    lone = [name for name in whole if name not in folders]
+    return pair_folders("images and masks in split folders", root, parts, lone)
 
 
-def _paired(layout: str, root: str, parts: dict[str, Pair], lone: Sequence[str]) -> MaskListing:
+def pair_folders(layout: str, root: str, parts: dict[str, Pair], lone: Sequence[str]) -> MaskListing:
     """Match the images and masks of each split's two folders; `lone` are split folders without masks."""
     if not parts:
         raise UserError(f"{root}: no split has both images and masks; expected {EXPECTED}")
@@ -96,8 +75,8 @@ def _paired(layout: str, root: str, parts: dict[str, Pair], lone: Sequence[str])
         masks = images_below(os.path.join(root, mask_folder))
         pairs = _match(images, masks, f"{root}/{image_folder}", f"{root}/{mask_folder}")
         splits[split] = [(f"{image_folder}/{image}", f"{mask_folder}/{mask}") for image, mask in pairs]
-        notes += _left_out(images, {image for image, _ in pairs}, image_folder, "images without a mask")
-        notes += _left_out(masks, {mask for _, mask in pairs}, mask_folder, "masks without an image")
+        notes += note_left_out(images, {image for image, _ in pairs}, image_folder, "images without a mask")
+        notes += note_left_out(masks, {mask for _, mask in pairs}, mask_folder, "masks without an image")
     parents = [os.path.join(root, os.path.dirname(images)) for images, _ in parts.values()]
     return MaskListing(layout, root, splits, names_file([root, *parents]), tuple(notes))
 
@@ -135,81 +114,22 @@ def _first(names: list[str]) -> str:
     return names[0] if names else "nothing"
 
 
-def _left_out(names: Sequence[str], used: set[str], folder: str, what: str) -> list[str]:
+def note_left_out(names: Sequence[str], used: set[str], folder: str, what: str) -> list[str]:
     lone = [name for name in names if name not in used]
     if not lone:
         return []
     return [f"{folder}: {len(lone)} {what} left out: {', '.join(lone[:3])}{', ...' if len(lone) > 3 else ''}"]
 
 
-def _ade(root: str) -> MaskListing:
-    names = ade_names(os.path.join(root, ADE_FILE))
-    parts = {
-        split: (f"images/{name}", f"annotations/{name}")
-        for split, name in (("train", "training"), ("test", "validation"))
-        if all(os.path.isdir(os.path.join(root, side, name)) for side in ("images", "annotations"))
-    }
-    listing = _paired("ADE20K", root, parts, [])
-    note = "the published validation set is test here (published figures are on it)"
-    return MaskListing("ADE20K", root, listing.splits, names, (*listing.notes, note))
-
-
-def _voc(root: str) -> MaskListing:
-    lists = {name: _list(root, name) for name in ("train", "val", "trainval")}
-    test = lists["val"]
-    if test is None or (lists["train"] is None and lists["trainval"] is None):
-        raise UserError(f"{root}/ImageSets/Segmentation lacks val.txt or train.txt; take them from the data set")
-    train = lists["train"]
-    if train is None:
-        train = [name for name in lists["trainval"] or [] if name not in set(test)]
-    splits: dict[str, list[Pair]] = {}
-    notes = ["the published val set is test here (published figures are on it)"]
-    for split, names in (("train", train), ("test", test)):
-        pairs = {name: (f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png") for name in names}
-        there = {name for name, pair in pairs.items() if all(os.path.isfile(os.path.join(root, file)) for file in pair)}
-        if not there:
-            raise UserError(f"{root}: no image of {split} has both its files, such as {' and '.join(pairs[names[0]])}")
-        splits[split] = [pair for name, pair in pairs.items() if name in there]
-        notes += _left_out(list(pairs), there, f"{split} list", "names without image or mask")
-    return MaskListing("Pascal VOC", root, splits, voc_names(), tuple(notes))
-
-
-def _list(root: str, name: str) -> list[str] | None:
-    path = os.path.join(root, "ImageSets", "Segmentation", f"{name}.txt")
-    if not os.path.isfile(path):
-        return None
-    names = list(dict.fromkeys(read_text(path).split()))
-    if not names:
-        raise UserError(f"{path} is empty; it must hold one image name a line")
-    return names
-
-
-def _ade_root(root: str) -> str | None:
-    return _at(root, ("", "ADEChallengeData2016"), ("images", "annotations", ADE_FILE))
-
-
-def _voc_root(root: str) -> str | None:
-    needed = ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
-    return _at(root, ("", "VOC2012", "VOCdevkit/VOC2012"), needed)
-
-
-def _at(root: str, places: Sequence[str], needed: Sequence[str]) -> str | None:
-    for place in places:
-        folder = os.path.join(root, place) if place else root
-        if all(os.path.exists(os.path.join(folder, name)) for name in needed):
-            return folder
-    return None
-
-
 def _folders(root: str, accept: Callable[[str], bool]) -> list[str]:
     with os.scandir(root) as entries:
         return sorted(
-            entry.name for entry in entries if not hidden(entry.name) and accept(entry.name) and entry.is_dir()
+            entry.name for entry in entries if not is_hidden(entry.name) and accept(entry.name) and entry.is_dir()
         )
 
 
 def _roles(root: str, role: Sequence[str]) -> list[str]:
-    """Sub-folders named after the role that hold an image; one of annotations as text is none."""
+    """Return the sub-folders named after the role that hold an image; one of annotations as text does not."""
     named = _folders(root, lambda name: name.lower().replace("_", " ").replace("-", " ") in role)
     return [name for name in named if _any_image(os.path.join(root, name))]
 
@@ -222,7 +142,7 @@ def _has_both(root: str) -> bool:
     return bool(_roles(root, IMAGES) and _roles(root, MASKS))
 
 
-def _one(root: str, role: Sequence[str], what: str) -> str:
+def _only_folder(root: str, role: Sequence[str], what: str) -> str:
     found = _roles(root, role)
     if len(found) > 1:
         raise UserError(f"{root} has two folders of {what}, {found[0]} and {found[1]}; keep one")
@@ -234,13 +154,13 @@ def _split(name: str) -> str:
 
 
 def _split_folders(root: str) -> Iterator[str]:
-    """Split folders that hold images and masks."""
+    """Yield the split folders that hold images and masks."""
     names = _folders(root, lambda name: name.lower() in SPLIT_NAMES)
     return (name for name in names if _has_both(os.path.join(root, name)))
 
 
 def _unique_splits(root: str) -> list[str]:
-    """All split folders. Raises UserError where two stand for one split."""
+    """Return all split folders. Raises UserError where two stand for one split."""
     by_split: dict[str, str] = {}
     for name in _folders(root, lambda name: name.lower() in SPLIT_NAMES):
         if _split(name) in by_split:

@@ -1,9 +1,13 @@
-"""What timm's data sets have in common: how they are made, their splits and their labels."""
+"""Data sets that timm's readers open, by its names `hfds/...`, `torch/...`, `wds/...`: their making, splits, labels.
+
+timm's own data set class replaces an image that it cannot read by the next one. So only its readers are used, and
+images are opened as everywhere else. Entries are named "SPLIT#INDEX".
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from snella.data.layouts.class_folders import SPLIT_NAMES
 from snella.data.listing import Entry, natural_order
@@ -11,14 +15,14 @@ from snella.errors import UserError
 
 
 def create(name: str, root: str | None, split: str, **options: Any) -> Any:
-    """timm's data set of one split."""
+    """Make timm's data set of one split; which class that is depends on the name, and timm declares none."""
     from timm.data.dataset_factory import create_dataset
 
     return create_dataset(name, root=root, split=split, **options)
 
 
 def known_splits(found: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Our split names -> the data set's, and those left out: without a name of ours, or a second one for the same."""
+    """Map our split names to the data set's; also return those left out, unknown or second for one of ours."""
     splits: dict[str, str] = {}
     left_out = []
     for name in found:
@@ -33,9 +37,9 @@ def known_splits(found: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def indexed_entries(
-    data: str, labels: dict[str, list[Any]], names: Sequence[str] | None
+    data: str, labels: Mapping[str, Sequence[int | str]], names: Sequence[str] | None
 ) -> tuple[tuple[str, ...], dict[str, list[Entry]]]:
-    """Classes, and entries "SPLIT#INDEX", from each split's labels.
+    """Return classes, and entries "SPLIT#INDEX", from each split's labels.
 
     Labels index the class names; where there are none, the labels found are the names.
 
@@ -55,5 +59,6 @@ def indexed_entries(
         position = {name: label for label, name in enumerate(names)}
         labels = {split: [position[str(label)] for label in values] for split, values in labels.items()}
     return tuple(names), {
-        split: [(f"{split}#{index}", label) for index, label in enumerate(values)] for split, values in labels.items()
+        split: [(f"{split}#{index}", cast(int, label)) for index, label in enumerate(values)]
+        for split, values in labels.items()
     }

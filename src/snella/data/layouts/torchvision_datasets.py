@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from PIL import Image
+from torch import Tensor
 
-from snella.data.images import rgb
+from snella.data.images import to_rgb
 from snella.data.layouts.timm_entries import create, indexed_entries, known_splits
 from snella.data.listing import Listing
-from snella.data.paths import existing
+from snella.data.paths import check_exists
 from snella.errors import UserError, short_reason
 
 DEFAULT_FOLDER = "data"
@@ -33,19 +34,28 @@ CLASSES = {  # timm's name -> torchvision's class and the splits that it has
 }
 
 
+class TorchvisionDataset(Protocol):
+    """What torchvision's data sets of labelled images have in common."""
+
+    classes: Sequence[str | Sequence[str]]
+    targets: Tensor | Sequence[int]
+
+    def __getitem__(self, index: int, /) -> tuple[Image.Image, int]: ...
+
+
 @dataclass(frozen=True)
 class _Images:
     """Opens "SPLIT#INDEX" from data sets that hold their images in memory."""
 
-    datasets: dict[str, Any]
+    datasets: Mapping[str, TorchvisionDataset]
 
     def __call__(self, path: str) -> Image.Image:
         split, _, index = path.rpartition("#")
-        return rgb(self.datasets[split][int(index)][0], path)
+        return to_rgb(self.datasets[split][int(index)][0], path)
 
 
 def read(name: str) -> Listing:
-    """Read the splits that a torchvision data set has.
+    """List the splits that a torchvision data set has.
 
     Raises:
         UserError: unknown name, or nothing in the folder (with the command that downloads it).
@@ -57,18 +67,23 @@ def read(name: str) -> Listing:
         raise UserError(f"torch/{name} is unknown; use one of {', '.join(f'torch/{known}' for known in CLASSES)}")
     splits = CLASSES[kind][1] or _folder_splits(folder)
     try:
-        datasets = {ours: create(f"torch/{kind}", folder, theirs) for ours, theirs in splits.items()}
+        datasets: dict[str, TorchvisionDataset] = {
+            ours: create(f"torch/{kind}", folder, theirs) for ours, theirs in splits.items()
+        }
     except (RuntimeError, OSError) as error:
         raise UserError(f"torch/{name} is not in {folder} ({short_reason(error)}); {_remedy(kind, folder)}") from None
     classes = tuple(_class_name(names) for names in next(iter(datasets.values())).classes)
     for dataset in datasets.values():
         if tuple(map(_class_name, dataset.classes)) != classes:
             raise UserError(f"torch/{name}: the splits in {folder} have different class folders; make them the same")
-    if all(hasattr(dataset, "imgs") for dataset in datasets.values()):  # image files: opened and named as such
+    files: dict[str, list[tuple[str, int]]] = {
+        ours: images for ours, dataset in datasets.items() if (images := getattr(dataset, "imgs", None)) is not None
+    }
+    if len(files) == len(datasets):  # opened and named as files
         base = os.path.abspath(folder)
         entries = {
-            ours: [(os.path.relpath(path, base).replace(os.sep, "/"), label) for path, label in dataset.imgs]
-            for ours, dataset in datasets.items()
+            ours: [(os.path.relpath(path, base).replace(os.sep, "/"), label) for path, label in images]
+            for ours, images in files.items()
         }
         return Listing("torch", base, classes, entries)
     labels = {ours: _labels(dataset) for ours, dataset in datasets.items()}
@@ -77,7 +92,7 @@ def read(name: str) -> Listing:
 
 
 def _folder_splits(folder: str) -> dict[str, str]:
-    existing(folder, remedy="write torch/image_folder:FOLDER")
+    check_exists(folder, remedy="write torch/image_folder:FOLDER")
     splits, _ = known_splits(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()))
     return splits if "train" in splits else {"all": "."}
 
@@ -89,8 +104,8 @@ def _remedy(kind: str, folder: str) -> str:
     return f'download it: python -c "import torchvision; {call}"'
 
 
-def _labels(dataset: Any) -> list[int]:
-    """One label an image; QMNIST has a row of attributes, the class first."""
+def _labels(dataset: TorchvisionDataset) -> list[int]:
+    """Return one label an image; QMNIST has a row of attributes, the class first."""
     targets = torch.as_tensor(dataset.targets)
     return targets.reshape(len(targets), -1)[:, 0].tolist()
 

@@ -39,7 +39,7 @@ def is_vtab(root: str) -> bool:
 
 
 def vtab(root: str) -> Listing:
-    """Read a VTAB-1k task: a line is "relative/path label".
+    """List a VTAB-1k task: a line is "relative/path label".
 
     Raises:
         UserError: no UTF-8 text, a malformed line, a label out of range.
@@ -82,7 +82,7 @@ def is_fgvc(root: str) -> bool:
 
 
 def fgvc(root: str) -> Listing:
-    """Read a data set with VPT's split files, {image: class}; classes are the ids found, in order.
+    """List a data set with VPT's split files, {image: class}; classes are the ids found, in order.
 
     Raises:
         UserError: a file that is not such a table, images that are nowhere to be found.
@@ -123,7 +123,7 @@ def _fgvc_table(path: str) -> dict[str, str]:
 
 
 def _fgvc_image_folder(root: str, table: dict[str, str]) -> str:
-    """The folder that the names are relative to: where the first of them that exists lies."""
+    """Return the folder that the names are relative to: where the first of them that exists lies."""
     for name in table:
         for folder in FGVC_IMAGE_FOLDERS:
             if os.path.isfile(os.path.join(root, folder, name)):

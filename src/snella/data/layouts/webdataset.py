@@ -12,11 +12,11 @@ from importlib.util import find_spec
 
 from PIL import Image, ImageOps
 
-from snella.data.images import UnreadableImage, decode, rgb
+from snella.data.images import UnreadableImage, decode, to_rgb
 from snella.data.layouts.class_folders import SPLIT_NAMES
 from snella.data.layouts.timm_entries import create, indexed_entries, known_splits
 from snella.data.listing import Listing
-from snella.data.paths import existing
+from snella.data.paths import check_exists
 from snella.errors import UserError
 
 _LOGGER = "timm.data.readers.reader_wds"
@@ -35,7 +35,7 @@ class _Images:
 
 
 def read(folder: str) -> Listing:
-    """Read all shards of a folder: by its info file, or *.tar with train, val or test in their names (or none).
+    """List all shards of a folder: by its info file, or *.tar with train, val or test in their names (or none).
 
     Raises:
         UserError: package or folder missing, no shard, no readable sample in a split.
@@ -43,7 +43,7 @@ def read(folder: str) -> Listing:
     if find_spec("webdataset") is None:
         raise UserError(f"wds/{folder} needs the package webdataset; install it with: pip install 'snella[wds]'")
     folder = os.path.expanduser(folder)
-    existing(folder, remedy="write wds/FOLDER, a folder of .tar shards")
+    check_exists(folder, remedy="write wds/FOLDER, a folder of .tar shards")
     encoded: dict[str, bytes] = {}
     labels: dict[str, list[int]] = {}
     skipped: list[UnreadableImage] = []
@@ -77,12 +77,12 @@ def read(folder: str) -> Listing:
 
 def _png(image: Image.Image, name: str) -> bytes:
     buffer = io.BytesIO()
-    rgb(ImageOps.exif_transpose(image), name).save(buffer, "PNG", compress_level=1)
+    to_rgb(ImageOps.exif_transpose(image), name).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def _splits(folder: str) -> dict[str, str]:
-    """Our split names -> what timm's reader takes: a split of the info file, or shards joined by "::"."""
+    """Map our split names to what timm's reader takes: a split of the info file, or shards joined by "::"."""
     from timm.data.readers.reader_wds import _load_info
 
     with _logged():
@@ -107,7 +107,7 @@ def _splits(folder: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _logged() -> Iterator[list[str]]:
-    """What timm's reader logs meanwhile, instead of its being printed."""
+    """Collect what timm's reader logs inside, instead of its being printed."""
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())

@@ -7,11 +7,13 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple, TypeVar
 
 from snella.data.masks.files import MAX_VALUE, RGB
 from snella.data.paths import read_text
 from snella.errors import UserError
+
+Item = TypeVar("Item")
 
 NAMES_FILE = "classes.json"
 ADE_FILE = "objectInfo150.txt"
@@ -67,7 +69,7 @@ def names_file(folders: Sequence[str]) -> ClassNames | None:
 
 
 def ade_names(path: str) -> ClassNames:
-    """ADE20K's objectInfo150.txt (tab-separated, Idx first and Name last): values 1 to 150, 0 is no class.
+    """Read ADE20K's objectInfo150.txt (tab-separated, Idx first and Name last): values 1 to 150; 0 stands for no class.
 
     Of a name's synonyms the first is taken, of a first that occurs twice all.
 
@@ -78,7 +80,7 @@ def ade_names(path: str) -> ClassNames:
     rows = []
     for number, cells in enumerate(lines[1:], start=2):
         if len(cells) < 2 or not cells[0].strip().isdecimal() or not 0 < int(cells[0]) <= MAX_VALUE:
-            raise UserError(f"{path}, line {number}: {' '.join(cells)!r} is no class; expected Idx, ..., Name")
+            raise UserError(f"{path}, line {number}: {' '.join(cells)!r} is not a class; expected Idx, ..., Name")
         rows.append((int(cells[0]), cells[-1].strip()))
     if len({value for value, _ in rows}) < max(2, len(rows)):
         raise UserError(f"{path} has no two classes, or one number twice; take the file of the data set")
@@ -88,13 +90,13 @@ def ade_names(path: str) -> ClassNames:
 
 
 def voc_names() -> ClassNames:
-    """Pascal VOC's 21 classes with its colours; 255, the seam around objects, is no class."""
+    """Return Pascal VOC's 21 classes with its colours; 255, the seam around objects, stands for no class."""
     colors = tuple(_voc_color(value) for value in range(len(VOC_CLASSES)))
     return ClassNames("Pascal VOC", VOC_CLASSES, tuple(range(len(VOC_CLASSES))), colors, ignore=(255,))
 
 
-def qualitative(names: Sequence[str]) -> tuple[RGB, ...]:
-    """A fixed colour for each class, told apart easily; "background" and an unnamed class 0 ("0") are black."""
+def distinct_colors(names: Sequence[str]) -> tuple[RGB, ...]:
+    """Return a fixed colour for each class, far apart; "background" and an unnamed class 0 ("0") are black."""
     colors = iter(_colors(len(names)))
     return tuple(
         (0, 0, 0) if name.lower() == "background" or (k == 0 and name == "0") else next(colors)
@@ -103,7 +105,7 @@ def qualitative(names: Sequence[str]) -> tuple[RGB, ...]:
 
 
 def _colors(count: int) -> list[RGB]:
-    """Kelly's colours, after them VOC's that are none of these."""
+    """Return Kelly's colours, after them those of VOC that are not among them."""
     colors: list[RGB] = [(c[0], c[1], c[2]) for c in map(bytes.fromhex, _KELLY.split())]
     value = 1
     while len(colors) < count:
@@ -115,7 +117,7 @@ def _colors(count: int) -> list[RGB]:
 
 
 def _voc_color(value: int) -> RGB:
-    """VOC's colour map: the value's bits, three by three, are the channels' bits from the highest down."""
+    """Return VOC's colour of a value, whose bits, three by three, are the channels' bits from the highest down."""
     channels = [0, 0, 0]
     for place in range(8):
         for channel in range(3):
@@ -123,58 +125,87 @@ def _voc_color(value: int) -> RGB:
     return channels[0], channels[1], channels[2]
 
 
-def _names(path: str, content: Any) -> ClassNames:
-    if isinstance(content, dict):
-        entries = [(f"{key!r}", {"name": name, "value": _number(key)}) for key, name in content.items()]
-    elif isinstance(content, list):
-        plain = all(isinstance(entry, str) for entry in content)
-        entries = [(f"entry {i}", {"name": entry, "value": i} if plain else entry) for i, entry in enumerate(content)]
-    else:
-        raise UserError(f"{path} holds no list and no object; it must hold a JSON list of class names")
-    for where, entry in entries:
-        _check_entry(path, where, entry)
+class _Entry(NamedTuple):
+    """One class of a names file, and where the file has it."""
+
+    where: str
+    name: str
+    value: int | None
+    color: RGB | None
+
+
+def _names(path: str, content: object) -> ClassNames:
+    entries = [_entry(path, where, entry) for where, entry in _listed_entries(path, content)]
     if len(entries) < 2:
         raise UserError(f"{path} names {len(entries)} classes; segmentation needs two or more")
-    rows = [entry for _, entry in entries]
-    for key in ("value", "color"):
-        lacking = next((where for where, entry in entries if key not in entry), None)
-        if lacking and any(key in row for row in rows):
-            raise UserError(f"{path}, {lacking} has no {key}, others have; give each one")
-    values = [row["value"] for row in rows] if "value" in rows[0] else list(range(len(rows)))
-    colors = [(c[0], c[1], c[2]) for c in (row["color"] for row in rows)] if "color" in rows[0] else None
-    for key, found in (("name", [row["name"] for row in rows]), ("value", values), ("color", colors or [])):
-        twice = next((i for i, item in enumerate(found) if item in found[:i]), None)
-        if twice is not None:
-            raise UserError(f"{path}, {entries[twice][0]}: {key} {found[twice]!r} occurs twice; keep one")
-    order = sorted(range(len(rows)), key=lambda i: values[i])
+    values = _given_for_all(path, "value", entries, [entry.value for entry in entries])
+    colors = _given_for_all(path, "color", entries, [entry.color for entry in entries])
+    if values is None:
+        values = list(range(len(entries)))
+    _check_once(path, "name", entries, [entry.name for entry in entries])
+    _check_once(path, "value", entries, values)
+    _check_once(path, "color", entries, colors or [])
+    order = sorted(range(len(entries)), key=values.__getitem__)
     return ClassNames(
         path,
-        tuple(rows[i]["name"].strip() for i in order),
+        tuple(entries[i].name.strip() for i in order),
         tuple(values[i] for i in order),
         None if colors is None else tuple(colors[i] for i in order),
     )
 
 
-def _number(key: str) -> Any:
+def _listed_entries(path: str, content: object) -> list[tuple[str, object]]:
+    """Return the entries of either form as objects, each with what refusals call it."""
+    if isinstance(content, dict):
+        return [(f"{key!r}", {"name": name, "value": _number(key)}) for key, name in content.items()]
+    if isinstance(content, list):
+        bare = all(isinstance(entry, str) for entry in content)
+        return [(f"entry {i}", {"name": entry, "value": i} if bare else entry) for i, entry in enumerate(content)]
+    raise UserError(f"{path} holds no list and no object; it must hold a JSON list of class names")
+
+
+def _number(key: str) -> int | str:
     return int(key) if key.isascii() and key.isdecimal() else key
 
 
-def _check_entry(path: str, where: str, entry: Any) -> None:
+def _entry(path: str, where: str, entry: object) -> _Entry:
     if not isinstance(entry, dict):
-        raise UserError(f"{path}, {where}: {entry!r} is no object with name and color or value; give each one so")
+        raise UserError(f"{path}, {where}: {entry!r} is not an object with name and color or value; give each one so")
     name = entry.get("name")
     if not isinstance(name, str) or not name.strip():
-        raise UserError(f"{path}, {where}: name {name!r} is no text; name the class")
+        raise UserError(f"{path}, {where}: name {name!r} is not text; name the class")
     unknown = sorted(set(entry) - {"name", "value", "color"})
     if unknown:
         raise UserError(f"{path}, {where} has {unknown[0]!r}; use name with color or value")
     if "value" not in entry and "color" not in entry:
         raise UserError(f"{path}, {where} ({name}) has no color and no value; give one")
-    value, color = entry.get("value", 0), entry.get("color", [0, 0, 0])
-    if not _whole(value, MAX_VALUE):
-        raise UserError(f"{path}, {where} ({name}): value {value!r} is none; use a whole number from 0 to {MAX_VALUE}")
-    if not isinstance(color, list) or len(color) != 3 or not all(_whole(part, 255) for part in color):
-        raise UserError(f"{path}, {where} ({name}): color {color!r} is none; use [r, g, b], each 0 to 255")
+    value, color = entry.get("value"), entry.get("color")
+    if "value" in entry and not _whole(value, MAX_VALUE):
+        raise UserError(
+            f"{path}, {where} ({name}): value {value!r} is out of range; use a whole number from 0 to {MAX_VALUE}"
+        )
+    if "color" in entry and not _is_color(color):
+        raise UserError(f"{path}, {where} ({name}): color {color!r} is not a colour; use [r, g, b], each 0 to 255")
+    return _Entry(where, name, value, None if color is None else (color[0], color[1], color[2]))
+
+
+def _given_for_all(path: str, key: str, entries: Sequence[_Entry], items: Sequence[Item | None]) -> list[Item] | None:
+    """Return the items, or None where no entry gives one. Raises UserError where some do."""
+    given = [item for item in items if item is not None]
+    if given and len(given) < len(items):
+        where = entries[items.index(None)].where
+        raise UserError(f"{path}, {where} has no {key}, others have; give each one")
+    return given or None
+
+
+def _check_once(path: str, key: str, entries: Sequence[_Entry], items: Sequence[object]) -> None:
+    twice = next((i for i, item in enumerate(items) if item in items[:i]), None)
+    if twice is not None:
+        raise UserError(f"{path}, {entries[twice].where}: {key} {items[twice]!r} occurs twice; keep one")
+
+
+def _is_color(color: object) -> bool:
+    return isinstance(color, list) and len(color) == 3 and all(_whole(part, 255) for part in color)
 
 
 def _whole(value: object, largest: int) -> bool:

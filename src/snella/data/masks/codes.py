@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from snella.data.masks.class_names import NAMES_FILE, ClassNames, qualitative
-from snella.data.masks.files import MAX_VALUE, RGB, MaskCode, listed, mask_palette
+from snella.data.masks.class_names import NAMES_FILE, ClassNames, distinct_colors
+from snella.data.masks.files import MAX_VALUE, RGB, MaskCode, format_values, mask_palette
 from snella.data.masks.scan import MaskFacts
 from snella.errors import UserError
 
@@ -21,14 +21,14 @@ PALETTES_TRIED = 20  # masks looked at for a palette
 def find_code(
     data: str, facts: Sequence[MaskFacts], names: ClassNames | None, ignore_index: int | None
 ) -> tuple[tuple[str, ...], MaskCode, tuple[RGB, ...], tuple[str, ...]]:
-    """Class names, code, palette and notes, from the training masks.
+    """Find class names, code, palette and notes from the training masks.
 
     Args:
         data: what errors call the data set.
         ignore_index: a value that stands for no class, beside those that the data set has by itself.
 
     Raises:
-        UserError: masks that do not tell their classes.
+        UserError: masks from which the classes cannot be known.
     """
     if ignore_index is not None and not 0 <= ignore_index <= MAX_VALUE:
         raise UserError(f"ignore_index is {ignore_index}; use a value of the masks, 0 to {MAX_VALUE}")
@@ -40,7 +40,7 @@ def find_code(
     else:
         names, code = _by_value(data, facts, names, ignore)
     notes = (BINARY_NOTE.format(names.names[1]),) if code.binary else ()
-    colors = names.colors or _file_palette(facts, code) or qualitative(names.names)
+    colors = names.colors or _file_palette(facts, code) or distinct_colors(names.names)
     return names.names, code, colors, notes
 
 
@@ -51,7 +51,8 @@ def _by_color(
         where = names.source if names else f"a {NAMES_FILE} in {data}"
         raise UserError(f"{mask.path} is colour-coded; give the name and color of each class in {where}")
     colors = names.colors
-    names = _kept(data, names, [k for k, color in enumerate(colors) if color not in {(v, v, v) for v in ignore}])
+    greys = {(value, value, value) for value in ignore}
+    names = _without_ignored(data, names, [k for k, color in enumerate(colors) if color not in greys])
     return names, MaskCode(tuple(range(len(names.names))), names.colors, ignore)
 
 
@@ -59,7 +60,7 @@ def _by_value(
     data: str, facts: Sequence[MaskFacts], names: ClassNames | None, ignore: tuple[int, ...]
 ) -> tuple[ClassNames, MaskCode]:
     if names:
-        names = _kept(data, names, [k for k, value in enumerate(names.values) if value not in ignore])
+        names = _without_ignored(data, names, [k for k, value in enumerate(names.values) if value not in ignore])
     exact = _values([mask for mask in facts if not mask.jpeg]) - set(ignore)
     jpeg = next((mask for mask in facts if mask.jpeg), None)
     two_levels = exact <= {0, 255} and (jpeg is not None or 255 in exact) and 255 not in ignore
@@ -69,12 +70,12 @@ def _by_value(
     if jpeg:
         raise UserError(f"{jpeg.path} is a JPEG, whose values are not exact, and not of two levels; save masks as PNG")
     if names is None:
-        names = _numbered(data, exact, ignore)
+        names = _named_by_value(data, exact, ignore)
     return names, MaskCode(names.values, None, ignore)
 
 
-def _kept(data: str, names: ClassNames, kept: list[int]) -> ClassNames:
-    """The classes that are not ignored."""
+def _without_ignored(data: str, names: ClassNames, kept: list[int]) -> ClassNames:
+    """Keep the classes that are not ignored."""
     if len(kept) < 2:
         raise UserError(f"{data} has fewer than two classes beside those ignored; segmentation needs two or more")
     return replace(
@@ -85,11 +86,11 @@ def _kept(data: str, names: ClassNames, kept: list[int]) -> ClassNames:
     )
 
 
-def _numbered(data: str, found: set[int], ignore: tuple[int, ...]) -> ClassNames:
-    """Without a names file: classes 0..K-1 by their values."""
+def _named_by_value(data: str, found: set[int], ignore: tuple[int, ...]) -> ClassNames:
+    """Name the classes 0..K-1 by their values, where there is no names file."""
     values = tuple(sorted(found))
     if len(values) < 2:
-        beside = f" beside {listed(ignore)}, ignored," if ignore else ""
+        beside = f" beside {format_values(ignore)}, ignored," if ignore else ""
         only = f"only the value {values[0]}" if values else "no value"
         raise UserError(
             f"{data}: the training masks hold {only}{beside} so there is one class at most; check the masks"
@@ -100,9 +101,9 @@ def _numbered(data: str, found: set[int], ignore: tuple[int, ...]) -> ClassNames
             f"{NAMES_FILE}"
         )
     if values != tuple(range(len(values))):
-        near = f" or, where {values[-1]} is no class, set --ignore-index {values[-1]}"
+        near = f" or, where {values[-1]} stands for no class, set --ignore-index {values[-1]}"
         raise UserError(
-            f"{data}: the masks hold the values {listed(values)}, not 0 to K-1; name them in a {NAMES_FILE} "
+            f"{data}: the masks hold the values {format_values(values)}, not 0 to K-1; name them in a {NAMES_FILE} "
             f'({{"{values[0]}": "NAME", ...}}){near}'
         )
     return ClassNames(data, tuple(map(str, values)), values)
@@ -113,7 +114,7 @@ def _values(facts: Sequence[MaskFacts]) -> set[int]:
 
 
 def _file_palette(facts: Sequence[MaskFacts], code: MaskCode) -> tuple[RGB, ...] | None:
-    """The classes' colours in the first palette of the training masks, if they can be told apart."""
+    """Return the classes' colours in the first palette of the training masks, if they differ enough to be seen."""
     if code.binary:
         return None
     palette = next((p for p in (mask_palette(mask.path) for mask in facts[:PALETTES_TRIED]) if p), ())

@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.tv_tensors import Mask
 
-from snella.data.dataset import ImageData
-from snella.data.images import UnreadableImage, open_image, opened, reason
+from snella.data.dataset import Example, ImageData
+from snella.data.images import UnreadableImage, decode_failure, open_checked, open_image
 from snella.errors import UserError
 
 IGNORE = -1  # in a mask as tensors hold it: not trained on, not evaluated
@@ -44,14 +44,14 @@ class MaskCode:
     ignore: tuple[int, ...] = ()
     binary: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+    def to_dict(self) -> dict[str, object]:
+        """Return the code as JSON holds it."""
         colors = None if self.colors is None else [list(color) for color in self.colors]
         return {**asdict(self), "values": list(self.values), "colors": colors, "ignore": list(self.ignore)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MaskCode:
-        """The inverse of `to_dict`. Raises UserError on unknown or missing names."""
+        """Return the code that `to_dict` gave. Raises UserError on unknown or missing names."""
         names = [field.name for field in fields(cls)]
         if set(values) != set(names):
             raise UserError(f"mask code has {sorted(values)}; expected {sorted(names)}")
@@ -71,42 +71,42 @@ def read_mask(path: str, code: MaskCode) -> Tensor:
         UnreadableImage: a file that `open_image` would refuse too, or a value that the code does not know.
     """
     pixels, jpeg = mask_pixels(path)
-    return classes_of(pixels, code, path, jpeg=jpeg)
+    return to_classes(pixels, code, path, jpeg=jpeg)
 
 
 def mask_pixels(path: str) -> tuple[np.ndarray, bool]:
-    """The file's own values, (h, w) uint16, or colours, (h, w, 3) uint8; and whether it is a JPEG.
+    """Read the file's own values, (h, w) uint16, or colours, (h, w, 3) uint8; and whether it is a JPEG.
 
     Of a palette file the values are the indices; a 1-bit file has 0 and 255; three equal channels are one. Raises
     UnreadableImage.
     """
     try:
-        with opened(path, path) as image:
+        with open_checked(path, path) as image:
             jpeg = image.format in ("JPEG", "MPO")
             pixels = _values(ImageOps.exif_transpose(image), path, JPEG_TINT if jpeg else 0)
     except UnreadableImage:
         raise
     except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
-        raise UnreadableImage(path, reason(error)) from None
+        raise UnreadableImage(path, decode_failure(error)) from None
     if jpeg and pixels.ndim == 3:
         raise UnreadableImage(path, "a coloured JPEG, whose colours are not exact; save masks as PNG")
     return pixels, jpeg
 
 
 def mask_palette(path: str) -> tuple[RGB, ...]:
-    """The colours of a palette file's indices; none where it has no palette or cannot be read."""
+    """Read the colours of a palette file's indices; none where it has no palette or cannot be read."""
     try:
-        with opened(path, path) as image:
+        with open_checked(path, path) as image:
             values = (image.getpalette("RGB") or []) if image.mode == "P" else []
     except Exception:  # the mask itself is read, and reported, elsewhere
         return ()
     return tuple(zip(values[::3], values[1::3], values[2::3], strict=False))
 
 
-def classes_of(
+def to_classes(
     pixels: np.ndarray, code: MaskCode, path: str, *, jpeg: bool = False, counts: np.ndarray | None = None
 ) -> Tensor:
-    """Values (h, w) or colours (h, w, 3) to class indices, (h, w) int16.
+    """Map values (h, w) or colours (h, w, 3) to class indices, (h, w) int16.
 
     Args:
         path: what the error calls the mask.
@@ -125,14 +125,14 @@ def classes_of(
         _check_two_levels(pixels, classes != IGNORE, path, jpeg, counts)
     elif classes.size and classes.min() == _UNKNOWN:
         value = int(pixels[classes == _UNKNOWN][0])
-        raise UnreadableImage(path, f"value {value} stands for no class ({listed(code.values)})")
+        raise UnreadableImage(path, f"value {value} stands for no class ({format_values(code.values)})")
     return torch.from_numpy(classes)
 
 
-def listed(values: tuple[int, ...]) -> str:
-    """Values in words: "0 to 3" where they follow each other, else the first few.
+def format_values(values: tuple[int, ...]) -> str:
+    """Put values in words: "0 to 3" where they follow each other, else the first few.
 
-    >>> listed((0, 1, 2, 3)), listed((0, 128, 255))
+    >>> format_values((0, 1, 2, 3)), format_values((0, 128, 255))
     ('0 to 3', '0, 128, 255')
     """
     ordered = sorted(values)
@@ -142,7 +142,7 @@ def listed(values: tuple[int, ...]) -> str:
 
 
 def mask_picture(mask: Tensor, code: MaskCode, palette: Sequence[RGB]) -> Image.Image:
-    """Class indices (h, w) as the image that `read_mask` reads back: with a palette, in 16-bit grey, or in colours."""
+    """Return class indices (h, w) as the image that `read_mask` reads back: palette, 16-bit grey or colours."""
     classes = mask.numpy()
     if code.colors is not None:
         return Image.fromarray(np.array(code.colors, dtype=np.uint8)[classes])
@@ -161,7 +161,7 @@ def mask_picture(mask: Tensor, code: MaskCode, palette: Sequence[RGB]) -> Image.
 class MaskedImages:
     """The images of one split: `images[i]` is `{"image": 8-bit RGB PIL image, "mask": Mask (h, w) int16}`.
 
-    Without masks (for prediction) the examples hold only the image. Where images are no files (a packaged data set),
+    Without masks (for prediction) the examples hold only the image. Where images are not files (a packaged data set),
     a path is just a name that `read` and `read_mask` know.
 
     >>> images = MaskedImages(("cat.jpg",), ("cat.png",), MaskCode((0, 1)))
@@ -180,8 +180,8 @@ class MaskedImages:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> dict[str, object]:
-        """Raises UnreadableImage, also where the mask's size is not the image's."""
+    def __getitem__(self, index: int) -> Example:
+        """Read the example. Raises UnreadableImage, also where the mask's size is not the image's."""
         image = self.read(self.paths[index])
         if not self.masks:
             return {"image": image}
@@ -191,7 +191,7 @@ class MaskedImages:
 
 
 def check_sizes(path: str, image: tuple[int, int], mask: tuple[int, int]) -> None:
-    """Raises UnreadableImage where image and mask differ in (width, height)."""
+    """Compare (width, height) of image and mask. Raises UnreadableImage where they differ."""
     if image != mask:
         raise UnreadableImage(path, f"mask is {mask[0]} x {mask[1]}, image {image[0]} x {image[1]}")
 
@@ -216,7 +216,7 @@ _UNKNOWN = -2
 
 @lru_cache(maxsize=8)
 def _table(code: MaskCode) -> np.ndarray:
-    """The class of every value, (65536,) int16."""
+    """Return the class of every value, (65536,) int16."""
     table = np.full(MAX_VALUE + 1, _UNKNOWN, dtype=np.int16)
     if code.binary:
         table[:] = np.arange(len(table)) > max(code.values) / 2
@@ -227,7 +227,7 @@ def _table(code: MaskCode) -> np.ndarray:
 
 
 def _check_two_levels(pixels: np.ndarray, used: np.ndarray, path: str, jpeg: bool, counts: np.ndarray | None) -> None:
-    """A few grey pixels are the noise or soft edges of two levels; many, or 0 and 1, mean something else."""
+    """Refuse what is not of two levels: many grey pixels, or 0 and 1. A few are noise or soft edges."""
     if not used.any():
         return
     values, weights = pixels[used], None if counts is None else counts[used]
@@ -245,9 +245,9 @@ def _by_color(pixels: np.ndarray, code: MaskCode, path: str) -> np.ndarray:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
     colors = [*(code.colors or ()), *((value, value, value) for value in code.ignore)]
     classes = np.array([*range(len(code.colors or ())), *(IGNORE for _ in code.ignore)], dtype=np.int16)
-    keys = packed(np.array(colors, dtype=np.int64))
+    keys = pack_colors(np.array(colors, dtype=np.int64))
     order = np.argsort(keys, kind="stable")
-    found = packed(pixels)
+    found = pack_colors(pixels)
     at = order[np.searchsorted(keys[order], found).clip(max=len(keys) - 1)]
     wrong = keys[at] != found
     if wrong.any():
@@ -256,8 +256,8 @@ def _by_color(pixels: np.ndarray, code: MaskCode, path: str) -> np.ndarray:
     return classes[at]
 
 
-def packed(colors: np.ndarray) -> np.ndarray:
-    """Colours (..., 3) as one integer each, 0xRRGGBB."""
+def pack_colors(colors: np.ndarray) -> np.ndarray:
+    """Return colours (..., 3) as one integer each, 0xRRGGBB."""
     wide = colors.astype(np.int64)
     return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
 

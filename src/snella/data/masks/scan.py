@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from snella.data.images import CHECK_ALL, Progress, UnreadableImage, check_file, image_size
-from snella.data.masks.files import IGNORE, MaskCode, check_sizes, classes_of, mask_pixels, packed
+from snella.data.masks.files import IGNORE, MaskCode, check_sizes, mask_pixels, pack_colors, to_classes
 from snella.errors import UserError
 
 SCANNED = 5_000  # masks read where there are more than 20,000 pairs
@@ -32,9 +32,9 @@ class MaskFacts:
         return self.values.ndim == 3
 
     def pixels(self, code: MaskCode) -> np.ndarray:
-        """Pixels of each class, (K,). Raises UserError where a value stands for no class."""
+        """Count the pixels of each class, (K,). Raises UserError where a value stands for no class."""
         try:
-            classes = classes_of(self.values, code, self.path, jpeg=self.jpeg, counts=self.counts).numpy()
+            classes = to_classes(self.values, code, self.path, jpeg=self.jpeg, counts=self.counts).numpy()
         except UnreadableImage as error:
             raise UserError(f"{error}; mend the mask, name the value in a classes.json or set --ignore-index") from None
         used = classes != IGNORE
@@ -49,17 +49,17 @@ def mask_facts(path: str) -> tuple[MaskFacts, tuple[int, int]]:
         counts = np.bincount(pixels.ravel())
         values = np.flatnonzero(counts)
         return MaskFacts(path, jpeg, values.astype(np.uint16)[None], counts[None, values]), size
-    keys, counts = np.unique(packed(pixels), return_counts=True)
+    keys, counts = np.unique(pack_colors(pixels), return_counts=True)
     if len(keys) > MAX_COLORS:
         raise UnreadableImage(path, f"{len(keys)} colours; a mask has one for each class")
     colors = np.stack([keys >> 16, keys >> 8 & 255, keys & 255], axis=1).astype(np.uint8)
     return MaskFacts(path, jpeg, colors[None], counts[None]), size
 
 
-def scan(
+def scan_pairs(
     pairs: Sequence[tuple[str, str]], progress: Progress | None = None
 ) -> tuple[list[MaskFacts | UnreadableImage | None], bool]:
-    """For each (image, mask) the mask's facts, why the pair cannot be used, or None for a mask only of whose header
+    """Return the mask's facts for each (image, mask), why the pair cannot be used, or None where only the mask's header
     was read; and whether every mask was read.
 
     Up to 20,000 pairs every file is read, in threads; beyond that headers, and 5,000 evenly chosen masks.

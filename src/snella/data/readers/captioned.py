@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from snella.data.bundled import photos
-from snella.data.dataset import SPLITS, ImageData
+from snella.data.dataset import SPLITS, Example, ImageData
 from snella.data.images import Progress, open_image
-from snella.data.layouts.caption_folders import EXPECTED, Captions, caption_folder
-from snella.data.layouts.caption_folders import is_captioned as is_caption_folder
-from snella.data.layouts.class_folders import no_folder
-from snella.data.listing import Listing, absent_classes, by_classes, only_test, readable
-from snella.data.paths import existing, hiding
-from snella.data.splits import check_fractions, split_off, taken, with_train
-from snella.errors import UserError, short_reason
+from snella.data.layouts import registry
+from snella.data.layouts.caption_folders import Captions
+from snella.data.listing import Listing, drop_unreadable, keep_test_split, note_absent_classes, relabel
+from snella.data.splits import check_fractions, note_taken, rename_all_to_train, split_off
+from snella.errors import UserError
 
 CLASS = "{class}"  # in a prompt
 
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """images[i] is {"image": 8-bit RGB PIL} with "caption": str and "label": int where they are known.
+    """The images of one split: `images[i]` is `{"image": 8-bit RGB PIL image, "caption": str, "label": int}`.
+
+    Without captions or labels the examples lack them.
 
     >>> images = CaptionedImages(("cat.jpg", "dog.jpg"), ("a cat, asleep", "a dog in the snow"))
     """
@@ -43,9 +41,9 @@ class CaptionedImages:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> dict[str, object]:
-        """Raises UnreadableImage."""
-        example: dict[str, object] = {"image": self.read(self.paths[index])}
+    def __getitem__(self, index: int) -> Example:
+        """Read the example. Raises UnreadableImage."""
+        example: Example = {"image": self.read(self.paths[index])}
         if self.captions:
             example["caption"] = self.captions[index]
         if self.labels:
@@ -54,8 +52,8 @@ class CaptionedImages:
 
 
 def is_captioned(data: str) -> bool:
-    """Whether data is a folder of images with captions, or the name of a bundled set. No image is opened."""
-    return is_caption_folder(data) or _is_bundled(data)
+    """Tell whether data is a folder of images with captions, or the name of a bundled set. No image is opened."""
+    return registry.recognised(registry.CAPTIONED, data)
 
 
 def read_captioned_data(
@@ -73,7 +71,7 @@ def read_captioned_data(
     by class; the same seed gives the same split everywhere. Where train is too small, they are train itself.
 
     Args:
-        data: a folder.
+        data: a folder, or a bundled name of the table `registry.CAPTIONED`.
         prompt: the caption of every image that has none of its own; "{class}" in it stands for the class's name,
             which alone is the caption in class folders otherwise.
         val_fraction, test_fraction: share of the images for a missing split, above 0 and together below 1.
@@ -83,13 +81,13 @@ def read_captioned_data(
         UserError: data that cannot be trained on, a prompt besides captions; one line with the remedy.
     """
     check_fractions(val_fraction, test_fraction)
-    listing, own = _listing(data)
+    listing, own = _listing(data, seed)
     if own and prompt is not None:
         raise UserError(f"{data} has {listing.layout} and a prompt is given; drop the prompt, or remove the captions")
-    captions = own or _prompted(data, listing, prompt)
-    listing = readable(data, listing, progress)
-    listing = _completed(listing, {"val": val_fraction, "test": test_fraction}, seed)
-    listing = replace(listing, notes=(*listing.notes, *absent_classes(listing)))
+    captions = own or _caption_by_prompt(data, listing, prompt)
+    listing = drop_unreadable(data, listing, progress)
+    listing = _complete(listing, {"val": val_fraction, "test": test_fraction}, seed)
+    listing = replace(listing, notes=(*listing.notes, *note_absent_classes(listing)))
     return _data(data, listing, captions, SPLITS)
 
 
@@ -108,49 +106,30 @@ def read_captioned_test_data(
     Raises:
         UserError: data that cannot be read; a class that the model does not have.
     """
-    listing, own = _listing(data)
-    captions = own or _prompted(data, listing, prompt)
-    listing = only_test(listing)
+    listing, own = _listing(data, seed)
+    captions = own or _caption_by_prompt(data, listing, prompt)
+    listing = keep_test_split(listing)
     if own and prompt is not None:
         listing = replace(listing, notes=(*listing.notes, "the data's captions are used, not the model's prompt"))
     if listing.classes and classes:
-        listing = by_classes(data, listing, classes)
+        listing = relabel(data, listing, classes)
     else:
         listing = replace(listing, classes=())
-    return _data(data, readable(data, listing, progress), captions, ("test",))
+    return _data(data, drop_unreadable(data, listing, progress), captions, ("test",))
 
 
-def _is_bundled(data: str) -> bool:
-    return data in photos.SETS and not os.path.exists(data)
+def _listing(data: str, seed: int) -> tuple[Listing, Captions]:
+    return registry.list_data(registry.CAPTIONED, data, seed=seed, holder="the folder that holds it")
 
 
-def _listing(data: str) -> tuple[Listing, Captions]:
-    """Recognise the layout. A path that exists wins over a name."""
-    path = os.path.expanduser(data)
-    try:
-        if _is_bundled(data):
-            crops = photos.crops(data)
-            splits = {split: crops.names(split) for split in SPLITS}
-            return Listing(data, "", crops.classes, splits, crops.read, crops.notes), {}
-        if not os.path.exists(path):
-            names = tuple(photos.SETS)
-            existing(path, others=names, remedy=f"give {EXPECTED}, or {' or '.join(names)}")
-        if os.path.isdir(path):
-            with hiding(data, photos.SETS):
-                return caption_folder(path)
-    except OSError as error:
-        raise UserError(f"{error.filename or data} cannot be read: {short_reason(error)}; check it") from None
-    raise no_folder(path, "the folder that holds it", f"is no folder; give {EXPECTED}")
-
-
-def _prompted(data: str, listing: Listing, prompt: str | None) -> Captions:
-    """Captions for images that have none: of their class, or the prompt."""
+def _caption_by_prompt(data: str, listing: Listing, prompt: str | None) -> Captions:
+    """Caption images that have no caption: by their class, or the prompt."""
     if prompt is not None and not prompt.strip():
         raise UserError("the prompt is empty; write one, or leave it out")
     entries = [entry for split in listing.splits.values() for entry in split]
     if listing.classes:
         pattern = (prompt or CLASS).strip()
-        return {name: pattern.replace(CLASS, _spoken(listing.classes[label])) for name, label in entries}
+        return {name: pattern.replace(CLASS, _caption_of_class(listing.classes[label])) for name, label in entries}
     if prompt is None:
         return {}
     if CLASS in prompt:
@@ -161,17 +140,17 @@ def _prompted(data: str, listing: Listing, prompt: str | None) -> Captions:
     return {name: prompt.strip() for name, _ in entries}
 
 
-def _spoken(name: str) -> str:
-    """A class's name as a caption: golden_retriever -> golden retriever."""
+def _caption_of_class(name: str) -> str:
+    """Turn a class's name into a caption: golden_retriever -> golden retriever."""
     return " ".join(name.replace("_", " ").replace("-", " ").split()) or name
 
 
-def _completed(listing: Listing, fractions: Mapping[str, float], seed: int) -> Listing:
+def _complete(listing: Listing, fractions: Mapping[str, float], seed: int) -> Listing:
     """Take the splits that are missing out of train; of fewer than 3 images, or where none can be spared, they are it.
 
     A model that learns one subject from a few pictures is not evaluated by the like of them, but must be trainable.
     """
-    splits = with_train(listing)
+    splits = rename_all_to_train(listing)
     lacking = {split: share for split, share in fractions.items() if split not in splits}
     before = len(splits["train"])
     if lacking and before >= 3:
@@ -179,7 +158,7 @@ def _completed(listing: Listing, fractions: Mapping[str, float], seed: int) -> L
     counts = {split: len(splits[split]) for split in lacking if splits.get(split)}
     notes = listing.notes
     if counts:
-        notes = (*notes, taken(counts, before, seed=seed, by_class=len(listing.classes) > 1))
+        notes = (*notes, note_taken(counts, before, seed=seed, by_class=len(listing.classes) > 1))
     same = [split for split in lacking if split not in counts]
     if same:
         splits |= dict.fromkeys(same, splits["train"])
@@ -198,7 +177,7 @@ def _data(data: str, listing: Listing, captions: Captions, splits: Sequence[str]
             tuple(label for _, label in entries) if listing.classes else (),
             listing.read,
         )
-    return ImageData(listing.layout, data, listing.classes, images, listing.skipped, listing.notes)
+    return ImageData(listing.layout, data, listing.classes, images, listing.skipped, listing.notes, listing.caveat)
 
 
 __all__ = ["CaptionedImages", "is_captioned", "read_captioned_data", "read_captioned_test_data"]

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from snella.data.bundled import digits, elpv, textiles
 from snella.data.dataset import SPLITS, ImageData, Images
 from snella.data.images import Progress, UnreadableImage
-from snella.data.layouts.class_folders import image_folder, no_folder
-from snella.data.layouts.manifests import SUFFIXES as MANIFEST_SUFFIXES
-from snella.data.layouts.manifests import manifest
-from snella.data.layouts.masked_folders import is_masked_folder
-from snella.data.layouts.timm_names import PREFIXES, is_timm_name, timm_source
-from snella.data.layouts.vtab_fgvc import fgvc, is_fgvc, is_vtab, vtab
-from snella.data.listing import Listing, absent_classes, by_classes, only_test, readable
-from snella.data.paths import existing, hiding
+from snella.data.layouts import registry
+from snella.data.listing import Listing, drop_unreadable, keep_test_split, note_absent_classes, relabel
 from snella.data.splits import check_fractions, complete_splits
-from snella.errors import UserError, short_reason
-
-BUNDLED: dict[str, Callable[..., Listing]] = {  # name -> what lists it, given the name and seed=
-    **dict.fromkeys(elpv.CLASSES, elpv.elpv),
-    textiles.NAME: textiles.textiles,
-    digits.NAME: digits.digits,
-}
-ACCEPTED = (
-    f"a folder of class folders, a manifest (.csv, .jsonl), {', '.join(BUNDLED)} "
-    f"or {', '.join(f'{prefix}/NAME' for prefix in PREFIXES)}"
-)
+from snella.errors import UserError
 
 
 def read_data(
@@ -45,7 +27,7 @@ def read_data(
     by class; the same seed gives the same split everywhere.
 
     Args:
-        data: a path, a bundled name (of `BUNDLED`) or a timm name (`hfds/...`, `torch/...`, `wds/...`).
+        data: a path, or a name of the table `registry.LABELLED`: a bundled set, `hfds/...`, `torch/...`, `wds/...`.
         val_fraction, test_fraction: share of the images for a missing split, above 0 and together below 1.
         progress: called with (images checked, images in all).
 
@@ -55,12 +37,12 @@ def read_data(
     check_fractions(val_fraction, test_fraction)
     listing = _listing(data, seed)
     _check_classes(data, listing)
-    listing = readable(data, listing, progress)
+    listing = drop_unreadable(data, listing, progress)
     _check_classes(data, listing)
     listing = complete_splits(listing, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
-    notes = (*listing.notes, *absent_classes(listing))
+    notes = (*listing.notes, *note_absent_classes(listing))
     splits = {split: listing.images(split) for split in SPLITS}
-    return ImageData(listing.layout, data, listing.classes, splits, listing.skipped, notes)
+    return ImageData(listing.layout, data, listing.classes, splits, listing.skipped, notes, listing.caveat)
 
 
 def read_test_data(
@@ -75,48 +57,20 @@ def read_test_data(
         UserError: data that cannot be read; a class that the model does not have.
     """
     listing = _listing(data, seed)
-    listing = readable(data, by_classes(data, only_test(listing), classes), progress)
-    return ImageData(
-        listing.layout, data, tuple(classes), {"test": listing.images("test")}, listing.skipped, listing.notes
-    )
+    listing = drop_unreadable(data, relabel(data, keep_test_split(listing), classes), progress)
+    splits = {"test": listing.images("test")}
+    return ImageData(listing.layout, data, tuple(classes), splits, listing.skipped, listing.notes, listing.caveat)
 
 
 def _listing(data: str, seed: int) -> Listing:
-    """Recognise the layout. A path that exists wins over a bundled or timm name."""
-    path = os.path.expanduser(data)
-    try:
-        if not os.path.exists(path):
-            if data in BUNDLED:
-                return BUNDLED[data](data, seed=seed)
-            if is_timm_name(data):
-                return timm_source(data)
-            existing(path, others=tuple(BUNDLED), remedy=f"give {ACCEPTED}")
-        with hiding(data, BUNDLED):
-            listing = _path_listing(path)
-    except OSError as error:
-        raise UserError(f"{error.filename or data} cannot be read: {short_reason(error)}; check it") from None
+    listing = registry.list_data(registry.LABELLED, data, seed=seed, holder="the folder that holds the class folders")
     if not any(listing.splits.values()):
         raise UserError(f"{data} names no image; add images")
     return listing
 
 
-def _path_listing(path: str) -> Listing:
-    if os.path.isdir(path):
-        if is_vtab(path):
-            return vtab(path)
-        if is_fgvc(path):
-            return fgvc(path)
-        if is_masked_folder(path):
-            raise UserError(f"{path} holds images with masks; add --task segment")
-        return image_folder(path)
-    if path.lower().endswith(MANIFEST_SUFFIXES):
-        return manifest(path)
-    holder = "the folder that holds the class folders"
-    raise no_folder(path, holder, f"is no image data that is known here; give {ACCEPTED}")
-
-
 def _check_classes(data: str, listing: Listing) -> None:
-    """Two classes or more, each with an image to train on."""
+    """Refuse fewer than two classes, or a class without an image to train on."""
     if len(listing.classes) < 2:
         only = f" ({listing.classes[0]!r})" if listing.classes else ""
         raise UserError(f"{data} has one class only{only}; classification needs two or more")

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from snella.data.bundled import brain
 from snella.data.dataset import SPLITS
 from snella.data.images import Progress, UnreadableImage
-from snella.data.layouts.class_folders import no_folder
-from snella.data.layouts.masked_folders import EXPECTED, MaskListing, Pair, is_masked_folder, masked_folder
-from snella.data.masks.class_names import ClassNames
+from snella.data.layouts import registry
+from snella.data.listing import MaskListing, Pair
 from snella.data.masks.codes import find_code
 from snella.data.masks.files import IGNORE, RGB, MaskCode, MaskData, MaskedImages
-from snella.data.masks.scan import MaskFacts, scan
-from snella.data.paths import existing, hiding
-from snella.data.splits import check_fractions, split_off, taken
-from snella.errors import UserError, short_reason
+from snella.data.masks.scan import MaskFacts, scan_pairs
+from snella.data.splits import check_fractions, note_taken, split_off
+from snella.errors import UserError
 
 
 def is_masked(data: str) -> bool:
-    """Whether a path or name looks like images with masks. No image is opened."""
-    path = os.path.expanduser(data)
-    return is_masked_folder(path) if os.path.isdir(path) else data == brain.NAME and not os.path.exists(path)
+    """Tell whether a path or name looks like images with masks. No image is opened."""
+    return registry.recognised(registry.MASKED, data)
 
 
 def read_masked_data(
@@ -43,7 +38,7 @@ def read_masked_data(
     are taken out of train; the same seed gives the same split everywhere.
 
     Args:
-        data: a folder, or the bundled name "brain".
+        data: a folder, or a bundled name of the table `registry.MASKED`.
         val_fraction, test_fraction: share of the images for a missing split, above 0 and together below 1.
         ignore_index: a value of the mask files that stands for no class.
         progress: called with (pairs checked, pairs in all).
@@ -52,11 +47,8 @@ def read_masked_data(
         UserError: data that cannot be trained on; one line with the remedy.
     """
     check_fractions(val_fraction, test_fraction)
-    path = _path(data)
-    if path is None:
-        return _brain(data, ignore_index)
-    listing = _listing(path)
-    listing, facts, skipped = _readable(data, listing, progress)
+    listing = _listing(data, seed)
+    listing, facts, skipped = _drop_unusable(data, listing, progress)
     train = "all" if "all" in listing.splits else "train"
     if train not in listing.splits:
         raise UserError(f"{data} has {' and '.join(listing.splits)} but no train split; add one to train on")
@@ -64,10 +56,10 @@ def read_masked_data(
     classes, code, palette, notes = find_code(data, found, listing.names, ignore_index)
     listing = replace(listing, notes=(*listing.notes, *notes))
     counts = {mask: known.pixels(code) for mask, known in facts.items()}
-    listing = _completed(data, listing, {"val": val_fraction, "test": test_fraction}, seed)
+    listing = _complete(data, listing, {"val": val_fraction, "test": test_fraction}, seed)
     result = _data(data, listing, SPLITS, classes, code, palette, counts, skipped)
     _check_train(result)
-    return replace(result, notes=(*result.notes, *_absent_classes(result)))
+    return replace(result, notes=(*result.notes, *_note_absent_classes(result)))
 
 
 def read_masked_test_data(
@@ -85,58 +77,35 @@ def read_masked_test_data(
 
     Args:
         classes, code, palette: the model's.
-        seed: draws nothing here; evaluation calls every reader alike.
+        seed: draws nothing for images with masks; evaluation calls every reader alike.
 
     Raises:
         UserError: data that cannot be read; a mask value that the model's code does not know.
     """
-    path = _path(data)
-    if path is None:
-        slices, names = brain.brain()
-        images = MaskedImages(tuple(names["test"]), tuple(names["test"]), code, slices.read, slices.read_mask)
-        pixels = {"test": _pixels(images, len(classes))}
-        return MaskData(
-            brain.NAME, data, tuple(classes), {"test": images}, (), brain.NOTES,
-            code=code, palette=tuple(palette), pixels=pixels,
-        )  # fmt: skip
-    listing = _listing(path)
+    listing = _listing(data, seed)
     split = next(split for split in ("test", "all", "val", "train") if split in listing.splits)
     notes = listing.notes if split in ("test", "all") else (*listing.notes, f"no test split: {split} is used")
-    if listing.names and listing.names.names != tuple(classes):
+    if listing.files and listing.names and listing.names.names != tuple(classes):
         notes = (*notes, f"{listing.names.source} names other classes; masks are read as the model's classes")
     listing = replace(listing, splits={"test": listing.splits[split]}, notes=notes)
-    listing, facts, skipped = _readable(data, listing, progress)
+    listing, facts, skipped = _drop_unusable(data, listing, progress)
     counts = {mask: known.pixels(code) for mask, known in facts.items()}
     return _data(data, listing, ("test",), classes, code, palette, counts, skipped)
 
 
-def _path(data: str) -> str | None:
-    """The folder, or None for the bundled name. A path that exists wins over the name."""
-    path = os.path.expanduser(data)
-    if not os.path.exists(path):
-        if data == brain.NAME:
-            return None
-        existing(path, others=(brain.NAME,), remedy=f"give a folder with {EXPECTED}, or {brain.NAME}")
-    if os.path.isdir(path):
-        return path
+def _listing(data: str, seed: int) -> MaskListing:
     holder = "the folder that holds the folders of images and masks"
-    raise no_folder(path, holder, f"is no folder; give one with {EXPECTED}, or {brain.NAME}")
+    return registry.list_data(registry.MASKED, data, seed=seed, holder=holder)
 
 
-def _listing(path: str) -> MaskListing:
-    try:
-        with hiding(path, (brain.NAME,)):
-            return masked_folder(path)
-    except OSError as error:
-        raise UserError(f"{error.filename or path} cannot be read: {short_reason(error)}; check it") from None
-
-
-def _readable(
+def _drop_unusable(
     data: str, listing: MaskListing, progress: Progress | None
 ) -> tuple[MaskListing, dict[str, MaskFacts], list[UnreadableImage]]:
-    """The listing without the pairs that cannot be used, the facts by mask, and the faults."""
+    """Return the listing without the pairs that cannot be used, the facts by mask, and the faults."""
+    if not listing.files:
+        return listing, {}, []
     pairs = [pair for entries in listing.splits.values() for pair in entries]
-    found, whole = scan([(listing.path(image), listing.path(mask)) for image, mask in pairs], progress)
+    found, whole = scan_pairs([(listing.path(image), listing.path(mask)) for image, mask in pairs], progress)
     faults = {pair: fault for pair, fault in zip(pairs, found, strict=True) if isinstance(fault, UnreadableImage)}
     facts = {pair[1]: known for pair, known in zip(pairs, found, strict=True) if isinstance(known, MaskFacts)}
     splits = {split: [pair for pair in entries if pair not in faults] for split, entries in listing.splits.items()}
@@ -152,7 +121,7 @@ def _readable(
     return replace(listing, splits=splits, notes=notes), facts, list(faults.values())
 
 
-def _completed(data: str, listing: MaskListing, fractions: Mapping[str, float], seed: int) -> MaskListing:
+def _complete(data: str, listing: MaskListing, fractions: Mapping[str, float], seed: int) -> MaskListing:
     """Take the splits that are missing out of train, by a hash of seed and image name, and note it."""
     splits = dict(listing.splits)
     if "all" in splits:
@@ -169,7 +138,7 @@ def _completed(data: str, listing: MaskListing, fractions: Mapping[str, float], 
     pairs: dict[str, list[Pair]] = {
         split: [(image, mask_of[image]) for image, _ in part] for split, part in parts.items()
     }
-    note = taken({split: len(pairs[split]) for split in lacking}, before, seed=seed, by_class=False)
+    note = note_taken({split: len(pairs[split]) for split in lacking}, before, seed=seed, by_class=False)
     return replace(listing, splits=splits | pairs, notes=(*listing.notes, note))
 
 
@@ -188,10 +157,13 @@ def _data(
     for split in splits:
         pairs = listing.splits[split]
         paths, masks = (tuple(listing.path(pair[side]) for pair in pairs) for side in (0, 1))
-        images[split] = MaskedImages(paths, masks, code)
-        pixels[split] = tuple(sum((counts.get(mask, none) for _, mask in pairs), none).tolist())
+        images[split] = MaskedImages(paths, masks, code, listing.read, listing.read_mask)
+        if listing.files:
+            pixels[split] = tuple(sum((counts.get(mask, none) for _, mask in pairs), none).tolist())
+        else:
+            pixels[split] = _count_pixels(images[split], len(classes))
     return MaskData(
-        listing.layout, data, tuple(classes), images, tuple(skipped), listing.notes,
+        listing.layout, data, tuple(classes), images, tuple(skipped), listing.notes, listing.caveat,
         code=code, palette=tuple(palette), pixels=pixels,
     )  # fmt: skip
 
@@ -203,7 +175,7 @@ def _check_train(data: MaskData) -> None:
         raise UserError(f"{data.root}: the training masks hold {held}; segmentation needs two classes, check the masks")
 
 
-def _absent_classes(data: MaskData) -> list[str]:
+def _note_absent_classes(data: MaskData) -> list[str]:
     notes = []
     for split, counts in data.pixels.items():
         absent = [name for name, count in zip(data.classes, counts, strict=True) if not count]
@@ -213,20 +185,8 @@ def _absent_classes(data: MaskData) -> list[str]:
     return notes
 
 
-def _brain(data: str, ignore_index: int | None) -> MaskData:
-    slices, names = brain.brain()
-    known = ClassNames(brain.NAME, brain.CLASSES, (0, 1, 2), brain.PALETTE)
-    classes, code, palette, _ = find_code(data, [], known, ignore_index)
-    splits = {
-        split: MaskedImages(tuple(names[split]), tuple(names[split]), code, slices.read, slices.read_mask)
-        for split in SPLITS
-    }
-    pixels = {split: _pixels(images, len(classes)) for split, images in splits.items()}
-    return MaskData(brain.NAME, data, classes, splits, (), brain.NOTES, code=code, palette=palette, pixels=pixels)
-
-
-def _pixels(images: MaskedImages, classes: int) -> tuple[int, ...]:
-    """Pixels of each class, all masks read. Raises UserError where one holds an unknown value."""
+def _count_pixels(images: MaskedImages, classes: int) -> tuple[int, ...]:
+    """Read all masks and count the pixels of each class. Raises UserError where one holds an unknown value."""
     counts = np.zeros(classes, dtype=np.int64)
     for name in images.masks:
         try:

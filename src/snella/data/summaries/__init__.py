@@ -1,1 +1,1 @@
-"""What `snella data` prints: a file a kind of data."""
+"""The reports that `snella data` prints: a file a kind of data."""

@@ -1,4 +1,4 @@
-"""What `snella data PATH --task generate` prints."""
+"""The report that `snella data PATH --task generate` prints."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from rich.text import Text
 
 from snella.data.dataset import ImageData
 from snella.data.readers.captioned import CaptionedImages
-from snella.data.summaries.labelled import class_counts, measured, sizes
+from snella.data.summaries.labelled import class_counts, describe_sizes, measure_images
 
 EXAMPLES = 3
 EXAMPLE_WIDTH = 200  # characters
 
 
 def describe_captioned(data: ImageData[CaptionedImages]) -> RenderableType:
-    """Layout, counts, captions, sizes, what either way of resizing costs, unreadable images by name, notes."""
-    lines = [*_captions(data), sizes(data), *_shapes(data)]
+    """Show layout, counts, captions, sizes, what either way of resizing costs, unreadable images by name, notes."""
+    lines = [*_captions(data), describe_sizes(data), *_shapes(data)]
     if data.skipped:
         lines += [f"{len(data.skipped)} unreadable images left out:", *(f"  {error}" for error in data.skipped)]
-    lines += data.notes
+    lines += [note for note in (*data.notes, data.caveat) if note]
     counts = class_counts(data) if data.classes else Text(_counts(data))
     classes = f", {_number(len(data.classes), 'class', 'classes')}" if data.classes else ""
     return Group(Text(f"{data.root}: {data.layout}{classes}"), counts, *map(Text, lines))
@@ -43,8 +43,8 @@ def _captions(data: ImageData[CaptionedImages]) -> list[str]:
 
 
 def _shapes(data: ImageData[CaptionedImages]) -> list[str]:
-    """Aspect ratios, what --resize makes of them, and the size above which images are enlarged."""
-    found = dict(measured(data)[0])  # one picture may stand in two splits
+    """Describe aspect ratios, what --resize makes of them, and the size above which images are enlarged."""
+    found = dict(measure_images(data)[0])  # one picture may stand in two splits
     if not found:
         return []
     wide = sum(width > height for width, height in found.values())

@@ -1,4 +1,4 @@
-"""What `snella data PATH` prints."""
+"""The report that `snella data PATH` prints."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from snella.data.dataset import SPLITS, ImageData, Images
+from snella.data.dataset import SPLITS, ImageData, Images, Pictures
 from snella.data.images import Progress, UnreadableImage, image_size, open_image
+from snella.data.readers.captioned import CaptionedImages
 from snella.data.readers.labelled import read_data
 
 SIZES_OF = 5_000  # images whose sizes are read
@@ -21,18 +22,18 @@ def data_report(data: str, *, seed: int, progress: Progress | None = None) -> Re
 
 
 def describe(data: ImageData[Images]) -> RenderableType:
-    """Layout, counts per class and split, image sizes, unreadable images by name, notes."""
+    """Show layout, counts per class and split, image sizes, unreadable images by name, notes."""
     parts: list[RenderableType] = [Text(f"{data.root}: {data.layout}, {len(data.classes)} classes"), class_counts(data)]
-    parts.append(Text(sizes(data)))
+    parts.append(Text(describe_sizes(data)))
     if data.skipped:
         parts.append(Text(f"{len(data.skipped)} unreadable images left out:"))
         parts += [Text(f"  {error}") for error in data.skipped]
-    parts += [Text(note) for note in data.notes]
+    parts += [Text(note) for note in (*data.notes, data.caveat) if note]
     return Group(*parts)
 
 
-def class_counts(data: ImageData) -> Table:
-    """Images by class and split."""
+def class_counts(data: ImageData[Images] | ImageData[CaptionedImages]) -> Table:
+    """Count images by class and split."""
     splits = [split for split in SPLITS if split in data.splits]
     counts = {split: Counter(data.splits[split].labels) for split in splits}
     table = Table("class", *splits, "all", show_footer=True)
@@ -46,9 +47,9 @@ def class_counts(data: ImageData) -> Table:
     return table
 
 
-def sizes(data: ImageData) -> str:
-    """Smallest, median and largest image by area, of evenly chosen images."""
-    found, whole = measured(data)
+def describe_sizes(data: ImageData[Pictures]) -> str:
+    """Return the smallest, median and largest image by area, of evenly chosen images, as a line."""
+    found, whole = measure_images(data)
     if not found:
         return "sizes: unknown"
     by_area = sorted((size for _, size in found), key=lambda size: (size[0] * size[1], size))
@@ -60,8 +61,8 @@ def sizes(data: ImageData) -> str:
     return text if whole else f"{text} (of {len(found)} images looked at)"
 
 
-def measured(data: ImageData) -> tuple[list[tuple[str, tuple[int, int]]], bool]:
-    """Paths with width and height of evenly chosen images, at most 5,000; whether they are all."""
+def measure_images(data: ImageData[Pictures]) -> tuple[list[tuple[str, tuple[int, int]]], bool]:
+    """Return paths with width and height of evenly chosen images, at most 5,000; whether they are all."""
     images = [(part, i) for part in data.splits.values() for i in range(len(part))]
     chosen = images[:: -(-len(images) // SIZES_OF)]
     found = []

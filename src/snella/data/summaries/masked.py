@@ -1,4 +1,4 @@
-"""What `snella data PATH` prints of images with masks."""
+"""The report that `snella data PATH` prints of images with masks."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from rich.table import Table
 from rich.text import Text
 
 from snella.data.dataset import SPLITS
-from snella.data.masks.files import MaskData, listed
-from snella.data.summaries.labelled import sizes
+from snella.data.masks.files import MaskData, format_values
+from snella.data.summaries.labelled import describe_sizes
 
 
 def describe_masked(data: MaskData) -> RenderableType:
-    """Layout, share of the pixels of each class and split, images, sizes, unusable pairs by name, notes."""
+    """Show layout, share of the pixels of each class and split, images, sizes, unusable pairs by name, notes."""
     parts: list[RenderableType] = [Text(f"{data.root}: {data.layout}, {len(data.classes)} classes"), _shares(data)]
-    parts.append(Text(sizes(data)))
+    parts.append(Text(describe_sizes(data)))
     if data.code.ignore:
-        parts.append(Text(f"ignored in the masks: {listed(data.code.ignore)}; shares are of the other pixels"))
+        parts.append(Text(f"ignored in the masks: {format_values(data.code.ignore)}; shares are of the other pixels"))
     if data.skipped:
         parts.append(Text(f"{len(data.skipped)} pairs left out, unreadable or of two sizes:"))
         parts += [Text(f"  {error}") for error in data.skipped]
-    parts += [Text(note) for note in data.notes]
+    parts += [Text(note) for note in (*data.notes, data.caveat) if note]
     return Group(*parts)
 
 

@@ -5,20 +5,19 @@ Models that know of sizes and crops (SDXL) take `original_size` and `crop_top_le
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from PIL import Image
 from timm.data.transforms import str_to_interp_mode
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from snella.data.dataset import Example
 from snella.data.transforms.images import Augmentation, Preprocessing, Transform, check_square, to_tensor
 from snella.errors import UserError
 
 
 def generation_eval_transform(p: Preprocessing) -> Transform:
-    """Resized image, its centre square.
+    """Make the transform to the resized image's centre square.
 
     `{"image": PIL}` -> `{"image": float32 (3, s, s), "original_size": int64 (2,), "crop_top_left": int64 (2,)}`,
     other keys as they are. original_size: height and width of the image as it came; crop_top_left: in pixels of the
@@ -31,7 +30,7 @@ def generation_eval_transform(p: Preprocessing) -> Transform:
 
 
 def generation_train_transform(p: Preprocessing, augmentation: Augmentation) -> Transform:
-    """As `generation_eval_transform`, with augmentation. Draws from torch's global generator.
+    """Make the transform as `generation_eval_transform`, with augmentation. It draws from torch's global generator.
 
     "flip" and "crop" turn half of the images left to right, before they are cropped, so that crop_top_left fits what
     is seen; "crop" takes a random square of the resized image in place of the centre, at the same scale.
@@ -61,7 +60,7 @@ class _Square:
         jitter = [v2.ColorJitter(strength, strength, strength)] if strength else []
         self.finish = v2.Compose([*jitter, *to_tensor(p)])
 
-    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, example: Example) -> Example:
         width, height = example["image"].size
         image = self.resize(example["image"])
         for flip in self.flips:

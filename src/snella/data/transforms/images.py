@@ -16,9 +16,10 @@ from timm.data.auto_augment import augment_and_mix_transform, auto_augment_trans
 from timm.data.transforms import str_to_interp_mode, str_to_pil_interp
 from torchvision.transforms import v2
 
+from snella.data.dataset import Example
 from snella.errors import UserError
 
-Transform = Callable[[dict[str, Any]], dict[str, Any]]
+Transform = Callable[[Example], Example]
 
 RESIZES = ("squash", "crop", "none")
 AUGMENTATIONS = ("none", "flip", "crop")
@@ -60,13 +61,13 @@ class Preprocessing:
         except KeyError:
             raise UserError(f"interpolation is {self.interpolation!r}; use bicubic, bilinear or nearest") from None
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+    def to_dict(self) -> dict[str, object]:
+        """Return the values as JSON holds them."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """The inverse of `to_dict`. Raises UserError on unknown or missing names."""
+        """Return the preprocessing that `to_dict` gave. Raises UserError on unknown or missing names."""
         names = [field.name for field in fields(cls)]
         if set(values) != set(names):
             raise UserError(f"preprocessing has {sorted(values)}; expected {sorted(names)}")
@@ -111,7 +112,7 @@ class Augmentation:
 
 
 def eval_transform(preprocessing: Preprocessing) -> Transform:
-    """`{"image": PIL}` -> `{"image": float32 (3, s, s)}`, other keys as they are.
+    """Make the transform `{"image": PIL}` -> `{"image": float32 (3, s, s)}`; other keys stay as they are.
 
     Raises:
         UserError: resize is "none".
@@ -121,7 +122,9 @@ def eval_transform(preprocessing: Preprocessing) -> Transform:
 
 
 def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Transform:
-    """As `eval_transform`, with augmentation. Draws from the global generators of Python, numpy and torch.
+    """Make the transform as `eval_transform`, with augmentation.
+
+    It draws from the global generators of Python, numpy and torch.
 
     Raises:
         UserError: resize is "none".
@@ -129,7 +132,7 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
     p, a = preprocessing, augmentation
     check_square(p)
     if a.name == "crop":
-        steps: list[Any] = [
+        steps: list[Transform] = [
             v2.RandomResizedCrop(
                 p.image_size, scale=(a.min_crop_area or 0.08, 1.0), interpolation=str_to_interp_mode(p.interpolation)
             )
@@ -152,12 +155,12 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
 
 
 class _OnImage:
-    """Apply a timm transform to the example's image only."""
+    """A timm transform, applied to the example's image only."""
 
     def __init__(self, transform: Callable[[Image.Image], Image.Image]) -> None:
         self.transform = transform
 
-    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, example: Example) -> Example:
         return {**example, "image": self.transform(example["image"])}
 
 
@@ -166,15 +169,15 @@ def check_square(p: Preprocessing) -> None:
         raise UserError("resize is 'none': images of different sizes make no batch; use squash or crop")
 
 
-def _geometry(p: Preprocessing) -> list[Any]:
+def _geometry(p: Preprocessing) -> list[Transform]:
     mode = str_to_interp_mode(p.interpolation)
     if p.resize == "squash":
         return [v2.Resize((p.image_size, p.image_size), interpolation=mode)]
     return [v2.Resize(p.image_size * 256 // 224, interpolation=mode), v2.CenterCrop(p.image_size)]
 
 
-def to_tensor(p: Preprocessing) -> list[Any]:
-    """The last steps: PIL image to normalised float32 tensor."""
+def to_tensor(p: Preprocessing) -> list[Transform]:
+    """Return the last steps: PIL image to normalised float32 tensor."""
     return [
         v2.ToImage(),
         v2.ToDtype(torch.float32, scale=True),
@@ -184,7 +187,7 @@ def to_tensor(p: Preprocessing) -> list[Any]:
 
 
 def _policy(name: str, p: Preprocessing) -> Callable[[Image.Image], Image.Image]:
-    """timm's automatic augmentation by its policy string, with the parameters that timm's own factory gives it."""
+    """Make timm's automatic augmentation by its policy string, with the parameters that timm's own factory gives."""
     params: dict[str, Any] = {
         "translate_const": int(p.image_size * 0.45),
         "img_mean": tuple(min(255, round(255 * value)) for value in p.mean),
@@ -198,5 +201,5 @@ def _policy(name: str, p: Preprocessing) -> Callable[[Image.Image], Image.Image]
         return auto_augment_transform(name, params)
     except (AssertionError, ValueError, KeyError, IndexError):
         raise UserError(
-            f"auto_augment is {name!r}, no timm policy; use one such as rand-m9-mstd0.5-inc1, augmix-m3-w3 or original"
+            f"auto_augment is {name!r}, not a policy of timm; use, say, rand-m9-mstd0.5-inc1, augmix-m3-w3 or original"
         ) from None

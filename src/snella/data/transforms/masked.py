@@ -6,8 +6,6 @@ Masks are sampled at the pixel centres, where the image's own interpolation look
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from PIL import Image
@@ -17,6 +15,7 @@ from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import Mask
 
+from snella.data.dataset import Example
 from snella.data.masks.files import IGNORE
 from snella.data.transforms.images import Augmentation, Preprocessing, Transform, to_tensor
 from snella.errors import UserError
@@ -25,7 +24,7 @@ MIN_CROP_AREA = 0.25  # of a smaller piece hardly a class is whole
 
 
 def masked_eval_transform(preprocessing: Preprocessing) -> Transform:
-    """`{"image": PIL, "mask": Mask (H, W)}` -> `{"image": float32 (3, h, w), "mask": int64 (H, W)}`.
+    """Make the transform `{"image": PIL, "mask": Mask (H, W)}` -> `{"image": float32 (3, h, w), "mask": int64 (H, W)}`.
 
     The mask stays as the file has it, whatever becomes of the image, and may be absent. h, w: s, s for "squash", the
     short one s for "crop" (nothing is cut off), as they are for "none".
@@ -36,7 +35,7 @@ def masked_eval_transform(preprocessing: Preprocessing) -> Transform:
 
 
 def masked_train_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Transform:
-    """`{"image": PIL, "mask": Mask (H, W)}` -> `{"image": float32 (3, s, s), "mask": int64 (s, s)}`.
+    """Make the transform `{"image": PIL, "mask": Mask (H, W)}` -> `{"image": float32 (3, s, s), "mask": int64 (s, s)}`.
 
     "squash" resizes both sides to s; "crop" the short side, then takes a random square; "none" takes a random square
     of the pixels as they are, smaller images padded right and below with the mean colour and IGNORE. The augmentation
@@ -51,7 +50,7 @@ def masked_train_transform(preprocessing: Preprocessing, augmentation: Augmentat
         if getattr(a, name):
             raise UserError(f"{name} changes images without their masks; leave it out for segmentation")
     if a.name == "crop":
-        steps: list[Any] = [_RandomResizedCrop(p, a.min_crop_area or MIN_CROP_AREA)]
+        steps: list[Transform] = [_RandomResizedCrop(p, a.min_crop_area or MIN_CROP_AREA)]
     elif p.resize == "none":
         steps = [_RandomCrop(p.image_size)]
     else:
@@ -67,12 +66,12 @@ def masked_train_transform(preprocessing: Preprocessing, augmentation: Augmentat
 
 
 class _Resize:
-    """To the square for "squash", else the short side to s."""
+    """A resize to the square for "squash", else the short side to s."""
 
     def __init__(self, p: Preprocessing, *, mask: bool) -> None:
         self.preprocessing, self.mask = p, mask
 
-    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, example: Example) -> Example:
         p = self.preprocessing
         width, height = example["image"].size
         size = [p.image_size, p.image_size]  # height, width
@@ -88,7 +87,7 @@ class _RandomResizedCrop:
     def __init__(self, p: Preprocessing, min_area: float) -> None:
         self.preprocessing, self.min_area = p, min_area
 
-    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, example: Example) -> Example:
         p = self.preprocessing
         top, left, height, width = RandomResizedCrop.get_params(example["image"], [self.min_area, 1.0], [3 / 4, 4 / 3])
         piece = _cropped(example, top=top, left=left, height=height, width=width)
@@ -101,7 +100,7 @@ class _RandomCrop:
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, example: Example) -> Example:
         width, height = example["image"].size
         box = {"height": min(height, self.size), "width": min(width, self.size)}
         top = int(torch.randint(height - box["height"] + 1, ()))
@@ -110,12 +109,12 @@ class _RandomCrop:
 
 
 class _PadTo:
-    """Right and below to s x s: the normalised image with 0, the mean colour, the mask with IGNORE."""
+    """Padding right and below to s x s: the normalised image with 0, the mean colour, the mask with IGNORE."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, example: Example) -> Example:
         height, width = example["image"].shape[-2:]
         padding = [0, 0, self.size - width, self.size - height]  # left, top, right, bottom
         if not any(padding):
@@ -127,7 +126,7 @@ class _PadTo:
         }
 
 
-def _cropped(example: dict[str, Any], *, top: int, left: int, height: int, width: int) -> dict[str, Any]:
+def _cropped(example: Example, *, top: int, left: int, height: int, width: int) -> Example:
     return {
         **example,
         "image": functional.crop(example["image"], top, left, height, width),
@@ -135,7 +134,7 @@ def _cropped(example: dict[str, Any], *, top: int, left: int, height: int, width
     }
 
 
-def _resized(example: dict[str, Any], size: list[int], p: Preprocessing, *, mask: bool) -> dict[str, Any]:
+def _resized(example: Example, size: list[int], p: Preprocessing, *, mask: bool) -> Example:
     image = functional.resize(example["image"], size, interpolation=str_to_interp_mode(p.interpolation))
     if not mask:
         return {**example, "image": image}
@@ -143,13 +142,13 @@ def _resized(example: dict[str, Any], size: list[int], p: Preprocessing, *, mask
 
 
 def resize_mask(mask: Tensor, size: list[int]) -> Tensor:
-    """Class indices (h, w) by nearest neighbour to `size` (height, width); no value appears that was not there."""
+    """Resize class indices (h, w) by nearest neighbour to `size` (height, width); no new value appears."""
     image = Image.fromarray(mask.numpy().astype(np.int32))
     resized = image.resize((size[1], size[0]), Image.Resampling.NEAREST)
     return torch.from_numpy(np.array(resized)).to(mask.dtype)
 
 
-def _to_index(example: dict[str, Any]) -> dict[str, Any]:
+def _to_index(example: Example) -> Example:
     if "mask" not in example:
         return example
     return {**example, "mask": example["mask"].long()}

@@ -1,0 +1,94 @@
+"""Layouts of published segmentation benchmarks: Pascal VOC (VOCdevkit/VOC2012) and ADE20K (ADEChallengeData2016)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from snella.data.layouts.masked_folders import note_left_out, pair_folders
+from snella.data.listing import MaskListing, Pair
+from snella.data.masks.class_names import ADE_FILE, ade_names, voc_names
+from snella.data.paths import read_text
+from snella.errors import UserError
+
+
+def is_voc(root: str) -> bool:
+    """Tell whether Pascal VOC lies in a folder or where its archive unpacks below it."""
+    return _voc_root(root) is not None
+
+
+def voc(root: str) -> MaskListing:
+    """List Pascal VOC by its own lists of names.
+
+    Raises:
+        UserError: a list that is missing or empty, a split none of whose images has both its files.
+    """
+    root = _voc_root(root) or root
+    lists = {name: _list(root, name) for name in ("train", "val", "trainval")}
+    test = lists["val"]
+    if test is None or (lists["train"] is None and lists["trainval"] is None):
+        raise UserError(f"{root}/ImageSets/Segmentation lacks val.txt or train.txt; take them from the data set")
+    train = lists["train"]
+    if train is None:
+        train = [name for name in lists["trainval"] or [] if name not in set(test)]
+    splits: dict[str, list[Pair]] = {}
+    notes = ["the published val set is test here (published figures are on it)"]
+    for split, names in (("train", train), ("test", test)):
+        pairs = {name: (f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png") for name in names}
+        there = {name for name, pair in pairs.items() if all(os.path.isfile(os.path.join(root, file)) for file in pair)}
+        if not there:
+            raise UserError(f"{root}: no image of {split} has both its files, such as {' and '.join(pairs[names[0]])}")
+        splits[split] = [pair for name, pair in pairs.items() if name in there]
+        notes += note_left_out(list(pairs), there, f"{split} list", "names without image or mask")
+    return MaskListing("Pascal VOC", root, splits, voc_names(), tuple(notes))
+
+
+def is_ade(root: str) -> bool:
+    """Tell whether ADE20K lies in a folder or where its archive unpacks below it."""
+    return _ade_root(root) is not None
+
+
+def ade(root: str) -> MaskListing:
+    """List ADE20K by its folders of training and validation.
+
+    Raises:
+        UserError: neither split has images and masks, a table of classes that cannot be read.
+    """
+    root = _ade_root(root) or root
+    names = ade_names(os.path.join(root, ADE_FILE))
+    parts = {
+        split: (f"images/{name}", f"annotations/{name}")
+        for split, name in (("train", "training"), ("test", "validation"))
+        if all(os.path.isdir(os.path.join(root, side, name)) for side in ("images", "annotations"))
+    }
+    listing = pair_folders("ADE20K", root, parts, [])
+    note = "the published validation set is test here (published figures are on it)"
+    return MaskListing("ADE20K", root, listing.splits, names, (*listing.notes, note))
+
+
+def _list(root: str, name: str) -> list[str] | None:
+    path = os.path.join(root, "ImageSets", "Segmentation", f"{name}.txt")
+    if not os.path.isfile(path):
+        return None
+    names = list(dict.fromkeys(read_text(path).split()))
+    if not names:
+        raise UserError(f"{path} is empty; it must hold one image name a line")
+    return names
+
+
+def _ade_root(root: str) -> str | None:
+    return _folder_with(root, ("", "ADEChallengeData2016"), ("images", "annotations", ADE_FILE))
+
+
+def _voc_root(root: str) -> str | None:
+    needed = ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
+    return _folder_with(root, ("", "VOC2012", "VOCdevkit/VOC2012"), needed)
+
+
+def _folder_with(root: str, places: Sequence[str], needed: Sequence[str]) -> str | None:
+    """Return the first of the places below `root` that holds all that is needed."""
+    for place in places:
+        folder = os.path.join(root, place) if place else root
+        if all(os.path.exists(os.path.join(folder, name)) for name in needed):
+            return folder
+    return None

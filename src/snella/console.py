@@ -23,6 +23,6 @@ def working(console: Console, what: str) -> Iterator[Callable[[int, int], None]]
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def plain(console: Console, text: str) -> None:
+def print_line(console: Console, text: str) -> None:
     """Print text as it is: unwrapped where nobody looks at a terminal, and without markup."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)

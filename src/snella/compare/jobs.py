@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from snella.console import plain
+from snella.console import print_line
 
 POLL = 0.2  # seconds between two looks at the processes
 TAIL = 4096  # bytes of a log that are searched for its last line
@@ -61,9 +61,9 @@ def run_jobs(jobs: Sequence[Job], *, workers: int, console: Console) -> dict[Job
                     done = len(jobs) - len(waiting) - len(running)
                     if process.returncode:
                         failed[job] = _reason(job.log, old, process.returncode)
-                        plain(console, f"{done}/{len(jobs)}  {job.name} failed: {failed[job]} (log: {job.log})")
+                        print_line(console, f"{done}/{len(jobs)}  {job.name} failed: {failed[job]} (log: {job.log})")
                     else:
-                        plain(console, f"{done}/{len(jobs)}  {job.name}")
+                        print_line(console, f"{done}/{len(jobs)}  {job.name}")
         except BaseException:
             _stop([process for process, _, _ in running.values()])
             raise

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from snella.config.schema import source_name
-from snella.console import checking_images, plain
+from snella.console import checking_images, print_line
 from snella.data.loading import Batches
 from snella.errors import UserError
 from snella.files import write_json
@@ -64,7 +64,7 @@ def evaluate(
     accelerator = _accelerator(device, run.config.precision, console)
     result = evaluate_batches(run.model, run.task, batches, accelerator)
     if batches.unreadable:
-        plain(console, f"{len(batches.unreadable)} unreadable images left out, the first: {batches.unreadable[0]}")
+        print_line(console, f"{len(batches.unreadable)} unreadable images left out, the first: {batches.unreadable[0]}")
     target = folder / "evaluation"
     source = {} if data is None else {"data": data}
     found: dict[str, Any] = {**source, "metrics": result.metrics, **run.task.report(result)}
@@ -73,11 +73,11 @@ def evaluate(
         draw(target / (f"{name}-{kind}.png" if i else f"{name}.png"))
     console.print(run.task.table(result))
     values = ", ".join(f"{label} {shown(key, result.metrics[key])}" for key, label in run.module.METRICS.items())
-    plain(console, f"{name}: {values}; figures in {target}")
+    print_line(console, f"{name}: {values}; figures in {target}")
     if features is not None and isinstance(run.task, Generates):
         judged = run.task.judge(run.model, images, features, count=samples, console=console)
         write_json(target / f"{name}.json", {**found, "fidelity": asdict(judged)})
-        plain(console, fidelity_line(judged))
+        print_line(console, fidelity_line(judged))
     return result
 
 
@@ -102,5 +102,5 @@ def _accelerator(device: str, precision: str, console: Console) -> Accelerator:
     try:
         return accelerator_for(device, precision)
     except UserError:
-        plain(console, f"{precision}, in which it was trained, cannot be used here; evaluated in fp32")
+        print_line(console, f"{precision}, in which it was trained, cannot be used here; evaluated in fp32")
         return accelerator_for(device, "fp32")

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from snella.config.schema import TrainConfig, run_folder, shrunk
 from snella.config.validation import validate
-from snella.console import plain, working
+from snella.console import print_line, working
 from snella.data.bundled.elpv import BASELINE
 from snella.data.dataset import ImageData
 from snella.data.images import Progress
@@ -103,7 +103,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     check_claim(folder, config)
     trained = config.resume and state_of(folder) == "finished"
     if trained and is_tested(summary := read_summary(folder), config.test):
-        plain(console, f"{folder} is finished; --overwrite trains it again")
+        print_line(console, f"{folder} is finished; --overwrite trains it again")
         return summary
 
     if trained and not checkpoints(folder):
@@ -122,8 +122,8 @@ def _train(config: TrainConfig, ready: Prepared, folder: Path, trained: bool, co
     if ready.base is not None and not trained:
         with writing(folder / BASE) as partial:
             save_file(ready.base, partial)
-    plain(console, f"{config.backbone}, {config.method}: {_trainable(ready.model):,} trainable parameters")
-    plain(console, f"results in {folder}")
+    print_line(console, f"{config.backbone}, {config.method}: {_trainable(ready.model):,} trainable parameters")
+    print_line(console, f"results in {folder}")
     accelerator = accelerator_for(config.device, config.precision)
 
     def show(stage: str, progress: Progress | None = None) -> None:
@@ -229,9 +229,9 @@ def _trainable(model: nn.Module) -> int:
 def _tell_backbone(spec: BackboneSpec, console: Console) -> None:
     """Say where a bundled backbone comes from, with licence; the others' names say so."""
     if spec.name in BACKBONES and spec.pretrained:
-        plain(console, f"{spec.name}: a bundled backbone")
+        print_line(console, f"{spec.name}: a bundled backbone")
         for note in BACKBONES[spec.name].notes:
-            plain(console, f"  {note}")
+            print_line(console, f"  {note}")
 
 
 def _batches(config: TrainConfig, examples: Mapping[str, Examples], preprocessing: Preprocessing) -> dict[str, Batches]:
@@ -344,6 +344,8 @@ def _finish(folder: Path, config: TrainConfig, ready: Prepared, result: FitResul
         console.print(task.table(tested))
     console.print(summary_table(summary, names, title=f"{config.method} on {Path(ready.data.root).name}"))
     if BASELINE in ready.data.notes:
-        plain(console, BASELINE)
-    plain(console, f"best epoch on val: {result.best_epoch} of {result.epochs_done}; results and figures in {folder}")
+        print_line(console, BASELINE)
+    print_line(
+        console, f"best epoch on val: {result.best_epoch} of {result.epochs_done}; results and figures in {folder}"
+    )
     return summary

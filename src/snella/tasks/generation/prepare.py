@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from snella.config.schema import TrainConfig, flag
-from snella.console import plain, working
+from snella.console import print_line, working
 from snella.data.cache import TensorCache, content_key
 from snella.data.dataset import ImageData
 from snella.data.loading import Examples
@@ -88,13 +88,13 @@ def _check(network: nn.Module, data: ImageData, config: TrainConfig, console: Co
     if asked == "none" and config.sample_prompts:
         raise UserError(f"--sample-prompts: {name} is unconditional; leave it out")
     if asked == "none" and (train.captions or train.labels):
-        plain(console, f"  {name} is unconditional: captions and classes are not looked at")
+        print_line(console, f"  {name} is unconditional: captions and classes are not looked at")
     if asked != "text":
         for field in ("caption_dropout", "prior_prompt"):
             if getattr(config, field):
                 raise UserError(f"{flag(field)} needs a text-to-image pipeline, and {name} is none; leave it out")
     if has_safety_checker(name):
-        plain(console, f"  the safety checker of {name} is not loaded: generated images are not checked")
+        print_line(console, f"  the safety checker of {name} is not loaded: generated images are not checked")
 
 
 def check_asked(condition: str, images: CaptionedImages, data: str, model: str) -> None:
@@ -112,7 +112,7 @@ def _tell_cuts(frozen: Frozen, splits: Mapping[str, CaptionedImages], console: C
     if cuts:
         caption, cut = next(iter(cuts.items()))
         count = f"{len(cuts)} captions are" if len(cuts) > 1 else "1 caption is"
-        plain(console, f"  {count} too long: of {caption[:40]!r}... the text encoder does not read {cut!r}")
+        print_line(console, f"  {count} too long: of {caption[:40]!r}... the text encoder does not read {cut!r}")
 
 
 def _prior(
@@ -131,7 +131,7 @@ def _prior(
         folder = cache_folder() / PRIOR / _prior_key(frozen, sampling, network, prompt)
     there = len(prior_files(folder, count))
     if there < count:
-        plain(console, f"  generating {count - there} images of {prompt!r} into {folder}")
+        print_line(console, f"  generating {count - there} images of {prompt!r} into {folder}")
         seeds = missing_numbers(folder, count - there)
         with working(console, "generating images") as progress:
             pictures = sample(frozen, network.to(device), [prompt] * len(seeds), seeds, sampling)

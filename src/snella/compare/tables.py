@@ -161,46 +161,15 @@ def suite_cells(suite: Suite, results: Sequence[TaskResult]) -> tuple[list[str],
 
     The other way round where there are more methods than tasks. There are no means of tasks with other metrics.
     """
-    from snella.config.suites import group_mean, group_means, task_mean
-
     methods = _methods(results)
-    metric = results[0].metric
-    alike = have_one_metric(results)
-    values: dict[str, dict[str, float]] = {method: {} for method in methods}
-    shown: dict[str, dict[str, str]] = {}
-    for result in results:
-        for row in result.methods:
-            if (found := result.spread(row, "test")) is not None:
-                values[row.method][result.name] = found.mean
-                shown.setdefault(result.name, {})[row.method] = with_spread(result.metric, found)
-    groups = dict.fromkeys(task.group for task in suite.tasks if task.group)
+    scores = {(r.name, row.method): with_spread(r.metric, r.spread(row, "test")) for r in results for row in r.methods}
     rows = [
-        [task.name, task.group, *(shown.get(task.name, {}).get(method, NOTHING) for method in methods)]
+        [task.name, task.group, *(scores.get((task.name, method), NOTHING) for method in methods)]
         for task in suite.tasks
     ]
-
-    def mean_row(name: str, found: Mapping[str, float | None]) -> list[str]:
-        means = (found.get(method) for method in methods)
-        return [name, "", *(NOTHING if m is None else with_spread(metric, Spread(m, None, 1)) for m in means)]
-
-    by_group = {method: group_means(suite, values[method]) for method in methods}
-    if groups and alike:
-        rows += [mean_row(f"mean of {group}", {m: by_group[m].get(group) for m in methods}) for group in groups]
-        name = f"mean of the {len(groups)} groups"
-        rows.append(mean_row(name, {m: group_mean(suite, values[m]) for m in methods}))
-    if alike:
-        name = f"mean of the {len(suite.tasks)} tasks"
-        rows.append(mean_row(name, {m: task_mean(suite, values[m]) for m in methods}))
-    differences = {method: mean_difference(results, method) for method in methods}
-    if alike and any(differences.values()):
-        tasks = {method: len(paired_tasks(results, method)) for method in methods}
-        partly = {
-            m: f" ({count} of {len(suite.tasks)} tasks)" for m, count in tasks.items() if 0 < count < len(suite.tasks)
-        }
-        texts = (difference_text(metric, differences[m]) + partly.get(m, "") for m in methods)
-        unit = " (points)" if is_share(metric) else "" if results[0].higher_is_better else ", + is lower"
-        name = f"against {REFERENCE}{unit}"
-        rows.append([name, "", *texts])
+    if have_one_metric(results):
+        rows += [*_mean_rows(suite, results), *_difference_rows(suite, results)]
+    groups = any(task.group for task in suite.tasks)
     heads = ["task", "group", *methods]
     if groups:
         return heads, rows
@@ -209,6 +178,41 @@ def suite_cells(suite: Suite, results: Sequence[TaskResult]) -> tuple[list[str],
         table[0][0] = "method"
         table = [list(column) for column in zip(*table, strict=True)]
     return table[0], table[1:]
+
+
+def _mean_rows(suite: Suite, results: Sequence[TaskResult]) -> list[list[str]]:
+    """Make a row of means, each with a cell for each method, for each group, all groups and all tasks."""
+    from snella.config.suites import group_mean, group_means, task_mean
+
+    values: dict[str, dict[str, float]] = {method: {} for method in _methods(results)}  # method -> task -> mean
+    for result in results:
+        for row in result.methods:
+            if (score := result.spread(row, "test")) is not None:
+                values[row.method][result.name] = score.mean
+    groups = dict.fromkeys(task.group for task in suite.tasks if task.group)
+    by_group = {method: group_means(suite, scores) for method, scores in values.items()}
+    means = {f"mean of {group}": [found.get(group) for found in by_group.values()] for group in groups}
+    if groups:
+        means[f"mean of the {len(groups)} groups"] = [group_mean(suite, scores) for scores in values.values()]
+    means[f"mean of the {len(suite.tasks)} tasks"] = [task_mean(suite, scores) for scores in values.values()]
+    metric = results[0].metric
+    return [
+        [name, "", *(with_spread(metric, None if mean is None else Spread(mean, None, 1)) for mean in row)]
+        for name, row in means.items()
+    ]
+
+
+def _difference_rows(suite: Suite, results: Sequence[TaskResult]) -> list[list[str]]:
+    """Make the row of differences from LoRA in the mean over the tasks; none where no method can be paired."""
+    metric, methods = results[0].metric, _methods(results)
+    differences = [mean_difference(results, method) for method in methods]
+    if not any(differences):
+        return []
+    counts = [len(paired_tasks(results, method)) for method in methods]
+    partly = [f" ({count} of {len(suite.tasks)} tasks)" if 0 < count < len(suite.tasks) else "" for count in counts]
+    unit = " (points)" if is_share(metric) else "" if results[0].higher_is_better else ", + is lower"
+    texts = (difference_text(metric, found) + part for found, part in zip(differences, partly, strict=True))
+    return [[f"against {REFERENCE}{unit}", "", *texts]]
 
 
 def cost_cells(results: Sequence[TaskResult]) -> tuple[list[str], list[list[str]]]:

@@ -17,6 +17,7 @@ from snella.report.style import GREY, INK, PALE, hatched, heading, new_figure, p
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.gridspec import GridSpec
 
 COLUMNS = 400  # of a heat map at most; more would be finer than the picture's points
 
@@ -81,18 +82,10 @@ def allocation_figure(records: Sequence[Mapping[str, Any]], path: str | os.PathL
         ValueError: there is no record.
     """
     shares = kept_shares(records)
-    count, rows = len(shares.kinds), len(shares.blocks)
+    count = len(shares.kinds)
     across = 2 if count == 4 else min(3, count)  # panels side by side
-    down = -(-count // across)
-    tall = min(max(0.165 * rows, 1.0), 6.0)  # height of a panel, inches
-    left, top, bottom, gap = 0.55 + 0.062 * max(map(len, shares.blocks)), 1.15, 0.55, 0.42
-    width = max(left + 3.0 * across, 6.8)
-    height = top + bottom + down * tall + (down - 1) * gap
-    figure = new_figure(width, height)
-    grid = figure.add_gridspec(
-        down, across, left=left / width, right=1 - 0.22 / width, top=1 - top / height, bottom=bottom / height,
-        wspace=0.11, hspace=gap / tall,
-    )  # fmt: skip
+    tall = min(max(0.165 * len(shares.blocks), 1.0), 6.0)  # height of a panel, inches
+    figure, grid = _page(-(-count // across), across, tall, margin=0.55 + 0.062 * max(map(len, shares.blocks)))
     for i, (kind, share) in enumerate(shares.kinds.items()):
         cell = grid[i // across, i % across].subgridspec(1, 2, width_ratios=(2.6, 1), wspace=0.07)
         heat, bars = figure.add_subplot(cell[0]), figure.add_subplot(cell[1])
@@ -100,9 +93,7 @@ def allocation_figure(records: Sequence[Mapping[str, Any]], path: str | os.PathL
         _final_bars(bars, share[:, -1], shares.overall[-1])
         heat.set_title(kind or ("others" if count > 1 else ""), loc="left", fontsize=9.5, weight="bold", color=INK)
         if i % across == 0:
-            every = math.ceil(0.125 * rows / tall)  # a label needs 0.125 inches
-            heat.set_yticks(range(0, rows, every), shares.blocks[::every])
-            heat.set_ylabel("block", fontsize=8, color=GREY)
+            _name_blocks(heat, shares.blocks, tall)
         if i + across < count:
             heat.set_xticklabels([])
             bars.set_xticklabels([])
@@ -119,6 +110,25 @@ def allocation_figure(records: Sequence[Mapping[str, Any]], path: str | os.PathL
     )
     _colour_bar(figure)
     return save_figure(figure, path)
+
+
+def _page(down: int, across: int, tall: float, *, margin: float) -> tuple[Figure, GridSpec]:
+    """Return a figure for a grid of panels `tall` inches high, with `margin` inches for the names left of them."""
+    top, bottom, gap = 1.15, 0.55, 0.42
+    width = max(margin + 3.0 * across, 6.8)
+    height = top + bottom + down * tall + (down - 1) * gap
+    figure = new_figure(width, height)
+    grid = figure.add_gridspec(
+        down, across, left=margin / width, right=1 - 0.22 / width, top=1 - top / height, bottom=bottom / height,
+        wspace=0.11, hspace=gap / tall,
+    )  # fmt: skip
+    return figure, grid
+
+
+def _name_blocks(axes: Axes, blocks: Sequence[str], tall: float) -> None:
+    every = math.ceil(0.125 * len(blocks) / tall)  # a label needs 0.125 inches
+    axes.set_yticks(range(0, len(blocks), every), blocks[::every])
+    axes.set_ylabel("block", fontsize=8, color=GREY)
 
 
 def _heat_map(axes: Axes, steps: np.ndarray, share: np.ndarray) -> None:

@@ -123,38 +123,60 @@ def training_curves_figure(
     train = [row for row in rows if row["kind"] == "train"]
     if not val:
         raise ValueError("no row of a validation to draw")
-    from matplotlib.ticker import PercentFormatter
-
-    steps_per_epoch = val[-1]["step"] / val[-1]["epoch"]
-    epochs = [row["epoch"] for row in val]
-    scores = [row[metric] for row in val]
-
     width, height = 8.6, 3.75
     figure = new_figure(width, height)
     left, right = (figure.add_axes((x / width, 0.5 / height, 3.45 / width, 2.15 / height)) for x in (0.6, 4.9))
-    line = {"linewidth": 1.4, "markersize": 3, "marker": "o" if len(val) <= 40 else ""}
-    left.plot(
-        [row["step"] / steps_per_epoch for row in train], [row["loss"] for row in train], color=BLUE, linewidth=1.4,
-        label="training",
-    )  # fmt: skip
-    if metric != "loss":
-        left.plot(epochs, [row.get("loss", math.nan) for row in val], color=ORANGE, label="validation", **line)
-    right.plot(epochs, scores, color=ORANGE, **line)
-    of_best = next((row for row in val if row["epoch"] == best_epoch), None)
-    if of_best is not None:
-        right.plot(best_epoch, of_best[metric], "o", markersize=8, markerfacecolor="none", markeredgecolor=INK)
-    _curve_axes(left, "loss", epochs[-1])
-    _curve_axes(right, f"validation {name or metric}", epochs[-1])
-    left.legend(loc="upper right", fontsize=8, frameon=False, labelcolor="linecolor", handlelength=1.2)
-    is_share = higher_is_better and all(0 <= score <= 1 for score in scores)
-    if is_share:
-        right.yaxis.set_major_formatter(PercentFormatter(1))
-    text = f"best epoch: {best_epoch} of {epochs[-1]}"
-    if of_best is not None:
-        value = f"{of_best[metric]:.1%}" if is_share else f"{of_best[metric]:.4g}"
+    _loss_curves(left, train, val, both=metric != "loss")
+    is_share = higher_is_better and all(0 <= row[metric] <= 1 for row in val)
+    best = next((row for row in val if row["epoch"] == best_epoch), None)
+    _score_curve(right, val, metric, best, title=f"validation {name or metric}", is_share=is_share)
+    text = f"best epoch: {best_epoch} of {val[-1]['epoch']}"
+    if best is not None:
+        value = f"{best[metric]:.1%}" if is_share else f"{best[metric]:.4g}"
         text += f", with {value} {name or metric} on the validation images (circle)"
     heading(figure, "How the training went", text)
     return save_figure(figure, path)
+
+
+def _loss_curves(
+    axes: Axes, train: Sequence[Mapping[str, Any]], val: Sequence[Mapping[str, Any]], *, both: bool
+) -> None:
+    """Draw the training loss, and with `both` the validation loss, over the epochs."""
+    steps_per_epoch = val[-1]["step"] / val[-1]["epoch"]
+    epochs = [row["step"] / steps_per_epoch for row in train]
+    axes.plot(epochs, [row["loss"] for row in train], color=BLUE, linewidth=1.4, label="training")
+    if both:
+        _validation_curve(axes, val, [row.get("loss", math.nan) for row in val], label="validation")
+    _curve_axes(axes, "loss", val[-1]["epoch"])
+    axes.legend(loc="upper right", fontsize=8, frameon=False, labelcolor="linecolor", handlelength=1.2)
+
+
+def _score_curve(
+    axes: Axes,
+    val: Sequence[Mapping[str, Any]],
+    metric: str,
+    best: Mapping[str, Any] | None,
+    *,
+    title: str,
+    is_share: bool,
+) -> None:
+    """Draw a validation metric over the epochs, with a circle round the row of the best one."""
+    from matplotlib.ticker import PercentFormatter
+
+    _validation_curve(axes, val, [row[metric] for row in val])
+    if best is not None:
+        axes.plot(best["epoch"], best[metric], "o", markersize=8, markerfacecolor="none", markeredgecolor=INK)
+    _curve_axes(axes, title, val[-1]["epoch"])
+    if is_share:
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+
+
+def _validation_curve(
+    axes: Axes, val: Sequence[Mapping[str, Any]], values: Sequence[float], label: str | None = None
+) -> None:
+    """Draw the values of the rows over their epochs, with a dot at each where they are not too many."""
+    epochs, marker = [row["epoch"] for row in val], "o" if len(val) <= 40 else ""
+    axes.plot(epochs, values, color=ORANGE, linewidth=1.4, markersize=3, marker=marker, label=label)
 
 
 def _curve_axes(axes: Axes, title: str, epochs: int) -> None:

@@ -87,7 +87,7 @@ def writing(
 ) -> Iterator[Path]:
     """Give a temporary path beside `path`, for a file or a folder; it takes its place when the body ends.
 
-    Whatever stood there before stays until then; a file takes no folder's place.
+    Whatever stood there before stays until then; a file does not take the place of a folder.
 
     Args:
         path: where the file or folder will stand.
@@ -176,7 +176,7 @@ def _sync(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file; what stood there before stays until the new one is whole."""
     with writing(path) as partial:
-        partial.write_text(text, encoding="utf-8", errors="surrogateescape")  # as names of files may be no UTF-8
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files need not be UTF-8
 
 
 def write_json(path: Path, value: Any) -> None:

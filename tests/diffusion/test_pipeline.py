@@ -312,25 +312,25 @@ def test_conditions_and_units(folders: Folders) -> None:
 
 def test_the_words_that_are_cut_are_named(folders: Folders) -> None:
     frozen = frozen_parts(str(folders("sd")))  # its tokenizer reads 16 tokens, two of them mark the ends
-    assert frozen.cut("") == frozen.cut(PROMPT) == frozen.cut(" ".join(["cat"] * 14)) == ""
-    assert frozen.cut(" ".join(["cat"] * 14) + " red dog") == "red dog"
+    assert frozen.unread_text("") == frozen.unread_text(PROMPT) == frozen.unread_text(" ".join(["cat"] * 14)) == ""
+    assert frozen.unread_text(" ".join(["cat"] * 14) + " red dog") == "red dog"
     frozen.pipe.tokenizer.model_max_length = 77
-    assert frozen.cut(" ".join(["cat"] * 75)) == ""
-    assert frozen.cut(" ".join(["cat"] * 75) + " a blue dog") == "a blue dog"
+    assert frozen.unread_text(" ".join(["cat"] * 75)) == ""
+    assert frozen.unread_text(" ".join(["cat"] * 75) + " a blue dog") == "a blue dog"
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("pixart", 300), ("flux", 512), ("sd3", 256)])
 def test_t5_is_cut_where_the_pipeline_cuts(name: str, tokens: int, folders: Folders) -> None:
     frozen = frozen_parts(str(folders(name)))
     fits = " ".join(["cat"] * (tokens - 1))  # and the end
-    assert frozen.cut(fits) == ""
-    assert frozen.cut(f"{fits} blue dog") == "blue dog"
+    assert frozen.unread_text(fits) == ""
+    assert frozen.unread_text(f"{fits} blue dog") == "blue dog"
     cut, whole = (frozen.encode([prompt], torch.device("cpu")) for prompt in (f"{fits} blue dog", fits))
     assert torch.equal(cut["prompt_embeds"], whole["prompt_embeds"])
 
 
 def test_networks_without_text_cut_nothing(folders: Folders) -> None:
-    assert frozen_parts(str(folders("dit"))).cut("word " * 1000) == ""
+    assert frozen_parts(str(folders("dit"))).unread_text("word " * 1000) == ""
 
 
 # ---- what is refused

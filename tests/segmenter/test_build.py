@@ -299,7 +299,7 @@ def test_an_adapted_decoder_trains_its_norms_and_last_layer_alone(name, decoder)
         (spec("test_convnext", "unett"), "decoder 'unett' is unknown; did you mean unet"),
         (spec("test_vit", "unet"), "--decoder unet does not go with test_vit, a plain ViT.*; use plain or dpt"),
         (spec("vit_small_focus", "fpn"), "use plain or dpt"),
-        (spec("test_convnext", "plain"), "no plain ViT; use unet or fpn or upernet or segformer"),
+        (spec("test_convnext", "plain"), "is not a plain ViT; use unet or fpn or upernet or segformer"),
         (spec("test_convnext", "dpt"), "--decoder dpt does not go with test_convnext"),
         (spec("hf:owner/name", "unet"), "brings its own; leave it out"),
         (spec("test_convnex"), "did you mean test_convnext"),
@@ -330,7 +330,7 @@ def test_a_missing_package_is_named_with_the_command(monkeypatch):
     ("name", "decoder", "size", "message"),
     [
         ("test_vit", "plain", 50, "try 48 or 64"),
-        ("test_vit", "dpt", 48, "no multiple of 32, which test_vit with dpt needs; try 32 or 64"),
+        ("test_vit", "dpt", 48, "not a multiple of 32, which test_vit with dpt needs; try 32 or 64"),
         ("vit_small_focus", "dpt", 42, "try 28 or 56"),
         ("swin_tiny_patch4_window7_224", "unet", 72, "try 64 or 96"),
         ("levit_128s", "unet", None, "choose another backbone"),

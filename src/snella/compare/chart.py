@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from snella.compare.results import TaskResult, averages
 from snella.compare.statistics import Spread
 from snella.report.labels import label_points
-from snella.report.style import BLUE, GREY, INK, PALE, heading, new_figure, plain, save_figure
+from snella.report.style import BLUE, GREY, INK, PALE, heading, new_figure, save_figure, style_axes
 from snella.report.tables import is_share
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _score_axis(axes: Axes, result: TaskResult) -> None:
     if is_share(result.metric):
         axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     axes.set_title(f"test {result.label}", loc="left", fontsize=9.5, weight="bold", color=INK)
-    plain(axes)
+    style_axes(axes)
     axes.grid(axis="y", color=PALE, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines["bottom"].set(visible=True, color=PALE)
@@ -137,5 +137,5 @@ def _count(value: float) -> str:
     return f"{value:g}"
 
 
-def _colour(name: str) -> str:
-    return BLUE if name.startswith("snella") else INK
+def _colour(method: str) -> str:
+    return BLUE if method.startswith("snella") else INK

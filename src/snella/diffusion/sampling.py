@@ -17,7 +17,7 @@ from snella.errors import UserError
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """How images are made.
+    """Settings of how images are made.
 
     Args:
         size: side of an image, pixels.
@@ -40,7 +40,7 @@ def sample(
     seeds: Sequence[int],
     settings: SampleSettings,
 ) -> Iterator[Image.Image]:
-    """One image for each of the prompts, class labels or Nones (unconditional), with its seed, as they are made.
+    """Yield an image for each of the prompts, class labels or Nones (unconditional), with its seed.
 
     The network stays where it is; the frozen parts come to its device one after the other and go back to the CPU.
     Noise is drawn on the CPU, so that a seed means the same anywhere.
@@ -83,11 +83,11 @@ def _decoding_in_fp32(vae: Any) -> Iterator[None]:
         return
     decode = vae.decode
 
-    def plain(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def decode_in_fp32(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
         with torch.autocast(latents.device.type, enabled=False):
             return decode(latents.float(), *args, **kwargs)
 
-    vae.decode = plain
+    vae.decode = decode_in_fp32
     try:
         yield
     finally:
@@ -95,7 +95,7 @@ def _decoding_in_fp32(vae: Any) -> Iterator[None]:
 
 
 def check_settings(frozen: Frozen, settings: SampleSettings) -> None:
-    """Raises UserError for what a pipeline cannot do: more steps than it knows timesteps, guidance by nothing."""
+    """Raise UserError for what a pipeline cannot do: more steps than it knows timesteps, guidance by nothing."""
     steps, most = settings.steps, frozen.pipe.scheduler.config.num_train_timesteps
     if steps > most:
         raise UserError(f"{steps} denoising steps are more than the {most} that the scheduler knows; take fewer")
@@ -114,7 +114,7 @@ def _by_pipeline(
     generators: list[torch.Generator],
     settings: SampleSettings,
 ) -> list[Image.Image]:
-    """By the pipeline's own call; without its text encoders, whose place is not the network's device."""
+    """Sample by the pipeline's own call, without its text encoders: their place is not the network's device."""
     family = frozen.family
     guidance = family.guidance if settings.guidance is None else settings.guidance
     parts = {
@@ -140,7 +140,7 @@ def _by_pipeline(
 
 
 def _options(pipe: Any) -> dict[str, Any]:
-    """What the pipeline's class takes besides components."""
+    """Return what the pipeline's class takes besides components."""
     return {"requires_safety_checker": False} if "requires_safety_checker" in pipe.config else {}
 
 
@@ -151,7 +151,7 @@ def _by_ddim(
     generators: list[torch.Generator],
     settings: SampleSettings,
 ) -> list[Image.Image]:
-    """DDIM (Song et al. 2021, eta 0). diffusers' pipelines for such models know no classes, or ImageNet's alone."""
+    """Sample by DDIM (Song et al. 2021, eta 0): diffusers' pipelines here know no classes, or ImageNet's alone."""
     from diffusers import DDIMScheduler
 
     device = next(network.parameters()).device
@@ -165,11 +165,11 @@ def _by_ddim(
     guidance = frozen.family.guidance if settings.guidance is None else settings.guidance
     for t in scheduler.timesteps:
         timesteps = t.expand(len(x))
-        found = frozen.predict(network, x, timesteps, {"class_labels": classes} if classes is not None else {})
+        output = frozen.predict(network, x, timesteps, {"class_labels": classes} if classes is not None else {})
         if classes is not None and null is not None and guidance > 1:
             without = frozen.predict(network, x, timesteps, {"class_labels": torch.full_like(classes, null)})
-            found = without + guidance * (found - without)
-        x = scheduler.step(found, t, x).prev_sample
+            output = without + guidance * (output - without)
+        x = scheduler.step(output, t, x).prev_sample
     if frozen.vae is not None:
         config = frozen.vae.config
         x = frozen.vae.decode(x / config.scaling_factor + (config.get("shift_factor") or 0.0)).sample
@@ -178,7 +178,7 @@ def _by_ddim(
 
 
 def _null_class(network: Any) -> int | None:
-    """The label for "no class" that DiT learns beside the classes; None where there is none."""
+    """Return the label for "no class" that DiT learns beside the classes; None where it learns none."""
     table = next((part for part in network.modules() if type(part).__name__ == "LabelEmbedding"), None)
     learnt = table is not None and table.embedding_table.weight.shape[0] > table.num_classes
     return table.num_classes if table is not None and learnt else None

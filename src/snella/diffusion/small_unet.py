@@ -11,7 +11,7 @@ SIZE = 32  # pixels
 
 
 def small_unet(num_classes: int) -> nn.Module:
-    """An untrained `UNet2DModel` for images (3, 32, 32), about 1.1 M parameters; torch's generator draws them."""
+    """Build an untrained `UNet2DModel` for images (3, 32, 32): 1.1 M parameters, which torch's generator draws."""
     from diffusers import UNet2DModel
 
     return UNet2DModel(
@@ -27,7 +27,7 @@ def small_unet(num_classes: int) -> nn.Module:
 
 
 def small_pipeline() -> Any:
-    """The rest of its pipeline: v-prediction on the linear schedule of DDPM."""
+    """Build the rest of its pipeline: v-prediction on the linear schedule of DDPM."""
     from diffusers import DDPMPipeline, DDPMScheduler
 
     return DDPMPipeline(unet=None, scheduler=DDPMScheduler(prediction_type="v_prediction"))  # pyright: ignore

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snella.report.matrices import places
-from snella.report.style import GREY, INK, PALE, hatched, heading, new_figure, plain, save_figure, shares_map
+from snella.report.style import (
+    GREY,
+    INK,
+    PALE,
+    draw_hatching,
+    heading,
+    new_figure,
+    save_figure,
+    shares_map,
+    style_axes,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +44,7 @@ class Shares:
 
     @property
     def has_gaps(self) -> bool:
+        """Whether some matrix has no value at some time."""
         return any(np.isnan(share).any() for share in self.kinds.values())
 
 
@@ -141,26 +152,26 @@ def _heat_map(axes: Axes, steps: np.ndarray, share: np.ndarray) -> None:
         edges, np.arange(len(share) + 1) - 0.5, np.ma.masked_invalid(share), cmap=shares_map(), vmin=0, vmax=1,
         rasterized=True,
     )  # fmt: skip
-    hatched(axes, edges[0], -0.5, edges[-1] - edges[0], len(share))
+    draw_hatching(axes, edges[0], -0.5, edges[-1] - edges[0], len(share))
     axes.hlines(np.arange(1, len(share)) - 0.5, edges[0], edges[-1], color="white", linewidth=0.8)
     axes.set_ylim(len(share) - 0.5, -0.5)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_yticks([])
     ticks = MaxNLocator(4, integer=True).tick_values(edges[0], edges[-1]) if len(steps) > 1 else steps
     axes.set_xticks([t for t in ticks if edges[0] <= t < edges[-1] - 0.08 * (edges[-1] - edges[0])])
-    plain(axes)
+    style_axes(axes)
 
 
 def _final_bars(axes: Axes, share: np.ndarray, overall: float) -> None:
     axes.axvline(overall, color=INK, linewidth=0.8, linestyle=(0, (3, 2)))
     for row in np.flatnonzero(np.isnan(share)):
-        hatched(axes, 0, row - 0.37, 1, 0.74)
+        draw_hatching(axes, 0, row - 0.37, 1, 0.74)
     axes.barh(range(len(share)), np.nan_to_num(share), height=0.74, color=shares_map()(0.7))
     axes.set_ylim(len(share) - 0.5, -0.5)
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.5, 1], ["0", "50", "100%"])
     axes.set_yticks([])
-    plain(axes)
+    style_axes(axes)
     axes.spines["left"].set(visible=True, color=PALE)
 
 
@@ -173,11 +184,12 @@ def _colour_bar(figure: Figure) -> None:
     bar = figure.colorbar(ScalarMappable(Normalize(0, 1), shares_map()), cax=axes, orientation="horizontal")
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     bar.set_ticks([0, 0.5, 1], labels=["0", "50", "100%"])
-    plain(axes)
+    style_axes(axes)
     axes.text(-0.06, 0.5, "kept", ha="right", va="center", transform=axes.transAxes, fontsize=7.5, color=GREY)
 
 
 def _short(count: int) -> str:
+    """Write a count in short: 1234567 -> 1.2 M."""
     for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if count >= size:
             return f"{count / size:.1f} {letter}"

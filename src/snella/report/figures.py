@@ -16,12 +16,12 @@ from snella.report.style import (
     INK,
     ORANGE,
     PALE,
-    hatched,
+    draw_hatching,
     heading,
     new_figure,
-    plain,
     save_figure,
     shares_map,
+    style_axes,
 )
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ LONGEST = 24  # letters of a class name in a figure
 def confusion_figure(
     confusion: Tensor, classes: Sequence[str], path: str | os.PathLike[str], *, unit: str = "images"
 ) -> Path:
-    """Draw a confusion matrix as shares of each true class; with the counts written in up to 20 classes.
+    """Draw a confusion matrix as shares of each true class, with the counts written in for up to 20 classes.
 
     Args:
         confusion: (K, K) counts, true class x predicted class.
@@ -63,19 +63,19 @@ def confusion_figure(
     # never taken for one another: white, so that the mistakes stand out
     image = axes.imshow(np.ma.masked_equal(shares, 0), cmap=shares_map(), vmin=0, vmax=1, interpolation="nearest")
     for row in np.flatnonzero(total[:, 0] == 0):
-        hatched(axes, -0.5, row - 0.5, K, 1)
+        draw_hatching(axes, -0.5, row - 0.5, K, 1)
     axes.set_xticks(range(0, K, every), labels[::every], rotation=0 if upright else 90, parse_math=False)
     axes.set_yticks(range(0, K, every), labels[::every], parse_math=False)
     axes.set_xlabel("predicted class", fontsize=8.5, color=GREY)
     axes.set_ylabel("true class", fontsize=8.5, color=GREY)
-    plain(axes)
+    style_axes(axes)
     axes.spines[:].set(visible=True, color=PALE)
     if K <= WRITTEN:
         _write_cells(axes, counts, shares)
     bar = figure.add_axes(((margin + side + 0.15) / width, bottom / height, 0.1 / width, min(side, 1.8) / height))
     figure.colorbar(image, cax=bar).outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     bar.set_yticks([0, 0.5, 1], ["0", "50", "100%"])
-    plain(bar)
+    style_axes(bar)
     heading(
         figure,
         "Which classes are taken for which",
@@ -86,7 +86,7 @@ def confusion_figure(
 
 
 def _write_cells(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
-    """Share and count in each cell; cells without an image stay empty, so that the mistakes stand out."""
+    """Write share and count into each cell; those without an image stay empty, so that the mistakes stand out."""
     for row, column in np.argwhere(counts > 0):
         colour = "white" if shares[row, column] > 0.45 else INK
         share, count = f"{shares[row, column]:.0%}", f"{counts[row, column]:,}"
@@ -189,5 +189,5 @@ def _curve_axes(axes: Axes, title: str, epochs: int) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.grid(axis="y", color=PALE, linewidth=0.6)
     axes.set_axisbelow(True)
-    plain(axes)
+    style_axes(axes)
     axes.spines["bottom"].set(visible=True, color=PALE)

@@ -48,7 +48,7 @@ def label_points(axes: Axes, place: Mapping[str, tuple[float, float]], colour: C
 
 
 def _covered(box: Bbox, taken: Sequence[Bbox], frame: Bbox) -> float:
-    """Area of what a label would cover, and of what of it would lie outside the frame."""
+    """Return the area that a label would cover of others, plus its own that would lie outside the frame."""
     from matplotlib.transforms import Bbox
 
     overlaps = [Bbox.intersection(box, other) for other in taken]

@@ -14,7 +14,7 @@ from snella.console import checking_images, print_line
 from snella.data.loading import Batches
 from snella.errors import UserError
 from snella.files import write_json
-from snella.report.tables import shown
+from snella.report.tables import format_metric
 from snella.runs.data import read_run_data, tell
 from snella.runs.folder import read_about, read_config
 from snella.runs.load import check_options, load_run
@@ -72,7 +72,9 @@ def evaluate(
     for i, (kind, draw) in enumerate(run.task.figures(result).items()):
         draw(target / (f"{name}-{kind}.png" if i else f"{name}.png"))
     console.print(run.task.table(result))
-    values = ", ".join(f"{label} {shown(key, result.metrics[key])}" for key, label in run.module.METRICS.items())
+    values = ", ".join(
+        f"{label} {format_metric(key, result.metrics[key])}" for key, label in run.module.METRICS.items()
+    )
     print_line(console, f"{name}: {values}; figures in {target}")
     if features is not None and isinstance(run.task, Generates):
         judged = run.task.judge(run.model, images, features, count=samples, console=console)

@@ -16,13 +16,13 @@ SEGMENTER = Kind(
 
 
 def decoder_parts(model: Any) -> list[str]:
-    """Names of the modules behind the backbone."""
+    """Return the names of the modules behind the backbone."""
     backbones = (model.base_model_prefix, "backbone")
     return [name for name, _ in model.named_children() if name not in backbones]
 
 
 def processor(p: Preprocessing) -> Any:
-    """transformers' image processor for what the model was tuned on; whole images, whatever `p.resize` is."""
+    """Make transformers' image processor for the tuned model's images; whole ones, whatever `p.resize` is."""
     from transformers import BitImageProcessor, SegformerImageProcessor
 
     values = processor_values(p)

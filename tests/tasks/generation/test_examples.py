@@ -19,7 +19,7 @@ from snella.data.transforms.generation import generation_eval_transform
 from snella.data.transforms.images import Preprocessing
 from snella.diffusion.pipeline import Frozen, frozen_parts
 from snella.errors import UserError
-from snella.tasks.generation.examples import CachedImages, WithPrior, cached, drawn, prior_files
+from snella.tasks.generation.examples import CachedImages, WithPrior, cache_examples, drawn, prior_files
 from support import tiny_pipelines as tiny
 
 CPU = torch.device("cpu")
@@ -65,7 +65,7 @@ def cache_of(images: CaptionedImages, frozen: Frozen, cache: TensorCache, p: Pre
 def split_of(
     images: CaptionedImages, frozen: Frozen, cache: TensorCache, p: Preprocessing, *, mirrored: bool
 ) -> CachedImages:
-    return cached({"train": images}, {"train": mirrored}, frozen, p, cache, CPU, Console(quiet=True))["train"]
+    return cache_examples({"train": images}, {"train": mirrored}, frozen, p, cache, CPU, Console(quiet=True))["train"]
 
 
 @pytest.fixture

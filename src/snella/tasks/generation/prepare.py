@@ -25,8 +25,8 @@ from snella.files import cache_folder, save_picture
 from snella.models.backbone import fingerprint
 from snella.tasks.generation.examples import (
     WithPrior,
-    cached,
-    cached_texts,
+    cache_examples,
+    cache_texts,
     missing_numbers,
     prior_file,
     prior_files,
@@ -67,14 +67,14 @@ def prepare(
         else:
             splits[PRIOR] = _prior(frozen, sampling, network, config, device, console)
     if frozen.family.encode is not None:
-        _tell_cuts(frozen, splits, console)
+        _report_truncated(frozen, splits, console)
     still = config.augment != "crop" and not config.color_jitter  # the pixels are the same at each epoch
     if config.cache and frozen.vae is not None and still:
         cache = TensorCache(cache_folder())
         mirrored = {name: name in ("train", PRIOR) and config.augment != "none" for name in splits}
-        splits = dict(cached(splits, mirrored, frozen, preprocessing, cache, device, console))
+        splits = dict(cache_examples(splits, mirrored, frozen, preprocessing, cache, device, console))
         if config.caption_dropout and frozen.family.encode is not None:
-            (key,) = cached_texts([""], frozen, cache, device, console).values()
+            (key,) = cache_texts([""], frozen, cache, device, console).values()
             empty = {name: value[None] for name, value in (cache.get(key) or {}).items()}
     if prior := splits.pop(PRIOR, None):
         splits["train"] = WithPrior(splits["train"], prior)
@@ -88,31 +88,31 @@ def _check(network: nn.Module, data: ImageData, config: TrainConfig, console: Co
     if asked == "none" and config.sample_prompts:
         raise UserError(f"--sample-prompts: {name} is unconditional; leave it out")
     if asked == "none" and (train.captions or train.labels):
-        print_line(console, f"  {name} is unconditional: captions and classes are not looked at")
+        print_line(console, f"  {name} is unconditional: captions and classes are not used")
     if asked != "text":
         for field in ("caption_dropout", "prior_prompt"):
             if getattr(config, field):
-                raise UserError(f"{flag(field)} needs a text-to-image pipeline, and {name} is none; leave it out")
+                raise UserError(f"{flag(field)} needs a text-to-image pipeline, and {name} is not one; leave it out")
     if has_safety_checker(name):
         print_line(console, f"  the safety checker of {name} is not loaded: generated images are not checked")
 
 
 def check_asked(condition: str, images: CaptionedImages, data: str, model: str) -> None:
-    """Refuse images without the captions or classes that a model is asked for. Raises UserError."""
+    """Raise UserError for images without the captions or classes that a model is asked for."""
     if condition == "text" and not images.captions:
         raise UserError(f"{data} has no captions, which {model} needs; add captions, or train with --prompt")
     if condition == "class" and not images.labels:
         raise UserError(f"{data} has no class folders, and {model} needs classes; sort its images into some")
 
 
-def _tell_cuts(frozen: Frozen, splits: Mapping[str, CaptionedImages], console: Console) -> None:
+def _report_truncated(frozen: Frozen, splits: Mapping[str, CaptionedImages], console: Console) -> None:
     """Say which captions are longer than the text encoders read."""
     captions = dict.fromkeys(caption for images in splits.values() for caption in images.captions)
-    cuts = {caption: cut for caption in captions if (cut := frozen.cut(caption))}
-    if cuts:
-        caption, cut = next(iter(cuts.items()))
-        count = f"{len(cuts)} captions are" if len(cuts) > 1 else "1 caption is"
-        print_line(console, f"  {count} too long: of {caption[:40]!r}... the text encoder does not read {cut!r}")
+    unread = {caption: text for caption in captions if (text := frozen.unread_text(caption))}
+    if unread:
+        caption, text = next(iter(unread.items()))
+        count = f"{len(unread)} captions are" if len(unread) > 1 else "1 caption is"
+        print_line(console, f"  {count} too long: of {caption[:40]!r}... the text encoder does not read {text!r}")
 
 
 def _prior(
@@ -123,7 +123,7 @@ def _prior(
     device: torch.device,
     console: Console,
 ) -> CaptionedImages:
-    """Images of the prior, made by the network as it is where there are too few; stopped, what is made stays."""
+    """Return the prior's images; the network as it is makes those that lack. Stopped, what is made stays."""
     prompt, count = str(config.prior_prompt), config.prior_images
     if config.prior_data is not None:
         folder = Path(config.prior_data).expanduser()
@@ -138,12 +138,12 @@ def _prior(
             for done, (seed, picture) in enumerate(zip(seeds, pictures, strict=True), 1):
                 save_picture(picture, prior_file(folder, seed), shared=True)
                 progress(done, len(seeds))
-    found = prior_files(folder, count)
-    return CaptionedImages(found, (prompt,) * len(found))
+    files = prior_files(folder, count)
+    return CaptionedImages(files, (prompt,) * len(files))
 
 
 def _prior_key(frozen: Frozen, sampling: SampleSettings, network: nn.Module, prompt: str) -> str:
-    """All that decides the prior's images."""
+    """Return a key of all that decides the prior's images."""
     parts = [network, *frozen.encoders, *(() if frozen.vae is None else (frozen.vae,))]
     scheduler = {name: str(value) for name, value in frozen.pipe.scheduler.config.items()}
     settings = {name: value for name, value in asdict(sampling).items() if name != "batch_size"}

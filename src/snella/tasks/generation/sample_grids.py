@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from snella.report.style import GREY, INK, new_figure, plain, save_figure
+from snella.report.style import GREY, INK, new_figure, save_figure, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +28,7 @@ LABELS: dict[str, Any] = {"fontsize": 9, "color": GREY, "parse_math": False, "li
 
 
 def grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
-    """The pictures in rows of `columns`, each in the middle of a field as large as the largest of them.
+    """Put pictures into rows of `columns`, each in the middle of a field as large as the largest of them.
 
     Pictures below 64 pixels are enlarged by a whole factor, the same for all, so that single pixels show.
 
@@ -38,7 +38,7 @@ def grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
     if not pictures or columns < 1:
         raise ValueError(f"a grid needs pictures and columns; got {len(pictures)} and {columns}")
     factor = _factor(max(max(picture.size) for picture in pictures))
-    pictures = [_enlarged(picture, factor) for picture in pictures]
+    pictures = [_enlarge(picture, factor) for picture in pictures]
     width, height = (max(picture.size[axis] for picture in pictures) for axis in (0, 1))
     columns = min(columns, len(pictures))
     rows = math.ceil(len(pictures) / columns)
@@ -106,7 +106,7 @@ def methods_figure(
     lines = max(math.ceil(count / across[name]) for name, count in each.items())
     side = min(max(9 / sum(across.values()), 0.55), 1.3)  # inches
 
-    titles = [_wrapped(row) for row in rows]
+    titles = [_wrap(row) for row in rows]
     left = MARGIN + max(_width(title, LABELS) for title in titles) + 0.12
     high = max(lines * (side + GAP) - GAP, max(title.count("\n") + 1 for title in titles) * 0.17)
     wide = {name: max(across[name] * (side + GAP) - GAP, _width(name, HEADS)) for name in columns}
@@ -151,15 +151,15 @@ def _show(figure: Figure, picture: Image.Image, box: tuple[float, float, float, 
     axes.imshow(picture.convert("RGB"), interpolation="nearest" if max(picture.size) < SMALL else "antialiased")
     axes.set_xticks([])
     axes.set_yticks([])
-    plain(axes)
+    style_axes(axes)
 
 
 def _across(count: int) -> int:
-    """Pictures side by side in a cell: all up to four, else as many as make two lines, or nearly a square."""
+    """Return how many pictures stand side by side: all up to four, else enough for two lines or nearly a square."""
     return count if count <= ACROSS else max(min(math.ceil(count / 2), ACROSS), math.ceil(math.sqrt(count)))
 
 
-def _wrapped(title: str) -> str:
+def _wrap(title: str) -> str:
     return "\n".join(textwrap.wrap(title, LETTERS, max_lines=LINES, placeholder=" …"))
 
 
@@ -170,9 +170,10 @@ def _width(text: str, style: Mapping[str, Any]) -> float:
 
 
 def _factor(side: int) -> int:
+    """Return by how much pictures of that side are enlarged."""
     return max(round(SEEN / side), 1) if side < SMALL else 1
 
 
-def _enlarged(picture: Image.Image, factor: int) -> Image.Image:
+def _enlarge(picture: Image.Image, factor: int) -> Image.Image:
     size = (picture.width * factor, picture.height * factor)
     return picture.convert("RGB").resize(size, Image.Resampling.NEAREST)

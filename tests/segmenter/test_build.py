@@ -46,7 +46,9 @@ def _narrow(monkeypatch):
     monkeypatch.setattr(smp, "DPT_WIDTHS", (8, 8, 16, 16))
 
 
-def spec(name, decoder=None, size=64, *, adapt=False, **options) -> SegmenterSpec:
+def spec(
+    name: str, decoder: str | None = None, size: int | None = 64, *, adapt: bool = False, **options: Any
+) -> SegmenterSpec:
     settings = {"pretrained": False, "checkpoint": None, "num_classes": 3} | options
     return SegmenterSpec(BackboneSpec(name, image_size=size, **settings), decoder, adapt)
 
@@ -197,22 +199,6 @@ def test_a_local_timm_folder(name, decoder, tmp_path):
     assert logits(model, images(64)).shape == (2, 3, 64, 64)
     if decoder != "plain":
         assert str(folder) not in str(model.net.config)
-
-
-class Twice(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a_b = nn.Linear(2, 2)
-        self.a = nn.ModuleDict({"b": nn.Linear(2, 2)})
-
-
-def test_an_encoder_that_is_not_one_to_one_is_refused():
-    with pytest.raises(UserError, match=r"a_b\.weight of the encoder was found 2 times"):
-        smp._carry_over(Twice(), Twice(), "twice")
-    with pytest.raises(UserError, match="was found 1 times in other with its shape"):
-        smp._carry_over(nn.Linear(3, 2), nn.Linear(2, 2), "other")
-    with pytest.raises(UserError, match="was found 0 times"):
-        smp._carry_over(nn.ReLU(), nn.Linear(2, 2), "other")
 
 
 def test_drop_path_reaches_the_encoder():

@@ -42,8 +42,9 @@ def config(family: str, num_labels: int) -> PretrainedConfig:
         backbone = t.SwinConfig(**swin, **stages)
     else:
         backbone = t.ConvNextConfig(hidden_sizes=[8] * 4, **stages)
-    whole: dict[str, Any] = dict(auxiliary_channels=8, auxiliary_in_channels=32 if family == "UperNetSwin" else 8)
-    return t.UperNetConfig(backbone_config=backbone, hidden_size=8, **whole, num_labels=num_labels)
+    whole: dict[str, Any] = dict(hidden_size=8, auxiliary_channels=8, num_labels=num_labels)
+    whole["auxiliary_in_channels"] = 32 if family == "UperNetSwin" else 8
+    return t.UperNetConfig(backbone_config=backbone, **whole)
 
 
 def saved(family: str, folder: Path, num_labels: int = 5) -> Any:  # models have more than a Module says

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -42,7 +41,7 @@ def save_merged_pipeline(model: nn.Module, folder: Path, *, name: str, classes: 
 
 
 @torch.no_grad()
-def _check_same(model: Any, loaded: Any, name: str) -> None:
+def _check_same(model: nn.Module, loaded: nn.Module, name: str) -> None:
     """Compare the parameters, one by one: a pipeline's input is different for each family. Raises UserError."""
     own, read = model.state_dict(), loaded.state_dict()
     odd = sorted(own.keys() ^ read.keys()) or sorted(

@@ -10,12 +10,15 @@ its latents, (b, c, h, w); noise has its shape.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from snella.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import ConfigMixin
 
 FLOW = "flow"
 PREDICTIONS = ("epsilon", "v_prediction", "sample", FLOW)
@@ -41,7 +44,7 @@ class Objective:
         UserError: the scheduler is of an unknown kind.
     """
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: ConfigMixin) -> None:
         from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
         config = dict(scheduler.config)

@@ -18,15 +18,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from snella.diffusion import small_unet
+from snella.diffusion.class_embeddings import fit_classes
 from snella.diffusion.families import FAMILIES, Condition, Family
 from snella.errors import UserError, short_reason
 from snella.models.backbone import BackboneSpec
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 INDEX = "model_index.json"
 CLASSES = "classes.json"  # beside it, where classes have names
@@ -175,7 +179,7 @@ def build_network(spec: BackboneSpec) -> nn.Module:
         raise UserError(f"backbone {spec.name}: its {part} cannot be loaded ({reason})") from None
     _check_whole(network, part, spec.name)
     if spec.num_classes and condition_of(network) == "class":
-        _fit_classes(network, spec.num_classes)
+        fit_classes(network, spec.num_classes)
     return network
 
 
@@ -186,7 +190,7 @@ def _check_whole(part: nn.Module, kind: str, name: str) -> None:
         raise UserError(f"backbone {name}: the weights of its {kind} lack {lacking}; get the file again")
 
 
-def condition_of(network: Any) -> str:
+def condition_of(network: Any) -> str:  # a Module, whose `config` only diffusers knows
     """Return what a network is asked for: "text", "class" or "none"."""
     return _condition(type(network).__name__, network.config)
 
@@ -198,24 +202,6 @@ def _condition(kind: str, config: Mapping[str, Any]) -> str:
     return "class" if kind == "DiTTransformer2DModel" else "text"
 
 
-def _fit_classes(network: Any, num_classes: int) -> None:
-    """Give each class embedding `num_classes` rows (and DiT's its row for no class), in place."""
-    for module in list(network.modules()):
-        for name, table in list(module.named_children()):
-            if name != "class_embedding" and type(module).__name__ != "LabelEmbedding":
-                continue
-            null = table.num_embeddings - getattr(module, "num_classes", table.num_embeddings)  # rows for no class
-            known = table.weight.data[: table.num_embeddings - null]
-            if len(known) == num_classes:
-                continue
-            rows = torch.cat([known.mean(0).expand(num_classes, -1), table.weight.data[len(known) :]])
-            setattr(module, name, nn.Embedding.from_pretrained(rows.clone(), freeze=False))
-            if hasattr(module, "num_classes"):
-                module.num_classes = num_classes
-    key = "num_class_embeds" if "num_class_embeds" in network.config else "num_embeds_ada_norm"
-    network.register_to_config(**{key: num_classes})
-
-
 @dataclass
 class Frozen:
     """The parts of a pipeline that are not tuned, and how its network is asked.
@@ -225,7 +211,7 @@ class Frozen:
         family: of its make.
     """
 
-    pipe: Any
+    pipe: DiffusionPipeline
     family: Family
 
     @property
@@ -256,9 +242,9 @@ class Frozen:
         """Return scaled latents (b, c, h, w) of moments: drawn, or their mode."""
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-        found = DiagonalGaussianDistribution(moments)
+        distribution = DiagonalGaussianDistribution(moments)
         config = self.vae.config
-        z = found.sample() if sample else found.mode()
+        z = distribution.sample() if sample else distribution.mode()
         return (z - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
     @torch.no_grad()
@@ -269,8 +255,8 @@ class Frozen:
         """
         assert self.family.encode is not None
         with torch.autocast(device.type, enabled=False):
-            found = self.family.encode(self.pipe, list(prompts), device)
-        return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
+            embeds = self.family.encode(self.pipe, list(prompts), device)
+        return {name: value.float() if value.is_floating_point() else value for name, value in embeds.items()}
 
     def unread_text(self, prompt: str) -> str:
         """Return the end of a prompt that the text encoders do not read since it is too long; "" if all of it fits."""
@@ -294,8 +280,7 @@ class Frozen:
 
     def predict(self, network: nn.Module, x: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         """Return the network's output (b, c, h, w), without the variance that some networks learn beside it."""
-        found = self.family.predict(network, x, timesteps, condition)
-        return found[:, : x.shape[1]]
+        return self.family.predict(network, x, timesteps, condition)[:, : x.shape[1]]
 
     def to(self, device: torch.device | str, *, vae: bool = True, encoders: bool = True) -> None:
         """Move the parts to a device."""

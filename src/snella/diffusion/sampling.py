@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from snella.diffusion.pipeline import Frozen, condition_of
 from snella.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 @dataclass(frozen=True)
@@ -121,14 +124,14 @@ def _by_pipeline(
         name: None if name.startswith(("text_encoder", "tokenizer")) else part
         for name, part in frozen.pipe.components.items()
     }
-    pipe = type(frozen.pipe)(**{**parts, family.network: network}, **_options(frozen.pipe))
+    kind: Any = type(frozen.pipe)  # of another signature than its base
+    pipe = kind(**{**parts, family.network: network}, **_options(frozen.pipe))
     pipe.set_progress_bar_config(disable=True)
-    asked = {name: torch.cat([one[name] for one in embeds]) for name in empty}
+    asked: dict[str, Any] = {name: torch.cat([one[name] for one in embeds]) for name in empty}
     if family.negative and guidance > 1:
         asked |= {f"negative_{name}": value.expand(len(embeds), *value.shape[1:]) for name, value in empty.items()}
     if "PixArt" in type(pipe).__name__:
-        asked["use_resolution_binning"] = False  # pyright: ignore[reportArgumentType]
-        asked["negative_prompt"] = None  # pyright: ignore[reportArgumentType]
+        asked |= {"use_resolution_binning": False, "negative_prompt": None}
     return pipe(
         **asked,
         generator=generators,
@@ -139,7 +142,7 @@ def _by_pipeline(
     ).images
 
 
-def _options(pipe: Any) -> dict[str, Any]:
+def _options(pipe: DiffusionPipeline) -> dict[str, Any]:
     """Return what the pipeline's class takes besides components."""
     return {"requires_safety_checker": False} if "requires_safety_checker" in pipe.config else {}
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import timm
 import torch
@@ -25,6 +25,9 @@ from snella.errors import UserError, short_reason
 from snella.files import check_free, or_overwrite, writing_into
 from snella.models.backbone import HF, BackboneSpec, logits_of
 from snella.models.bundled import BACKBONES
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedModel
 
 MERGED_TOLERANCE = 1e-4  # of logits, absolute
 ONNX_TORCH = "2.8"
@@ -62,7 +65,7 @@ def save_merged(
     model.eval()
     with writing_into(folder) as temporary:
         if spec.name.startswith(HF):
-            save_transformers(model, temporary, classes, _processor(preprocessing))
+            save_transformers(cast("PreTrainedModel", model), temporary, classes, _processor(preprocessing))
         else:
             _save_timm(model, temporary, spec, classes, preprocessing)
         _check_reload(model, temporary, spec, preprocessing.image_size)
@@ -194,7 +197,9 @@ def _save_timm(model: Any, folder: Path, spec: BackboneSpec, classes: Sequence[s
     save_for_hf(model, str(folder), model_config=model_config, safe_serialization=True)
 
 
-def save_transformers(model: Any, folder: Path, classes: Sequence[str], processor: Any) -> None:
+def save_transformers(
+    model: PreTrainedModel, folder: Path, classes: Sequence[str], processor: BaseImageProcessor
+) -> None:
     """Write transformers' own format, with the class names in its configuration, and the image processor."""
     model.config.id2label = dict(enumerate(classes))
     model.config.label2id = {name: label for label, name in enumerate(classes)}
@@ -208,7 +213,7 @@ def processor_values(p: Preprocessing) -> dict[str, Any]:
     return {"image_mean": list(p.mean), "image_std": list(p.std), "resample": int(str_to_pil_interp(p.interpolation))}
 
 
-def _processor(p: Preprocessing) -> Any:
+def _processor(p: Preprocessing) -> BaseImageProcessor:
     from transformers import BitImageProcessor, ViTImageProcessor
 
     square, values = {"height": p.image_size, "width": p.image_size}, processor_values(p)

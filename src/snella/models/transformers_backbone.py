@@ -22,6 +22,7 @@ from snella.models.hub import check_input_size, require_hub
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 REMEDY = "name a local folder, hf:FOLDER, or another backbone"
 
@@ -43,7 +44,8 @@ class Kind:
     head: str
 
     @property
-    def library_class(self) -> Any:
+    def library_class(self) -> type[_BaseAutoModelClass]:
+        """The class of transformers of that name."""
         import transformers
 
         return getattr(transformers, self.auto)
@@ -76,7 +78,7 @@ def build(
     drop_path: float,
     seed: int,
     kind: Kind = CLASSIFIER,
-) -> nn.Module:
+) -> PreTrainedModel:
     """Build the model of that kind in float32 with `num_classes` labels.
 
     A head of another number of classes is dropped. A model that only takes its own image size is made again at the
@@ -151,9 +153,9 @@ def _config(name: str, num_classes: int, drop_path: float) -> PretrainedConfig:
     return config
 
 
-def _part(config: PretrainedConfig, setting: str) -> Any:
+def _part(config: PretrainedConfig, setting: str) -> PretrainedConfig | None:
     """Return the configuration with this setting: the model's, or the inner backbone's; None if neither has it."""
-    parts: list[Any] = [config, getattr(config, "backbone_config", None)]
+    parts: list[PretrainedConfig | None] = [config, getattr(config, "backbone_config", None)]
     return next((part for part in parts if hasattr(part, setting)), None)
 
 

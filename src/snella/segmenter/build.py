@@ -149,6 +149,7 @@ def build_segmenter(spec: SegmenterSpec) -> Segmenter:
     decoder = _decoder(spec, plain)
     if decoder == "plain":
         encoder = build_backbone(backbone)
+        assert isinstance(encoder, PLAIN_CLASSES)
         torch.manual_seed(backbone.seed)
         net = PlainSegmentation(encoder, backbone.num_classes)
         return Segmenter(net, trained=_trained(net, ["decoder"], spec.adapt_decoder))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from snella.data.transforms.images import Preprocessing
 from snella.models.export import processor_values
 from snella.models.transformers_backbone import Kind
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedModel
 
 SEGMENTER = Kind(
     auto="AutoModelForSemanticSegmentation",
@@ -15,13 +18,13 @@ SEGMENTER = Kind(
 )
 
 
-def decoder_parts(model: Any) -> list[str]:
+def decoder_parts(model: PreTrainedModel) -> list[str]:
     """Return the names of the modules behind the backbone."""
     backbones = (model.base_model_prefix, "backbone")
     return [name for name, _ in model.named_children() if name not in backbones]
 
 
-def processor(p: Preprocessing) -> Any:
+def processor(p: Preprocessing) -> BaseImageProcessor:
     """Make transformers' image processor for the tuned model's images; whole ones, whatever `p.resize` is."""
     from transformers import BitImageProcessor, SegformerImageProcessor
 

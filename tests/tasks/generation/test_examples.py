@@ -72,11 +72,10 @@ def split_of(
 def encoded(sdxl: Frozen, monkeypatch: pytest.MonkeyPatch) -> Count:
     """How often a VAE or a text encoder was called since the last time this was asked."""
     calls: list[str] = []
-    vae, text = type(sdxl.vae).encode, type(sdxl.pipe).encode_prompt
+    kind: Any = type(sdxl.pipe)
+    vae, text = type(sdxl.vae).encode, kind.encode_prompt
     monkeypatch.setattr(type(sdxl.vae), "encode", lambda *args, **named: calls.append("vae") or vae(*args, **named))
-    monkeypatch.setattr(
-        type(sdxl.pipe), "encode_prompt", lambda *args, **named: calls.append("text") or text(*args, **named)
-    )
+    monkeypatch.setattr(kind, "encode_prompt", lambda *args, **named: calls.append("text") or text(*args, **named))
 
     def count() -> int:
         found = len(calls)

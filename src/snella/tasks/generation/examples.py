@@ -22,6 +22,7 @@ from torch import Tensor
 from snella.console import working
 from snella.data.cache import TensorCache, content_key, image_key
 from snella.data.images import UnreadableImage, images_below
+from snella.data.loading import Examples
 from snella.data.readers.captioned import CaptionedImages
 from snella.data.transforms.generation import generation_eval_transform
 from snella.data.transforms.images import Preprocessing, Transform
@@ -66,8 +67,8 @@ class CachedImages:
 class WithPrior:
     """Examples with one of the prior beside each, as "prior"; as many as the longer of the two has."""
 
-    examples: Any
-    prior: Any
+    examples: Examples
+    prior: Examples
 
     def __len__(self) -> int:
         return max(len(self.examples), len(self.prior))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -59,20 +58,21 @@ def prepare(
         UserError: captions for a model that knows classes, or none for one that needs them; an unreadable image.
     """
     _check(network, data, config, console)
-    splits: dict[str, Any] = dict(data.splits)
+    images: dict[str, CaptionedImages] = dict(data.splits)
     empty = None
     if config.prior_prompt is not None:
         if config.estimate:  # any images take the same memory
-            splits[PRIOR] = replace(data.splits["train"], captions=(config.prior_prompt,) * len(data.splits["train"]))
+            images[PRIOR] = replace(images["train"], captions=(config.prior_prompt,) * len(images["train"]))
         else:
-            splits[PRIOR] = _prior(frozen, sampling, network, config, device, console)
+            images[PRIOR] = _prior(frozen, sampling, network, config, device, console)
     if frozen.family.encode is not None:
-        _report_truncated(frozen, splits, console)
+        _report_truncated(frozen, images, console)
+    splits: dict[str, Examples] = dict(images)
     still = config.augment != "crop" and not config.color_jitter  # the pixels are the same at each epoch
     if config.cache and frozen.vae is not None and still:
         cache = TensorCache(cache_folder())
-        mirrored = {name: name in ("train", PRIOR) and config.augment != "none" for name in splits}
-        splits = dict(cache_examples(splits, mirrored, frozen, preprocessing, cache, device, console))
+        mirrored = {name: name in ("train", PRIOR) and config.augment != "none" for name in images}
+        splits = dict(cache_examples(images, mirrored, frozen, preprocessing, cache, device, console))
         if config.caption_dropout and frozen.family.encode is not None:
             (key,) = cache_texts([""], frozen, cache, device, console).values()
             empty = {name: value[None] for name, value in (cache.get(key) or {}).items()}

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.tables import ratio, where
 from snella.errors import UserError
 from snella.report.labels import label_points
-from snella.report.style import BLUE, GREY, INK, ORANGE, PALE, heading, new_figure, plain, save_figure
+from snella.report.style import BLUE, GREY, INK, ORANGE, PALE, heading, new_figure, save_figure, style_axes
 
 TICKS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 15, 20)
 
@@ -57,7 +57,7 @@ def draw_chart(result: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
         axis.set_minor_locator(NullLocator())
     axes.set_xlabel("time of a training step (LoRA = 1)", fontsize=8.5, color=GREY)
     axes.set_ylabel("memory of a training step (LoRA = 1)", fontsize=8.5, color=GREY)
-    plain(axes)
+    style_axes(axes)
     axes.spines[["left", "bottom"]].set(visible=True, color=PALE)
     label_points(axes, place, _colour)
     settings, batch = result["settings"], result["results"][0]["batch"]

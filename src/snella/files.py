@@ -8,6 +8,7 @@ Records ....... a .jsonl file that grows by a row at a time
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -27,11 +28,16 @@ MAKE_ROOM = "make room or make it writable"
 
 
 def cache_folder() -> Path:
-    """Return $SNELLA_CACHE, else $XDG_CACHE_HOME/snella, else ~/.cache/snella."""
-    own = os.environ.get("SNELLA_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "snella"
+    """Return $SNELLA_CACHE, else $XDG_CACHE_HOME/snella, else ~/.cache/snella.
+
+    Raises:
+        UserError: there is no home folder to put it in.
+    """
+    own, users = os.environ.get("SNELLA_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return Path(own).expanduser() if own else Path(users).expanduser() / "snella"
+    except RuntimeError:  # a user without HOME and without an entry in the list of users, as in some containers
+        raise UserError(f"{own or users} has no home folder; set SNELLA_CACHE to a folder for the cache") from None
 
 
 def check_writable(folder: Path) -> None:
@@ -41,9 +47,9 @@ def check_writable(folder: Path) -> None:
         UserError: nothing can be written there.
     """
     place = folder
-    while not place.exists():
-        place = place.parent
     try:
+        while not place.exists():
+            place = place.parent
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
@@ -87,20 +93,22 @@ def writing(
 ) -> Iterator[Path]:
     """Give a temporary path beside `path`, for a file or a folder; it takes its place when the body ends.
 
-    Whatever stood there before stays until then; a file takes no folder's place.
+    Whatever stood there before stays until then. A file does not take the place of a folder. A link is replaced, and
+    what it points to is left alone.
 
     Args:
         path: where the file or folder will stand.
-        shared: others may write the same at the same time; each has a temporary path of its own.
-        partial: the temporary path, where it is not to stand beside.
+        shared: others may write the same file at the same time; each has a temporary path of its own.
+        partial: the temporary path, on the same file system, where it is not to stand beside.
         durable: wait until every byte is on the disk itself before the new takes the place of the old.
-        remedy: what the error tells to do.
+        remedy: what to do about a failure, for the message.
 
     Raises:
         UserError: it cannot be written.
     """
-    own = f".{os.getpid()}-{threading.get_ident()}" if shared else ""
-    partial = partial or path.with_name(f".{path.name}{own}.partial")
+    partial = partial or path.with_name(f".{path.name}.partial")
+    if shared:
+        partial = partial.with_stem(f"{partial.stem}.{os.getpid()}-{threading.get_ident()}")
     _remove(partial)
     try:
         with failures_of(path, remedy):
@@ -109,9 +117,7 @@ def writing(
             open_to_others(partial)
             if durable:
                 _sync(partial)
-            if path.is_dir() and partial.is_dir():
-                discard(path, partial.with_suffix(".discarded"))
-            os.replace(partial, path)
+            _put_in_place(partial, path)
     finally:
         _remove(partial)
 
@@ -120,7 +126,7 @@ def writing(
 def writing_into(folder: Path) -> Iterator[Path]:
     """Give a temporary folder whose files are moved into `folder`, which is made if need be, when the body ends.
 
-    Files of the same names are replaced, others stay.
+    Files and folders of the same names are replaced, others stay.
 
     Raises:
         UserError: it cannot be written.
@@ -133,12 +139,12 @@ def writing_into(folder: Path) -> Iterator[Path]:
             open_to_others(Path(temporary))
             folder.mkdir(exist_ok=True)
             for file in sorted(Path(temporary).iterdir(), reverse=True):  # MODEL.data before MODEL
-                os.replace(file, folder / file.name)
+                _put_in_place(file, folder / file.name)
 
 
 def open_to_others(path: Path) -> None:
     """Give a file, or all below a folder, the usual permissions: safetensors writes private files."""
-    for file in filter(Path.is_file, (path, *path.rglob("*"))):
+    for file in _files(path):
         file.chmod(usual_permissions())
 
 
@@ -158,7 +164,35 @@ def discard(path: Path, discarded: Path) -> None:
     _remove(discarded)
 
 
+def _put_in_place(new: Path, path: Path) -> None:
+    """Rename a file or a folder to `path`, on the same file system, in the place of what stands there.
+
+    No system renames a folder over one that is not empty: the old one is moved aside first, and comes back where the
+    new one cannot be put there.
+    """
+    if not path.is_dir():
+        os.replace(new, path)
+        return
+    if not new.is_dir():  # else a link to a folder would be replaced
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    old = new.with_suffix(".discarded")
+    _remove(old)
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
+    _remove(old)
+
+
+def _files(path: Path) -> list[Path]:
+    """Return a file itself, or all files below a folder; links are left out, since they may point anywhere."""
+    return [file for file in (path, *path.rglob("*")) if file.is_file() and not file.is_symlink()]
+
+
 def _remove(path: Path) -> None:
+    """Delete a file or a folder, as far as that can be done; of a link the link alone."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -168,7 +202,7 @@ def _remove(path: Path) -> None:
 
 def _sync(path: Path) -> None:
     """Wait until a file, or all files below a folder, are on the disk itself."""
-    for file in filter(Path.is_file, (path, *path.rglob("*"))):
+    for file in _files(path):
         with open(file, "rb+") as opened:
             os.fsync(opened.fileno())
 
@@ -176,10 +210,10 @@ def _sync(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file; what stood there before stays until the new one is whole."""
     with writing(path) as partial:
-        partial.write_text(text, encoding="utf-8", errors="surrogateescape")  # as names of files may be no UTF-8
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files need not be UTF-8
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write a JSON file as `write_text` does."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
@@ -194,7 +228,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a .jsonl file; none where there is no file."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def size_of(folder: Path) -> int:

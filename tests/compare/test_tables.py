@@ -1,24 +1,14 @@
+"""Methods side by side, as text, CSV and JSON."""
+
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from snella.compare.chart import comparison_figure
-from snella.compare.results import (
-    MethodResult,
-    RunResult,
-    TaskResult,
-    cost_ratios,
-    mean_difference,
-    mean_result,
-    paired_tasks,
-)
-from snella.compare.statistics import Difference, Spread, mean_of_pairs
+from snella.compare.results import cost_ratios
+from snella.compare.statistics import Difference, Spread
 from snella.compare.tables import (
     difference_text,
     suite_cells,
@@ -29,23 +19,8 @@ from snella.compare.tables import (
 )
 from snella.config.schema import TrainConfig
 from snella.config.suites import Suite, SuiteTask
+from support.comparisons import result, suite_of
 from support.printed import rows, text
-
-
-def run(metric: str, score: float, seed: int = 0) -> RunResult:
-    scores = {metric: score}
-    return RunResult(
-        f"out/seed-{seed}", 1e-3, seed, metric, True, scores, scores, scores, 5000, 20_000, 3_000_000, 61.0, 0.25,
-        {"train": 8}, "cpu", {"torch": "2"},
-    )  # fmt: skip
-
-
-def result(metric: str = "top1", higher_is_better: bool = True, **scores: tuple[float, ...]) -> TaskResult:
-    methods = tuple(
-        MethodResult(name, 1e-3, {1e-3: 0.5}, tuple(run(metric, score, seed) for seed, score in enumerate(values)))
-        for name, values in scores.items()
-    )
-    return TaskResult("cells", metric, "top-1", higher_is_better, methods, ("seeds: 0",), ("a note",))
 
 
 @pytest.mark.parametrize(
@@ -72,67 +47,6 @@ def test_means_are_shown_with_their_spread(metric, value, shown):
 )
 def test_differences_are_points_with_a_sign(metric, value, shown):
     assert difference_text(metric, value) == shown
-
-
-def test_only_seeds_of_both_are_paired():
-    found = result(snella=(0.9, 0.5), lora=(0.8,))
-    difference = found.difference(found.methods[0])
-    assert difference is not None
-    assert difference.pairs == 1
-    assert difference.mean == pytest.approx(0.1)
-    assert found.difference(found.methods[1]) is None
-
-
-def test_less_of_a_loss_is_better():
-    found = result("loss", False, snella=(0.5, 0.6), lora=(0.7, 0.9))
-    difference = found.difference(found.methods[0])
-    assert difference is not None
-    assert difference.mean == pytest.approx(0.25)
-
-
-def suite_of(*results: TaskResult) -> list[TaskResult]:
-    return [replace(found, name=f"task{i}") for i, found in enumerate(results)]
-
-
-def test_the_mean_over_tasks_pairs_the_seeds():
-    tasks = suite_of(result(snella=(0.9, 0.8), lora=(0.8, 0.8)), result(snella=(0.5, 0.7, 0.1), lora=(0.6, 0.4, 0.9)))
-    found = mean_difference(tasks, "snella")
-    expected = mean_of_pairs([(0.9 + 0.5 - 0.8 - 0.6) / 2, (0.8 + 0.7 - 0.8 - 0.4) / 2])
-    assert found is not None
-    assert (found.mean, found.low, found.pairs) == pytest.approx((expected.mean, expected.low, 2))
-    assert mean_difference(tasks, "lora") is None
-
-
-def test_a_method_that_lacks_a_task_is_compared_on_the_others():
-    tasks = suite_of(result(shira=(0.5,), lora=(0.4,)), result(shira=(), lora=(0.9,)))
-    assert [task.name for task, *_ in paired_tasks(tasks, "shira")] == ["task0"]
-    difference = mean_difference(tasks, "shira")
-    assert difference is not None
-    assert difference.mean == pytest.approx(0.1)
-    assert mean_difference(suite_of(result(shira=(0.5,))), "shira") is None
-
-
-def test_costs_are_multiples_of_loras():
-    tasks = []
-    for factor in (4, 9):
-        task = result(snella=(0.5,), lora=(0.5,))
-        snella, lora = task.methods
-        (run,) = snella.runs
-        snella = replace(snella, runs=(replace(run, peak_memory_bytes=factor * run.peak_memory_bytes),))
-        tasks.append(replace(task, methods=(snella, lora)))
-    assert cost_ratios(tasks, "snella") == pytest.approx(
-        {"trainable_parameters": 1, "adapter_bytes": 1, "peak_memory_bytes": 6, "seconds": 1, "step_seconds": 1}
-    )
-    assert cost_ratios(suite_of(result(snella=(0.5,))), "snella") == {}
-
-
-def test_a_suite_has_a_chart_of_means_of_the_methods_with_all_tasks(tmp_path: Path):
-    tasks = suite_of(result(snella=(0.9, 0.8), oft=(0.5,)), result(snella=(0.7, 0.6), oft=()))
-    mean = mean_result(tasks)
-    scores = {row.method: [run.test["top1"] for run in row.runs] for row in mean.methods}
-    assert scores == {"snella": pytest.approx([0.8, 0.7]), "oft": []}
-    comparison_figure(mean, tmp_path / "chart.png")
-    assert Image.open(tmp_path / "chart.png").size[0] > 500
 
 
 def suite(*names: str, group: str = "") -> Suite:
@@ -194,9 +108,3 @@ def test_a_suites_json_has_the_differences_of_means_and_the_costs(tmp_path):
         assert (against and against["mean"]) == (expected and pytest.approx(expected))
         assert means["snella"]["costs_beside_lora"] == cost_ratios(tasks, "snella")
         assert means["lora"]["against_lora"] is None
-
-
-@pytest.mark.parametrize("scores", [{"snella": (0.5,)}, {"snella": (0.9, 0.8), "lora": (0.9, 0.8), "full": ()}])
-def test_the_chart_is_drawn_for_few_and_for_equal_points(scores, tmp_path: Path):
-    with Image.open(comparison_figure(result(**scores), tmp_path / "chart.png")) as picture:
-        assert picture.width == round(8.6 * 160)

@@ -210,7 +210,9 @@ def test_schedulers_of_the_model_zoo(name: str, prediction: str) -> None:
 
 
 def test_a_scheduler_of_an_old_pipeline_predicts_noise() -> None:
-    assert Objective(diffusers.PNDMScheduler.from_config(ZOO["PNDMScheduler"])).prediction == "epsilon"
+    scheduler = diffusers.PNDMScheduler.from_config(ZOO["PNDMScheduler"])
+    assert isinstance(scheduler, diffusers.PNDMScheduler)
+    assert Objective(scheduler).prediction == "epsilon"
 
 
 @pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])

@@ -1,4 +1,4 @@
-"""Networks and their conditions: what diffusers' own pipelines feed them, on tiny random pipelines."""
+"""Pipelines: the network, the frozen parts, long prompts, and what is refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from snella.diffusion import pipeline
 from snella.diffusion.pipeline import (
@@ -23,43 +22,17 @@ from snella.diffusion.pipeline import (
     image_unit,
 )
 from snella.errors import UserError
-from snella.models.backbone import BackboneSpec
-from support import tiny_pipelines as tiny
+from support.tiny_pipelines import TEXT, WRITERS, Folders, network_spec
 
 SIDE = 16  # pixels
 PROMPT = "a photo of sks dog"
-WRITERS: dict[str, Callable[[Path], Path]] = {
-    "sd": tiny.write_sd,
-    "sd-v": lambda folder: tiny.write_sd(folder, "v_prediction"),
-    "sdxl": tiny.write_sdxl,
-    "sd3": tiny.write_sd3,
-    "flux": tiny.write_flux,
-    "flux-dev": lambda folder: tiny.write_flux(folder, guidance_embeds=True),
-    "pixart": tiny.write_pixart,
-    "dit": lambda folder: tiny.write_dit(folder, classes=4),
-    "unet": tiny.write_unet,
-    "unet-classes": lambda folder: tiny.write_unet(folder, classes=3),
-}
-TEXT = ("sd", "sd-v", "sdxl", "sd3", "flux", "flux-dev", "pixart")
-Folders = Callable[[str], Path]
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """The folder of a pipeline, written once; not to be changed."""
-    root = tmp_path_factory.mktemp("pipelines")
-
-    def folder(name: str) -> Path:
-        path = root / name
-        return path if path.is_dir() else WRITERS[name](path)
-
-    return folder
-
-
-@pytest.fixture
-def copied(folders: Folders, tmp_path: Path) -> Folders:
-    """A copy that may be changed."""
-    return lambda name: Path(shutil.copytree(folders(name), tmp_path / name))
+def refused(call: Callable[..., object], *arguments: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def test_a_tokenizer_of_sentencepiece_alone_is_read(copied: Folders, tmp_path: Path) -> None:
@@ -70,11 +43,10 @@ def test_a_tokenizer_of_sentencepiece_alone_is_read(copied: Folders, tmp_path: P
     shutil.rmtree(folder / "tokenizer")
     (folder / "tokenizer").mkdir()
     (tmp_path / "text").write_text("\n".join([PROMPT, "a red cat on the beach", "snow"] * 20))
-    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    options: dict[str, Any] = {"vocab_size": 24, "hard_vocab_limit": False, "minloglevel": 2}
+    options |= {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
     place = str(folder / "tokenizer" / "spiece")
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "text"), model_prefix=place, vocab_size=24, hard_vocab_limit=False, minloglevel=2, **ids
-    )
+    sentencepiece.SentencePieceTrainer.train(input=str(tmp_path / "text"), model_prefix=place, **options)
     config = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": 120}
     (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = frozen_parts(str(folder)).pipe.tokenizer
@@ -88,114 +60,6 @@ def test_a_package_that_a_tokenizer_lacks_is_named(folders: Folders, monkeypatch
     monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lacks)
     with pytest.raises(UserError, match=r"its pipeline cannot be loaded .T5Tokenizer requires the SentencePiece"):
         frozen_parts(str(folders("pixart")))
-
-
-def spec(folder: Path | str, num_classes: int = 0, **options: Any) -> BackboneSpec:
-    options = {"pretrained": True, "checkpoint": None, "image_size": None} | options
-    return BackboneSpec(str(folder), num_classes=num_classes, **options)
-
-
-def refused(call: Callable[..., object], *arguments: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-# ---- as the pipelines feed it
-
-
-def fed(pipe: Any, **call: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """x, timesteps and output of the network at each step of the pipeline, without guidance; packed for Flux."""
-    network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-    found = []
-
-    def keep(_: Any, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        named = {"timestep": arguments[1] if len(arguments) > 1 else None} | named
-        x = arguments[0] if arguments else named["hidden_states"]
-        found.append((x, torch.as_tensor(named["timestep"]), output[0] if isinstance(output, tuple) else output.sample))
-
-    handle = network.register_forward_hook(keep, with_kwargs=True)
-    pipe.set_progress_bar_config(disable=True)
-    pipe(**call, num_inference_steps=2, generator=torch.Generator().manual_seed(3), output_type="np")
-    handle.remove()
-    return found
-
-
-def call_of(name: str) -> dict[str, Any]:
-    if name.startswith("unet"):
-        return {}
-    if name == "dit":
-        return {"class_labels": [2], "guidance_scale": 1.0}
-    sides = {"prompt": PROMPT, "height": SIDE, "width": SIDE, "guidance_scale": 1.0}
-    return sides | ({"use_resolution_binning": False} if name == "pixart" else {})
-
-
-@pytest.mark.parametrize("name", [name for name in WRITERS if name != "unet-classes"])
-@torch.no_grad()
-def test_it_predicts_what_the_network_gives_in_its_pipeline(name: str, folders: Folders) -> None:
-    folder = folders(name)
-    steps = fed(diffusers.DiffusionPipeline.from_pretrained(folder), **call_of(name))
-    network, frozen = build_network(spec(folder)).eval(), frozen_parts(str(folder))
-    condition: dict[str, Tensor] = {}
-    if name in TEXT:
-        condition = frozen.encode([PROMPT], torch.device("cpu"))
-    if name == "sdxl":
-        condition["time_ids"] = torch.tensor([[SIDE, SIDE, 0, 0, SIDE, SIDE]]).float()
-    if name == "dit":
-        condition["class_labels"] = torch.tensor([2])
-    assert len(steps) == 2
-    for x, t, expected in steps:
-        if name.startswith("flux"):
-            x, expected = (diffusers.FluxPipeline._unpack_latents(packed, 8, 8, 1) for packed in (x, expected))
-            t = t * 1000
-        found = frozen.predict(network, x, t.expand(len(x)), condition)
-        assert found.shape == x.shape
-        torch.testing.assert_close(found, expected[:, : x.shape[1]], atol=1e-5, rtol=1e-5)
-        if condition:  # it does look at it
-            other = {key: value.flip(-1) if value.is_floating_point() else value for key, value in condition.items()}
-            if name == "dit":
-                other = {"class_labels": torch.tensor([1])}
-            assert not torch.allclose(frozen.predict(network, x, t.expand(len(x)), other), found, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", TEXT)
-@torch.no_grad()
-def test_a_prompt_is_encoded_alike_alone_and_among_others(name: str, folders: Folders) -> None:
-    frozen = frozen_parts(str(folders(name)))
-    alone, among = (frozen.encode(prompts, torch.device("cpu")) for prompts in ([PROMPT], ["", PROMPT, "cat"]))
-    assert alone.keys() == among.keys()
-    for key, value in alone.items():
-        assert not value.requires_grad
-        torch.testing.assert_close(value[0], among[key][1], atol=1e-5, rtol=1e-5)
-        assert key == "prompt_attention_mask" or not torch.allclose(value[0], among[key][2])
-
-
-@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux", "pixart"])
-@torch.no_grad()
-def test_a_pipeline_that_was_saved_in_half_precision(name: str, copied: Folders) -> None:
-    """transformers loads weights in the type that they were saved in, diffusers in fp32."""
-    folder = copied(name)
-    diffusers.DiffusionPipeline.from_pretrained(folder).to(torch.float16).save_pretrained(folder)
-    network, frozen = build_network(spec(folder)).eval(), frozen_parts(str(folder))
-    condition = frozen.encode([PROMPT], torch.device("cpu"))
-    assert all(value.dtype == torch.float32 for value in condition.values() if value.is_floating_point())
-    assert not any(value.requires_grad for value in condition.values())
-    condition["time_ids"] = torch.zeros(1, 6)
-    x = frozen.latents(frozen.moments(torch.zeros(1, 3, SIDE, SIDE)), sample=False)
-    found = frozen.predict(network, x, torch.tensor([500]), condition)
-    assert found.dtype == torch.float32
-    assert found.isfinite().all()
-
-
-def test_a_class_conditional_unet_looks_at_the_class(folders: Folders) -> None:
-    network, frozen = build_network(spec(folders("unet-classes"), 3)).eval(), frozen_parts(str(folders("unet-classes")))
-    x, t, labels = torch.randn(3, 3, 16, 16), torch.tensor([1, 500, 900]), torch.tensor([0, 2, 1])
-    network_: Any = network
-    with torch.no_grad():
-        found = frozen.predict(network, x, t, {"class_labels": labels})
-        assert torch.equal(found, network_(x, t, class_labels=labels).sample)
-        assert not torch.allclose(found, frozen.predict(network, x, t, {"class_labels": labels.flip(0)}))
 
 
 @pytest.mark.parametrize("name", ["sd", "sd3"])
@@ -226,68 +90,12 @@ def test_frozen_parts_have_nothing_to_train_and_no_network(folders: Folders) -> 
         assert (frozen.factor, frozen.vae is None) == ((1, True) if name.startswith("unet") else (2, False))
 
 
-# ---- classes
-
-
-def test_other_classes_start_at_the_mean_in_a_unet(folders: Folders, tmp_path: Path) -> None:
-    old: Any = diffusers.UNet2DModel.from_pretrained(folders("unet-classes"), subfolder="unet")
-    network: Any = build_network(spec(folders("unet-classes"), 5))
-    rows = network.class_embedding.weight
-    torch.testing.assert_close(rows, old.class_embedding.weight.mean(0).expand(5, -1))
-    assert rows.requires_grad
-    kept = {key: value for key, value in network.state_dict().items() if key != "class_embedding.weight"}
-    assert kept.keys() | {"class_embedding.weight"} == old.state_dict().keys()
-    assert all(torch.equal(value, old.state_dict()[key]) for key, value in kept.items())
-    assert network.config.num_class_embeds == 5
-    network.save_pretrained(tmp_path)
-    again: Any = diffusers.UNet2DModel.from_pretrained(tmp_path)
-    assert torch.equal(again.class_embedding.weight, rows)
-
-
-def test_other_classes_start_at_the_mean_in_a_dit_and_no_class_stays(folders: Folders, tmp_path: Path) -> None:
-    old: Any = diffusers.DiTTransformer2DModel.from_pretrained(folders("dit"), subfolder="transformer")
-    network: Any = build_network(spec(folders("dit"), 7))
-    for block, before in zip(network.transformer_blocks, old.transformer_blocks, strict=True):
-        table, known = block.norm1.emb.class_embedder, before.norm1.emb.class_embedder.embedding_table.weight
-        torch.testing.assert_close(table.embedding_table.weight[:7], known[:4].mean(0).expand(7, -1))
-        assert torch.equal(table.embedding_table.weight[7:], known[4:])
-        assert (table.num_classes, len(known)) == (7, 5)
-    assert network.config.num_embeds_ada_norm == 7
-    network.save_pretrained(tmp_path)
-    again: Any = diffusers.DiTTransformer2DModel.from_pretrained(tmp_path)
-    x, t = torch.randn(2, 4, 8, 8), torch.tensor([3, 700])
-    with torch.no_grad():  # the last is no class
-        found, expected = (net.eval()(x, t, class_labels=torch.tensor([6, 7])).sample for net in (network, again))
-        before = old.eval()(x, t, class_labels=torch.tensor([4, 4])).sample
-    assert torch.equal(found, expected)
-    torch.testing.assert_close(found[1], before[1])
-
-
-@pytest.mark.parametrize(("name", "count"), [("unet-classes", 3), ("dit", 4), ("sd", 6), ("unet", 2)])
-def test_as_many_classes_and_networks_that_know_none_are_kept(name: str, count: int, folders: Folders) -> None:
-    network, plain = build_network(spec(folders(name), count)), build_network(spec(folders(name)))
-    own: Any = network
-    assert own.state_dict().keys() == plain.state_dict().keys()
-    assert all(torch.equal(value, plain.state_dict()[key]) for key, value in own.state_dict().items())
-    assert own.config == plain.config  # type: ignore[attr-defined]
-
-
 def test_without_pretrained_weights_the_seed_draws_them(folders: Folders) -> None:
     first, same, other = (
-        build_network(spec(folders("dit"), 2, pretrained=False, seed=seed)).state_dict() for seed in (1, 1, 2)
+        build_network(network_spec(folders("dit"), 2, pretrained=False, seed=seed)).state_dict() for seed in (1, 1, 2)
     )
     assert all(torch.equal(value, same[key]) for key, value in first.items())
     assert any(not torch.equal(value, other[key]) for key, value in first.items())
-
-
-def test_the_small_unet() -> None:
-    network: Any = build_network(spec("small_unet", 4, pretrained=False))
-    frozen = frozen_parts("small_unet")
-    assert condition_of(network) == "class"
-    assert network.config.num_class_embeds == 4
-    assert (frozen.vae, frozen.encoders, frozen.factor) == (None, [], 1)
-    assert image_unit("small_unet", network) == (1, 4)
-    assert "--no-pretrained" in refused(build_network, spec("small_unet", 4))
 
 
 def test_conditions_and_units(folders: Folders) -> None:
@@ -303,7 +111,7 @@ def test_conditions_and_units(folders: Folders) -> None:
         "unet-classes": ("class", (1, 2)),
     }
     for name, (condition, unit) in expected.items():
-        network = build_network(spec(folders(name)))
+        network = build_network(network_spec(folders(name)))
         assert (condition_of(network), image_unit(str(folders(name)), network)) == (condition, unit)
 
 
@@ -312,31 +120,31 @@ def test_conditions_and_units(folders: Folders) -> None:
 
 def test_the_words_that_are_cut_are_named(folders: Folders) -> None:
     frozen = frozen_parts(str(folders("sd")))  # its tokenizer reads 16 tokens, two of them mark the ends
-    assert frozen.cut("") == frozen.cut(PROMPT) == frozen.cut(" ".join(["cat"] * 14)) == ""
-    assert frozen.cut(" ".join(["cat"] * 14) + " red dog") == "red dog"
+    assert frozen.unread_text("") == frozen.unread_text(PROMPT) == frozen.unread_text(" ".join(["cat"] * 14)) == ""
+    assert frozen.unread_text(" ".join(["cat"] * 14) + " red dog") == "red dog"
     frozen.pipe.tokenizer.model_max_length = 77
-    assert frozen.cut(" ".join(["cat"] * 75)) == ""
-    assert frozen.cut(" ".join(["cat"] * 75) + " a blue dog") == "a blue dog"
+    assert frozen.unread_text(" ".join(["cat"] * 75)) == ""
+    assert frozen.unread_text(" ".join(["cat"] * 75) + " a blue dog") == "a blue dog"
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("pixart", 300), ("flux", 512), ("sd3", 256)])
 def test_t5_is_cut_where_the_pipeline_cuts(name: str, tokens: int, folders: Folders) -> None:
     frozen = frozen_parts(str(folders(name)))
     fits = " ".join(["cat"] * (tokens - 1))  # and the end
-    assert frozen.cut(fits) == ""
-    assert frozen.cut(f"{fits} blue dog") == "blue dog"
+    assert frozen.unread_text(fits) == ""
+    assert frozen.unread_text(f"{fits} blue dog") == "blue dog"
     cut, whole = (frozen.encode([prompt], torch.device("cpu")) for prompt in (f"{fits} blue dog", fits))
     assert torch.equal(cut["prompt_embeds"], whole["prompt_embeds"])
 
 
 def test_networks_without_text_cut_nothing(folders: Folders) -> None:
-    assert frozen_parts(str(folders("dit"))).cut("word " * 1000) == ""
+    assert frozen_parts(str(folders("dit"))).unread_text("word " * 1000) == ""
 
 
 # ---- what is refused
 
 
-@pytest.mark.parametrize("call", [check_pipeline_name, lambda name: build_network(spec(name))])
+@pytest.mark.parametrize("call", [check_pipeline_name, lambda name: build_network(network_spec(name))])
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
@@ -369,17 +177,19 @@ def test_weights_of_another_network_are_refused(copied: Folders) -> None:
     folder = copied("unet")
     config = folder / "unet" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"block_out_channels": [8, 8]}))
-    assert "its unet cannot be loaded" in refused(build_network, spec(folder))
+    assert "its unet cannot be loaded" in refused(build_network, network_spec(folder))
 
 
 def test_damaged_weights_are_refused(copied: Folders) -> None:
     folder = copied("unet")
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "its unet cannot be loaded" in refused(build_network, spec(folder))
+    assert "its unet cannot be loaded" in refused(build_network, network_spec(folder))
 
 
-@pytest.mark.parametrize(("part", "load"), [("unet", lambda name: build_network(spec(name))), ("vae", frozen_parts)])
+@pytest.mark.parametrize(
+    ("part", "load"), [("unet", lambda name: build_network(network_spec(name))), ("vae", frozen_parts)]
+)
 def test_weights_that_are_not_all_there_are_refused(part: str, load: Any, copied: Folders) -> None:
     folder = copied("sd")
     file = folder / part / "diffusion_pytorch_model.safetensors"
@@ -414,7 +224,7 @@ def test_names_of_the_hub_are_not_looked_up() -> None:
 def test_a_home_folder_is_found(copied: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = copied("dit")
     monkeypatch.setenv("HOME", str(folder.parent))
-    network = build_network(spec("~/dit"))
+    network = build_network(network_spec("~/dit"))
     assert image_unit("~/dit", network) == (2, 4)
     assert frozen_parts("~/dit").factor == 2
 

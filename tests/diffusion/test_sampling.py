@@ -17,23 +17,13 @@ from torch import Tensor, nn
 from snella.diffusion.pipeline import Frozen, build_network, frozen_parts
 from snella.diffusion.sampling import SampleSettings, sample
 from snella.errors import UserError
-from snella.models.backbone import BackboneSpec
 from support import tiny_pipelines as tiny
 
 SIDE = 16
 SETTINGS = SampleSettings(SIDE, steps=3)
-WRITERS: dict[str, Callable[[Path], Path]] = {
-    "sd": tiny.write_sd,
-    "sdxl": tiny.write_sdxl,
-    "sd3": tiny.write_sd3,
-    "flux": tiny.write_flux,
-    "flux-dev": lambda folder: tiny.write_flux(folder, guidance_embeds=True),
-    "pixart": tiny.write_pixart,
-    "dit": tiny.write_dit,
-    "unet": tiny.write_unet,
-    "unet-classes": lambda folder: tiny.write_unet(folder, classes=3),
-}
-TEXT = ("sd", "sdxl", "sd3", "flux", "flux-dev", "pixart")
+NAMES = ("sd", "sdxl", "sd3", "flux", "flux-dev", "pixart", "dit", "unet", "unet-classes")
+WRITERS = {name: tiny.WRITERS[name] for name in NAMES} | {"dit": tiny.write_dit}  # the pipeline's 1000 classes
+TEXT = tuple(name for name in NAMES if name in tiny.TEXT)
 Made = Callable[[str], tuple[Path, Frozen, nn.Module]]
 
 
@@ -52,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
             done[name] = (
                 folder,
                 frozen_parts(str(folder)),
-                build_network(BackboneSpec(str(folder), True, None, None, 0)),
+                build_network(tiny.network_spec(folder)),
             )
         return done[name]
 

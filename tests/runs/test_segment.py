@@ -174,7 +174,7 @@ def test_merged_models_load_without_snella(flags, load, pairs, tmp_path):
         (("--auto-augment", "original"), "--auto-augment is read with --task classify only"),
         (("--task", "classify", "--loss", "dice"), "--loss is read with --task segment only"),
         (("--task", "classify"), "holds images with masks; add --task segment"),
-        (("--image-size", "40"), "no multiple of the patch"),
+        (("--image-size", "40"), "not a multiple of the patch"),
         (("--ignore-index", "70000"), "--ignore-index 70000 is outside"),
     ],
 )

@@ -51,7 +51,7 @@ def _narrow(monkeypatch):
     monkeypatch.setattr(smp_decoders, "DPT_WIDTHS", (8, 8, 16, 16))
 
 
-def built(name: str, decoder: str | None, size: int, **options: Any) -> tuple[SegmenterSpec, Any]:
+def built(name: str, decoder: str | None, size: int | None, **options: Any) -> tuple[SegmenterSpec, Any]:
     """A model as a run would end with: every weight is its own, and other statistics in norms."""
     spec = SegmenterSpec(BackboneSpec(name, False, None, size, 3, **options), decoder)
     model = build_segmenter(spec).eval()

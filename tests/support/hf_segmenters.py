@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-STAGES = ["stage1", "stage2", "stage3", "stage4"]
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 VIT = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
 FAMILIES = ("Segformer", "Beit", "Data2VecVision", "DPT", "MobileViT", "MobileNetV2", "UperNetSwin", "UperNetConvNext")
 
 
-def config(family: str, num_labels: int) -> Any:
+def config(family: str, num_labels: int) -> PretrainedConfig:
     import transformers as t
 
     options: dict[str, Any] = {
@@ -34,16 +36,18 @@ def config(family: str, num_labels: int) -> Any:
     }
     if family in options:
         return getattr(t, f"{family}Config")(**options[family], num_labels=num_labels)
+    stages: dict[str, Any] = dict(depths=[1] * 4, out_features=["stage1", "stage2", "stage3", "stage4"])
     if family == "UperNetSwin":
-        swin = dict(image_size=32, patch_size=4, embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=4)
-        backbone: Any = t.SwinConfig(**swin, out_features=STAGES)
+        swin: dict[str, Any] = dict(image_size=32, patch_size=4, embed_dim=8, num_heads=[1] * 4, window_size=4)
+        backbone = t.SwinConfig(**swin, **stages)
     else:
-        backbone = t.ConvNextConfig(hidden_sizes=[8] * 4, depths=[1] * 4, out_features=STAGES)
-    channels = dict(auxiliary_channels=8, auxiliary_in_channels=32 if family == "UperNetSwin" else 8)
-    return t.UperNetConfig(backbone_config=backbone, hidden_size=8, num_labels=num_labels, **channels)
+        backbone = t.ConvNextConfig(hidden_sizes=[8] * 4, **stages)
+    whole: dict[str, Any] = dict(hidden_size=8, auxiliary_channels=8, num_labels=num_labels)
+    whole["auxiliary_in_channels"] = 32 if family == "UperNetSwin" else 8
+    return t.UperNetConfig(backbone_config=backbone, **whole)
 
 
-def saved(family: str, folder: Path, num_labels: int = 5) -> Any:
+def saved(family: str, folder: Path, num_labels: int = 5) -> Any:  # models have more than a Module says
     """The model, of which every part is seen in the logits; its files are in the folder."""
     import transformers
 

@@ -7,13 +7,25 @@ weights. Prompts are words of `WORDS` or any lower-case letters.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+from snella.models.backbone import BackboneSpec
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        CLIPTokenizer,
+        T5EncoderModel,
+    )
 
 WIDTH = 16  # of every text encoder
 LATENTS = 8  # side; the images' is twice that
@@ -23,25 +35,25 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 def write_sd(folder: str | Path, prediction_type: str = "epsilon", *, seed: int = 0) -> Path:
     """A StableDiffusionPipeline with a UNet2DConditionModel and DDIM, "epsilon" or "v_prediction"."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
+    without_checker: dict[str, Any] = dict.fromkeys(("safety_checker", "feature_extractor"))
+    without_checker["requires_safety_checker"] = False
     with _seeded(seed):
         pipe = StableDiffusionPipeline(
             unet=UNet2DConditionModel(**_cross_attention(WIDTH)),
             vae=_vae(),
             text_encoder=_clip_text(),
             tokenizer=_clip_tokenizer(),
-            scheduler=DDIMScheduler(**_noise(prediction_type), clip_sample=False, steps_offset=1),
-            safety_checker=None,  # type: ignore[arg-type]
-            feature_extractor=None,  # type: ignore[arg-type]
-            requires_safety_checker=False,
+            scheduler=_scheduler("DDIMScheduler", prediction_type, clip_sample=False, steps_offset=1),
+            **without_checker,
         )
     return _saved(pipe, folder)
 
 
 def write_sdxl(folder: str | Path, *, seed: int = 0) -> Path:
     """A StableDiffusionXLPipeline: two text encoders, the second projected, and sizes as a condition."""
-    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
     with _seeded(seed):
         unet = UNet2DConditionModel(
@@ -55,10 +67,10 @@ def write_sdxl(folder: str | Path, *, seed: int = 0) -> Path:
             unet=unet,
             vae=_vae(),
             text_encoder=_clip_text(),
-            text_encoder_2=_clip_text(projected=True),
+            text_encoder_2=_clip_text_projected(),
             tokenizer=_clip_tokenizer(),
             tokenizer_2=_clip_tokenizer(),
-            scheduler=EulerDiscreteScheduler(**_noise("epsilon")),
+            scheduler=_scheduler("EulerDiscreteScheduler", "epsilon"),
         )
     return _saved(pipe, folder)
 
@@ -84,8 +96,8 @@ def write_sd3(folder: str | Path, *, seed: int = 0) -> Path:
         pipe = StableDiffusion3Pipeline(
             transformer=transformer,
             vae=_vae(quant=False, shift_factor=0.06, scaling_factor=1.5),
-            text_encoder=_clip_text(projected=True),
-            text_encoder_2=_clip_text(projected=True),
+            text_encoder=_clip_text_projected(),
+            text_encoder_2=_clip_text_projected(),
             text_encoder_3=_t5(2 * WIDTH),
             tokenizer=_clip_tokenizer(),
             tokenizer_2=_clip_tokenizer(),
@@ -126,7 +138,7 @@ def write_flux(folder: str | Path, guidance_embeds: bool = False, *, seed: int =
 
 def write_pixart(folder: str | Path, *, seed: int = 0) -> Path:
     """A PixArtSigmaPipeline with a T5; the transformer predicts the variance besides (8 channels)."""
-    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+    from diffusers import PixArtSigmaPipeline, PixArtTransformer2DModel
 
     with _seeded(seed):
         transformer = PixArtTransformer2DModel(
@@ -142,7 +154,7 @@ def write_pixart(folder: str | Path, *, seed: int = 0) -> Path:
             vae=_vae(),
             text_encoder=_t5(WIDTH),
             tokenizer=_t5_tokenizer(),
-            scheduler=DPMSolverMultistepScheduler(**_noise("epsilon")),
+            scheduler=_scheduler("DPMSolverMultistepScheduler", "epsilon"),
         )
     return _saved(pipe, folder)
 
@@ -153,11 +165,11 @@ def write_dit(folder: str | Path, classes: int = 1000, *, seed: int = 0) -> Path
     The pipeline's guidance takes label 1000 for "no class": with other than 1000 classes call it with
     guidance_scale=1.
     """
-    from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+    from diffusers import DiTPipeline, DiTTransformer2DModel
 
     with _seeded(seed):
         transformer = DiTTransformer2DModel(**_patches(), num_embeds_ada_norm=classes, norm_type="ada_norm_zero")
-        pipe = DiTPipeline(transformer=transformer, vae=_vae(), scheduler=DDIMScheduler(**_noise("epsilon")))
+        pipe = DiTPipeline(transformer=transformer, vae=_vae(), scheduler=_scheduler("DDIMScheduler", "epsilon"))
     _saved(pipe, folder)
     index = Path(folder) / "model_index.json"
     names = {str(label): f"class {label}" for label in range(classes)}
@@ -215,23 +227,29 @@ def _patches() -> dict[str, Any]:
     )
 
 
-def _noise(prediction_type: str) -> dict[str, Any]:
-    return dict(
+def _scheduler(name: str, prediction_type: str, **options: Any) -> Any:  # diffusers' annotations fit no scheduler
+    import diffusers
+
+    return getattr(diffusers, name)(
         num_train_timesteps=1000,
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         prediction_type=prediction_type,
+        **options,
     )
 
 
-def _vae(quant: bool = True, shift_factor: float | None = None, scaling_factor: float = 0.18215) -> nn.Module:
+def _vae(quant: bool = True, shift_factor: float | None = None, scaling_factor: float = 0.18215) -> AutoencoderKL:
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
+    blocks: dict[str, Any] = dict(  # annotated as tuples of one
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    return AutoencoderKL(
+        **blocks,
         latent_channels=4,
         norm_num_groups=4,
         sample_size=2 * LATENTS,
@@ -260,18 +278,19 @@ def _clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return {token: i for i, token in enumerate(tokens)}, merges
 
 
-def _clip_tokenizer() -> Any:
+def _clip_tokenizer() -> CLIPTokenizer:
     from transformers import CLIPTokenizer
 
     vocabulary, merges = _clip_vocabulary()
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=16)
+    pairs: Any = merges  # annotated as the lines of a file
+    return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=16)
 
 
-def _clip_text(projected: bool = False) -> nn.Module:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+def _clip_config() -> CLIPTextConfig:
+    from transformers import CLIPTextConfig
 
     vocabulary, _ = _clip_vocabulary()
-    config = CLIPTextConfig(
+    return CLIPTextConfig(
         vocab_size=len(vocabulary),
         hidden_size=WIDTH,
         intermediate_size=2 * WIDTH,
@@ -283,7 +302,18 @@ def _clip_text(projected: bool = False) -> nn.Module:
         eos_token_id=vocabulary["<|endoftext|>"],
         pad_token_id=vocabulary["<|endoftext|>"],
     )
-    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
+
+
+def _clip_text() -> CLIPTextModel:
+    from transformers import CLIPTextModel
+
+    return CLIPTextModel(_clip_config())
+
+
+def _clip_text_projected() -> CLIPTextModelWithProjection:
+    from transformers import CLIPTextModelWithProjection
+
+    return CLIPTextModelWithProjection(_clip_config())
 
 
 def _t5_vocabulary() -> list[tuple[str, float]]:
@@ -293,12 +323,12 @@ def _t5_vocabulary() -> list[tuple[str, float]]:
 
 
 def _t5_tokenizer() -> Any:
-    from transformers import T5TokenizerFast
+    from transformers import T5TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]  (since 5 at run time only)
 
     return T5TokenizerFast(vocab=_t5_vocabulary(), extra_ids=0, model_max_length=32)
 
 
-def _t5(width: int) -> nn.Module:
+def _t5(width: int) -> T5EncoderModel:
     from transformers import T5Config, T5EncoderModel
 
     config = T5Config(
@@ -325,3 +355,28 @@ def _saved(pipe: Any, folder: str | Path) -> Path:
                 parameter.normal_(std=0.1, generator=generator)
     pipe.save_pretrained(folder, safe_serialization=True)
     return Path(folder)
+
+
+# ---- tables
+
+
+Folders = Callable[[str], Path]  # name of a pipeline in WRITERS -> its folder
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "sd": write_sd,
+    "sd-v": lambda folder: write_sd(folder, "v_prediction"),
+    "sdxl": write_sdxl,
+    "sd3": write_sd3,
+    "flux": write_flux,
+    "flux-dev": lambda folder: write_flux(folder, guidance_embeds=True),
+    "pixart": write_pixart,
+    "dit": lambda folder: write_dit(folder, classes=4),
+    "unet": write_unet,
+    "unet-classes": lambda folder: write_unet(folder, classes=3),
+}
+TEXT = ("sd", "sd-v", "sdxl", "sd3", "flux", "flux-dev", "pixart")
+
+
+def network_spec(folder: Path | str, num_classes: int = 0, **options: Any) -> BackboneSpec:
+    """The spec of a folder's network."""
+    options = {"pretrained": True, "checkpoint": None, "image_size": None} | options
+    return BackboneSpec(str(folder), num_classes=num_classes, **options)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from snella.compare.results import TaskResult, averages
 from snella.compare.statistics import Spread
 from snella.report.labels import label_points
-from snella.report.style import BLUE, GREY, INK, PALE, heading, new_figure, plain, save_figure
+from snella.report.style import BLUE, GREY, INK, PALE, heading, new_figure, save_figure, style_axes
 from snella.report.tables import is_share
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ def comparison_figure(result: TaskResult, path: str | os.PathLike[str]) -> Path:
     Returns:
         The path.
     """
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
     scores: dict[str, Spread] = {}
     memory: dict[str, float] = {}
     parameters: dict[str, float] = {}
@@ -41,27 +39,11 @@ def comparison_figure(result: TaskResult, path: str | os.PathLike[str]) -> Path:
     width, height = 8.6, 4.1
     figure = new_figure(width, height)
     left, right = (figure.add_axes((x / width, 0.55 / height, 3.55 / width, 2.5 / height)) for x in (0.65, 4.85))
-    _points(left, scores, memory, _limits(list(memory.values()), log=False))
-    right.set_xscale("log")
-    _points(right, scores, parameters, _limits(list(parameters.values()), log=True))
-    left.xaxis.set_major_locator(MaxNLocator(5))
-    left.xaxis.set_major_formatter(FuncFormatter(_in_units(max(memory.values()))))
-    wide = max(parameters.values()) > 1000 * min(parameters.values())
-    right.xaxis.set_major_locator(LogLocator(10, subs=(1.0,) if wide else (1.0, 3.0), numticks=9))
-    right.xaxis.set_minor_locator(NullLocator())
-    right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
-    left.set_xlabel("peak memory of a training step", fontsize=8.5, color=GREY)
-    right.set_xlabel("trainable parameters", fontsize=8.5, color=GREY)
-    for axes in (left, right):
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        if is_share(result.metric):
-            axes.yaxis.set_major_formatter(FuncFormatter(_percent))
-        axes.set_title(f"test {result.label}", loc="left", fontsize=9.5, weight="bold", color=INK)
-        plain(axes)
-        axes.grid(axis="y", color=PALE, linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines["bottom"].set(visible=True, color=PALE)
+    _memory_axis(left, list(memory.values()))
+    _parameter_axis(right, list(parameters.values()))
     for axes, x in ((left, memory), (right, parameters)):
+        _points(axes, scores, x)
+        _score_axis(axes, result)
         label_points(axes, {name: (x[name], score.mean) for name, score in scores.items()}, _colour)
     seeds = max(score.count for score in scores.values())
     spread = f"mean of {seeds} seeds, ± 1 standard deviation" if seeds > 1 else "one seed"
@@ -74,7 +56,41 @@ def comparison_figure(result: TaskResult, path: str | os.PathLike[str]) -> Path:
     return save_figure(figure, path)
 
 
-def _points(axes: Axes, scores: dict[str, Spread], x: dict[str, float], limits: tuple[float, float]) -> None:
+def _memory_axis(axes: Axes, values: list[float]) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.set_xlabel("peak memory of a training step", fontsize=8.5, color=GREY)
+    axes.set_xlim(_limits(values, log=False))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(_in_units(max(values))))
+
+
+def _parameter_axis(axes: Axes, values: list[float]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_xlabel("trainable parameters", fontsize=8.5, color=GREY)
+    axes.set_xscale("log")
+    axes.set_xlim(_limits(values, log=True))
+    wide = max(values) > 1000 * min(values)
+    axes.xaxis.set_major_locator(LogLocator(10, subs=(1.0,) if wide else (1.0, 3.0), numticks=9))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
+
+
+def _score_axis(axes: Axes, result: TaskResult) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    if is_share(result.metric):
+        axes.yaxis.set_major_formatter(FuncFormatter(_percent))
+    axes.set_title(f"test {result.label}", loc="left", fontsize=9.5, weight="bold", color=INK)
+    style_axes(axes)
+    axes.grid(axis="y", color=PALE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines["bottom"].set(visible=True, color=PALE)
+
+
+def _points(axes: Axes, scores: dict[str, Spread], x: dict[str, float]) -> None:
     for name, score in scores.items():
         axes.errorbar(
             x[name],
@@ -86,7 +102,6 @@ def _points(axes: Axes, scores: dict[str, Spread], x: dict[str, float], limits: 
             color=_colour(name),
             zorder=3 if name.startswith("snella") else 2,
         )
-    axes.set_xlim(limits)
     low = min(score.mean - (score.std or 0) for score in scores.values())
     high = max(score.mean + (score.std or 0) for score in scores.values())
     room = 0.12 * (high - low) or 0.05 * abs(high) or 0.05
@@ -94,7 +109,7 @@ def _points(axes: Axes, scores: dict[str, Spread], x: dict[str, float], limits: 
 
 
 def _limits(values: list[float], *, log: bool) -> tuple[float, float]:
-    """From the least to the greatest value, with room at both ends for the labels."""
+    """Return the least and the greatest value, with room at both ends for the labels."""
     low, high = min(values), max(values)
     if log:
         room = max((high / low) ** 0.15, 1.5)
@@ -108,19 +123,19 @@ def _percent(share: float, _: int) -> str:
 
 
 def _in_units(largest: float) -> Callable[[float, int], str]:
-    """What writes bytes in the unit that suits the most of them."""
+    """Return a tick formatter that writes bytes in the largest unit that fits the largest of them."""
     units = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0))
     unit, size = next(unit for unit in units if largest >= unit[1] or unit[1] == 1)
     return lambda value, _: f"{value / size:g} {unit}"
 
 
 def _count(value: float) -> str:
-    """30000 -> 30 k."""
+    """Write a count in short: 30000 -> 30 k."""
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= size:
             return f"{value / size:g}{unit}"
     return f"{value:g}"
 
 
-def _colour(name: str) -> str:
-    return BLUE if name.startswith("snella") else INK
+def _colour(method: str) -> str:
+    return BLUE if method.startswith("snella") else INK

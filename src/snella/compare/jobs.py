@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from snella.console import plain
+from snella.console import print_line
 
 POLL = 0.2  # seconds between two looks at the processes
 TAIL = 4096  # bytes of a log that are searched for its last line
@@ -48,22 +48,22 @@ def run_jobs(jobs: Sequence[Job], *, workers: int, console: Console) -> dict[Job
             while waiting or running:
                 while waiting and len(running) < workers:
                     job = waiting.popleft()
-                    old = job.log.stat().st_size if job.log.exists() else 0  # bytes that an earlier try said
+                    old = job.log.stat().st_size if job.log.exists() else 0  # bytes that an earlier try wrote
                     running[job] = (_start(job, environment), bar.add_task(job.name, total=None, text=""), old)
                 time.sleep(POLL)
-                for job, (process, shown, old) in list(running.items()):
-                    bar.update(shown, text=escape(_last_line(job.log, old)[:80]))
+                for job, (process, line, old) in list(running.items()):
+                    bar.update(line, text=escape(_last_line(job.log, old)[:80]))
                     if process.poll() is None:
                         continue
                     del running[job]
-                    bar.remove_task(shown)
+                    bar.remove_task(line)
                     bar.advance(runs)
                     done = len(jobs) - len(waiting) - len(running)
                     if process.returncode:
                         failed[job] = _reason(job.log, old, process.returncode)
-                        plain(console, f"{done}/{len(jobs)}  {job.name} failed: {failed[job]} (log: {job.log})")
+                        print_line(console, f"{done}/{len(jobs)}  {job.name} failed: {failed[job]} (log: {job.log})")
                     else:
-                        plain(console, f"{done}/{len(jobs)}  {job.name}")
+                        print_line(console, f"{done}/{len(jobs)}  {job.name}")
         except BaseException:
             _stop([process for process, _, _ in running.values()])
             raise
@@ -78,7 +78,7 @@ def _environment(workers: int) -> dict[str, str]:
 
 def _start(job: Job, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    with open(job.log, "ab") as log:  # what an earlier try said stays
+    with open(job.log, "ab") as log:  # what an earlier try wrote stays
         return subprocess.Popen(
             job.command,
             stdin=subprocess.DEVNULL,
@@ -104,7 +104,7 @@ def _stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
 
 
 def _lines(log: Path, old: int) -> list[str]:
-    """The last lines of a log that are not empty, behind its `old` first bytes."""
+    """Return the last lines of a log that are not empty, behind its `old` first bytes."""
     try:
         with open(log, "rb") as file:
             file.seek(max(old, file.seek(0, os.SEEK_END) - TAIL))
@@ -119,7 +119,7 @@ def _last_line(log: Path, old: int) -> str:
 
 
 def _reason(log: Path, old: int, code: int) -> str:
-    """Why a command failed: its own last message, or how it ended."""
+    """Return why a command failed: its own last message, or how it ended."""
     if code < 0:
         return f"ended by {signal.Signals(-code).name}"
     lines = _lines(log, old)

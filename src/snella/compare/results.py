@@ -1,4 +1,4 @@
-"""What runs came to, side by side: read from their run folders."""
+"""Results of finished runs side by side, read from their run folders."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ class TaskResult:
     notes: tuple[str, ...]
 
     def spread(self, row: MethodResult, split: str) -> Spread | None:
-        """Of the metric over the seeds; `split` is test, test_last or val. None: no run finished."""
+        """Return mean and spread of the metric over the seeds on test, test_last or val; None: no run finished."""
         return spread([getattr(run, split)[self.metric] for run in row.runs]) if row.runs else None
 
     def differences(self, row: MethodResult) -> dict[int, float]:
-        """Seed -> how much better than LoRA (+ is better), for the seeds of both; none for LoRA itself."""
+        """Return seed -> how much better than LoRA (+ is better), for the seeds of both; none for LoRA itself."""
         reference = next((other for other in self.methods if other.method == REFERENCE), None)
         if reference is None or row is reference:
             return {}
@@ -76,37 +76,41 @@ class TaskResult:
         return {seed: sign * (score - theirs[seed]) for seed, score in ours.items() if seed in theirs}
 
     def difference(self, row: MethodResult) -> Difference | None:
-        """How much better than LoRA with the same seeds (+ is better); None where there is nothing to pair."""
-        found = self.differences(row)
-        return mean_of_pairs(list(found.values())) if found else None
+        """Return how much better than LoRA with the same seeds (+ is better); None where there is nothing to pair."""
+        by_seed = self.differences(row)
+        return mean_of_pairs(list(by_seed.values())) if by_seed else None
 
 
 def have_one_metric(results: Sequence[TaskResult]) -> bool:
-    """Whether means over the tasks mean something."""
+    """Return whether all tasks have one metric, so that means over them mean something."""
     return len({result.metric for result in results}) == 1
 
 
 def paired_tasks(results: Sequence[TaskResult], method: str) -> list[tuple[TaskResult, MethodResult, MethodResult]]:
-    """The tasks on which both the method and LoRA have runs, with the rows of the two."""
+    """Return the tasks on which both the method and LoRA have runs, with the rows of the two."""
     rows = ((result, {row.method: row for row in result.methods if row.runs}) for result in results)
-    return [(result, of[method], of[REFERENCE]) for result, of in rows if of.keys() >= {method, REFERENCE}]
+    return [
+        (result, by_name[method], by_name[REFERENCE])
+        for result, by_name in rows
+        if by_name.keys() >= {method, REFERENCE}
+    ]
 
 
 def mean_difference(results: Sequence[TaskResult], method: str) -> Difference | None:
-    """How much better than LoRA in the mean over the tasks that both have; the pairs are the seeds that all have."""
-    found = [result.differences(row) for result, row, _ in paired_tasks(results, method)]
-    seeds = sorted(set.intersection(*map(set, found))) if found else []
-    return mean_of_pairs([fmean(of[seed] for of in found) for seed in seeds]) if seeds else None
+    """Return how much better than LoRA, in the mean over the tasks of both; the pairs are the seeds that all have."""
+    by_task = [result.differences(row) for result, row, _ in paired_tasks(results, method)]
+    seeds = sorted(set.intersection(*map(set, by_task))) if by_task else []
+    return mean_of_pairs([fmean(by_seed[seed] for by_seed in by_task) for seed in seeds]) if seeds else None
 
 
 def cost_ratios(results: Sequence[TaskResult], method: str) -> dict[str, float]:
-    """What the method costs beside LoRA: by column of `averages`, the geometric mean over the tasks that both have."""
+    """Return cost (column of `averages`) -> its ratio to LoRA's, geometric mean over the tasks of both."""
     pairs = [(averages(ours), averages(theirs)) for _, ours, theirs in paired_tasks(results, method)]
     return {name: geometric_mean(ours[name] / theirs[name] for ours, theirs in pairs) for name in COSTS if pairs}
 
 
 def mean_result(results: Sequence[TaskResult]) -> TaskResult:
-    """Tasks of one metric as one, for a chart: of each method and seed that all have, means of scores and costs."""
+    """Average tasks of one metric into one, for a chart: scores and costs of each method and seed that all have."""
     metric = results[0].metric
     methods = []
     for row in results[0].methods:
@@ -115,7 +119,7 @@ def mean_result(results: Sequence[TaskResult]) -> TaskResult:
         ]
         runs = []
         for seed in sorted(set.intersection(*map(set, by_task))):
-            same = [of_seed[seed] for of_seed in by_task]
+            same = [by_seed[seed] for by_seed in by_task]
             scores = {
                 split: {metric: fmean(getattr(run, split)[metric] for run in same)}
                 for split in ("test", "test_last", "val")
@@ -127,7 +131,7 @@ def mean_result(results: Sequence[TaskResult]) -> TaskResult:
 
 
 def read_result(folder: Path) -> RunResult:
-    """What a finished run came to; of the grid only what was chosen is tested."""
+    """Read the result of a finished run; of the grid only what was chosen is tested."""
     config, summary = read_config(folder), read_summary(folder)
     metrics = {name: summary.get(name, {}) for name in ("test", "test_last", "val")}
     names = ("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "images", "device", "versions")
@@ -144,16 +148,16 @@ def read_result(folder: Path) -> RunResult:
 
 
 def step_seconds(rows: list[dict[str, Any]], images: int) -> float:
-    """Median time of an optimiser step of so many images, from the speeds in metrics.jsonl; no validation is in it.
+    """Return the median time of an optimiser step of so many images, from the speeds in metrics.jsonl.
 
-    NaN where there are no rows.
+    No validation is in it. NaN where there are no rows.
     """
-    found = [images / row["images_per_second"] for row in rows if row["kind"] == "train"]
-    return median(found) if found else math.nan
+    seconds = [images / row["images_per_second"] for row in rows if row["kind"] == "train"]
+    return median(seconds) if seconds else math.nan
 
 
 def averages(row: MethodResult) -> dict[str, float]:
-    """Costs of a method's runs: means over the seeds, of the peak memory the largest."""
+    """Return the costs of a method's runs: means over the seeds, and the largest peak memory."""
     return {
         "trainable_parameters": row.runs[0].trainable_parameters,
         "adapter_bytes": round(fmean(run.adapter_bytes for run in row.runs)),

@@ -33,7 +33,7 @@ from snella.compare.tables import NAME, suite_report, task_report, with_spread, 
 from snella.config.method import METHODS
 from snella.config.recipe import differences, to_yaml
 from snella.config.schema import TrainConfig
-from snella.console import plain
+from snella.console import print_line
 from snella.errors import UserError
 from snella.files import check_writable, write_text
 from snella.runs.data import read_run_data
@@ -103,9 +103,9 @@ def _compare(plan: Plan, tasks: Sequence[PlannedTask], failed: Failures, workers
     elif results:
         console.print(task_report(results[0]))
     for folder, reason in failed.items():
-        plain(console, f"failed: {folder}: {reason}")
+        print_line(console, f"failed: {folder}: {reason}")
     if results:
-        plain(console, f"tables and chart in {plan.folder}")
+        print_line(console, f"tables and chart in {plan.folder}")
     tried = _tried_beside(plan, grids)
     return {
         folder: reason for folder, reason in failed.items() if not (folder in tried and reason.startswith(DIVERGED))
@@ -216,7 +216,7 @@ def _run(plan: Plan, configs: Sequence[TrainConfig], workers: int, console: Cons
         name = f"{folder.relative_to(plan.folder)}{', test' if finished else ''}"
         folders[Job(name, train, folder.with_name(f"{folder.name}.log"))] = folder
     if len(folders) < len(configs):
-        plain(console, f"{len(configs) - len(folders)} of {len(configs)} runs are finished already")
+        print_line(console, f"{len(configs) - len(folders)} of {len(configs)} runs are finished already")
     failed = run_jobs(list(folders), workers=workers, console=console) if folders else {}
     return {folders[job]: reason for job, reason in failed.items()}
 

@@ -21,7 +21,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean of paired differences with its 95 % t-interval; None where one pair tells nothing of the spread."""
+    """A mean of paired differences with its 95 % t-interval; which is None for a single pair."""
 
     mean: float
     low: float | None
@@ -30,21 +30,21 @@ class Difference:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation of at least one value."""
+    """Return mean and sample standard deviation of at least one value."""
     return Spread(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
 
 def mean_of_pairs(differences: Sequence[float]) -> Difference:
-    """Of the difference of each pair, at least one of them."""
-    found = spread(differences)
-    if found.std is None:
-        return Difference(found.mean, None, None, found.count)
-    half = t_quantile(found.count - 1) * found.std / math.sqrt(found.count)
-    return Difference(found.mean, found.mean - half, found.mean + half, found.count)
+    """Return the mean of the differences of pairs, at least one, with its interval."""
+    paired = spread(differences)
+    if paired.std is None:
+        return Difference(paired.mean, None, None, paired.count)
+    half = t_quantile(paired.count - 1) * paired.std / math.sqrt(paired.count)
+    return Difference(paired.mean, paired.mean - half, paired.mean + half, paired.count)
 
 
 def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
-    """t with P(|T| <= t) = confidence, for Student's distribution with that many degrees of freedom."""
+    """Return the t with P(|T| <= t) = confidence, for Student's distribution with that many degrees of freedom."""
     low, high = 0.0, math.pi / 2  # of the angle atan(t / sqrt(freedom))
     for _ in range(60):
         angle = (low + high) / 2
@@ -53,7 +53,7 @@ def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
 
 
 def _probability(angle: float, freedom: int) -> float:
-    """P(|T| <= sqrt(freedom) tan(angle)): the finite series of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    """Return P(|T| <= sqrt(freedom) tan(angle)) by the finite series of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
     odd = freedom % 2
     term = math.cos(angle) if odd else 1.0
     total = term if freedom > 1 else 0.0

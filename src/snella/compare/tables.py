@@ -37,7 +37,7 @@ NAME = "compare"  # of the files
 
 
 def with_spread(metric: str, value: Spread | None) -> str:
-    """A mean with its standard deviation."""
+    """Write a mean with its standard deviation."""
     if value is None:
         return NOTHING
     scale, digits, unit = (100, 1, " %") if is_share(metric) else (1, 4, "")
@@ -46,7 +46,7 @@ def with_spread(metric: str, value: Spread | None) -> str:
 
 
 def difference_text(metric: str, value: Difference | None) -> str:
-    """A difference (points of a share) with its interval."""
+    """Write a difference (points of a share) with its interval."""
     if value is None:
         return NOTHING
     scale, digits = (100, 1) if is_share(metric) else (1, 4)
@@ -59,8 +59,8 @@ def difference_text(metric: str, value: Difference | None) -> str:
 # ---- one task
 
 
-def cells(result: TaskResult) -> tuple[list[str], list[list[str]]]:
-    """The heads of the columns, and a row for each method."""
+def task_cells(result: TaskResult) -> tuple[list[str], list[list[str]]]:
+    """Return the heads of the columns, and a row of cells for each method."""
     better = "" if result.higher_is_better else ", + is lower"
     unit = " (points)" if is_share(result.metric) else better
     heads = ["method", "lr", f"test {result.label}", f"against {REFERENCE}{unit}", "val"]
@@ -93,8 +93,8 @@ def cells(result: TaskResult) -> tuple[list[str], list[list[str]]]:
 
 
 def task_report(result: TaskResult) -> Group:
-    """What the methods reach and what they cost, as two tables that fit a terminal, with protocol and notes."""
-    heads, rows = cells(result)
+    """Make two tables that fit a terminal, of the methods' scores and of their costs, with protocol and notes."""
+    heads, rows = task_cells(result)
     cut = heads.index("parameters")
     reached = _table(heads[:cut], [row[:cut] for row in rows], title=result.name or None)
     cost = _table([heads[0], *heads[cut:]], [[row[0], *row[cut:]] for row in rows])
@@ -105,12 +105,12 @@ def write_task(result: TaskResult, folder: Path) -> None:
     """Write compare.csv (values as they are), compare.json (each seed) and compare.md to a folder."""
     write_text(folder / f"{NAME}.csv", csv_text([csv_row(result, row) for row in result.methods]))
     write_json(folder / f"{NAME}.json", as_json(result))
-    lines = [_markdown(*cells(result)), *(f"- {line}" for line in (*result.protocol, *result.notes))]
+    lines = [_markdown(*task_cells(result)), *(f"- {line}" for line in (*result.protocol, *result.notes))]
     write_text(folder / f"{NAME}.md", "\n".join(lines) + "\n")
 
 
 def csv_row(result: TaskResult, row: MethodResult) -> dict[str, Any]:
-    """Column -> value; shares from 0 to 1, bytes, seconds, and nothing where there is none."""
+    """Return column -> value: shares from 0 to 1, bytes, seconds; None where there is no value."""
     test, last, val = (result.spread(row, split) for split in ("test", "test_last", "val"))
     difference = result.difference(row)
     return {
@@ -132,16 +132,16 @@ def csv_row(result: TaskResult, row: MethodResult) -> dict[str, Any]:
 
 
 def as_json(result: TaskResult) -> dict[str, Any]:
-    """All that is known, each seed's runs with it."""
-    found = _without_nan(asdict(result))
-    for row, entry in zip(result.methods, found["methods"], strict=True):
+    """Return all that is known of a task, each seed's run with it, as JSON holds it."""
+    report = _without_nan(asdict(result))
+    for row, entry in zip(result.methods, report["methods"], strict=True):
         entry["grid"] = [{"lr": lr, "val": value} for lr, value in entry["grid"].items()]
         entry["summary"] = _without_nan(csv_row(result, row))
-    return found
+    return report
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON has no NaN."""
+    """Put None in the place of each NaN and infinity, which JSON does not have."""
     if isinstance(value, Mapping):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -153,54 +153,24 @@ def _without_nan(value: Any) -> Any:
 
 
 def _methods(results: Sequence[TaskResult]) -> list[str]:
+    """Return the names of the methods of all tasks, each once."""
     return list(dict.fromkeys(row.method for result in results for row in result.methods))
 
 
 def suite_cells(suite: Suite, results: Sequence[TaskResult]) -> tuple[list[str], list[list[str]]]:
-    """A row for each task, then the groups' means and both averages; a column for each method.
+    """Return heads, and a row for each task, the groups' means and both averages, with a column for each method.
 
-    The other way round where there are more methods than tasks. There are no means of tasks with other metrics.
+    Rows and columns change places where there are more methods than tasks. Tasks of several metrics have no means.
     """
-    from snella.config.suites import group_mean, group_means, task_mean
-
     methods = _methods(results)
-    metric = results[0].metric
-    alike = have_one_metric(results)
-    values: dict[str, dict[str, float]] = {method: {} for method in methods}
-    shown: dict[str, dict[str, str]] = {}
-    for result in results:
-        for row in result.methods:
-            if (found := result.spread(row, "test")) is not None:
-                values[row.method][result.name] = found.mean
-                shown.setdefault(result.name, {})[row.method] = with_spread(result.metric, found)
-    groups = dict.fromkeys(task.group for task in suite.tasks if task.group)
+    scores = {(r.name, row.method): with_spread(r.metric, r.spread(row, "test")) for r in results for row in r.methods}
     rows = [
-        [task.name, task.group, *(shown.get(task.name, {}).get(method, NOTHING) for method in methods)]
+        [task.name, task.group, *(scores.get((task.name, method), NOTHING) for method in methods)]
         for task in suite.tasks
     ]
-
-    def mean_row(name: str, found: Mapping[str, float | None]) -> list[str]:
-        means = (found.get(method) for method in methods)
-        return [name, "", *(NOTHING if m is None else with_spread(metric, Spread(m, None, 1)) for m in means)]
-
-    by_group = {method: group_means(suite, values[method]) for method in methods}
-    if groups and alike:
-        rows += [mean_row(f"mean of {group}", {m: by_group[m].get(group) for m in methods}) for group in groups]
-        name = f"mean of the {len(groups)} groups"
-        rows.append(mean_row(name, {m: group_mean(suite, values[m]) for m in methods}))
-    if alike:
-        name = f"mean of the {len(suite.tasks)} tasks"
-        rows.append(mean_row(name, {m: task_mean(suite, values[m]) for m in methods}))
-    differences = {method: mean_difference(results, method) for method in methods}
-    if alike and any(differences.values()):
-        tasks = {method: len(paired_tasks(results, method)) for method in methods}
-        partly = {
-            m: f" ({count} of {len(suite.tasks)} tasks)" for m, count in tasks.items() if 0 < count < len(suite.tasks)
-        }
-        texts = (difference_text(metric, differences[m]) + partly.get(m, "") for m in methods)
-        unit = " (points)" if is_share(metric) else "" if results[0].higher_is_better else ", + is lower"
-        name = f"against {REFERENCE}{unit}"
-        rows.append([name, "", *texts])
+    if have_one_metric(results):
+        rows += [*_mean_rows(suite, results), *_difference_rows(suite, results)]
+    groups = any(task.group for task in suite.tasks)
     heads = ["task", "group", *methods]
     if groups:
         return heads, rows
@@ -211,15 +181,50 @@ def suite_cells(suite: Suite, results: Sequence[TaskResult]) -> tuple[list[str],
     return table[0], table[1:]
 
 
+def _mean_rows(suite: Suite, results: Sequence[TaskResult]) -> list[list[str]]:
+    """Make a row of means, each with a cell for each method, for each group, all groups and all tasks."""
+    from snella.config.suites import group_mean, group_means, task_mean
+
+    values: dict[str, dict[str, float]] = {method: {} for method in _methods(results)}  # method -> task -> mean
+    for result in results:
+        for row in result.methods:
+            if (score := result.spread(row, "test")) is not None:
+                values[row.method][result.name] = score.mean
+    groups = dict.fromkeys(task.group for task in suite.tasks if task.group)
+    by_group = {method: group_means(suite, scores) for method, scores in values.items()}
+    means = {f"mean of {group}": [found.get(group) for found in by_group.values()] for group in groups}
+    if groups:
+        means[f"mean of the {len(groups)} groups"] = [group_mean(suite, scores) for scores in values.values()]
+    means[f"mean of the {len(suite.tasks)} tasks"] = [task_mean(suite, scores) for scores in values.values()]
+    metric = results[0].metric
+    return [
+        [name, "", *(with_spread(metric, None if mean is None else Spread(mean, None, 1)) for mean in row)]
+        for name, row in means.items()
+    ]
+
+
+def _difference_rows(suite: Suite, results: Sequence[TaskResult]) -> list[list[str]]:
+    """Make the row of differences from LoRA in the mean over the tasks; none where no method can be paired."""
+    metric, methods = results[0].metric, _methods(results)
+    differences = [mean_difference(results, method) for method in methods]
+    if not any(differences):
+        return []
+    counts = [len(paired_tasks(results, method)) for method in methods]
+    partly = [f" ({count} of {len(suite.tasks)} tasks)" if 0 < count < len(suite.tasks) else "" for count in counts]
+    unit = " (points)" if is_share(metric) else "" if results[0].higher_is_better else ", + is lower"
+    texts = (difference_text(metric, found) + part for found, part in zip(differences, partly, strict=True))
+    return [[f"against {REFERENCE}{unit}", "", *texts]]
+
+
 def cost_cells(results: Sequence[TaskResult]) -> tuple[list[str], list[list[str]]]:
-    """A row for each method that has tasks in common with LoRA: its costs, as multiples of LoRA's."""
+    """Return heads, and a row for each method that shares tasks with LoRA: its costs, as multiples of LoRA's."""
     ratios = {method: cost_ratios(results, method) for method in _methods(results)}
-    rows = [[method, *(f"{found[name]:.2f}" for name in COSTS)] for method, found in ratios.items() if found]
+    rows = [[method, *(f"{ratio[name]:.2f}" for name in COSTS)] for method, ratio in ratios.items() if ratio]
     return [f"costs, {REFERENCE} = 1", "parameters", "adapter", "memory", "step", "time"], rows
 
 
 def published_cells(suite: Suite) -> tuple[list[str], list[list[str]]]:
-    """A row for each published mark."""
+    """Return heads, and a row for each published mark."""
     rows = []
     for mark in suite.published:
         means = (NOTHING if m is None else f"{m:g} %" for m in (mark.group_mean, mark.task_mean))
@@ -228,12 +233,12 @@ def published_cells(suite: Suite) -> tuple[list[str], list[list[str]]]:
 
 
 def suite_tables(suite: Suite, results: Sequence[TaskResult]) -> list[tuple[list[str], list[list[str]]]]:
-    """Heads and rows: tasks x methods, and where there are some the costs and the published marks."""
+    """Return heads and rows of tasks x methods, and where there are some of the costs and the published marks."""
     return [suite_cells(suite, results), *(t for t in (cost_cells(results), published_cells(suite)) if t[1])]
 
 
 def suite_lines(suite: Suite, results: Sequence[TaskResult]) -> list[str]:
-    """Protocol and notes: the suite's, and each task's own."""
+    """Return protocol and notes: the suite's, and each task's own."""
     lines = [*suite.notes]
     lines += [f"{task.name}: {task.note}" for task in suite.tasks if task.note]
     for result in results:
@@ -244,7 +249,7 @@ def suite_lines(suite: Suite, results: Sequence[TaskResult]) -> list[str]:
 
 
 def suite_report(suite: Suite, results: Sequence[TaskResult]) -> Group:
-    """Tasks x methods, the published marks, protocol and notes."""
+    """Make the tables of tasks x methods, costs and published marks, with protocol and notes."""
     first, *others = suite_tables(suite, results)
     tables = [_table(*first, title=suite.title), *(_table(*other) for other in others)]
     return Group(*tables, *_lines(suite_lines(suite, results), ()))
@@ -289,14 +294,14 @@ def _lines(protocol: Sequence[str], notes: Sequence[str]) -> list[Text]:
 
 
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table with an empty line behind it."""
+    """Write a table in Markdown, with an empty line behind it."""
     rule = ["---", *["---:"] * (len(heads) - 1)]
     lines = ("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (heads, rule, *rows))
     return "\n".join(lines) + "\n"
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV, with the columns of all of them."""
+    """Write rows as CSV, with the columns of all of them."""
     text = io.StringIO()
     columns = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(text, columns, lineterminator="\n")

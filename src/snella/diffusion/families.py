@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 Condition = Mapping[str, Tensor]  # what a network is given besides x and the timestep, each (b, ...)
 
@@ -29,35 +32,35 @@ class Family:
     network: str
     guidance: float
     predict: Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
-    encode: Callable[[Any, list[str], torch.device], dict[str, Tensor]] | None = None
+    encode: Callable[[DiffusionPipeline, list[str], torch.device], dict[str, Tensor]] | None = None
     embeddings: tuple[str, ...] = ()
     negative: bool = True
 
 
-def _text_sd(pipe: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+def _text_sd(pipe: DiffusionPipeline, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
     embeds, _ = pipe.encode_prompt(prompts, device, 1, False)
     return {"prompt_embeds": embeds}
 
 
-def _text_sdxl(pipe: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+def _text_sdxl(pipe: DiffusionPipeline, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
     embeds, _, pooled, _ = pipe.encode_prompt(prompts, None, device, 1, False)
-    if pipe.config.force_zeros_for_empty_prompt:  # as it was trained, and as the pipeline does without guidance
+    if pipe.config["force_zeros_for_empty_prompt"]:  # as it was trained, and as the pipeline does without guidance
         said = torch.tensor([bool(prompt) for prompt in prompts], device=embeds.device)
         embeds, pooled = embeds * said.view(-1, 1, 1), pooled * said.view(-1, 1)
     return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
 
-def _text_sd3(pipe: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+def _text_sd3(pipe: DiffusionPipeline, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
     embeds, _, pooled, _ = pipe.encode_prompt(prompts, None, None, device, 1, False)
     return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
 
-def _text_flux(pipe: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+def _text_flux(pipe: DiffusionPipeline, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
     embeds, pooled, _ = pipe.encode_prompt(prompts, None, device, 1)
     return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
 
-def _text_pixart(pipe: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+def _text_pixart(pipe: DiffusionPipeline, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
     embeds, mask, _, _ = pipe.encode_prompt(prompts, do_classifier_free_guidance=False, device=device)
     return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
 
@@ -82,7 +85,7 @@ def _predict_flux(network: nn.Module, x: Tensor, t: Tensor, c: Condition) -> Ten
 
     b, channels, h, w = x.shape
     text, config = c["prompt_embeds"], network.config
-    found = network(
+    output = network(
         FluxPipeline._pack_latents(x, b, channels, h, w),
         timestep=t / 1000,
         encoder_hidden_states=text,
@@ -91,7 +94,7 @@ def _predict_flux(network: nn.Module, x: Tensor, t: Tensor, c: Condition) -> Ten
         img_ids=FluxPipeline._prepare_latent_image_ids(b, h // 2, w // 2, x.device, x.dtype),
         guidance=x.new_ones(b) if config.guidance_embeds else None,  # pyright: ignore
     ).sample
-    return FluxPipeline._unpack_latents(found, h, w, 1)
+    return FluxPipeline._unpack_latents(output, h, w, 1)
 
 
 def _predict_pixart(network: nn.Module, x: Tensor, t: Tensor, c: Condition) -> Tensor:

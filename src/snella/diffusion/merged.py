@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +16,7 @@ from snella.models.export import MERGED_TOLERANCE
 
 
 def save_merged_pipeline(model: nn.Module, folder: Path, *, name: str, classes: Sequence[str]) -> str:
-    """Write the pipeline `name` with the tuned network (without adapters) in it; returns the call that loads it.
+    """Write the pipeline `name` with the tuned network (without adapters) in it; return the call that loads it.
 
     Its safety checker is not in it. Class names go to classes.json. The network is loaded again and must give the same
     output before the folder is put in place.
@@ -42,11 +41,11 @@ def save_merged_pipeline(model: nn.Module, folder: Path, *, name: str, classes: 
 
 
 @torch.no_grad()
-def _check_same(model: Any, loaded: Any, name: str) -> None:
-    """Parameters, one by one: a pipeline's input is different for each family."""
-    own, found = model.state_dict(), loaded.state_dict()
-    odd = sorted(own.keys() ^ found.keys()) or sorted(
-        key for key in own if (own[key].float() - found[key].float()).abs().max() > MERGED_TOLERANCE
+def _check_same(model: nn.Module, loaded: nn.Module, name: str) -> None:
+    """Compare the parameters, one by one: a pipeline's input is different for each family. Raises UserError."""
+    own, read = model.state_dict(), loaded.state_dict()
+    odd = sorted(own.keys() ^ read.keys()) or sorted(
+        key for key in own if (own[key].float() - read[key].float()).abs().max() > MERGED_TOLERANCE
     )
     if odd:
         raise UserError(f"nothing was written: diffusers reads another {odd[0]} out of the merged {name}; update it")

@@ -10,12 +10,15 @@ its latents, (b, c, h, w); noise has its shape.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from snella.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import ConfigMixin
 
 FLOW = "flow"
 PREDICTIONS = ("epsilon", "v_prediction", "sample", FLOW)
@@ -23,7 +26,7 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample", FLOW)
 
 @dataclass(frozen=True)
 class Noisy:
-    """A noised batch and what the model has to say of it."""
+    """A noised batch and what the model has to predict for it."""
 
     x: Tensor  # (b, c, h, w)
     timesteps: Tensor  # (b,), as the model takes them
@@ -38,10 +41,10 @@ class Objective:
         scheduler: the pipeline's, any of diffusers'; its betas or sigmas and its `prediction_type` are read.
 
     Raises:
-        UserError: the scheduler is of no kind that is known here.
+        UserError: the scheduler is of an unknown kind.
     """
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: ConfigMixin) -> None:
         from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
         config = dict(scheduler.config)
@@ -56,19 +59,19 @@ class Objective:
             self.prediction = config.get("prediction_type", "epsilon")
         else:
             raise UserError(
-                f"scheduler {type(scheduler).__name__} says no betas and is no flow matching: not known here"
+                f"scheduler {type(scheduler).__name__} has no betas and is not a flow-matching one: not known here"
             )
         if self.prediction not in PREDICTIONS:
             raise UserError(f"prediction_type {self.prediction} is not known here ({', '.join(PREDICTIONS)})")
 
     def draw_levels(self, count: int, device: torch.device) -> Tensor:
-        """Levels (count,) for a training step: uniform, or logit-normal for flow matching (Esser et al. 2024)."""
+        """Draw levels (count,) for a training step: uniform, or logit-normal for flow matching (Esser et al. 2024)."""
         if self.flow:
             return torch.randn(count, device=device).sigmoid().clamp(max=1 - 1e-6)
         return torch.rand(count, device=device)
 
     def noisy(self, x: Tensor, noise: Tensor, levels: Tensor) -> Noisy:
-        """The batch at the given levels (b,)."""
+        """Add noise to a batch at the given levels (b,)."""
         if self.flow:
             count = len(self._flow.timesteps)
             place = ((1 - levels) * count).long().clamp(0, count - 1)  # the scheduler counts from most noise
@@ -89,7 +92,7 @@ class Objective:
         return Noisy(noised, timesteps, target, signal / (1 - signal))
 
     def min_snr_weights(self, snr: Tensor, gamma: float) -> Tensor:
-        """Weights (b,) of min-SNR-gamma (Hang et al. 2023, section 3.4), for what the model predicts.
+        """Return the weights (b,) of min-SNR-gamma (Hang et al. 2023, section 3.4), for what the model predicts.
 
         min(snr, gamma) weighs the error of x; divided by snr that of the noise, by snr + 1 that of the velocity, and by
         (sqrt(snr) + 1)^2 that of the flow, in which an error of the target moves x by sigma times as much.
@@ -105,5 +108,5 @@ class Objective:
 
 
 def with_offset(noise: Tensor, strength: float) -> Tensor:
-    """Noise whose channels have a mean of their own (offset noise), so that very dark and bright images are learnt."""
+    """Give the channels of noise a mean each (offset noise), so that very dark and very bright images are learnt."""
     return noise + strength * torch.randn(*noise.shape[:2], 1, 1, device=noise.device, dtype=noise.dtype)

@@ -18,15 +18,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from snella.diffusion import small_unet
+from snella.diffusion.class_embeddings import fit_classes
 from snella.diffusion.families import FAMILIES, Condition, Family
 from snella.errors import UserError, short_reason
 from snella.models.backbone import BackboneSpec
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 INDEX = "model_index.json"
 CLASSES = "classes.json"  # beside it, where classes have names
@@ -34,14 +38,14 @@ UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # parts that 
 
 
 def check_diffusers() -> None:
-    """Raises UserError where a package is missing."""
+    """Raise UserError where a package is missing."""
     for package in ("diffusers", "transformers"):
         if find_spec(package) is None:
             raise UserError(f"--task generate needs the package {package}; run: pip install 'snella[diffusers]'")
 
 
 def check_pipeline_name(name: str) -> None:
-    """Refuse a folder that is no whole pipeline; a hub name is not looked up.
+    """Refuse a folder that is not a whole pipeline; a hub name is not looked up.
 
     Raises:
         UserError: no such folder, no model_index.json in it, an unknown pipeline, a part that is missing.
@@ -57,7 +61,9 @@ def check_pipeline_name(name: str) -> None:
             f"or {small_unet.NAME}"
         )
     if not (folder / INDEX).is_file():
-        raise UserError(f"{name} is no diffusers pipeline: it has no {INDEX}; give a folder that save_pretrained wrote")
+        raise UserError(
+            f"{name} is not a diffusers pipeline: it has no {INDEX}; give a folder that save_pretrained wrote"
+        )
     index = _index(name)
     family = family_of(index, name)
     for part, entry in index.items():
@@ -81,21 +87,21 @@ def _factor(vae_config: Mapping[str, Any]) -> int:
 
 
 def image_unit(name: str, network: Any) -> tuple[int, int]:
-    """Pixels of an image's side for each of the latents', and what a side must be a multiple of."""
+    """Return the pixels of an image's side for each of the latents', and what a side must be a multiple of."""
     from diffusers import AutoencoderKL
 
     index = {} if name == small_unet.NAME else _index(name)
     factor = 1
     if isinstance(index.get("vae"), list):
-        config: Any = AutoencoderKL.load_config(_place(name), subfolder="vae")
+        config: Any = AutoencoderKL.load_config(_location(name), subfolder="vae")
         factor = _factor(config)
     halvings = len(network.config.get("block_out_channels", (1,))) - 1
     patch = network.config.get("patch_size", 1) * (2 if index.get("_class_name") == "FluxPipeline" else 1)
     return factor, factor * 2**halvings * patch
 
 
-def _place(name: str) -> str:
-    """A folder with its ~ written out, or a hub name as it is."""
+def _location(name: str) -> str:
+    """Return a folder with its ~ written out, or a hub name as it is."""
     return os.path.expanduser(name)
 
 
@@ -116,26 +122,26 @@ def _hub_index(name: str) -> Path:
 
 
 def named_condition(name: str) -> str:
-    """What the network of a named pipeline is asked for: "text", "class" or "none"; its weights are not read."""
+    """Return what a named pipeline's network is asked for: "text", "class" or "none"; no weights are read."""
     if name == small_unet.NAME:
         return "class"
     index = _index(name)
     family = family_of(index, name)
     if family.encode is not None:
         return "text"
-    kind = _kind(index, family)
-    config: Any = kind.load_config(_place(name), subfolder=family.network)
+    kind = _network_class(index, family)
+    config: Any = kind.load_config(_location(name), subfolder=family.network)
     return _condition(kind.__name__, config)
 
 
-def _kind(index: Mapping[str, Any], family: Family) -> Any:
+def _network_class(index: Mapping[str, Any], family: Family) -> Any:
     import diffusers
 
     return getattr(diffusers, index[family.network][1])
 
 
 def family_of(index: Mapping[str, Any], name: str) -> Family:
-    """The family of a pipeline by its model_index.json. Raises UserError where there is none."""
+    """Return the family of a pipeline by its model_index.json; raise UserError where there is none."""
     pipeline = str(index.get("_class_name"))
     for family in FAMILIES:
         if pipeline in family.pipelines:
@@ -145,7 +151,7 @@ def family_of(index: Mapping[str, Any], name: str) -> Family:
 
 
 def build_network(spec: BackboneSpec) -> nn.Module:
-    """The UNet or transformer of a pipeline, in fp32, with an embedding for each class at hand.
+    """Build the UNet or transformer of a pipeline, in fp32, with an embedding for each class at hand.
 
     Without `spec.pretrained` its weights are drawn; torch's generator is seeded first. Where the number of classes is
     another one than the pre-trained network's, each class starts at the mean of those that it knows. A network that
@@ -162,30 +168,30 @@ def build_network(spec: BackboneSpec) -> nn.Module:
         return small_unet.small_unet(max(spec.num_classes, 1))
     index = _index(spec.name)
     family = family_of(index, spec.name)
-    part, kind = family.network, _kind(index, family)
+    part, kind = family.network, _network_class(index, family)
     try:
         if spec.pretrained:
-            network = kind.from_pretrained(_place(spec.name), subfolder=part, use_safetensors=True)
+            network = kind.from_pretrained(_location(spec.name), subfolder=part, use_safetensors=True)
         else:
-            network = kind.from_config(kind.load_config(_place(spec.name), subfolder=part))
+            network = kind.from_config(kind.load_config(_location(spec.name), subfolder=part))
     except (OSError, ValueError, RuntimeError) as error:
         reason = short_reason(error)
         raise UserError(f"backbone {spec.name}: its {part} cannot be loaded ({reason})") from None
     _check_whole(network, part, spec.name)
     if spec.num_classes and condition_of(network) == "class":
-        _fit_classes(network, spec.num_classes)
+        fit_classes(network, spec.num_classes)
     return network
 
 
 def _check_whole(part: nn.Module, kind: str, name: str) -> None:
-    """diffusers leaves what a file lacks without values. Raises UserError."""
+    """Raise UserError where a tensor has no values: diffusers leaves what a file lacks so."""
     lacking = next((key for key, value in part.state_dict().items() if value.is_meta), None)
     if lacking is not None:
         raise UserError(f"backbone {name}: the weights of its {kind} lack {lacking}; get the file again")
 
 
-def condition_of(network: Any) -> str:
-    """What a network is asked for: "text", "class" or "none"."""
+def condition_of(network: Any) -> str:  # a Module, whose `config` only diffusers knows
+    """Return what a network is asked for: "text", "class" or "none"."""
     return _condition(type(network).__name__, network.config)
 
 
@@ -194,24 +200,6 @@ def _condition(kind: str, config: Mapping[str, Any]) -> str:
         plain = config.get("num_class_embeds") and config.get("class_embed_type") is None
         return "class" if plain else "none"
     return "class" if kind == "DiTTransformer2DModel" else "text"
-
-
-def _fit_classes(network: Any, num_classes: int) -> None:
-    """Give each class embedding `num_classes` rows (and DiT's its row for no class), in place."""
-    for module in list(network.modules()):
-        for name, table in list(module.named_children()):
-            if name != "class_embedding" and type(module).__name__ != "LabelEmbedding":
-                continue
-            null = table.num_embeddings - getattr(module, "num_classes", table.num_embeddings)  # rows for no class
-            known = table.weight.data[: table.num_embeddings - null]
-            if len(known) == num_classes:
-                continue
-            rows = torch.cat([known.mean(0).expand(num_classes, -1), table.weight.data[len(known) :]])
-            setattr(module, name, nn.Embedding.from_pretrained(rows.clone(), freeze=False))
-            if hasattr(module, "num_classes"):
-                module.num_classes = num_classes
-    key = "num_class_embeds" if "num_class_embeds" in network.config else "num_embeds_ada_norm"
-    network.register_to_config(**{key: num_classes})
 
 
 @dataclass
@@ -223,7 +211,7 @@ class Frozen:
         family: of its make.
     """
 
-    pipe: Any
+    pipe: DiffusionPipeline
     family: Family
 
     @property
@@ -242,35 +230,36 @@ class Frozen:
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> Tensor:
-        """Mean and log-variance of the latents of images (b, 3, s, s): (b, 2c, s/factor, s/factor), not scaled.
+        """Return mean and log-variance of the latents of images (b, 3, s, s): (b, 2c, s/factor, s/factor), not scaled.
 
-        Always in fp32: SDXL's VAE overflows in fp16, and what is cached must not depend on the run's precision.
+        They are computed in fp32 always: SDXL's VAE overflows in fp16, and what is cached must not depend on the run's
+        precision.
         """
         with torch.autocast(images.device.type, enabled=False):
             return self.vae.encode(images.float()).latent_dist.parameters
 
     def latents(self, moments: Tensor, *, sample: bool) -> Tensor:
-        """Scaled latents (b, c, h, w) out of moments: drawn, or their mode."""
+        """Return scaled latents (b, c, h, w) of moments: drawn, or their mode."""
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-        found = DiagonalGaussianDistribution(moments)
+        distribution = DiagonalGaussianDistribution(moments)
         config = self.vae.config
-        z = found.sample() if sample else found.mode()
+        z = distribution.sample() if sample else distribution.mode()
         return (z - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-        """Text embeddings by the names that the pipeline takes them, each (b, ...); the encoders are on `device`.
+        """Return text embeddings, named as the pipeline takes them, each (b, ...); the encoders are on `device`.
 
         They come in fp32 whatever the encoders compute in: transformers loads those in the type they were saved in.
         """
         assert self.family.encode is not None
         with torch.autocast(device.type, enabled=False):
-            found = self.family.encode(self.pipe, list(prompts), device)
-        return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
+            embeds = self.family.encode(self.pipe, list(prompts), device)
+        return {name: value.float() if value.is_floating_point() else value for name, value in embeds.items()}
 
-    def cut(self, prompt: str) -> str:
-        """What of a prompt the text encoders do not see, because it is too long; "" if all of it fits."""
+    def unread_text(self, prompt: str) -> str:
+        """Return the end of a prompt that the text encoders do not read since it is too long; "" if all of it fits."""
         kept = []
         asked = inspect.signature(self.pipe.encode_prompt).parameters if self.family.encode is not None else {}
         t5_most = asked["max_sequence_length"].default if "max_sequence_length" in asked else 0  # the others ask none
@@ -284,18 +273,17 @@ class Frozen:
 
     @property
     def text_key(self) -> dict[str, Any]:
-        """What embeddings depend on besides weights and prompt."""
+        """All that embeddings depend on besides weights and prompt."""
         parts = {name: part for name, part in self.pipe.components.items() if name.startswith("tokenizer") and part}
         tokenizers = {name: part.get_vocab() for name, part in parts.items()}
         return {"pipeline": type(self.pipe).__name__, "config": dict(self.pipe.config), "tokenizers": tokenizers}
 
     def predict(self, network: nn.Module, x: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        """The network's output (b, c, h, w); a learned variance beside it is left out."""
-        found = self.family.predict(network, x, timesteps, condition)
-        return found[:, : x.shape[1]]
+        """Return the network's output (b, c, h, w), without the variance that some networks learn beside it."""
+        return self.family.predict(network, x, timesteps, condition)[:, : x.shape[1]]
 
     def to(self, device: torch.device | str, *, vae: bool = True, encoders: bool = True) -> None:
-        """Move the parts."""
+        """Move the parts to a device."""
         for part in (*(self.encoders if encoders else ()), *((self.vae,) if vae and self.vae is not None else ())):
             part.to(device)
 
@@ -313,9 +301,9 @@ def frozen_parts(name: str) -> Frozen:
     index = _index(name)
     family = family_of(index, name)
     absent: dict[str, Any] = {family.network: None} | {part: None for part in UNUSED if part in index}
-    _quieten()
+    _silence_libraries()
     try:
-        pipe = DiffusionPipeline.from_pretrained(_place(name), use_safetensors=True, **absent)
+        pipe = DiffusionPipeline.from_pretrained(_location(name), use_safetensors=True, **absent)
     except (OSError, ValueError, RuntimeError, ImportError) as error:  # ImportError: a tokenizer's package is missing
         reason = short_reason(error)
         raise UserError(f"backbone {name}: its pipeline cannot be loaded ({reason})") from None
@@ -329,10 +317,11 @@ def frozen_parts(name: str) -> Frozen:
     return frozen
 
 
-def _quieten() -> None:
-    """No bar for each small file, and no warnings of what is told elsewhere.
+def _silence_libraries() -> None:
+    """Switch off the libraries' bar for each small file, and their warnings of what is said elsewhere.
 
-    That is the safety checker (`has_safety_checker`) and long prompts (`Frozen.cut`). A download has the hub's bars.
+    That is the safety checker (`has_safety_checker`) and long prompts (`Frozen.unread_text`). A download has the hub's
+    bars.
     """
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
@@ -343,6 +332,6 @@ def _quieten() -> None:
 
 
 def has_safety_checker(name: str) -> bool:
-    """Whether the named pipeline comes with a safety checker, which is not loaded here."""
+    """Return whether the named pipeline comes with a safety checker, which is not loaded here."""
     entry = None if name == small_unet.NAME else _index(name).get("safety_checker")
     return isinstance(entry, list) and entry[0] is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from snella.diffusion.pipeline import Frozen, condition_of
 from snella.errors import UserError
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """How images are made.
+    """Settings of how images are made.
 
     Args:
         size: side of an image, pixels.
@@ -40,7 +43,7 @@ def sample(
     seeds: Sequence[int],
     settings: SampleSettings,
 ) -> Iterator[Image.Image]:
-    """One image for each of the prompts, class labels or Nones (unconditional), with its seed, as they are made.
+    """Yield an image for each of the prompts, class labels or Nones (unconditional), with its seed.
 
     The network stays where it is; the frozen parts come to its device one after the other and go back to the CPU.
     Noise is drawn on the CPU, so that a seed means the same anywhere.
@@ -83,11 +86,11 @@ def _decoding_in_fp32(vae: Any) -> Iterator[None]:
         return
     decode = vae.decode
 
-    def plain(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def decode_in_fp32(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
         with torch.autocast(latents.device.type, enabled=False):
             return decode(latents.float(), *args, **kwargs)
 
-    vae.decode = plain
+    vae.decode = decode_in_fp32
     try:
         yield
     finally:
@@ -95,7 +98,7 @@ def _decoding_in_fp32(vae: Any) -> Iterator[None]:
 
 
 def check_settings(frozen: Frozen, settings: SampleSettings) -> None:
-    """Raises UserError for what a pipeline cannot do: more steps than it knows timesteps, guidance by nothing."""
+    """Raise UserError for what a pipeline cannot do: more steps than it knows timesteps, guidance by nothing."""
     steps, most = settings.steps, frozen.pipe.scheduler.config.num_train_timesteps
     if steps > most:
         raise UserError(f"{steps} denoising steps are more than the {most} that the scheduler knows; take fewer")
@@ -114,21 +117,21 @@ def _by_pipeline(
     generators: list[torch.Generator],
     settings: SampleSettings,
 ) -> list[Image.Image]:
-    """By the pipeline's own call; without its text encoders, whose place is not the network's device."""
+    """Sample by the pipeline's own call, without its text encoders: their place is not the network's device."""
     family = frozen.family
     guidance = family.guidance if settings.guidance is None else settings.guidance
     parts = {
         name: None if name.startswith(("text_encoder", "tokenizer")) else part
         for name, part in frozen.pipe.components.items()
     }
-    pipe = type(frozen.pipe)(**{**parts, family.network: network}, **_options(frozen.pipe))
+    kind: Any = type(frozen.pipe)  # of another signature than its base
+    pipe = kind(**{**parts, family.network: network}, **_options(frozen.pipe))
     pipe.set_progress_bar_config(disable=True)
-    asked = {name: torch.cat([one[name] for one in embeds]) for name in empty}
+    asked: dict[str, Any] = {name: torch.cat([one[name] for one in embeds]) for name in empty}
     if family.negative and guidance > 1:
         asked |= {f"negative_{name}": value.expand(len(embeds), *value.shape[1:]) for name, value in empty.items()}
     if "PixArt" in type(pipe).__name__:
-        asked["use_resolution_binning"] = False  # pyright: ignore[reportArgumentType]
-        asked["negative_prompt"] = None  # pyright: ignore[reportArgumentType]
+        asked |= {"use_resolution_binning": False, "negative_prompt": None}
     return pipe(
         **asked,
         generator=generators,
@@ -139,8 +142,8 @@ def _by_pipeline(
     ).images
 
 
-def _options(pipe: Any) -> dict[str, Any]:
-    """What the pipeline's class takes besides components."""
+def _options(pipe: DiffusionPipeline) -> dict[str, Any]:
+    """Return what the pipeline's class takes besides components."""
     return {"requires_safety_checker": False} if "requires_safety_checker" in pipe.config else {}
 
 
@@ -151,7 +154,7 @@ def _by_ddim(
     generators: list[torch.Generator],
     settings: SampleSettings,
 ) -> list[Image.Image]:
-    """DDIM (Song et al. 2021, eta 0). diffusers' pipelines for such models know no classes, or ImageNet's alone."""
+    """Sample by DDIM (Song et al. 2021, eta 0): diffusers' pipelines here know no classes, or ImageNet's alone."""
     from diffusers import DDIMScheduler
 
     device = next(network.parameters()).device
@@ -165,11 +168,11 @@ def _by_ddim(
     guidance = frozen.family.guidance if settings.guidance is None else settings.guidance
     for t in scheduler.timesteps:
         timesteps = t.expand(len(x))
-        found = frozen.predict(network, x, timesteps, {"class_labels": classes} if classes is not None else {})
+        output = frozen.predict(network, x, timesteps, {"class_labels": classes} if classes is not None else {})
         if classes is not None and null is not None and guidance > 1:
             without = frozen.predict(network, x, timesteps, {"class_labels": torch.full_like(classes, null)})
-            found = without + guidance * (found - without)
-        x = scheduler.step(found, t, x).prev_sample
+            output = without + guidance * (output - without)
+        x = scheduler.step(output, t, x).prev_sample
     if frozen.vae is not None:
         config = frozen.vae.config
         x = frozen.vae.decode(x / config.scaling_factor + (config.get("shift_factor") or 0.0)).sample
@@ -178,7 +181,7 @@ def _by_ddim(
 
 
 def _null_class(network: Any) -> int | None:
-    """The label for "no class" that DiT learns beside the classes; None where there is none."""
+    """Return the label for "no class" that DiT learns beside the classes; None where it learns none."""
     table = next((part for part in network.modules() if type(part).__name__ == "LabelEmbedding"), None)
     learnt = table is not None and table.embedding_table.weight.shape[0] > table.num_classes
     return table.num_classes if table is not None and learnt else None

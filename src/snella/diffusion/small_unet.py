@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:
+    from diffusers import DDPMPipeline, UNet2DModel
 
 NAME = "small_unet"
 SIZE = 32  # pixels
 
 
-def small_unet(num_classes: int) -> nn.Module:
-    """An untrained `UNet2DModel` for images (3, 32, 32), about 1.1 M parameters; torch's generator draws them."""
+def small_unet(num_classes: int) -> UNet2DModel:
+    """Build an untrained `UNet2DModel` for images (3, 32, 32): 1.1 M parameters, which torch's generator draws."""
     from diffusers import UNet2DModel
 
     return UNet2DModel(
@@ -26,8 +27,9 @@ def small_unet(num_classes: int) -> nn.Module:
     )
 
 
-def small_pipeline() -> Any:
-    """The rest of its pipeline: v-prediction on the linear schedule of DDPM."""
+def small_pipeline() -> DDPMPipeline:
+    """Build the rest of its pipeline: v-prediction on the linear schedule of DDPM."""
     from diffusers import DDPMPipeline, DDPMScheduler
 
-    return DDPMPipeline(unet=None, scheduler=DDPMScheduler(prediction_type="v_prediction"))  # pyright: ignore
+    network: Any = None  # it is tuned, and so none of the frozen parts
+    return DDPMPipeline(unet=network, scheduler=DDPMScheduler(prediction_type="v_prediction"))

@@ -62,18 +62,18 @@ class BackboneSpec:
 
 
 def check_backbone_name(spec: BackboneSpec) -> None:
-    """Refuse what cannot be built; builds and downloads nothing.
+    """Refuse a backbone that cannot be built; nothing is built or downloaded.
 
     Raises:
         UserError: an unknown name (with near ones), no weights of that name, a missing file or package.
     """
-    found = bundled.BACKBONES.get(spec.name)
-    if spec.checkpoint is not None and (found or spec.name.startswith(HF)):
-        architecture = found.architecture if found else "a timm name"
+    package = bundled.BACKBONES.get(spec.name)
+    if spec.checkpoint is not None and (package or spec.name.startswith(HF)):
+        architecture = package.architecture if package else "a timm name"
         raise UserError(f"--checkpoint does not go with backbone {spec.name}; use it with {architecture}")
-    if found:
+    if package:
         if spec.pretrained:
-            found.file()
+            package.file()
     elif spec.name.startswith(HF):
         transformers_backbone.check_name(spec.name.removeprefix(HF))
     else:
@@ -106,19 +106,19 @@ def build_backbone(spec: BackboneSpec) -> nn.Module:
 
 
 def preprocessing_of(spec: BackboneSpec, model: nn.Module) -> Preprocessing:
-    """The preprocessing of the pre-training, at the size asked for; `model` is what `build_backbone` gave."""
+    """Return the preprocessing of the pre-training, at the size asked for; `model` comes from `build_backbone`."""
     if spec.name.startswith(HF):
-        found = transformers_backbone.preprocessing_of(spec.name.removeprefix(HF), model)
+        preprocessing = transformers_backbone.preprocessing_of(spec.name.removeprefix(HF), model)
     else:
-        found = timm_backbone.preprocessing_of(model)
-    own = bundled.BACKBONES.get(spec.name, found).image_size
-    return replace(found, image_size=spec.image_size or own)
+        preprocessing = timm_backbone.preprocessing_of(model)
+    own_size = bundled.BACKBONES.get(spec.name, preprocessing).image_size
+    return replace(preprocessing, image_size=spec.image_size or own_size)
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of names, shapes, types and values of the model's state without its classifier.
+    """Return the SHA-256 of names, shapes, types and values of the model's state without its classifier.
 
-    Taken before the model is wrapped: it tells whether an adapter meets the backbone that it was trained on.
+    It is taken before the model is wrapped, and tells whether an adapter meets the backbone that it was trained on.
     """
     heads = tuple(f"{name}." for name in _head_names(model))
     digest = hashlib.sha256()
@@ -130,7 +130,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits (b, K) in what a model returns: a tensor (timm) or an output that has them (transformers)."""
+    """Return the logits (b, K) in a model's output: a tensor (timm) or an object that has them (transformers)."""
     return output if isinstance(output, Tensor) else output.logits
 
 

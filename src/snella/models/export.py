@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import timm
 import torch
@@ -25,6 +25,9 @@ from snella.errors import UserError, short_reason
 from snella.files import check_free, or_overwrite, writing_into
 from snella.models.backbone import HF, BackboneSpec, logits_of
 from snella.models.bundled import BACKBONES
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedModel
 
 MERGED_TOLERANCE = 1e-4  # of logits, absolute
 ONNX_TORCH = "2.8"
@@ -62,7 +65,7 @@ def save_merged(
     model.eval()
     with writing_into(folder) as temporary:
         if spec.name.startswith(HF):
-            save_transformers(model, temporary, classes, _processor(preprocessing))
+            save_transformers(cast("PreTrainedModel", model), temporary, classes, _processor(preprocessing))
         else:
             _save_timm(model, temporary, spec, classes, preprocessing)
         _check_reload(model, temporary, spec, preprocessing.image_size)
@@ -70,7 +73,7 @@ def save_merged(
 
 
 def loading_hint(spec: BackboneSpec, folder: str | os.PathLike[str]) -> str:
-    """The call that loads what `save_merged` wrote."""
+    """Return the Python call that loads what `save_merged` wrote."""
     if spec.name.startswith(HF):
         return f'transformers.AutoModelForImageClassification.from_pretrained("{folder}")'
     return f'timm.create_model("local-dir:{folder}", pretrained=True)'
@@ -104,12 +107,12 @@ def export_onnx(
     file = Path(file)
     if file.exists() and not (overwrite and file.is_file()):
         raise UserError(f"{file} exists already; choose another name" + or_overwrite(file.is_file()))
-    plain = _Logits(copy.deepcopy(model)).float().eval().to(device)
+    exported = _Logits(copy.deepcopy(model)).float().eval().to(device)
     images = torch.randn(3, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
     with writing_into(file.parent) as folder:
         temporary = folder / file.name
-        _trace(plain, images, temporary)
-        difference = max(_onnx_difference(plain, temporary, batch) for batch in (images[:1], images))
+        _trace(exported, images, temporary)
+        difference = max(_onnx_difference(exported, temporary, batch) for batch in (images[:1], images))
         if not difference <= ONNX_TOLERANCE:
             raise UserError(
                 f"{file} was not written: onnxruntime's logits differ by {difference:.1e} (allowed: "
@@ -119,7 +122,7 @@ def export_onnx(
 
 
 def check_onnx() -> None:
-    """Raises UserError, with the command that installs them, where packages for ONNX are missing or too old."""
+    """Raise UserError, with the command that installs them, where packages for ONNX are missing or too old."""
     if torch.__version__ < ONNX_TORCH:  # 2.6 and 2.7 fix the batch's size in a ViT
         raise UserError(
             f"the ONNX export needs PyTorch {ONNX_TORCH} or newer, and this is {torch.__version__}; "
@@ -130,13 +133,13 @@ def check_onnx() -> None:
         raise UserError(f"the ONNX export needs {', '.join(missing)}; run: pip install {' '.join(missing)}")
 
 
-def _trace(plain: nn.Module, images: Tensor, file: Path) -> None:
-    optimizer = logging.getLogger("onnxscript.optimizer")  # tells of each operator that it leaves as it is
+def _trace(model: nn.Module, images: Tensor, file: Path) -> None:
+    optimizer = logging.getLogger("onnxscript.optimizer")  # logs each operator that it leaves as it is
     level = optimizer.level
     optimizer.setLevel(logging.ERROR)
     try:
         program = torch.onnx.export(
-            plain,
+            model,
             (images[:2],),  # one image would be taken for a fixed size
             input_names=["images"],
             output_names=["logits"],
@@ -151,7 +154,7 @@ def _trace(plain: nn.Module, images: Tensor, file: Path) -> None:
 
 
 class _Logits(nn.Module):
-    """One output, a tensor, whatever the library."""
+    """A model whose output is a tensor of logits, whatever the library."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -162,7 +165,7 @@ class _Logits(nn.Module):
 
 
 def _save_timm(model: Any, folder: Path, spec: BackboneSpec, classes: Sequence[str], p: Preprocessing) -> None:
-    """timm's hub format. All of the configuration is given: older versions of timm replace theirs by it."""
+    """Write timm's hub format, with all of the configuration: older versions of timm replace theirs by it."""
     config = {
         **model.pretrained_cfg,
         "input_size": (3, p.image_size, p.image_size),
@@ -194,8 +197,10 @@ def _save_timm(model: Any, folder: Path, spec: BackboneSpec, classes: Sequence[s
     save_for_hf(model, str(folder), model_config=model_config, safe_serialization=True)
 
 
-def save_transformers(model: Any, folder: Path, classes: Sequence[str], processor: Any) -> None:
-    """transformers' own format, with the class names in its configuration, and the image processor."""
+def save_transformers(
+    model: PreTrainedModel, folder: Path, classes: Sequence[str], processor: BaseImageProcessor
+) -> None:
+    """Write transformers' own format, with the class names in its configuration, and the image processor."""
     model.config.id2label = dict(enumerate(classes))
     model.config.label2id = {name: label for label, name in enumerate(classes)}
     # one file: parts left from a larger model would be read in the place of a single one
@@ -204,11 +209,11 @@ def save_transformers(model: Any, folder: Path, classes: Sequence[str], processo
 
 
 def processor_values(p: Preprocessing) -> dict[str, Any]:
-    """Normalisation and interpolation as transformers' image processors take them."""
+    """Return normalisation and interpolation as transformers' image processors take them."""
     return {"image_mean": list(p.mean), "image_std": list(p.std), "resample": int(str_to_pil_interp(p.interpolation))}
 
 
-def _processor(p: Preprocessing) -> Any:
+def _processor(p: Preprocessing) -> BaseImageProcessor:
     from transformers import BitImageProcessor, ViTImageProcessor
 
     square, values = {"height": p.image_size, "width": p.image_size}, processor_values(p)
@@ -246,9 +251,9 @@ def _load(folder: Path, library: str) -> nn.Module:
 
 
 @torch.no_grad()
-def _onnx_difference(plain: nn.Module, file: Path, images: Tensor) -> float:
+def _onnx_difference(model: nn.Module, file: Path, images: Tensor) -> float:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"images": images.cpu().numpy()})
-    return (plain(images).cpu() - torch.from_numpy(logits)).abs().max().item()
+    return (model(images).cpu() - torch.from_numpy(logits)).abs().max().item()

@@ -1,4 +1,4 @@
-"""What backbones from timm and from transformers have in common: the hub they come from, the size of their input."""
+"""Checks that timm's and transformers' backbones share: that the hub can be reached, that an input size fits."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def check_input_size(model: nn.Module, name: str, image_size: int) -> None:
     """Run one image through the model, since an architecture may crop, or fail on, a size that it was not made for.
 
     Raises:
-        UserError: the size is no multiple of the patches', which the message names; or the model fails on it.
+        UserError: the size is not a multiple of the patches', which the message names; or the model fails on it.
     """
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     if first is not None and first.stride == first.kernel_size and first.padding == (0, 0):
@@ -59,7 +59,7 @@ def check_input_size(model: nn.Module, name: str, image_size: int) -> None:
             below, above = image_size - rest, image_size - rest + patch
             sizes = f"{below} or {above}" if below else str(above)
             raise UserError(
-                f"image size {image_size} is no multiple of the patch of {name}, {patch} pixels; try {sizes}"
+                f"image size {image_size} is not a multiple of the patch of {name}, {patch} pixels; try {sizes}"
             )
     training = model.training
     with torch.no_grad():

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 def check_name(name: str, *, pretrained: bool, checkpoint: str | None) -> None:
-    """Refuse an unknown name, one without weights, or a checkpoint that is not there; builds nothing.
+    """Refuse an unknown name, one without weights, or a checkpoint that is not there; nothing is built.
 
     Raises:
         UserError: with near names, or the weights that there are.
@@ -38,7 +38,7 @@ def check_name(name: str, *, pretrained: bool, checkpoint: str | None) -> None:
     if name.startswith(SOURCES):
         folder = name.removeprefix("local-dir:")
         if folder != name and not os.path.isfile(os.path.join(folder, "config.json")):
-            raise UserError(f"{folder} is no folder with a timm model: it has no config.json; check the path")
+            raise UserError(f"{folder} is not a folder with a timm model: it has no config.json; check the path")
         return
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models() + timm.list_pretrained(), n=3, cutoff=0.5)
@@ -64,7 +64,7 @@ def build(
     drop_path: float,
     seed: int,
 ) -> nn.Module:
-    """The timm model with a head for `num_classes`; a head of a file that has as many classes is kept.
+    """Build the timm model with a head for `num_classes`; a file's head of as many classes is kept.
 
     Raises:
         UserError: weights that cannot be had or do not fit, a size or a drop-path that the model cannot take.
@@ -85,7 +85,7 @@ def build(
 
 
 def outline(name: str) -> Any:
-    """The model that the name stands for without weights, in no memory where timm can: its class, stages and sizes.
+    """Build the named model without weights, in no memory where timm can, to look at its class, stages and sizes.
 
     Raises:
         UserError: a name on a hub that cannot be reached.
@@ -100,7 +100,7 @@ def outline(name: str) -> Any:
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:
-    """What the model's weights were trained with, at that size."""
+    """Return the preprocessing that the model's weights were trained with, at that size."""
     config = timm.data.resolve_model_data_config(model)
     return Preprocessing(
         image_size=config["input_size"][-1],
@@ -119,7 +119,7 @@ def _choices(architecture: str, known: list[str]) -> str:
 
 
 def _config(name: str) -> Any:
-    """timm's entry for the weights of a name; None for a name that timm keeps for old code only."""
+    """Return timm's entry for the weights of a name; None for a name that timm keeps for old code only."""
     return timm.models.get_pretrained_cfg(name)
 
 
@@ -133,7 +133,7 @@ def _create(name: str, options: dict[str, Any], **weights: Any) -> Any:  # timm'
 
 
 def _size_options(name: str, options: dict[str, Any], image_size: int) -> dict[str, int]:
-    """The option that makes the model for this size: none for a net that takes any, such as a convolutional one."""
+    """Return the option that makes the model for this size: none for a net that takes any, such as a convolutional."""
     model, chosen = _create(name, options), {}
     own_size = timm.data.resolve_model_data_config(model)["input_size"][-1]
     if image_size == own_size:
@@ -156,11 +156,11 @@ def _from_hub(name: str, options: dict[str, Any]) -> nn.Module:
     if not name.startswith(SOURCES):
         config = _config(name)
         if config is None:  # an old name, which builds the model of its new one
-            found = _create(name, options).pretrained_cfg
+            source = _create(name, options).pretrained_cfg
         else:
-            found = config.to_dict()
-        if repo := found.get("hf_hub_id"):
-            require_hub(repo, files=(*WEIGHTS, found.get("hf_hub_filename") or WEIGHTS[0]))
+            source = config.to_dict()
+        if repo := source.get("hf_hub_id"):
+            require_hub(repo, files=(*WEIGHTS, source.get("hf_hub_filename") or WEIGHTS[0]))
     try:
         return _create(name, options, pretrained=True)
     except OSError as error:  # the hub's and urllib's errors are all of this kind
@@ -168,7 +168,7 @@ def _from_hub(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _from_npz(name: str, options: dict[str, Any], file: str) -> nn.Module:
-    """Google's files for ViT and BiT, through the model's own loader."""
+    """Load one of Google's files for ViT and BiT, through the model's own loader."""
     model = _create(name, options)
     if not hasattr(model, "load_pretrained"):
         raise UserError(f"{name} cannot be loaded from {file}: timm reads .npz for ViT and BiT only")
@@ -179,12 +179,12 @@ def _from_npz(name: str, options: dict[str, Any], file: str) -> nn.Module:
     except Exception as error:
         reason = f"no {error}" if isinstance(error, KeyError) else short_reason(error)
         raise UserError(f"{file} does not fit {name} ({reason}); name the backbone it was saved from") from error
-    _say_dropped(file, heads[0] if heads else 0, options["num_classes"])
+    _warn_of_dropped_head(file, heads[0] if heads else 0, options["num_classes"])
     return model
 
 
 def _from_file(name: str, options: dict[str, Any], file: str, seed: int) -> nn.Module:
-    """Any file of tensors by name, through timm's conversion of other people's names and of position embeddings."""
+    """Load a file of tensors by name, through timm's conversion of other people's names and of position embeddings."""
     try:
         state = timm.models.load_state_dict(file, weights_only=True)
     except Exception as error:  # pickle's, torch's, safetensors'
@@ -192,16 +192,16 @@ def _from_file(name: str, options: dict[str, Any], file: str, seed: int) -> nn.M
         if "weights_only" in reason:  # timm's advice is to unpickle it, which nobody here does
             reason = "it holds Python objects besides tensors; save the model's state_dict() alone"
         raise UserError(f"{file} cannot be read as weights: {reason}") from error
-    plain = _create(name, options)
-    classes = _classes(state, plain)
+    expected = _create(name, options)
+    classes = _classes(state, expected)
     # At the file's own number of classes timm loads strictly, so nothing that is missing stays random unseen.
     source = {"state_dict": state, "num_classes": classes, "source": "", "custom_load": False, "label_offset": 0}
     try:
         model = _create(name, options | {"num_classes": classes}, pretrained=True, pretrained_cfg_overlay=source)
     except Exception as error:  # what a conversion meets in a stranger's file is open
-        raise UserError(f"{file} does not fit {name}: {_misfit(state, plain, error)}") from error
+        raise UserError(f"{file} does not fit {name}: {_misfit(state, expected, error)}") from error
     del model.pretrained_cfg["state_dict"]  # else a second copy of the weights stays with the model
-    _say_dropped(file, classes, options["num_classes"])
+    _warn_of_dropped_head(file, classes, options["num_classes"])
     if classes != options["num_classes"]:
         torch.manual_seed(seed)
         model.reset_classifier(options["num_classes"])
@@ -209,7 +209,7 @@ def _from_file(name: str, options: dict[str, Any], file: str, seed: int) -> nn.M
 
 
 def _classes(state: dict[str, Any], model: Any) -> int:
-    """Number of classes of the head in the file; 0 without a head."""
+    """Return the number of classes of the head in the file; 0 without a head."""
     classifiers = model.pretrained_cfg.get("classifier") or ()
     for name in [classifiers] if isinstance(classifiers, str) else classifiers:
         for known in (name, name.removesuffix(".fc")):  # original Swin and ConvNeXt files say head for timm's head.fc
@@ -220,6 +220,7 @@ def _classes(state: dict[str, Any], model: Any) -> int:
 
 
 def _misfit(state: dict[str, Any], model: nn.Module, error: Exception) -> str:
+    """Say how the tensors of a file differ from the model's, or what loading failed with where they do not."""
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     missing = len(wanted.keys() - state.keys())
     unexpected = len(state.keys() - wanted.keys())
@@ -232,6 +233,6 @@ def _misfit(state: dict[str, Any], model: nn.Module, error: Exception) -> str:
     )
 
 
-def _say_dropped(file: str, classes: int, wanted: int) -> None:
+def _warn_of_dropped_head(file: str, classes: int, wanted: int) -> None:
     if classes not in (0, wanted):
         _log.warning("%s: its head of %d classes is dropped; a new one for %d is trained", file, classes, wanted)

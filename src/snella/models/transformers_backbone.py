@@ -22,6 +22,7 @@ from snella.models.hub import check_input_size, require_hub
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 REMEDY = "name a local folder, hf:FOLDER, or another backbone"
 
@@ -30,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Kind:
-    """What transformers makes of a configuration.
+    """A kind of model that transformers builds from a configuration.
 
     Args:
         auto: name of its class for such models.
@@ -43,7 +44,8 @@ class Kind:
     head: str
 
     @property
-    def library_class(self) -> Any:
+    def library_class(self) -> type[_BaseAutoModelClass]:
+        """The class of transformers of that name."""
         import transformers
 
         return getattr(transformers, self.auto)
@@ -53,7 +55,7 @@ CLASSIFIER = Kind("AutoModelForImageClassification", "an image classifier", r".*
 
 
 def check_name(name: str) -> None:
-    """Refuse what is neither a folder with a model nor a possible name on the hub.
+    """Refuse a name that is neither a folder with a model nor possible on the hub.
 
     Raises:
         UserError: transformers is missing; no such folder; no such kind of name.
@@ -62,7 +64,7 @@ def check_name(name: str) -> None:
         raise UserError(f"backbone hf:{name} needs transformers; install it with: pip install 'snella[transformers]'")
     if os.path.isdir(name):
         if not os.path.isfile(os.path.join(name, "config.json")):
-            raise UserError(f"{name} is no folder with a transformers model: it has no config.json")
+            raise UserError(f"{name} is not a folder with a transformers model: it has no config.json")
     elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise UserError(f"hf:{name} is neither a folder nor a name on the hub (owner/name); check the path")
 
@@ -76,8 +78,8 @@ def build(
     drop_path: float,
     seed: int,
     kind: Kind = CLASSIFIER,
-) -> nn.Module:
-    """The model of that kind in float32 with `num_classes` labels.
+) -> PreTrainedModel:
+    """Build the model of that kind in float32 with `num_classes` labels.
 
     A head of another number of classes is dropped. A model that only takes its own image size is made again at the
     asked one, its position embedding interpolated as the model itself would.
@@ -88,7 +90,7 @@ def build(
     """
     if not os.path.isdir(name):
         require_hub(name, remedy=REMEDY)
-    with quiet():
+    with quiet_transformers():
         config = _config(name, num_classes, drop_path)
         if image_size is not None:
             _check_size(config, name, image_size, kind)
@@ -102,7 +104,7 @@ def build(
 
 
 def preprocessing_of(name: str, model: nn.Module) -> Preprocessing:
-    """That of the model's image processor; ImageNet's normalisation, with a warning, where it has none.
+    """Return the preprocessing of the model's image processor; ImageNet's, with a warning, where it has none.
 
     The size is the model's own, else the processor's, else 224.
     """
@@ -111,7 +113,7 @@ def preprocessing_of(name: str, model: nn.Module) -> Preprocessing:
     size = getattr(model.config, "image_size", None)
     size = size if isinstance(size, int | None) else size[0]
     try:
-        with quiet():
+        with quiet_transformers():
             processor: Any = AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError):
         _log.warning("hf:%s has no preprocessor_config.json; images are normalised with ImageNet's mean and std", name)
@@ -151,9 +153,9 @@ def _config(name: str, num_classes: int, drop_path: float) -> PretrainedConfig:
     return config
 
 
-def _part(config: PretrainedConfig, setting: str) -> Any:
-    """The configuration that has this setting: the model's, or that of the backbone inside; None if neither has it."""
-    parts: list[Any] = [config, getattr(config, "backbone_config", None)]
+def _part(config: PretrainedConfig, setting: str) -> PretrainedConfig | None:
+    """Return the configuration with this setting: the model's, or the inner backbone's; None if neither has it."""
+    parts: list[PretrainedConfig | None] = [config, getattr(config, "backbone_config", None)]
     return next((part for part in parts if hasattr(part, setting)), None)
 
 
@@ -189,22 +191,22 @@ def _check_size(config: PretrainedConfig, name: str, image_size: int, kind: Kind
 
 def _load(config: PretrainedConfig, name: str, kind: Kind) -> PreTrainedModel:
     try:
-        model, found = kind.library_class.from_pretrained(
+        model, report = kind.library_class.from_pretrained(
             name, config=config, ignore_mismatched_sizes=True, output_loading_info=True, dtype=torch.float32
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise _refusal(error, config, name, kind) from error
     head = re.compile(kind.head)
-    missing = [key for key in found["missing_keys"] if not head.fullmatch(key)]
-    other = [key for key, *_ in found["mismatched_keys"] if not head.fullmatch(key)]
+    missing = [key for key in report["missing_keys"] if not head.fullmatch(key)]
+    other = [key for key, *_ in report["mismatched_keys"] if not head.fullmatch(key)]
     if missing or other:  # transformers would leave these random
         raise UserError(
             f"hf:{name} does not hold the weights of {type(model).__name__}: {len(missing)} are missing, "
-            f"{len(found['unexpected_keys'])} unexpected, {len(other)} of another shape; {REMEDY}"
+            f"{len(report['unexpected_keys'])} unexpected, {len(other)} of another shape; {REMEDY}"
         )
-    if found["mismatched_keys"]:
+    if report["mismatched_keys"]:
         _log.warning("hf:%s: its head is dropped; a new one for %d classes is trained", name, config.num_labels)
-    elif found["missing_keys"]:
+    elif report["missing_keys"]:
         _log.warning("hf:%s has no such head; a new one for %d classes is trained", name, config.num_labels)
     return model
 
@@ -218,7 +220,7 @@ def _takes(model: PreTrainedModel, image_size: int) -> bool:
 
 
 def _resized(model: PreTrainedModel, name: str, image_size: int) -> PreTrainedModel:
-    """The same model for another image size, with the position embeddings interpolated once and for all."""
+    """Return the same model for another image size, with the position embeddings interpolated once and for all."""
     resized = type(model)(_at_size(model.config, image_size))
     state, shapes = model.state_dict(), {key: tensor.shape for key, tensor in resized.state_dict().items()}
     for path, module in model.named_modules():
@@ -235,8 +237,8 @@ def _resized(model: PreTrainedModel, name: str, image_size: int) -> PreTrainedMo
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """transformers' tables of what it did not load are replaced by our own line or error."""
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' bars and its tables of what it did not load; our own line or error says that."""
     from transformers.utils import logging as library
 
     verbosity, bars = library.get_verbosity(), library.is_progress_bar_enabled()

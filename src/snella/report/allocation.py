@@ -12,11 +12,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snella.report.matrices import places
-from snella.report.style import GREY, INK, PALE, hatched, heading, new_figure, plain, save_figure, shares_map
+from snella.report.style import (
+    GREY,
+    INK,
+    PALE,
+    draw_hatching,
+    heading,
+    new_figure,
+    save_figure,
+    shares_map,
+    style_axes,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.gridspec import GridSpec
 
 COLUMNS = 400  # of a heat map at most; more would be finer than the picture's points
 
@@ -33,6 +44,7 @@ class Shares:
 
     @property
     def has_gaps(self) -> bool:
+        """Whether some matrix has no value at some time."""
         return any(np.isnan(share).any() for share in self.kinds.values())
 
 
@@ -81,18 +93,10 @@ def allocation_figure(records: Sequence[Mapping[str, Any]], path: str | os.PathL
         ValueError: there is no record.
     """
     shares = kept_shares(records)
-    count, rows = len(shares.kinds), len(shares.blocks)
+    count = len(shares.kinds)
     across = 2 if count == 4 else min(3, count)  # panels side by side
-    down = -(-count // across)
-    tall = min(max(0.165 * rows, 1.0), 6.0)  # height of a panel, inches
-    left, top, bottom, gap = 0.55 + 0.062 * max(map(len, shares.blocks)), 1.15, 0.55, 0.42
-    width = max(left + 3.0 * across, 6.8)
-    height = top + bottom + down * tall + (down - 1) * gap
-    figure = new_figure(width, height)
-    grid = figure.add_gridspec(
-        down, across, left=left / width, right=1 - 0.22 / width, top=1 - top / height, bottom=bottom / height,
-        wspace=0.11, hspace=gap / tall,
-    )  # fmt: skip
+    tall = min(max(0.165 * len(shares.blocks), 1.0), 6.0)  # height of a panel, inches
+    figure, grid = _page(-(-count // across), across, tall, margin=0.55 + 0.062 * max(map(len, shares.blocks)))
     for i, (kind, share) in enumerate(shares.kinds.items()):
         cell = grid[i // across, i % across].subgridspec(1, 2, width_ratios=(2.6, 1), wspace=0.07)
         heat, bars = figure.add_subplot(cell[0]), figure.add_subplot(cell[1])
@@ -100,9 +104,7 @@ def allocation_figure(records: Sequence[Mapping[str, Any]], path: str | os.PathL
         _final_bars(bars, share[:, -1], shares.overall[-1])
         heat.set_title(kind or ("others" if count > 1 else ""), loc="left", fontsize=9.5, weight="bold", color=INK)
         if i % across == 0:
-            every = math.ceil(0.125 * rows / tall)  # a label needs 0.125 inches
-            heat.set_yticks(range(0, rows, every), shares.blocks[::every])
-            heat.set_ylabel("block", fontsize=8, color=GREY)
+            _name_blocks(heat, shares.blocks, tall)
         if i + across < count:
             heat.set_xticklabels([])
             bars.set_xticklabels([])
@@ -121,6 +123,25 @@ def allocation_figure(records: Sequence[Mapping[str, Any]], path: str | os.PathL
     return save_figure(figure, path)
 
 
+def _page(down: int, across: int, tall: float, *, margin: float) -> tuple[Figure, GridSpec]:
+    """Return a figure for a grid of panels `tall` inches high, with `margin` inches for the names left of them."""
+    top, bottom, gap = 1.15, 0.55, 0.42
+    width = max(margin + 3.0 * across, 6.8)
+    height = top + bottom + down * tall + (down - 1) * gap
+    figure = new_figure(width, height)
+    grid = figure.add_gridspec(
+        down, across, left=margin / width, right=1 - 0.22 / width, top=1 - top / height, bottom=bottom / height,
+        wspace=0.11, hspace=gap / tall,
+    )  # fmt: skip
+    return figure, grid
+
+
+def _name_blocks(axes: Axes, blocks: Sequence[str], tall: float) -> None:
+    every = math.ceil(0.125 * len(blocks) / tall)  # a label needs 0.125 inches
+    axes.set_yticks(range(0, len(blocks), every), blocks[::every])
+    axes.set_ylabel("block", fontsize=8, color=GREY)
+
+
 def _heat_map(axes: Axes, steps: np.ndarray, share: np.ndarray) -> None:
     from matplotlib.ticker import MaxNLocator
 
@@ -131,26 +152,26 @@ def _heat_map(axes: Axes, steps: np.ndarray, share: np.ndarray) -> None:
         edges, np.arange(len(share) + 1) - 0.5, np.ma.masked_invalid(share), cmap=shares_map(), vmin=0, vmax=1,
         rasterized=True,
     )  # fmt: skip
-    hatched(axes, edges[0], -0.5, edges[-1] - edges[0], len(share))
+    draw_hatching(axes, edges[0], -0.5, edges[-1] - edges[0], len(share))
     axes.hlines(np.arange(1, len(share)) - 0.5, edges[0], edges[-1], color="white", linewidth=0.8)
     axes.set_ylim(len(share) - 0.5, -0.5)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_yticks([])
     ticks = MaxNLocator(4, integer=True).tick_values(edges[0], edges[-1]) if len(steps) > 1 else steps
     axes.set_xticks([t for t in ticks if edges[0] <= t < edges[-1] - 0.08 * (edges[-1] - edges[0])])
-    plain(axes)
+    style_axes(axes)
 
 
 def _final_bars(axes: Axes, share: np.ndarray, overall: float) -> None:
     axes.axvline(overall, color=INK, linewidth=0.8, linestyle=(0, (3, 2)))
     for row in np.flatnonzero(np.isnan(share)):
-        hatched(axes, 0, row - 0.37, 1, 0.74)
+        draw_hatching(axes, 0, row - 0.37, 1, 0.74)
     axes.barh(range(len(share)), np.nan_to_num(share), height=0.74, color=shares_map()(0.7))
     axes.set_ylim(len(share) - 0.5, -0.5)
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.5, 1], ["0", "50", "100%"])
     axes.set_yticks([])
-    plain(axes)
+    style_axes(axes)
     axes.spines["left"].set(visible=True, color=PALE)
 
 
@@ -163,11 +184,12 @@ def _colour_bar(figure: Figure) -> None:
     bar = figure.colorbar(ScalarMappable(Normalize(0, 1), shares_map()), cax=axes, orientation="horizontal")
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     bar.set_ticks([0, 0.5, 1], labels=["0", "50", "100%"])
-    plain(axes)
+    style_axes(axes)
     axes.text(-0.06, 0.5, "kept", ha="right", va="center", transform=axes.transAxes, fontsize=7.5, color=GREY)
 
 
 def _short(count: int) -> str:
+    """Write a count in short: 1234567 -> 1.2 M."""
     for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if count >= size:
             return f"{count / size:.1f} {letter}"

@@ -16,12 +16,12 @@ from snella.report.style import (
     INK,
     ORANGE,
     PALE,
-    hatched,
+    draw_hatching,
     heading,
     new_figure,
-    plain,
     save_figure,
     shares_map,
+    style_axes,
 )
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ LONGEST = 24  # letters of a class name in a figure
 def confusion_figure(
     confusion: Tensor, classes: Sequence[str], path: str | os.PathLike[str], *, unit: str = "images"
 ) -> Path:
-    """Draw a confusion matrix as shares of each true class; with the counts written in up to 20 classes.
+    """Draw a confusion matrix as shares of each true class, with the counts written in for up to 20 classes.
 
     Args:
         confusion: (K, K) counts, true class x predicted class.
@@ -63,19 +63,19 @@ def confusion_figure(
     # never taken for one another: white, so that the mistakes stand out
     image = axes.imshow(np.ma.masked_equal(shares, 0), cmap=shares_map(), vmin=0, vmax=1, interpolation="nearest")
     for row in np.flatnonzero(total[:, 0] == 0):
-        hatched(axes, -0.5, row - 0.5, K, 1)
+        draw_hatching(axes, -0.5, row - 0.5, K, 1)
     axes.set_xticks(range(0, K, every), labels[::every], rotation=0 if upright else 90, parse_math=False)
     axes.set_yticks(range(0, K, every), labels[::every], parse_math=False)
     axes.set_xlabel("predicted class", fontsize=8.5, color=GREY)
     axes.set_ylabel("true class", fontsize=8.5, color=GREY)
-    plain(axes)
+    style_axes(axes)
     axes.spines[:].set(visible=True, color=PALE)
     if K <= WRITTEN:
         _write_cells(axes, counts, shares)
     bar = figure.add_axes(((margin + side + 0.15) / width, bottom / height, 0.1 / width, min(side, 1.8) / height))
     figure.colorbar(image, cax=bar).outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     bar.set_yticks([0, 0.5, 1], ["0", "50", "100%"])
-    plain(bar)
+    style_axes(bar)
     heading(
         figure,
         "Which classes are taken for which",
@@ -86,7 +86,7 @@ def confusion_figure(
 
 
 def _write_cells(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
-    """Share and count in each cell; cells without an image stay empty, so that the mistakes stand out."""
+    """Write share and count into each cell; those without an image stay empty, so that the mistakes stand out."""
     for row, column in np.argwhere(counts > 0):
         colour = "white" if shares[row, column] > 0.45 else INK
         share, count = f"{shares[row, column]:.0%}", f"{counts[row, column]:,}"
@@ -123,38 +123,60 @@ def training_curves_figure(
     train = [row for row in rows if row["kind"] == "train"]
     if not val:
         raise ValueError("no row of a validation to draw")
-    from matplotlib.ticker import PercentFormatter
-
-    steps_per_epoch = val[-1]["step"] / val[-1]["epoch"]
-    epochs = [row["epoch"] for row in val]
-    scores = [row[metric] for row in val]
-
     width, height = 8.6, 3.75
     figure = new_figure(width, height)
     left, right = (figure.add_axes((x / width, 0.5 / height, 3.45 / width, 2.15 / height)) for x in (0.6, 4.9))
-    line = {"linewidth": 1.4, "markersize": 3, "marker": "o" if len(val) <= 40 else ""}
-    left.plot(
-        [row["step"] / steps_per_epoch for row in train], [row["loss"] for row in train], color=BLUE, linewidth=1.4,
-        label="training",
-    )  # fmt: skip
-    if metric != "loss":
-        left.plot(epochs, [row.get("loss", math.nan) for row in val], color=ORANGE, label="validation", **line)
-    right.plot(epochs, scores, color=ORANGE, **line)
-    of_best = next((row for row in val if row["epoch"] == best_epoch), None)
-    if of_best is not None:
-        right.plot(best_epoch, of_best[metric], "o", markersize=8, markerfacecolor="none", markeredgecolor=INK)
-    _curve_axes(left, "loss", epochs[-1])
-    _curve_axes(right, f"validation {name or metric}", epochs[-1])
-    left.legend(loc="upper right", fontsize=8, frameon=False, labelcolor="linecolor", handlelength=1.2)
-    is_share = higher_is_better and all(0 <= score <= 1 for score in scores)
-    if is_share:
-        right.yaxis.set_major_formatter(PercentFormatter(1))
-    text = f"best epoch: {best_epoch} of {epochs[-1]}"
-    if of_best is not None:
-        value = f"{of_best[metric]:.1%}" if is_share else f"{of_best[metric]:.4g}"
+    _loss_curves(left, train, val, both=metric != "loss")
+    is_share = higher_is_better and all(0 <= row[metric] <= 1 for row in val)
+    best = next((row for row in val if row["epoch"] == best_epoch), None)
+    _score_curve(right, val, metric, best, title=f"validation {name or metric}", is_share=is_share)
+    text = f"best epoch: {best_epoch} of {val[-1]['epoch']}"
+    if best is not None:
+        value = f"{best[metric]:.1%}" if is_share else f"{best[metric]:.4g}"
         text += f", with {value} {name or metric} on the validation images (circle)"
     heading(figure, "How the training went", text)
     return save_figure(figure, path)
+
+
+def _loss_curves(
+    axes: Axes, train: Sequence[Mapping[str, Any]], val: Sequence[Mapping[str, Any]], *, both: bool
+) -> None:
+    """Draw the training loss, and with `both` the validation loss, over the epochs."""
+    steps_per_epoch = val[-1]["step"] / val[-1]["epoch"]
+    epochs = [row["step"] / steps_per_epoch for row in train]
+    axes.plot(epochs, [row["loss"] for row in train], color=BLUE, linewidth=1.4, label="training")
+    if both:
+        _validation_curve(axes, val, [row.get("loss", math.nan) for row in val], label="validation")
+    _curve_axes(axes, "loss", val[-1]["epoch"])
+    axes.legend(loc="upper right", fontsize=8, frameon=False, labelcolor="linecolor", handlelength=1.2)
+
+
+def _score_curve(
+    axes: Axes,
+    val: Sequence[Mapping[str, Any]],
+    metric: str,
+    best: Mapping[str, Any] | None,
+    *,
+    title: str,
+    is_share: bool,
+) -> None:
+    """Draw a validation metric over the epochs, with a circle round the row of the best one."""
+    from matplotlib.ticker import PercentFormatter
+
+    _validation_curve(axes, val, [row[metric] for row in val])
+    if best is not None:
+        axes.plot(best["epoch"], best[metric], "o", markersize=8, markerfacecolor="none", markeredgecolor=INK)
+    _curve_axes(axes, title, val[-1]["epoch"])
+    if is_share:
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+
+
+def _validation_curve(
+    axes: Axes, val: Sequence[Mapping[str, Any]], values: Sequence[float], label: str | None = None
+) -> None:
+    """Draw the values of the rows over their epochs, with a dot at each where they are not too many."""
+    epochs, marker = [row["epoch"] for row in val], "o" if len(val) <= 40 else ""
+    axes.plot(epochs, values, color=ORANGE, linewidth=1.4, markersize=3, marker=marker, label=label)
 
 
 def _curve_axes(axes: Axes, title: str, epochs: int) -> None:
@@ -167,5 +189,5 @@ def _curve_axes(axes: Axes, title: str, epochs: int) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.grid(axis="y", color=PALE, linewidth=0.6)
     axes.set_axisbelow(True)
-    plain(axes)
+    style_axes(axes)
     axes.spines["bottom"].set(visible=True, color=PALE)

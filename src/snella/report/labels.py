@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
 # where a label may stand, in points from its marker: x, y, and which of its sides is there
@@ -32,7 +33,7 @@ def label_points(axes: Axes, place: Mapping[str, tuple[float, float]], colour: C
     ]
     frame = axes.get_window_extent(renderer)
     for name, point in place.items():
-        options: list[tuple[float, Any, Bbox]] = []
+        options: list[tuple[float, Annotation, Bbox]] = []
         for dx, dy, ha, va in PLACES:
             text = axes.annotate(
                 name, point, (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=8.5, color=colour(name),
@@ -48,7 +49,7 @@ def label_points(axes: Axes, place: Mapping[str, tuple[float, float]], colour: C
 
 
 def _covered(box: Bbox, taken: Sequence[Bbox], frame: Bbox) -> float:
-    """Area of what a label would cover, and of what of it would lie outside the frame."""
+    """Return the area that a label would cover of others, plus its own that would lie outside the frame."""
     from matplotlib.transforms import Bbox
 
     overlaps = [Bbox.intersection(box, other) for other in taken]

@@ -19,7 +19,7 @@ SHORT = {
 
 
 def places(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """(block, kind) of each matrix, as short as they can be without two matrices sharing a place.
+    """Return (block, kind) of each matrix, as short as they can be without two matrices sharing a place.
 
     A block ends at the last index inside a name, and what follows is the kind; an index at the very end belongs to
     the kind ("downsample.0"). A name without index is a block of its own, of kind "".
@@ -31,6 +31,7 @@ def places(names: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def _split(name: str) -> tuple[str, str]:
+    """Return block and kind of a matrix, both in full."""
     parts = name.split(".")
     inner = parts[: len(parts) - len(list(takewhile(str.isdigit, reversed(parts))))]
     end = max((i + 1 for i, part in enumerate(inner) if part.isdigit()), default=0)
@@ -38,7 +39,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _block_labels(blocks: Sequence[str]) -> dict[str, str]:
-    """Of blocks with an index the indices alone, or after the word that tells them apart; others as they are."""
+    """Name blocks with an index by it alone, or after the word that tells them apart; others stay as they are."""
     parts = {block: block.split(".") for block in blocks if block.rsplit(".", 1)[-1].isdigit()}
     shared = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*parts.values(), strict=False))))
     words = {block: re.sub(r"\d+", "", part[shared]) for block, part in parts.items() if len(part) > shared}
@@ -52,7 +53,7 @@ def _block_labels(blocks: Sequence[str]) -> dict[str, str]:
 
 
 def _kind_labels(kinds: Sequence[str]) -> dict[str, str]:
-    """The last word of each kind, or all of it where two kinds end alike."""
+    """Name each kind by its last word, or by all of it where two kinds end alike."""
     last = {kind: re.sub(r"^.*\.(?=[^.]*[^.\d][^.]*(\.\d+)*$)", "", kind) for kind in kinds}
     short = {kind: SHORT.get(word, word) for kind, word in last.items()}
     count = Counter(short.values())

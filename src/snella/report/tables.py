@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
-
-if TYPE_CHECKING:
-    pass
 
 NOTHING = "–"
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric is shown in %: all but losses."""
+    """Return whether a metric is shown in %: all but losses are."""
     return not metric.endswith("loss")
 
 
-def shown(metric: str, value: float) -> str:
-    """A metric as people read it: a loss as it is, all others in %."""
+def format_metric(metric: str, value: float) -> str:
+    """Write a metric as people read it: a loss as it is, all others in %."""
     return f"{value:.1%}" if is_share(metric) else f"{value:.4f}"
 
 
 def summary_table(summary: Mapping[str, Any], metrics: Mapping[str, str], *, title: str) -> Table:
-    """The end of a training, in a few lines.
+    """Make the table that ends a training, in a few lines.
 
     Args:
         summary: what summary.json holds.
@@ -37,7 +34,7 @@ def summary_table(summary: Mapping[str, Any], metrics: Mapping[str, str], *, tit
     table.add_column(justify="right")
     split = "test" if "test" in summary else "val"
     for metric, name in metrics.items():
-        table.add_row(f"{split} {name}", shown(metric, summary[split][metric]))
+        table.add_row(f"{split} {name}", format_metric(metric, summary[split][metric]))
     table.add_row("trainable parameters", f"{summary['trainable_parameters']:,}")
     table.add_row("adapter size", decimal_bytes(summary["adapter_bytes"]))
     table.add_row("peak memory", decimal_bytes(summary["peak_memory_bytes"]))
@@ -46,6 +43,7 @@ def summary_table(summary: Mapping[str, Any], metrics: Mapping[str, str], *, tit
 
 
 def new_table(title: str | None, *, left: Sequence[str], right: Sequence[str]) -> Table:
+    """Make an empty table of columns that are aligned on the left, and after them on the right."""
     table = Table(title=title, title_justify="left")
     for name in left:
         table.add_column(name, overflow="fold")
@@ -55,11 +53,12 @@ def new_table(title: str | None, *, left: Sequence[str], right: Sequence[str]) -
 
 
 def percent(share: float | None) -> str:
+    """Write a share in %: 0.123 -> 12.3%; – for None."""
     return NOTHING if share is None else f"{share:.1%}"
 
 
 def decimal_bytes(count: int) -> str:
-    """1234567 -> 1.2 MB."""
+    """Write a size in bytes: 1234567 -> 1.2 MB."""
     for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if count >= size:
             return f"{count / size:.1f} {unit}"
@@ -67,7 +66,7 @@ def decimal_bytes(count: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """75 -> 1 min 15 s."""
+    """Write a time: 75 -> 1 min 15 s."""
     total = round(seconds)
     hours, minutes = total // 3600, total // 60 % 60
     if hours:
@@ -76,5 +75,5 @@ def duration(seconds: float) -> str:
 
 
 def share(part: int, whole: int) -> float | None:
-    """A part of the whole, from 0 to 1; None where there is nothing to divide by."""
+    """Return a part of the whole, from 0 to 1; None where there is nothing to divide by."""
     return part / whole if whole else None

@@ -7,7 +7,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from snella.config.schema import SMOKE_PER_CLASS, TrainConfig
-from snella.console import checking_images, plain
+from snella.console import checking_images, print_line
 from snella.data.dataset import ImageData
 from snella.tasks.registry import task_named
 
@@ -26,8 +26,8 @@ def tell(data: ImageData, console: Console) -> None:
     """Say what was found, with licence and source."""
     counts = ", ".join(f"{len(images):,} {name}" for name, images in data.splits.items())
     classes = f" {len(data.classes)} classes," if data.classes else ""
-    plain(console, f"{data.root}: {data.layout},{classes} {counts} images")
+    print_line(console, f"{data.root}: {data.layout},{classes} {counts} images")
     for note in data.notes:
-        plain(console, f"  {note}")
+        print_line(console, f"  {note}")
     if data.skipped:
-        plain(console, f"  {len(data.skipped)} unreadable images left out, the first: {data.skipped[0]}")
+        print_line(console, f"  {len(data.skipped)} unreadable images left out, the first: {data.skipped[0]}")

@@ -9,11 +9,11 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from snella.config.schema import source_name
-from snella.console import checking_images, plain
+from snella.console import checking_images, print_line
 from snella.data.loading import ImageBatches
 from snella.errors import UserError
 from snella.files import write_json
-from snella.report.tables import shown
+from snella.report.tables import format_metric
 from snella.runs.data import read_run_data, tell
 from snella.runs.devices import make_accelerator
 from snella.runs.folder import read_about, read_config
@@ -57,7 +57,7 @@ def evaluate(
     batches = ImageBatches(images, transform, batch_size=batch_size, shuffle=False, seed=0)
     evaluation = evaluate_batches(run.model, run.learner, batches, accelerator)
     if batches.unreadable:
-        plain(console, f"{len(batches.unreadable)} unreadable images left out, the first: {batches.unreadable[0]}")
+        print_line(console, f"{len(batches.unreadable)} unreadable images left out, the first: {batches.unreadable[0]}")
     target = folder / "evaluation"
     source = {} if data is None else {"data": data}
     result: dict[str, Any] = {**source, "metrics": evaluation.metrics, **run.learner.report(evaluation)}
@@ -65,12 +65,14 @@ def evaluate(
     for i, (kind, draw) in enumerate(run.learner.figures(evaluation).items()):
         draw(target / (f"{name}-{kind}.png" if i else f"{name}.png"))
     console.print(run.learner.table(evaluation))
-    values = ", ".join(f"{label} {shown(key, evaluation.metrics[key])}" for key, label in run.task.metrics.items())
-    plain(console, f"{name}: {values}; figures in {target}")
+    values = ", ".join(
+        f"{label} {format_metric(key, evaluation.metrics[key])}" for key, label in run.task.metrics.items()
+    )
+    print_line(console, f"{name}: {values}; figures in {target}")
     if features is not None:
         fidelity, line = run.learner.judge(run.model, images, features, count=samples, console=console)
         write_json(target / f"{name}.json", {**result, "fidelity": fidelity})
-        plain(console, line)
+        print_line(console, line)
     return evaluation
 
 
@@ -104,5 +106,5 @@ def _accelerator(device: str, precision: str, console: Console) -> Accelerator:
     try:
         return make_accelerator(device, precision)
     except UserError:
-        plain(console, f"{precision}, in which it was trained, cannot be used here; evaluated in fp32")
+        print_line(console, f"{precision}, in which it was trained, cannot be used here; evaluated in fp32")
         return make_accelerator(device, "fp32")

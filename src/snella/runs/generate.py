@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from snella.console import plain, working
+from snella.console import print_line, working
 from snella.errors import UserError
 from snella.files import save_picture
 from snella.runs.devices import check_device, make_accelerator
@@ -72,7 +72,7 @@ def generate(
     if json:
         print(json_format.dumps(rows, indent=2, ensure_ascii=False))
     else:
-        plain(console or Console(), f"{len(rows)} images in {gallery}")
+        print_line(console or Console(), f"{len(rows)} images in {gallery}")
     return rows
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from snella.console import plain
+from snella.console import print_line
 from snella.errors import UserError
 from snella.methods.table import merged
 from snella.models.export import check_onnx, export_onnx
@@ -34,7 +34,7 @@ def merge(folder: Path, *, out: str, onnx: str | None = None, console: Console |
     run = load_run(folder, torch.device("cpu"))
     model = merged(run.config.method.name, run.model).eval()
     hint = run.task.save_merged(model, Path(out), run.saved)
-    plain(console, f"merged model in {out}; load it with {hint}")
+    print_line(console, f"merged model in {out}; load it with {hint}")
     if onnx:
         difference = export_onnx(model, onnx, image_size=run.preprocessing.image_size)
-        plain(console, f"ONNX model in {onnx}; its logits differ by {difference:.1e} at most")
+        print_line(console, f"ONNX model in {onnx}; its logits differ by {difference:.1e} at most")

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from snella.console import plain
+from snella.console import print_line
 from snella.data.dataset import Images
 from snella.data.images import UnreadableImage, image_files, is_image
 from snella.errors import UserError
@@ -63,11 +63,11 @@ def predict(
         console = console or Console()
         console.print(run.learner.prediction_table(rows))
         if run.task.pictures:
-            plain(console, f"pictures in {gallery}")
+            print_line(console, f"pictures in {gallery}")
         return unreadable
     if out:
         write_text(Path(out), text)
-        plain(console or Console(), f"{len(rows)} predictions in {out}")
+        print_line(console or Console(), f"{len(rows)} predictions in {out}")
     else:
         print(text, end="")
     return unreadable
@@ -81,7 +81,7 @@ def _predictions(run: LoadedRun, images: Images, batch_size: int, gallery: Path)
     for found in run.learner.predict(run.model, images, transform, batch_size=batch_size):
         if isinstance(found, UnreadableImage):
             unreadable += 1
-            plain(Console(stderr=True), f"snella: not predicted: {found}")
+            print_line(Console(stderr=True), f"snella: not predicted: {found}")
             continue
         stem = free_name(Path(found.row["image"]).stem, taken)
         files = {kind: gallery / f"{stem}-{kind}.png" for kind in found.pictures}

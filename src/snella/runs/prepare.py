@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from snella.config.method import MethodConfig
 from snella.config.schema import TrainConfig
-from snella.console import plain
+from snella.console import print_line
 from snella.data.dataset import ImageData
 from snella.data.loading import Examples, ImageBatches
 from snella.data.transforms.images import Preprocessing
@@ -88,9 +88,9 @@ def _preprocessing(config: TrainConfig, task: Task[Any, Any, Any], spec: Spec, b
 def _tell_backbone(spec: BackboneSpec, console: Console) -> None:
     """Say where a bundled backbone comes from, with licence; the others' names say so."""
     if spec.name in BACKBONES and spec.pretrained:
-        plain(console, f"{spec.name}: a bundled backbone")
+        print_line(console, f"{spec.name}: a bundled backbone")
         for note in BACKBONES[spec.name].notes:
-            plain(console, f"  {note}")
+            print_line(console, f"  {note}")
 
 
 def make_batches(

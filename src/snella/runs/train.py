@@ -20,7 +20,7 @@ from torch import nn
 
 from snella.config.schema import TrainConfig, run_folder, shrunk
 from snella.config.validation import validate
-from snella.console import plain, working
+from snella.console import print_line, working
 from snella.data.images import Progress
 from snella.errors import UserError
 from snella.files import read_rows, size_of, write_json, writing
@@ -76,7 +76,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     check_claim(folder, config)
     trained = config.resume and state_of(folder) == "finished"
     if trained and is_tested(summary := read_summary(folder), config.test):
-        plain(console, f"{folder} is finished; --overwrite trains it again")
+        print_line(console, f"{folder} is finished; --overwrite trains it again")
         return summary
 
     if trained and not checkpoints(folder):
@@ -107,8 +107,10 @@ def _train(
     if ready.base is not None and not trained:
         with writing(folder / BASE) as partial:
             save_file(ready.base, partial)
-    plain(console, f"{config.model.backbone}, {config.method.name}: {_trainable(ready.model):,} trainable parameters")
-    plain(console, f"results in {folder}")
+    print_line(
+        console, f"{config.model.backbone}, {config.method.name}: {_trainable(ready.model):,} trainable parameters"
+    )
+    print_line(console, f"results in {folder}")
     show = _sample_grids(config, ready, folder, accelerator)
 
     def after_epoch(epoch: int) -> None:
@@ -235,8 +237,10 @@ def _finish(
     title = f"{config.method.name} on {Path(ready.data.root).name}"
     console.print(summary_table(summary, names, title=title))
     if ready.data.caveat:
-        plain(console, ready.data.caveat)
-    plain(console, f"best epoch on val: {result.best_epoch} of {result.epochs_done}; results and figures in {folder}")
+        print_line(console, ready.data.caveat)
+    print_line(
+        console, f"best epoch on val: {result.best_epoch} of {result.epochs_done}; results and figures in {folder}"
+    )
     return summary
 
 

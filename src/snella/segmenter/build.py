@@ -67,7 +67,7 @@ class SegmenterSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SegmenterSpec:
-        """The inverse of `dataclasses.asdict`."""
+        """Make the spec of what `dataclasses.asdict` gave."""
         return cls(**{**values, "backbone": BackboneSpec(**values["backbone"])})
 
 
@@ -100,12 +100,12 @@ class Segmenter(nn.Module):
         return scores[..., :height, :width]
 
     def get_classifier(self) -> tuple[nn.Module, ...]:
-        """What trains as a whole, whatever the method: the decoder's layers, or a few of them where it is adapted."""
+        """Return the layers that train whole with any method: the decoder's, or a few of them where it is adapted."""
         return tuple(self.net.get_submodule(name) for name in self.trained)
 
 
 def check_segmenter(spec: SegmenterSpec) -> None:
-    """Refuse what cannot be built; builds and downloads nothing.
+    """Refuse a model that cannot be built; nothing is built or downloaded.
 
     Raises:
         UserError: an unknown decoder, or one that does not go with the backbone; as `check_backbone_name`; a package
@@ -144,6 +144,7 @@ def build_segmenter(spec: SegmenterSpec) -> Segmenter:
     decoder = _decoder(spec, plain)
     if decoder == "plain":
         encoder = build_backbone(backbone)
+        assert isinstance(encoder, PLAIN_CLASSES)
         torch.manual_seed(backbone.seed)
         net = PlainSegmentation(encoder, backbone.num_classes)
         return Segmenter(net, trained=_trained(net, ["decoder"], spec.adapt_decoder))
@@ -164,7 +165,7 @@ def build_segmenter(spec: SegmenterSpec) -> Segmenter:
 
 
 def preprocessing_of_segmenter(spec: SegmenterSpec, model: Segmenter) -> Preprocessing:
-    """The preprocessing of the encoder's pre-training, at the size asked for; `model` is what was built."""
+    """Return the preprocessing of the encoder's pre-training, at the size asked for; `model` is what was built."""
     net: Any = model.net
     if spec.backbone.name.startswith(HF):
         return preprocessing_of(spec.backbone, net)
@@ -205,7 +206,7 @@ def save_merged_segmenter(
     assert isinstance(model, Segmenter)
     folder = check_free(folder, overwrite)
     model = copy.deepcopy(model).cpu().eval()  # a program keeps the device that it was traced on
-    about = {
+    description = {
         **preprocessing.to_dict(),
         "multiple_of": model.stride,
         "classes": list(classes),
@@ -214,13 +215,13 @@ def save_merged_segmenter(
     }
     with writing_into(folder) as temporary:
         _save(model, temporary, spec, classes, preprocessing)
-        (temporary / PREPROCESSING_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        (temporary / PREPROCESSING_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         _check_reload(model, temporary, spec, preprocessing.image_size)
     return folder
 
 
 def loading_hint_segmenter(spec: SegmenterSpec, folder: str | os.PathLike[str]) -> str:
-    """The call that loads what `save_merged_segmenter` wrote there."""
+    """Return the Python call that loads what `save_merged_segmenter` wrote there."""
     if spec.backbone.name.startswith(HF):
         return f'transformers.{hf.SEGMENTER.auto}.from_pretrained("{folder}")'
     if (file := Path(folder) / PROGRAM_FILE).exists():
@@ -232,7 +233,7 @@ def loading_hint_segmenter(spec: SegmenterSpec, folder: str | os.PathLike[str]) 
 
 
 def _plain_by_name(name: str) -> bool | None:
-    """Whether it is a plain ViT; None where only the hub knows."""
+    """Return whether it is a plain ViT; None where only the hub knows."""
     name = bundled.timm_name(name)
     if name.startswith("local-dir:"):
         with open(os.path.join(name.removeprefix("local-dir:"), "config.json"), encoding="utf-8") as file:
@@ -246,7 +247,7 @@ def _decoder(spec: SegmenterSpec, plain: bool) -> str:
     fitting = PLAIN_DECODERS if plain else PYRAMID_DECODERS
     decoder = spec.decoder or fitting[0]
     if decoder not in fitting:
-        kind = "a plain ViT, whose features have one scale" if plain else "no plain ViT"
+        kind = "a plain ViT, whose features have one scale" if plain else "which is not a plain ViT"
         raise UserError(
             f"--decoder {decoder} does not go with {spec.backbone.name}, {kind}; use {' or '.join(fitting)}"
         )
@@ -254,7 +255,7 @@ def _decoder(spec: SegmenterSpec, plain: bool) -> str:
 
 
 def _trained(net: nn.Module, decoder: Sequence[str], adapt: bool) -> list[str]:
-    """The names of the decoder's layers that train as a whole: all, or, where the rest is adapted, norms and the last.
+    """Return the names of the decoder's layers that train whole: all, or where the rest is adapted norms and the last.
 
     Layers and not the modules that they are in: PEFT merges only what has a weight of its own. Norms train in any case,
     since their statistics are new, and PEFT saves those of what trains alone.
@@ -305,7 +306,7 @@ def _save(model: Segmenter, folder: Path, spec: SegmenterSpec, classes: Sequence
 
 def _load(folder: Path, spec: SegmenterSpec) -> nn.Module:
     if spec.backbone.name.startswith(HF):
-        with transformers_backbone.quiet():
+        with transformers_backbone.quiet_transformers():
             return hf.SEGMENTER.library_class.from_pretrained(folder).eval()
     if (folder / PROGRAM_FILE).exists():
         return torch.export.load(folder / PROGRAM_FILE).module()
@@ -323,10 +324,10 @@ def _check_reload(model: Segmenter, folder: Path, spec: SegmenterSpec, image_siz
     size = image_size + -image_size % model.stride  # what the library's own model takes
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(weight)
     expected = model(images)
-    found = logits_of(loaded(images))
-    if found.shape != expected.shape:
-        found = F.interpolate(found, size=expected.shape[-2:], mode="bilinear", align_corners=False)
-    difference = (found - expected).abs().max().item()
+    logits = logits_of(loaded(images))
+    if logits.shape != expected.shape:
+        logits = F.interpolate(logits, size=expected.shape[-2:], mode="bilinear", align_corners=False)
+    difference = (logits - expected).abs().max().item()
     if not difference <= MERGED_TOLERANCE:
         raise UserError(
             f"nothing was written: the merged {spec.backbone.name} loads with logits that differ by "

@@ -5,8 +5,7 @@ images ─ ViT ─ (b, d, gh, gw) ─ 3 x 3 ─ batch norm ─ GELU ─ 1 x 1 �
 
 from __future__ import annotations
 
-from typing import Any
-
+from timm.models import Beit, Eva, VisionTransformer
 from torch import Tensor, nn
 
 WIDTH = 256  # channels between the two convolutions
@@ -41,7 +40,7 @@ class PlainSegmentation(nn.Module):
         num_classes: K.
     """
 
-    def __init__(self, encoder: Any, num_classes: int) -> None:
+    def __init__(self, encoder: VisionTransformer | Eva | Beit, num_classes: int) -> None:
         super().__init__()
         encoder.reset_classifier(0)
         if isinstance(encoder.norm, nn.Identity):
@@ -50,5 +49,6 @@ class PlainSegmentation(nn.Module):
         self.decoder = PlainHead(encoder.embed_dim, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        (tokens,) = self.encoder.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)
-        return self.decoder(tokens)
+        features = self.encoder.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)
+        assert isinstance(features, list)  # timm's other forms are for other arguments
+        return self.decoder(features[0])

@@ -34,7 +34,7 @@ INSTALL = "pip install 'snella[segment]'"
 
 
 def check_package(decoder: str) -> None:
-    """Raises UserError, with the command that installs it, where smp is missing."""
+    """Raise UserError, with the command that installs it, where smp is missing."""
     if find_spec("segmentation_models_pytorch") is None:
         raise UserError(f"decoder {decoder} needs segmentation-models-pytorch; install it with: {INSTALL}")
 
@@ -42,7 +42,7 @@ def check_package(decoder: str) -> None:
 def build(
     decoder: str, name: str, timm_model: Any, *, num_classes: int, image_size: int | None, drop_path: float, seed: int
 ) -> Any:
-    """The smp model with `timm_model` as its encoder; what it has besides is drawn from the seed.
+    """Build the smp model with `timm_model` as its encoder; the rest is drawn from the seed.
 
     Args:
         decoder: one of `CLASSES`.
@@ -83,7 +83,7 @@ def build(
 
 
 def fixed_size(decoder: str, name: str, outline: Any, image_size: int | None) -> int | None:
-    """Side of the input, pixels, of an encoder that is made for one size; None for one that takes any.
+    """Return the side of the input, pixels, of an encoder that is made for one size; None for one that takes any.
 
     Args:
         outline: the timm model, weights or not.
@@ -103,24 +103,25 @@ def fixed_size(decoder: str, name: str, outline: Any, image_size: int | None) ->
     if rest := size % multiple:
         below, above = size - rest, size - rest + multiple
         raise UserError(
-            f"image size {size} is no multiple of {multiple}, which {name} with {decoder} needs; "
+            f"image size {size} is not a multiple of {multiple}, which {name} with {decoder} needs; "
             f"try {f'{below} or {above}' if below else above}"
         )
     return size
 
 
 def loads_with_smp(net: Any) -> bool:
-    """Whether smp builds the model from its configuration: not a DPT on patches of 14 pixels, or the like."""
+    """Return whether smp builds the model from its configuration: not a DPT on patches of 14 pixels, or the like."""
     stride = net.encoder.output_stride
     return stride == _power(stride)
 
 
 def save(net: Any, folder: Path) -> None:
-    """smp's own format: config.json, model.safetensors and a README.md."""
+    """Write smp's own format: config.json, model.safetensors and a README.md."""
     net.save_pretrained(folder)
 
 
 def load(folder: Path) -> nn.Module:
+    """Load what `save` wrote."""
     import segmentation_models_pytorch as smp
 
     with contextlib.redirect_stdout(io.StringIO()):  # the hub's client prints where it loads from
@@ -128,7 +129,7 @@ def load(folder: Path) -> nn.Module:
 
 
 def _encoder(name: str, timm_model: Any) -> tuple[str, dict[str, Any]]:
-    """The name that timm's registry has for the model, and what it was made with besides."""
+    """Return the name that timm's registry has for the model, and the other arguments that it was made with."""
     if timm.models.is_model(name):
         return name, {}
     set_here = ("in_chans", "num_classes", "features_only", "out_indices", "pretrained", "img_size", "drop_path_rate")
@@ -137,7 +138,7 @@ def _encoder(name: str, timm_model: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _arguments(name: str) -> dict[str, Any]:
-    """What a model in timm's hub format was made with; nothing for one of the registry."""
+    """Return the arguments that a model in timm's hub format was made with; none for one of the registry."""
     if name.startswith("hf-hub:"):
         return timm.models.load_model_config_from_hf(name.removeprefix("hf-hub:"))[2] or {}
     if name.startswith("local-dir:"):
@@ -148,7 +149,7 @@ def _arguments(name: str) -> dict[str, Any]:
 
 
 def _pyramid_options(decoder: str, name: str, timm_model: Any) -> dict[str, Any]:
-    """How many of the encoder's scales are used: five, or as many as there are."""
+    """Return how many of the encoder's scales are used: five, or as many as there are."""
     info = timm_model.feature_info
     scales = [entry["reduction"] for entry in (info if isinstance(info, list) else info.get_dicts())]
     # smp counts a scale of 1/2 that is not there, and does not count one of 1/1
@@ -188,13 +189,13 @@ def _mend_dpt(net: Any, options: dict[str, Any], seed: int) -> None:
 
 
 def _power(pixels: int) -> int:
-    """The nearest power of two."""
+    """Return the nearest power of two."""
     return 2 ** round(math.log2(pixels))
 
 
 @torch.no_grad()
 def _carry_over(timm_model: nn.Module, encoder: nn.Module, name: str) -> None:
-    """Give every tensor of the encoder its value in the timm model. Raises UserError where one has none, or two."""
+    """Give every tensor of the encoder its value in the timm model; raise UserError where one has none, or two."""
     state, taken = timm_model.state_dict(), {}
     for key, tensor in encoder.state_dict().items():
         found = [source for source in dict.fromkeys(_sources(key)) if source in state]
@@ -210,7 +211,7 @@ def _carry_over(timm_model: nn.Module, encoder: nn.Module, name: str) -> None:
 
 
 def _sources(key: str) -> Iterator[str]:
-    """What a tensor of timm's feature extractors may be called in the whole model.
+    """Yield what a tensor of timm's feature extractors may be called in the whole model.
 
     The same; without a wrapper's name before it (`model.`, `body.`); or `stages.0` for `stages_0`.
     """

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from snella.data.transforms.images import Preprocessing
 from snella.models.export import processor_values
 from snella.models.transformers_backbone import Kind
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedModel
 
 SEGMENTER = Kind(
     auto="AutoModelForSemanticSegmentation",
@@ -15,14 +18,14 @@ SEGMENTER = Kind(
 )
 
 
-def decoder_parts(model: Any) -> list[str]:
-    """Names of the modules behind the backbone."""
+def decoder_parts(model: PreTrainedModel) -> list[str]:
+    """Return the names of the modules behind the backbone."""
     backbones = (model.base_model_prefix, "backbone")
     return [name for name, _ in model.named_children() if name not in backbones]
 
 
-def processor(p: Preprocessing) -> Any:
-    """transformers' image processor for what the model was tuned on; whole images, whatever `p.resize` is."""
+def processor(p: Preprocessing) -> BaseImageProcessor:
+    """Make transformers' image processor for the tuned model's images; whole ones, whatever `p.resize` is."""
     from transformers import BitImageProcessor, SegformerImageProcessor
 
     values = processor_values(p)

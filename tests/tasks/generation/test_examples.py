@@ -19,7 +19,7 @@ from snella.data.transforms.generation import generation_eval_transform
 from snella.data.transforms.images import Preprocessing
 from snella.diffusion.pipeline import Frozen, frozen_parts
 from snella.errors import UserError
-from snella.tasks.generation.examples import CachedImages, WithPrior, cached, drawn, prior_files
+from snella.tasks.generation.examples import CachedImages, WithPrior, cache_examples, drawn, prior_files
 from support import tiny_pipelines as tiny
 
 CPU = torch.device("cpu")
@@ -65,18 +65,17 @@ def cache_of(images: CaptionedImages, frozen: Frozen, cache: TensorCache, p: Pre
 def split_of(
     images: CaptionedImages, frozen: Frozen, cache: TensorCache, p: Preprocessing, *, mirrored: bool
 ) -> CachedImages:
-    return cached({"train": images}, {"train": mirrored}, frozen, p, cache, CPU, Console(quiet=True))["train"]
+    return cache_examples({"train": images}, {"train": mirrored}, frozen, p, cache, CPU, Console(quiet=True))["train"]
 
 
 @pytest.fixture
 def encoded(sdxl: Frozen, monkeypatch: pytest.MonkeyPatch) -> Count:
     """How often a VAE or a text encoder was called since the last time this was asked."""
     calls: list[str] = []
-    vae, text = type(sdxl.vae).encode, type(sdxl.pipe).encode_prompt
+    kind: Any = type(sdxl.pipe)
+    vae, text = type(sdxl.vae).encode, kind.encode_prompt
     monkeypatch.setattr(type(sdxl.vae), "encode", lambda *args, **named: calls.append("vae") or vae(*args, **named))
-    monkeypatch.setattr(
-        type(sdxl.pipe), "encode_prompt", lambda *args, **named: calls.append("text") or text(*args, **named)
-    )
+    monkeypatch.setattr(kind, "encode_prompt", lambda *args, **named: calls.append("text") or text(*args, **named))
 
     def count() -> int:
         found = len(calls)

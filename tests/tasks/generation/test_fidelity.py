@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from timm.models import VisionTransformer
 from torchvision.transforms.v2.functional import to_pil_image
 
 from snella.data.transforms.images import Preprocessing, eval_transform
@@ -58,7 +59,7 @@ def test_fid_is_the_frechet_distance_of_two_gaussians():
 
     x, y = features(50, 5, 0), 2 * features(60, 5, 1, 0.5)
     a, b = x.numpy(), y.numpy()
-    root = sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    root = np.real(np.asarray(sqrtm(np.cov(a.T) @ np.cov(b.T))))
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
     assert compare(x, y, "x").fid == pytest.approx(expected, rel=1e-8)
 
@@ -110,8 +111,9 @@ def saved(tmp_path_factory) -> str:
     """A miniature ViT with drawn weights and a head of 5 classes, as a name that a backbone may have."""
     folder = tmp_path_factory.mktemp("saved")
     torch.manual_seed(1)
-    model = timm.create_model("test_vit", num_classes=5, img_size=64)
-    model.pretrained_cfg["input_size"] = (3, 64, 64)
+    model = timm.create_model(
+        "test_vit", num_classes=5, img_size=64, pretrained_cfg_overlay={"input_size": (3, 64, 64)}
+    )
     timm.models.save_for_hf(model, folder, model_args={"img_size": 64}, safe_serialization=True)
     return f"local-dir:{folder}"
 
@@ -131,6 +133,7 @@ def test_one_texture_is_nearer_to_itself_than_to_another(saved):
 def test_features_are_what_the_head_takes_of_images_squashed_as_pil_squashes_them(saved):
     images = textures(3, 9, 0)
     model = timm.create_model(saved, pretrained=True).eval()
+    assert isinstance(model, VisionTransformer)
     transform = eval_transform(Preprocessing(64, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", resize="squash"))
     with torch.no_grad():
         inputs = torch.stack([transform({"image": to_pil_image(image)})["image"] for image in images])

@@ -9,15 +9,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from snella.tasks.generation.sample_grids import BETWEEN, before_after_figure, grid, methods_figure
+from support.pictures import pixels
 
 
-def plain(color: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> Image.Image:
+def one_colour(color: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> Image.Image:
     return Image.new("RGB", size, color)
 
 
 def colors(count: int, red: int) -> list[Image.Image]:
     """Pictures of one colour each, all different."""
-    return [plain((red, 20 + 9 * i, 7)) for i in range(count)]
+    return [one_colour((red, 20 + 9 * i, 7)) for i in range(count)]
 
 
 def centre(figure: np.ndarray, picture: Image.Image) -> tuple[float, float]:
@@ -28,22 +29,17 @@ def centre(figure: np.ndarray, picture: Image.Image) -> tuple[float, float]:
     return float(x.mean()), float(y.mean())
 
 
-def drawn(path) -> np.ndarray:
-    with Image.open(path) as figure:
-        return np.asarray(figure.convert("RGB"))
-
-
 @settings(max_examples=20)
 @given(count=st.integers(1, 9), columns=st.integers(1, 12), side=st.integers(1, 70))
 def test_each_picture_of_a_grid_is_enlarged_by_a_whole_factor_and_kept(count, columns, side):
     random = np.random.default_rng(count)
-    pixels = random.integers(0, 255, (count, side, side, 3)).astype(np.uint8)
-    found = np.asarray(grid([Image.fromarray(picture) for picture in pixels], columns))
+    drawn = random.integers(0, 255, (count, side, side, 3)).astype(np.uint8)
+    found = np.asarray(grid([Image.fromarray(picture) for picture in drawn], columns))
     shown = min(columns, count)
     size = (found.shape[1] + BETWEEN) // shown - BETWEEN
     assert size % side == 0
     assert side >= 64 or 64 <= size <= 128
-    for i, picture in enumerate(pixels):
+    for i, picture in enumerate(drawn):
         x, y = i % shown * (size + BETWEEN), i // shown * (size + BETWEEN)
         factor = size // side
         assert (found[y : y + size, x : x + size][::factor, ::factor] == picture).all()
@@ -61,10 +57,10 @@ def test_a_grid_of_other_sizes_and_kinds():
 
 @pytest.mark.parametrize(("rows", "each"), [(1, 1), (3, 2), (8, 1), (2, 6)])
 def test_rows_and_columns_are_in_their_order_and_nothing_is_cut(rows, each, tmp_path):
-    sides = [colors(rows * each, red) for red in (200, 100, 0)]
+    before, after, real = sides = [colors(rows * each, red) for red in (200, 100, 0)]
     titles = ["a photograph of one dog that is on a beach in the evening, with words that are cut", "a", "$x$ $", ""]
-    path = before_after_figure(*sides, tmp_path / "new" / "samples.png", titles=(titles * 2)[:rows])
-    figure = drawn(path)
+    path = before_after_figure(before, after, real, tmp_path / "new" / "samples.png", titles=(titles * 2)[:rows])
+    figure = pixels(path)
     assert [file.name for file in path.parent.iterdir()] == ["samples.png"]
     for edge in (figure[:8], figure[-8:], figure[:, :8], figure[:, -8:]):
         assert (edge == 255).all()
@@ -80,14 +76,14 @@ def test_rows_and_columns_are_in_their_order_and_nothing_is_cut(rows, each, tmp_
 
 def test_columns_may_have_other_numbers_of_pictures_and_long_names(tmp_path):
     columns = {"full fine-tuning of everything": colors(2, 10), "snella": colors(6, 90), "real": colors(10, 200)}
-    figure = drawn(methods_figure(columns, tmp_path / "a.png", rows=["one", "two"]))
+    figure = pixels(methods_figure(columns, tmp_path / "a.png", rows=["one", "two"]))
     x = [[centre(figure, picture)[0] for picture in pictures] for pictures in columns.values()]
     assert max(x[0]) < min(x[1]) <= max(x[1]) < min(x[2])
 
 
 def test_without_references_there_is_no_column_for_them(tmp_path):
-    both = drawn(before_after_figure(colors(1, 9), colors(1, 99), [], tmp_path / "a.png", titles=["x"]))
-    three = drawn(before_after_figure(colors(1, 9), colors(1, 99), colors(1, 199), tmp_path / "b.png", titles=["x"]))
+    both = pixels(before_after_figure(colors(1, 9), colors(1, 99), [], tmp_path / "a.png", titles=["x"]))
+    three = pixels(before_after_figure(colors(1, 9), colors(1, 99), colors(1, 199), tmp_path / "b.png", titles=["x"]))
     assert both.shape[1] < three.shape[1]
 
 

@@ -36,7 +36,7 @@ def test_an_image_that_fits_gives_what_the_model_gives(height, width, batch):
     images = torch.randn(3, 3, height, width)
     padded = nn.functional.pad(images, (0, 8 - width, 0, 8 - height))
     with torch.no_grad():
-        found = list(windowed_logits(model, images, 8, batch_size=batch))
+        found = list(windowed_logits(model, list(images), 8, batch_size=batch))
         torch.testing.assert_close(torch.stack(found), model(padded)[..., :height, :width])
 
 

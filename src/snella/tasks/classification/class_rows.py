@@ -14,7 +14,7 @@ from snella.report.tables import new_table, percent, share
 
 
 def class_table(rows: Sequence[ClassRow]) -> Table:
-    """How each class fared (`Evaluation.table`); – where there is nothing to divide by."""
+    """Make the table of how each class fared (`Evaluation.table`); – where there is nothing to divide by."""
     table = new_table("by class", left=("class",), right=("images", "recall", "precision", "F1"))
     for row in rows:
         shares = (percent(share) for share in (row.recall, row.precision, row.f1))
@@ -23,7 +23,7 @@ def class_table(rows: Sequence[ClassRow]) -> Table:
 
 
 def prediction_table(rows: Sequence[Mapping[str, Any]], *, runners_up: int = 2) -> Table:
-    """The class of each image and the next likely ones.
+    """Make the table of the class of each image and the next likely ones.
 
     Args:
         rows: {"image": path, "class": name, "probability": of it, "probabilities": {class: probability}}.
@@ -51,7 +51,7 @@ class ClassRow:
 
 
 def class_rows(classes: Sequence[str], confusion: Tensor) -> tuple[ClassRow, ...]:
-    """The per-class figures of a confusion matrix (K, K), true class x predicted class."""
+    """Return the figures of each class from a confusion matrix (K, K), true class x predicted class."""
     hits = confusion.diagonal().tolist()
     true = confusion.sum(dim=1).tolist()
     predicted = confusion.sum(dim=0).tolist()

@@ -22,6 +22,7 @@ from torch import Tensor
 from snella.console import working
 from snella.data.cache import TensorCache, content_key, image_key
 from snella.data.images import UnreadableImage, images_below
+from snella.data.loading import Examples
 from snella.data.readers.captioned import CaptionedImages
 from snella.data.transforms.generation import generation_eval_transform
 from snella.data.transforms.images import Preprocessing, Transform
@@ -56,18 +57,18 @@ class CachedImages:
         return example
 
     def _read(self, key: str) -> dict[str, Tensor]:
-        found = self.cache.get(key)
-        if found is None:
+        tensors = self.cache.get(key)
+        if tensors is None:
             raise UserError(f"the cache {self.cache.folder} lost a file while it was read; start again with --resume")
-        return found
+        return tensors
 
 
 @dataclass(frozen=True)
 class WithPrior:
     """Examples with one of the prior beside each, as "prior"; as many as the longer of the two has."""
 
-    examples: Any
-    prior: Any
+    examples: Examples
+    prior: Examples
 
     def __len__(self) -> int:
         return max(len(self.examples), len(self.prior))
@@ -77,7 +78,7 @@ class WithPrior:
 
 
 def drawn(transform: Transform) -> Transform:
-    """The transform for images, and for cached examples a choice of plain or mirrored; for a prior beside them too."""
+    """Extend a transform for images to cached examples, plain or mirrored at random, and to a prior beside them."""
     return partial(_drawn, transform)
 
 
@@ -93,7 +94,7 @@ def _drawn(transform: Transform, example: dict[str, Any]) -> dict[str, Any]:
     return example if prior is None else {**example, "prior": _drawn(transform, prior)}
 
 
-def cached(
+def cache_examples(
     splits: Mapping[str, CaptionedImages],
     mirrored: Mapping[str, bool],
     frozen: Frozen,
@@ -102,15 +103,15 @@ def cached(
     device: torch.device,
     console: Console,
 ) -> dict[str, CachedImages]:
-    """Compute what is missing in the cache. Each of the frozen parts is on the device while it works, if it has to.
+    """Compute what is missing in the cache and return the examples that read it.
 
-    Stopped in the middle, what is there stays there.
+    Each of the frozen parts is on the device while it works, if it has to. Stopped in the middle, what is there stays.
 
     Raises:
         UserError: an image turns out to be unreadable, or the cache cannot be written.
     """
     transform = generation_eval_transform(preprocessing)
-    of_vae = content_key("latents", FORMAT, fingerprint(frozen.vae), preprocessing.to_dict())
+    vae_key = content_key("latents", FORMAT, fingerprint(frozen.vae), preprocessing.to_dict())
     latents: dict[str, list[dict[str, str]]] = {name: [] for name in splits}
     sides: dict[str, list[dict[str, Tensor]]] = {name: [] for name in splits}
     total = sum(map(len, splits.values()))
@@ -123,7 +124,7 @@ def cached(
                     raise UserError(f"an image cannot be read any more: {error}") from None
                 picture: Any = example["image"]
                 fitted = transform(example)
-                keys = {MOMENTS: content_key(of_vae, image_key(picture))}
+                keys = {MOMENTS: content_key(vae_key, image_key(picture))}
                 if mirrored[name]:
                     keys[MIRRORED] = content_key(keys[MOMENTS], "mirrored")
                 for kind, key in keys.items():
@@ -136,20 +137,20 @@ def cached(
                 progress(sum(map(len, latents.values())), total)
     frozen.to("cpu")
     captions = [caption for images in splits.values() for caption in images.captions]
-    texts = cached_texts(captions, frozen, cache, device, console) if frozen.family.encode is not None else {}
+    texts = cache_texts(captions, frozen, cache, device, console) if frozen.family.encode is not None else {}
     return {
         name: CachedImages(images, cache, tuple(latents[name]), texts, tuple(sides[name]))
         for name, images in splits.items()
     }
 
 
-def cached_texts(
+def cache_texts(
     captions: list[str], frozen: Frozen, cache: TensorCache, device: torch.device, console: Console
 ) -> dict[str, str]:
-    """Caption -> the key of its embeddings, which are in the cache."""
+    """Compute what is missing in the cache; return caption -> the key of its embeddings."""
     encoders = [fingerprint(part) for part in frozen.encoders]
-    of_text = content_key("text", FORMAT, frozen.text_key, *encoders)
-    keys = {caption: content_key(of_text, caption) for caption in captions}
+    text_key = content_key("text", FORMAT, frozen.text_key, *encoders)
+    keys = {caption: content_key(text_key, caption) for caption in captions}
     missing = [caption for caption, key in keys.items() if key not in cache]
     if missing:
         frozen.to(device, vae=False)
@@ -163,16 +164,16 @@ def cached_texts(
 
 
 def prior_files(folder: Path, most: int) -> tuple[str, ...]:
-    """The first `most` images of a prior's folder, as many as there are."""
+    """Return the first `most` images of a prior's folder, as many as there are."""
     names = images_below(str(folder)) if folder.is_dir() else []
     return tuple(os.path.join(folder, name) for name in names[:most])
 
 
 def missing_numbers(folder: Path, most: int) -> list[int]:
-    """The first `most` numbers for which a prior's folder has no image; they are the seeds too."""
+    """Return the first `most` numbers for which a prior's folder has no image; they are the seeds too."""
     return list(islice((number for number in count() if not prior_file(folder, number).exists()), most))
 
 
 def prior_file(folder: Path, number: int) -> Path:
-    """The image of a prior with a seed."""
+    """Return the path of a prior's image with a seed."""
     return folder / f"prior-{number:04d}.png"

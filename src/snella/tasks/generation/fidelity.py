@@ -69,7 +69,7 @@ class Fidelity:
 
 
 def check_features(name: str) -> None:
-    """Refuse features that cannot be had; builds and downloads nothing.
+    """Refuse features that cannot be had; nothing is built or downloaded.
 
     Raises:
         UserError: an unknown name, no weights of that name, a missing file or package.
@@ -82,7 +82,7 @@ def check_features(name: str) -> None:
 
 
 def feature_model(name: str, device: torch.device | str) -> FeatureModel:
-    """What turns images uint8 (b, 3, h, w) of any size into features (b, d), with its own preprocessing.
+    """Return a function from images uint8 (b, 3, h, w) of any size to features (b, d), with its own preprocessing.
 
     A backbone sees the whole image, squashed to its input size; its features are what its head takes, or for the
     image towers of CLIP by their timm names the embedding that the head gives.
@@ -97,9 +97,9 @@ def feature_model(name: str, device: torch.device | str) -> FeatureModel:
 
 @torch.no_grad()
 def features_of(images: Iterable[Tensor], model: FeatureModel) -> Tensor:
-    """Features (n, d), float64 on the CPU, of batches of images uint8 (b, 3, h, w); (0, 0) of no images."""
-    found = [model(batch).double().cpu() for batch in images if len(batch)]
-    return torch.cat(found) if found else torch.empty(0, 0, dtype=torch.float64)
+    """Return features (n, d), float64 on the CPU, of batches of images uint8 (b, 3, h, w); (0, 0) of no images."""
+    batches = [model(batch).double().cpu() for batch in images if len(batch)]
+    return torch.cat(batches) if batches else torch.empty(0, 0, dtype=torch.float64)
 
 
 def fidelity(
@@ -110,7 +110,7 @@ def fidelity(
     device: torch.device | str,
     seed: int = 0,
 ) -> Fidelity:
-    """Judge generated images by real ones; both come in batches uint8 (b, 3, h, w).
+    """Compare generated images with real ones; both come in batches uint8 (b, 3, h, w).
 
     Args:
         features: "inception" or a backbone's name (`snella.models.backbone`).
@@ -125,14 +125,14 @@ def fidelity(
 
 @torch.no_grad()
 def compare(generated: Tensor, references: Tensor, features: str, *, seed: int = 0) -> Fidelity:
-    """`fidelity` of features that are there already: (n, d) and (m, d), as `features_of` gives them.
+    """Compare features that are there already: (n, d) and (m, d), as `features_of` gives them.
 
     Raises:
         UserError: n or m is below 2.
     """
-    for what, found in (("generated", generated), ("reference", references)):
-        if len(found) < 2:
-            raise UserError(f"fidelity needs 2 or more {what} images; there are {len(found)}")
+    for side, features_there in (("generated", generated), ("reference", references)):
+        if len(features_there) < 2:
+            raise UserError(f"fidelity needs 2 or more {side} images; there are {len(features_there)}")
     kid, kid_std = _kid(generated, references, seed)
     ours, theirs = F.normalize(generated), F.normalize(references)
     nearest = torch.cat([(part @ theirs.T).amax(1) for part in ours.split(CHUNK)])
@@ -149,7 +149,7 @@ def compare(generated: Tensor, references: Tensor, features: str, *, seed: int =
 
 
 class _AsGiven(nn.Identity):
-    """Stands for the network in torchmetrics, which is then given features instead of images."""
+    """A stand-in for the network in torchmetrics, which is then given features instead of images."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -214,7 +214,10 @@ def _inception(device: torch.device) -> FeatureModel:
 
 
 def _downloaded(url: str) -> str:
-    """Path of a file in torch's cache, where torch-fidelity looks too; its name ends with the start of its SHA-256."""
+    """Download a file to torch's cache, where torch-fidelity looks too, if need be; return its path.
+
+    Its name ends with the start of its SHA-256.
+    """
     file = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
     if os.path.isfile(file):
         return file
@@ -232,18 +235,18 @@ def _downloaded(url: str) -> str:
 
 @contextmanager
 def _remedy() -> Iterator[None]:
-    """Features have no settings but their name: what helps a backbone to train does not help here."""
+    """Change the remedy of an error: what helps a backbone to train does not help features, which have a name alone."""
     try:
         yield
     except UserError as error:
         raise UserError(str(error).replace(WITHOUT_HUB, "choose other features, such as vit_small_focus")) from error
 
 
-def fidelity_line(found: Fidelity) -> str:
-    """How near generated images come to real ones."""
-    fid = f"FID {found.fid:.2f}" if found.fid is not None else "no FID (fewer images than features)"
+def fidelity_line(result: Fidelity) -> str:
+    """Say in a line how near generated images come to real ones."""
+    fid = f"FID {result.fid:.2f}" if result.fid is not None else "no FID (fewer images than features)"
     return (
-        f"{found.generated} generated against {found.references} real images, features of {found.features}: "
-        f"KID {found.kid:.4f} ± {found.kid_std:.4f}, {fid}, similarity {found.similarity:.3f}, to the nearest "
-        f"{found.nearest:.3f}"
+        f"{result.generated} generated against {result.references} real images, features of {result.features}: "
+        f"KID {result.kid:.4f} ± {result.kid_std:.4f}, {fid}, similarity {result.similarity:.3f}, to the nearest "
+        f"{result.nearest:.3f}"
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from snella.report.style import BLUE, INK, heading, new_figure, plain, save_figure
+from snella.report.style import BLUE, INK, heading, new_figure, save_figure, style_axes
 from snella.report.tables import new_table
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ NAMED = 8  # classes up to which each has a line and a name
 
 
 def noise_levels_figure(rows: Sequence[LevelRow], path: str | os.PathLike[str]) -> Path:
-    """Draw the loss over the parts of the noise range: of all images in bold, of each class (up to 8) beside it.
+    """Draw the loss over the parts of the noise range: of all images in bold, of each of up to 8 classes beside it.
 
     Args:
         rows: all images first, then the classes.
@@ -44,7 +44,7 @@ def noise_levels_figure(rows: Sequence[LevelRow], path: str | os.PathLike[str]) 
     ends.append((every.losses[-1], "all images", INK))
     axes.set(xlim=(0, 100), ylim=(0, None))
     axes.set_xlabel("noise: place in the range, %", fontsize=8.5)
-    plain(axes)
+    style_axes(axes)
     low, high = axes.get_ylim()
     ends.sort()
     for place, (_, name, color) in zip(_apart([end[0] for end in ends], high, (high - low) / 14), ends, strict=True):
@@ -54,7 +54,7 @@ def noise_levels_figure(rows: Sequence[LevelRow], path: str | os.PathLike[str]) 
 
 
 def _apart(places: Sequence[float], top: float, least: float) -> list[float]:
-    """Rising places, moved until two are `least` apart and none is above the top: names must not touch."""
+    """Move rising places until two are `least` apart and none is above the top: names must not touch."""
     apart: list[float] = []
     for place in places:
         apart.append(max(place, apart[-1] + least) if apart else place)
@@ -64,7 +64,7 @@ def _apart(places: Sequence[float], top: float, least: float) -> list[float]:
 
 
 def noise_level_table(rows: Sequence[LevelRow]) -> Table:
-    """The denoising loss of held-out images, by part of the noise range."""
+    """Make the table of the denoising loss of held-out images, by part of the noise range."""
     parts = len(rows[0].losses)
     shares = [f"{100 * i // parts}–{100 * (i + 1) // parts} %" for i in range(parts)]
     table = new_table("denoising loss by noise", left=("images",), right=("count", *shares, "all"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from snella.config.fields import flag
 from snella.config.schema import TrainConfig
-from snella.console import plain, working
+from snella.console import print_line, working
 from snella.data.cache import TensorCache, content_key
 from snella.data.dataset import ImageData
 from snella.data.loading import Examples
@@ -26,8 +25,8 @@ from snella.files import cache_folder, save_picture
 from snella.models.backbone import fingerprint
 from snella.tasks.generation.examples import (
     WithPrior,
-    cached,
-    cached_texts,
+    cache_examples,
+    cache_texts,
     missing_numbers,
     prior_file,
     prior_files,
@@ -60,24 +59,23 @@ def prepare(
         UserError: captions for a model that knows classes, or none for one that needs them; an unreadable image.
     """
     _check(network, data, config, console)
-    splits: dict[str, Any] = dict(data.splits)
+    images: dict[str, CaptionedImages] = dict(data.splits)
     empty = None
     if config.generate.prior_prompt is not None:
         if config.estimate:  # any images take the same memory
-            splits[PRIOR] = replace(
-                data.splits["train"], captions=(config.generate.prior_prompt,) * len(data.splits["train"])
-            )
+            images[PRIOR] = replace(images["train"], captions=(config.generate.prior_prompt,) * len(images["train"]))
         else:
-            splits[PRIOR] = _prior(frozen, sampling, network, config, device, console)
+            images[PRIOR] = _prior(frozen, sampling, network, config, device, console)
     if frozen.family.encode is not None:
-        _tell_cuts(frozen, splits, console)
+        _report_truncated(frozen, images, console)
+    splits: dict[str, Examples] = dict(images)
     still = config.data.augment != "crop" and not config.data.color_jitter  # the pixels are the same at each epoch
     if config.generate.cache and frozen.vae is not None and still:
         cache = TensorCache(cache_folder())
-        mirrored = {name: name in ("train", PRIOR) and config.data.augment != "none" for name in splits}
-        splits = dict(cached(splits, mirrored, frozen, preprocessing, cache, device, console))
+        mirrored = {name: name in ("train", PRIOR) and config.data.augment != "none" for name in images}
+        splits = dict(cache_examples(images, mirrored, frozen, preprocessing, cache, device, console))
         if config.generate.caption_dropout and frozen.family.encode is not None:
-            (key,) = cached_texts([""], frozen, cache, device, console).values()
+            (key,) = cache_texts([""], frozen, cache, device, console).values()
             empty = {name: value[None] for name, value in (cache.get(key) or {}).items()}
     if prior := splits.pop(PRIOR, None):
         splits["train"] = WithPrior(splits["train"], prior)
@@ -91,31 +89,31 @@ def _check(network: nn.Module, data: ImageData, config: TrainConfig, console: Co
     if asked == "none" and config.generate.sample_prompts:
         raise UserError(f"--sample-prompts: {name} is unconditional; leave it out")
     if asked == "none" and (train.captions or train.labels):
-        plain(console, f"  {name} is unconditional: captions and classes are not looked at")
+        print_line(console, f"  {name} is unconditional: captions and classes are not used")
     if asked != "text":
         for field in ("caption_dropout", "prior_prompt"):
             if config.value(field):
-                raise UserError(f"{flag(field)} needs a text-to-image pipeline, and {name} is none; leave it out")
+                raise UserError(f"{flag(field)} needs a text-to-image pipeline, and {name} is not one; leave it out")
     if has_safety_checker(name):
-        plain(console, f"  the safety checker of {name} is not loaded: generated images are not checked")
+        print_line(console, f"  the safety checker of {name} is not loaded: generated images are not checked")
 
 
 def check_asked(condition: str, images: CaptionedImages, data: str, model: str) -> None:
-    """Refuse images without the captions or classes that a model is asked for. Raises UserError."""
+    """Raise UserError for images without the captions or classes that a model is asked for."""
     if condition == "text" and not images.captions:
         raise UserError(f"{data} has no captions, which {model} needs; add captions, or train with --prompt")
     if condition == "class" and not images.labels:
         raise UserError(f"{data} has no class folders, and {model} needs classes; sort its images into some")
 
 
-def _tell_cuts(frozen: Frozen, splits: Mapping[str, CaptionedImages], console: Console) -> None:
+def _report_truncated(frozen: Frozen, splits: Mapping[str, CaptionedImages], console: Console) -> None:
     """Say which captions are longer than the text encoders read."""
     captions = dict.fromkeys(caption for images in splits.values() for caption in images.captions)
-    cuts = {caption: cut for caption in captions if (cut := frozen.cut(caption))}
-    if cuts:
-        caption, cut = next(iter(cuts.items()))
-        count = f"{len(cuts)} captions are" if len(cuts) > 1 else "1 caption is"
-        plain(console, f"  {count} too long: of {caption[:40]!r}... the text encoder does not read {cut!r}")
+    unread = {caption: text for caption in captions if (text := frozen.unread_text(caption))}
+    if unread:
+        caption, text = next(iter(unread.items()))
+        count = f"{len(unread)} captions are" if len(unread) > 1 else "1 caption is"
+        print_line(console, f"  {count} too long: of {caption[:40]!r}... the text encoder does not read {text!r}")
 
 
 def _prior(
@@ -126,7 +124,7 @@ def _prior(
     device: torch.device,
     console: Console,
 ) -> CaptionedImages:
-    """Images of the prior, made by the network as it is where there are too few; stopped, what is made stays."""
+    """Return the prior's images; the network as it is makes those that lack. Stopped, what is made stays."""
     prompt, count = str(config.generate.prior_prompt), config.generate.prior_images
     if config.generate.prior_data is not None:
         folder = Path(config.generate.prior_data).expanduser()
@@ -134,19 +132,19 @@ def _prior(
         folder = cache_folder() / PRIOR / _prior_key(frozen, sampling, network, prompt)
     there = len(prior_files(folder, count))
     if there < count:
-        plain(console, f"  generating {count - there} images of {prompt!r} into {folder}")
+        print_line(console, f"  generating {count - there} images of {prompt!r} into {folder}")
         seeds = missing_numbers(folder, count - there)
         with working(console, "generating images") as progress:
             pictures = sample(frozen, network.to(device), [prompt] * len(seeds), seeds, sampling)
             for done, (seed, picture) in enumerate(zip(seeds, pictures, strict=True), 1):
                 save_picture(picture, prior_file(folder, seed), shared=True)
                 progress(done, len(seeds))
-    found = prior_files(folder, count)
-    return CaptionedImages(found, (prompt,) * len(found))
+    files = prior_files(folder, count)
+    return CaptionedImages(files, (prompt,) * len(files))
 
 
 def _prior_key(frozen: Frozen, sampling: SampleSettings, network: nn.Module, prompt: str) -> str:
-    """All that decides the prior's images."""
+    """Return a key of all that decides the prior's images."""
     parts = [network, *frozen.encoders, *(() if frozen.vae is None else (frozen.vae,))]
     scheduler = {name: str(value) for name, value in frozen.pipe.scheduler.config.items()}
     settings = {name: value for name, value in asdict(sampling).items() if name != "batch_size"}

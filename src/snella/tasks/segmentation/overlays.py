@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from snella.report.style import GREY, INK, PALE, heading, new_figure, plain, save_figure
+from snella.report.style import GREY, INK, PALE, heading, new_figure, save_figure, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +33,7 @@ class Example:
 
 
 def painted(picture: Image.Image | np.ndarray, mask: np.ndarray, palette: Sequence[RGB]) -> np.ndarray:
-    """The picture with each class of the mask in its colour over it, (h, w, 3) uint8.
+    """Return the picture with each class of the mask in its colour over it, (h, w, 3) uint8.
 
     Black, which is the background's colour as a rule, and pixels that do not count leave the picture as it is.
     """
@@ -46,7 +46,7 @@ def painted(picture: Image.Image | np.ndarray, mask: np.ndarray, palette: Sequen
 def overlays_figure(
     examples: Sequence[Example], classes: Sequence[str], palette: Sequence[RGB], path: str | os.PathLike[str]
 ) -> Path:
-    """Draw a column for each example: the image, its mask over it, the predicted mask over it, and what differs.
+    """Draw a column for each example: the image, its mask over it, the predicted mask over it, and the wrong pixels.
 
     Args:
         examples: one or more.
@@ -77,7 +77,7 @@ def overlays_figure(
             axes.imshow(picture, interpolation="nearest" if max(picture.shape) < 64 else "antialiased")
             axes.set_xticks([])
             axes.set_yticks([])
-            plain(axes)
+            style_axes(axes)
             if row == len(rows) - 1:
                 axes.spines[:].set(visible=True, color=PALE)
             if column == 0:

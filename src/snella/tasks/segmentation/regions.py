@@ -26,7 +26,7 @@ class RegionRow:
 
 
 def region_rows(classes: Sequence[str], confusion: Tensor) -> tuple[RegionRow, ...]:
-    """The per-class figures of a confusion matrix (K, K) of pixels, true class x predicted class."""
+    """Return the figures of each class from a confusion matrix (K, K) of pixels, true class x predicted class."""
     hits = confusion.diagonal().tolist()
     true = confusion.sum(dim=1).tolist()
     predicted = confusion.sum(dim=0).tolist()
@@ -44,7 +44,7 @@ def region_rows(classes: Sequence[str], confusion: Tensor) -> tuple[RegionRow, .
 
 
 def region_table(rows: Sequence[RegionRow]) -> Table:
-    """How each class of a segmentation fared; – where there is nothing to divide by."""
+    """Make the table of how each class of a segmentation fared; – where there is nothing to divide by."""
     table = new_table("by class", left=("class",), right=("pixels", "IoU", "Dice", "recall", "precision"))
     for row in rows:
         shares = (percent(share) for share in (row.iou, row.dice, row.recall, row.precision))
@@ -53,7 +53,7 @@ def region_table(rows: Sequence[RegionRow]) -> Table:
 
 
 def area_table(rows: Sequence[Mapping[str, Any]], *, most: int = 4) -> Table:
-    """The largest classes of each image.
+    """Make the table of the largest classes of each image.
 
     Args:
         rows: {"image": path, "areas": {class: {"pixels", "share" of the image}}, and files that were written}.
@@ -62,7 +62,7 @@ def area_table(rows: Sequence[Mapping[str, Any]], *, most: int = 4) -> Table:
     table = new_table(None, left=("image", "areas", "mask"), right=())
     for row in rows:
         areas = sorted(row["areas"].items(), key=lambda item: -item[1]["pixels"])
-        found = [f"{name} {percent(area['share'])}" for name, area in areas if area["pixels"]]
-        more = f", {len(found) - most} more" if len(found) > most else ""
-        table.add_row(Text(row["image"]), Text(", ".join(found[:most]) + more), Text(str(row.get("mask", NOTHING))))
+        texts = [f"{name} {percent(area['share'])}" for name, area in areas if area["pixels"]]
+        more = f", {len(texts) - most} more" if len(texts) > most else ""
+        table.add_row(Text(row["image"]), Text(", ".join(texts[:most]) + more), Text(str(row.get("mask", NOTHING))))
     return table

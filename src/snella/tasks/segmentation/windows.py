@@ -16,7 +16,7 @@ from snella.models.backbone import logits_of
 
 
 def windowed_logits(model: nn.Module, images: Sequence[Tensor], size: int, *, batch_size: int) -> Iterator[Tensor]:
-    """Logits (K, h, w) in fp32 for each image (3, h, w) in turn, from windows of `size` x `size`.
+    """Yield logits (K, h, w) in fp32 for each image (3, h, w) in turn, from windows of `size` x `size`.
 
     An image that fits into one window is padded below and to the right with 0, the mean colour, and gives what the
     model gives. Otherwise neighbours share at least a third of their side, and a pixel has the mean of the logits of
@@ -48,7 +48,7 @@ def windowed_logits(model: nn.Module, images: Sequence[Tensor], size: int, *, ba
 
 
 def _finished(sums: dict[int, tuple[Tensor, Tensor]], images: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The mean logits of the image that has had all its windows, without its padding."""
+    """Yield the mean logits of the image that has had all its windows, without its padding."""
     for i in list(sums):
         total, count = sums.pop(i)
         h, w = images[i].shape[-2:]
@@ -61,6 +61,6 @@ def _padded(image: Tensor, size: int) -> Tensor:
 
 
 def starts(length: int, size: int) -> list[int]:
-    """Where windows of `size` begin on a side of `length` >= `size`: evenly, sharing at least a third of `size`."""
+    """Return where windows begin on a side of `length` >= `size`: evenly, sharing at least a third of `size`."""
     steps = math.ceil((length - size) / max(size * 2 // 3, 1))
     return [round(i * (length - size) / steps) for i in range(steps + 1)] if steps else [0]

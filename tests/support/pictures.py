@@ -1,0 +1,14 @@
+"""Pictures in files, as numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def pixels(path: Path) -> np.ndarray:
+    """Read a picture, (h, w, 3) uint8."""
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))

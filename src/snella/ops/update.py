@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from snella.delta import Gate, Kernel
+from snella.delta import Gate, Kernel, gated, kernel_matrix
 from snella.ops import blocks, native
+from snella.ops.rematerialize import is_transformed
 from snella.ops.selection import budget_threshold
 
 
@@ -149,3 +150,24 @@ def adapted_weight(weight: Tensor | None, factors: Factors, kept: Tensor, form: 
     kept (S,) are the budgets.
     """
     return _AdaptedWeight.apply(weight, kept, form, dtype, *factors)
+
+
+def is_traced(x: Tensor) -> bool:
+    """Return whether operations are looked into (torch's compile, func, jit.trace) or only planned (meta tensors).
+
+    There the update has to be made by `delta_by_definition`.
+    """
+    planned = torch.compiler.is_compiling() or torch.jit.is_tracing() or x.device.type == "meta"
+    return planned or is_transformed()
+
+
+def delta_by_definition(factors: Factors, kept: Tensor, form: Form) -> Tensor:
+    """Return the updates (S m, n) by plain operations, which torch.compile sees through and fuses by itself."""
+    A, B, *scalars = factors
+    deltas = []
+    for i, budget in enumerate(kept):
+        alpha, gamma, beta = (None if scalar is None else scalar[i] for scalar in scalars)
+        K = kernel_matrix(A[i], B[i], alpha, gamma, beta, kernel=form.kernel, scale=form.scale)
+        t = None if form.gate == "none" else budget_threshold(K.detach(), budget, form.gate == "soft")
+        deltas.append(gated(K, t, form.gate))
+    return torch.cat(deltas)

@@ -75,8 +75,8 @@ def test_a_large_layer() -> None:
     A, B = torch.randn(2, size, 4), torch.randn(2, size, 4)
     scalars = (torch.tensor(1.0), torch.tensor(1.0), torch.tensor(0.0))
     K = torch.empty(size, size)
-    for ways in (native, blocks) if COMPILER else (blocks,):
-        lse = ways.kernel_and_stats(A, B, scalars, K, scale=0.1)
+    for backend in (native, blocks) if COMPILER else (blocks,):
+        lse = backend.kernel_and_stats(A, B, scalars, K, scale=0.1)
         sample = torch.randint(size, (200,))
         D = 0.1 * (torch.cdist(B[0], A[0, sample]) - torch.cdist(B[1], A[1, sample]))
         expected = D + torch.softmax(D, 0)

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from snella.delta import kept_count
 from snella.errors import UserError
 from snella.ops import (
+    DropPathCall,
     Factors,
-    Form,
+    ProductCall,
+    UpdateSpec,
     adapted_product,
     adapted_weight,
     delta_by_definition,
@@ -39,7 +41,7 @@ NO_INPUT_DROPOUT = ("proj", "o_proj", "out_proj")
 class UpdateSettings:
     """The settings of one adapter's updates of a layer."""
 
-    form: Form
+    spec: UpdateSpec
     dropout: float
     drop_path: float
     rematerialize: bool | Literal["mlp"]
@@ -51,7 +53,7 @@ def _use_saved_scales(layer: nn.Module, _: object = None) -> None:
     assert isinstance(layer, SnellaLayer)
     for name, scale in saved_scales({name: cast(Tensor, units) for name, units in layer.snella_scale.items()}).items():
         settings = layer.settings[name]
-        layer.settings[name] = replace(settings, form=settings.form._replace(scale=scale))
+        layer.settings[name] = replace(settings, spec=settings.spec._replace(scale=scale))
     layer._cached_weight = None
 
 
@@ -133,7 +135,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         if scale.units is not None:
             self.snella_scale[adapter_name] = torch.tensor(scale.units, device=weight.device)
         self.settings[adapter_name] = UpdateSettings(
-            form=Form(config.kernel, config.gate, scale.c),
+            spec=UpdateSpec(config.kernel, config.gate, scale.c),
             dropout=0.0 if last_name in NO_INPUT_DROPOUT else config.update_dropout,
             drop_path=config.update_drop_path,
             rematerialize=config.rematerialize,
@@ -189,12 +191,12 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """Return the update (out, in) of all S matrices times its scale, in at least fp32; differentiable."""
-        factors, scale = self._factors(adapter_name), self.scaling[adapter_name]
-        dtype = torch.promote_types(factors.A.dtype, torch.float32)
+        factors, kept, spec = self._factors(adapter_name), self.kept(adapter_name), self.settings[adapter_name].spec
+        scale = self.scaling[adapter_name]
         if is_traced(factors.A):
-            delta = delta_by_definition(factors, self.kept(adapter_name), self.settings[adapter_name].form)
+            delta = delta_by_definition(factors, kept, spec)
         else:
-            delta = adapted_weight(None, factors, self.kept(adapter_name), self.settings[adapter_name].form, dtype)
+            delta = adapted_weight(None, factors, kept, spec, torch.promote_types(factors.A.dtype, torch.float32))
         return delta if scale == 1 else scale * delta
 
     def _factors(self, adapter_name: str) -> Factors:
@@ -202,7 +204,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         if adapter_name not in self.snella_alpha:  # kernel pwl
             return Factors(A, B, None, None, None)
         settings = self.settings[adapter_name]
-        unit = settings.form.scale if settings.scalars_in_units_of_scale else 1
+        unit = settings.spec.scale if settings.scalars_in_units_of_scale else 1
         scalars = (by_adapter[adapter_name] for by_adapter in (self.snella_alpha, self.snella_gamma, self.snella_beta))
         return Factors(A, B, *(scalar if unit == 1 else unit * scalar for scalar in scalars))
 
@@ -287,20 +289,13 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
             x = F.dropout(x, settings.dropout)
         source = source_of(x) if settings.rematerialize else None
         x, product, padded = split_padding(base, x)
-        drop = None
+        call = ProductCall(settings.spec, product, base.weight.dtype)
         if self.training and settings.drop_path:
             drop = draw_drop_path(settings.drop_path, len(self.kept(name)), len(x), x.device)
+            call = DropPathCall(settings.spec, product, base.weight.dtype, drop)
         update = adapted_product(
-            x,
-            weight,
-            bias,
-            self._factors(name),
-            self.kept(name),
-            form=settings.form,
-            product=product,
-            dtype=base.weight.dtype,
+            *(x, weight, bias, self._factors(name), self.kept(name), call),
             source=None if padded else source,
-            drop=drop,
             recompute_output=settings.rematerialize == "mlp" and y is None,
         )
         return update if y is None else y + update

@@ -39,7 +39,7 @@ class Factors(NamedTuple):
     gamma: Tensor | None
     beta: Tensor | None
 
-    def matrix(self, i: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+    def matrix(self, i: int) -> tuple[Tensor, Tensor, blocks.Scalars | None]:
         """Return A, B and the scalars of one of the S matrices, in the dtype to compute in (at least fp32)."""
         dtype = torch.promote_types(self.A.dtype, torch.float32)
         A, B, *scalars = (None if tensor is None else tensor.detach()[i].to(dtype) for tensor in self)

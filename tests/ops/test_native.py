@@ -39,6 +39,20 @@ def test_another_processor_gets_another_library(fresh: Path, monkeypatch: pytest
 
 
 @pytest.mark.skipif(not COMPILER, reason="no C compiler")
+@pytest.mark.parametrize("changed", [path.name for path in native.SOURCES])
+def test_another_source_gets_another_library(
+    changed: str, fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert native.library() is not None
+    copies = tuple(tmp_path / path.name for path in native.SOURCES)
+    for path, copy in zip(native.SOURCES, copies, strict=True):
+        copy.write_text(path.read_text() + ("/* changed */\n" if path.name == changed else ""))
+    monkeypatch.setattr(native, "SOURCES", copies)
+    assert native.library() is not None
+    assert len(list(fresh.iterdir())) == 2
+
+
+@pytest.mark.skipif(not COMPILER, reason="no C compiler")
 def test_a_cache_that_cannot_be_written(fresh: Path) -> None:
     fresh.write_text("a file where the folder should be")
     assert native.library() is not None

@@ -6,7 +6,8 @@ Importing this package registers the method with PEFT, so that `peft.get_peft_mo
 
 from snella.delta import delta_weight
 from snella.integrations.diffusers import load_into_pipeline, unload_from_pipeline
-from snella.tuner import AllocationCallback, SnellaConfig, SnellaModel
+from snella.integrations.trainer import AllocationCallback
+from snella.tuner import SnellaConfig, SnellaModel
 from snella.version import __version__
 
 __all__ = [

@@ -18,7 +18,7 @@ from snella.delta import kept_count
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How the global budget falls from 1 - init_sparsity to 1 - target_sparsity of all entries.
+    """The fall of the global budget from 1 - init_sparsity to 1 - target_sparsity of all entries.
 
     Steps count optimiser steps done, from 1. Budgets change at multiples of `allocate_every`; the last one of a run
     is left out, so that every budget that is saved has been trained.
@@ -32,7 +32,7 @@ class Schedule:
     final_warmup: int = 0  # steps at the end during which the budget stays at its target
 
     def budget(self, step: int, sizes: Sequence[int]) -> float | None:
-        """The global budget, a number of entries, to be shared after `step`; None where budgets stay."""
+        """Return the global budget, a number of entries, to be shared after `step`; None where budgets stay."""
         end = self.total_step // self.allocate_every * self.allocate_every
         if step % self.allocate_every or step >= end or step <= self.init_warmup:
             return None
@@ -45,7 +45,7 @@ class Schedule:
 
 
 def shares(budget: float, scores: Sequence[float], sizes: Sequence[int]) -> list[int]:
-    """Split a budget by score; no matrix gets more than its size.
+    """Split a budget of entries by score; no matrix gets more than its size.
 
     Whole shares first, truncated; what is left goes to the matrices that are not full, by score and as real
     numbers, until none is left or all are full. Where only zero scores remain the shares are equal.
@@ -71,7 +71,7 @@ def shares(budget: float, scores: Sequence[float], sizes: Sequence[int]) -> list
 
 
 def budgets(budget: float, scores: Sequence[float], sizes: Sequence[int]) -> list[int]:
-    """The number of entries that each matrix keeps: its share, by way of the sparsity as published."""
+    """Return the number of entries that each matrix keeps: its share, by way of the sparsity as published."""
     return [
         kept_count(min(max(1 - share / size, 0.0), 1.0), size)
         for share, size in zip(shares(budget, scores, sizes), sizes, strict=True)
@@ -121,12 +121,12 @@ class Importance:
             deviation.mul_(self.beta2).add_((importance - mean).abs(), alpha=1 - self.beta2)
 
     def score(self, names: Sequence[str]) -> list[float]:
-        """The score of each of the S matrices that the named factors (S, ...) make: Σ_P mean(I · U)."""
+        """Return the score of each of the S matrices that the named factors (S, ...) make: Σ_P mean(I · U)."""
         parts = [(self.mean[name] * self.deviation[name]).flatten(1).mean(1) for name in names]
         return torch.stack(parts).cpu().double().sum(0).tolist()  # Apple's GPUs have no float64
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything a resumed run needs, as tensors."""
+        """Return everything a resumed run needs, as tensors."""
         state = {f"mean.{name}": tensor for name, tensor in self.mean.items()}
         state |= {f"deviation.{name}": tensor for name, tensor in self.deviation.items()}
         return state | {"skipped": torch.tensor(self.skipped)}
@@ -140,7 +140,7 @@ class Importance:
 
 
 def _stacked(flags: Sequence[Tensor]) -> list[Tensor]:
-    """One tensor per device, so that a step waits for each device once."""
+    """Return one tensor per device, so that a step waits for each device once."""
     by_device: dict[torch.device, list[Tensor]] = {}
     for flag in flags:
         by_device.setdefault(flag.device, []).append(flag)

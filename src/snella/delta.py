@@ -38,9 +38,12 @@ def kernel_matrix(
     kernel: Kernel = "mixk",
     scale: float = 0.1,
 ) -> Tensor:
-    """The kernel matrix K (m, n) of factors A (H, n, r/H) and B (H, m, r/H), in at least fp32.
+    """Return the kernel matrix K (m, n) of factors A (H, n, r/H) and B (H, m, r/H), in at least fp32.
 
-    alpha, gamma and beta hold one number each and are None for `pwl`.
+    alpha, gamma and beta hold one number each and are None for `pwl`; scale is the constant before the distances.
+
+    Raises:
+        ValueError: a scalar missing for `mixk`.
     """
     dtype = torch.promote_types(A.dtype, torch.float32)
     with torch.autocast(A.device.type, enabled=False):
@@ -57,17 +60,17 @@ def kernel_matrix(
 
 
 def clamped_gamma(gamma: Tensor) -> Tensor:
-    """gamma (0-d), kept GAMMA_MIN away from zero."""
+    """Return gamma (0-d), kept GAMMA_MIN away from zero."""
     return torch.where(gamma.abs() < GAMMA_MIN, torch.copysign(torch.full_like(gamma, GAMMA_MIN), gamma), gamma)
 
 
 def kept_count(sparsity: float, numel: int) -> int:
-    """How many of `numel` entries a sparsity in [0, 1] keeps: N - 1 - floor(s (N - 1)), in float64."""
+    """Return how many of `numel` entries a sparsity in [0, 1] keeps: N - 1 - floor(s (N - 1)), in float64."""
     return numel - 1 - math.floor(sparsity * (numel - 1))
 
 
 def threshold(magnitude: Tensor, kept: int) -> Tensor:
-    """The magnitude (0-d) above which, strictly, `kept` entries lie: the (N - kept)-th smallest.
+    """Return the magnitude (0-d) above which, strictly, `kept` entries lie: the (N - kept)-th smallest.
 
     kept = N keeps N - 1, as published; kept = 0 keeps nothing; ties at the threshold keep fewer.
     """
@@ -75,7 +78,7 @@ def threshold(magnitude: Tensor, kept: int) -> Tensor:
 
 
 def quantile(magnitude: Tensor, sparsity: float) -> Tensor:
-    """The linearly interpolated `sparsity`-quantile (0-d) of any number of elements."""
+    """Return the linearly interpolated `sparsity`-quantile (0-d) of any number of elements."""
     values = magnitude.flatten()
     position = sparsity * (values.numel() - 1)
     low = min(math.floor(position), values.numel() - 1)
@@ -86,7 +89,7 @@ def quantile(magnitude: Tensor, sparsity: float) -> Tensor:
 
 
 def gate_factor(K: Tensor, t: Tensor | None, gate: Gate) -> Tensor:
-    """What the gate multiplies the kernel matrix K by, given the threshold t (0-d; None for gate `none`).
+    """Return what the gate multiplies the kernel matrix K by, given the threshold t (0-d; None for gate `none`).
 
     It is a constant for the gradient: d delta / dK is this factor (`published` as the published code, `soft` as
     eq. 5 of the SNELL paper).
@@ -103,7 +106,7 @@ def gate_factor(K: Tensor, t: Tensor | None, gate: Gate) -> Tensor:
 
 
 def gated(K: Tensor, t: Tensor | None, gate: Gate) -> Tensor:
-    """The update (m, n) that gate and threshold make of the kernel matrix; see `gate_factor`."""
+    """Return the update (m, n) that gate and threshold make of the kernel matrix; see `gate_factor`."""
     return K * gate_factor(K, t, gate)
 
 
@@ -119,7 +122,7 @@ def delta_weight(
     gate: Gate = "published",
     scale: float = 0.1,
 ) -> Tensor:
-    """The update of one weight matrix, differentiable in all tensors.
+    """Return the update of one weight matrix, differentiable in all tensors.
 
     Args:
         A, B: factors of shapes (H, n, r/H) and (H, m, r/H), for an n-in, m-out weight.

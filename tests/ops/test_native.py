@@ -39,6 +39,20 @@ def test_another_processor_gets_another_library(fresh: Path, monkeypatch: pytest
 
 
 @pytest.mark.skipif(not COMPILER, reason="no C compiler")
+@pytest.mark.parametrize("changed", [path.name for path in native.SOURCES])
+def test_another_source_gets_another_library(
+    changed: str, fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert native.library() is not None
+    copies = tuple(tmp_path / path.name for path in native.SOURCES)
+    for path, copy in zip(native.SOURCES, copies, strict=True):
+        copy.write_text(path.read_text() + ("/* changed */\n" if path.name == changed else ""))
+    monkeypatch.setattr(native, "SOURCES", copies)
+    assert native.library() is not None
+    assert len(list(fresh.iterdir())) == 2
+
+
+@pytest.mark.skipif(not COMPILER, reason="no C compiler")
 def test_a_cache_that_cannot_be_written(fresh: Path) -> None:
     fresh.write_text("a file where the folder should be")
     assert native.library() is not None
@@ -75,8 +89,8 @@ def test_a_large_layer() -> None:
     A, B = torch.randn(2, size, 4), torch.randn(2, size, 4)
     scalars = (torch.tensor(1.0), torch.tensor(1.0), torch.tensor(0.0))
     K = torch.empty(size, size)
-    for ways in (native, blocks) if COMPILER else (blocks,):
-        lse = ways.kernel_and_stats(A, B, scalars, K, scale=0.1)
+    for backend in (native, blocks) if COMPILER else (blocks,):
+        lse = backend.kernel_and_stats(A, B, scalars, K, scale=0.1)
         sample = torch.randint(size, (200,))
         D = 0.1 * (torch.cdist(B[0], A[0, sample]) - torch.cdist(B[1], A[1, sample]))
         expected = D + torch.softmax(D, 0)

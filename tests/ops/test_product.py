@@ -7,11 +7,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from snella.ops import Convolution, Factors, Form, Linear, adapted_product, adapted_weight
+from snella.ops import (
+    Convolution,
+    DropPathCall,
+    Factors,
+    Linear,
+    ProductCall,
+    UpdateSpec,
+    adapted_product,
+    adapted_weight,
+)
 from snella.ops.drop_path import DropPath
 from support.golden import relative_error
 
-FORM = Form("mixk", "published", 0.5)
+SPEC = UpdateSpec("mixk", "published", 0.5)
+LINEAR = ProductCall(SPEC, Linear(), torch.float32)
 
 
 def factors_for(splits: int, n: int, m: int, dtype: torch.dtype = torch.float32) -> Factors:
@@ -33,8 +43,8 @@ def test_a_linear_layer(trained_weight: bool) -> None:
     factors, kept = factors_for(2, 24, 20), torch.tensor([200, 300])
     others = (bias, weight) if trained_weight else (bias,)
 
-    expected = F.linear(x, adapted_weight(weight, factors, kept, FORM, torch.float32), bias)
-    actual = adapted_product(x, weight, bias, factors, kept, form=FORM, product=Linear(), dtype=torch.float32)
+    expected = F.linear(x, adapted_weight(weight, factors, kept, SPEC, torch.float32), bias)
+    actual = adapted_product(x, weight, bias, factors, kept, LINEAR)
 
     torch.testing.assert_close(actual, expected)
     for mine, theirs in zip(
@@ -47,10 +57,10 @@ def test_a_single_image_and_a_weight_in_channels_last() -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(6, 9, 8, requires_grad=True), torch.randn(12, 6, 3, 3).to(memory_format=torch.channels_last)
     factors, kept = factors_for(1, 54, 12), torch.tensor([300])
-    adapted = adapted_weight(weight.flatten(1), factors, kept, FORM, torch.float32).view(12, 6, 3, 3)
+    adapted = adapted_weight(weight.flatten(1), factors, kept, SPEC, torch.float32).view(12, 6, 3, 3)
     expected = F.conv2d(x, adapted, None, 1, 1)
     product = Convolution((3, 3), (1, 1), (1, 1), (1, 1))
-    actual = adapted_product(x, weight, None, factors, kept, form=FORM, product=product, dtype=torch.float32)
+    actual = adapted_product(x, weight, None, factors, kept, ProductCall(SPEC, product, torch.float32))
     torch.testing.assert_close(actual, expected)
     for mine, theirs in zip(gradients(actual, x, factors), gradients(expected, x, factors), strict=True):
         assert relative_error(mine, theirs) < 1e-5
@@ -62,10 +72,10 @@ def test_a_convolution(kernel: tuple[int, int], stride: tuple[int, int], padding
     x, weight = torch.randn(2, 6, 9, 8, requires_grad=True), torch.randn(12, 6, *kernel)
     factors, kept = factors_for(1, 6 * kernel[0] * kernel[1], 12), torch.tensor([50])
 
-    adapted = adapted_weight(weight.flatten(1), factors, kept, FORM, torch.float32).view_as(weight)
+    adapted = adapted_weight(weight.flatten(1), factors, kept, SPEC, torch.float32).view_as(weight)
     expected = F.conv2d(x, adapted, None, stride, padding)
     product = Convolution(kernel, stride, padding, (1, 1))
-    actual = adapted_product(x, weight, None, factors, kept, form=FORM, product=product, dtype=torch.float32)
+    actual = adapted_product(x, weight, None, factors, kept, ProductCall(SPEC, product, torch.float32))
 
     torch.testing.assert_close(actual, expected)
     for mine, theirs in zip(gradients(actual, x, factors), gradients(expected, x, factors), strict=True):
@@ -90,14 +100,14 @@ def test_drop_path_is_the_update_divided_on_kept_samples_and_absent_on_others(
     def multiplied(w: Tensor, b: Tensor | None = None) -> Tensor:
         return F.conv2d(x, w.view(8, 6, 1, 1), b) if convolution else F.linear(x, w, b)
 
-    update = multiplied(adapted_weight(None, factors, kept, FORM, torch.float32))
+    update = multiplied(adapted_weight(None, factors, kept, SPEC, torch.float32))
     scale = (masks.float() / 0.75).T.repeat_interleave(4, dim=1)  # (b, out)
     scaled = update * (scale[:, :, None, None] if convolution else scale[:, None])
     base = multiplied(weight.flatten(1), bias) if with_weight else 0
     expected = base + scaled
     actual = adapted_product(
         *(x, weight if with_weight else None, bias if with_weight else None, factors, kept),
-        **dict(form=FORM, product=product, dtype=torch.float32, drop=drop),
+        DropPathCall(SPEC, product, torch.float32, drop),
     )
 
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
@@ -113,8 +123,8 @@ def test_half_precision_products_of_a_full_precision_update(dtype: torch.dtype) 
     torch.manual_seed(0)
     x, weight = torch.randn(4, 24, dtype=dtype, requires_grad=True), torch.randn(20, 24).to(dtype)
     factors, kept = factors_for(1, 24, 20), torch.tensor([200])
-    wide = adapted_weight(weight.float(), factors, kept, FORM, torch.float32)
-    actual = adapted_product(x, weight, None, factors, kept, form=FORM, product=Linear(), dtype=dtype)
+    wide = adapted_weight(weight.float(), factors, kept, SPEC, torch.float32)
+    actual = adapted_product(x, weight, None, factors, kept, ProductCall(SPEC, Linear(), dtype))
     expected = F.linear(x, wide.to(dtype))
     assert actual.dtype == dtype
     assert torch.equal(actual, expected)
@@ -128,8 +138,8 @@ def test_inputs_of_unusual_shapes(shape: tuple[int, ...]) -> None:
     x, weight = torch.randn(shape, requires_grad=True), torch.randn(20, 24)
     bias = torch.randn(20, requires_grad=True)
     factors, kept = factors_for(1, 24, 20), torch.tensor([200])
-    actual = adapted_product(x, weight, bias, factors, kept, form=FORM, product=Linear(), dtype=torch.float32)
-    expected = F.linear(x, adapted_weight(weight, factors, kept, FORM, torch.float32), bias)
+    actual = adapted_product(x, weight, bias, factors, kept, LINEAR)
+    expected = F.linear(x, adapted_weight(weight, factors, kept, SPEC, torch.float32), bias)
     torch.testing.assert_close(actual, expected)
     for mine, theirs in zip(gradients(actual, x, factors, bias), gradients(expected, x, factors, bias), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
@@ -138,7 +148,7 @@ def test_inputs_of_unusual_shapes(shape: tuple[int, ...]) -> None:
 def test_a_gradient_that_is_an_expanded_number() -> None:
     x, weight = torch.randn(3, 24, requires_grad=True), torch.randn(20, 24)
     factors, kept = factors_for(1, 24, 20), torch.tensor([200])
-    y = adapted_product(x, weight, None, factors, kept, form=FORM, product=Linear(), dtype=torch.float32)
+    y = adapted_product(x, weight, None, factors, kept, LINEAR)
     y.sum().backward()
-    expected = adapted_weight(weight, factors, kept, FORM, torch.float32).sum(0).expand(3, 24)
+    expected = adapted_weight(weight, factors, kept, SPEC, torch.float32).sum(0).expand(3, 24)
     torch.testing.assert_close(x.grad, expected.detach())

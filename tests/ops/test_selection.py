@@ -14,10 +14,10 @@ from torch import Tensor
 from snella import delta
 from snella.ops import budget_threshold, native, selection
 
-WAYS = {
-    "sample": selection._by_sample,
-    "sample without a compiler": selection._by_sample,
-    "digits": selection._by_digits,
+SELECTORS = {
+    "sample": selection.select_by_sample,
+    "sample without a compiler": selection.select_by_sample,
+    "digits": selection.select_by_digits,
 }
 SMALL = dict(SAMPLE=16, CPU_PIECE=24, DEVICE_PIECE=32, LANES=8)  # so that a few numbers fill several pieces
 
@@ -32,8 +32,8 @@ def selected(magnitude: Tensor, kept: int, interpolated: bool, way: str) -> Tens
     entries = torch.where(torch.arange(magnitude.numel()).view_as(magnitude) % 3 == 0, -magnitude, magnitude)
     with pytest.MonkeyPatch.context() as patch:
         if way == "sample without a compiler":
-            patch.setattr(native, "between", lambda *arguments: None)
-        return selection._threshold(entries, torch.tensor(kept), interpolated, WAYS[way])
+            patch.setattr(native, "magnitudes_between", lambda *arguments: None)
+        return selection.threshold_by(entries, torch.tensor(kept), interpolated, SELECTORS[way])
 
 
 def real_like(rows: int, columns: int) -> Tensor:
@@ -54,7 +54,7 @@ def magnitudes(draw: st.DrawFn) -> Tensor:
     return values.sort().values if draw(st.booleans()) else values
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", SELECTORS)
 @pytest.mark.parametrize("interpolated", [False, True])
 @given(magnitude=magnitudes(), data=st.data())
 def test_equals_the_definition(magnitude: Tensor, data: st.DataObject, interpolated: bool, way: str) -> None:
@@ -65,7 +65,7 @@ def test_equals_the_definition(magnitude: Tensor, data: st.DataObject, interpola
     assert torch.equal(t, defined(magnitude, kept, interpolated))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", SELECTORS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(size=st.integers(1, 3000), seed=st.integers(0, 99), data=st.data())
 def test_interpolates_as_the_definition(
@@ -90,7 +90,7 @@ MISLEADING = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", SELECTORS)
 @pytest.mark.parametrize("name", MISLEADING)
 def test_misleading_magnitudes(name: str, way: str) -> None:
     for kept in (0, 1, SIZE // 10, SIZE // 2, SIZE - 1, SIZE):
@@ -99,7 +99,7 @@ def test_misleading_magnitudes(name: str, way: str) -> None:
             assert torch.equal(selected(MISLEADING[name], kept, interpolated, way), expected), (kept, interpolated)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", SELECTORS)
 def test_a_matrix_of_a_diverged_run(way: str) -> None:
     magnitude = torch.randn(100_000).abs()
     magnitude[::3], magnitude[1::5] = torch.inf, torch.nan
@@ -108,7 +108,7 @@ def test_a_matrix_of_a_diverged_run(way: str) -> None:
         torch.testing.assert_close(t, expected, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", SELECTORS)
 def test_above_33_million_entries(way: str) -> None:
     size, kept = 34_000_003, 3_400_000
     magnitude = torch.randn(size).abs_()
@@ -148,10 +148,10 @@ def test_devices_never_wait(interpolated: bool, dtype: torch.dtype) -> None:
     """Meta tensors have no values: reading one, or a shape that depends on one, is an error."""
     magnitude = torch.empty(3000, 1000, dtype=dtype, device="meta")
     kept = torch.empty((), dtype=torch.int64, device="meta")
-    t = selection._threshold(magnitude, kept, interpolated, selection._by_digits)
+    t = selection.threshold_by(magnitude, kept, interpolated, selection.select_by_digits)
     assert (t.shape, t.dtype, t.device.type) == ((), dtype, "meta")
     with pytest.raises((RuntimeError, TypeError)):
-        selection._threshold(magnitude, kept, interpolated, selection._by_sample)
+        selection.threshold_by(magnitude, kept, interpolated, selection.select_by_sample)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from snella import delta
-from snella.ops import Factors, Form, adapted_weight, blocks, update
+from snella.ops import Factors, UpdateSpec, adapted_weight, blocks, update
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 INSTALLED = importlib.util.find_spec("triton") is not None
@@ -51,8 +51,8 @@ def update_backward(
     *scalars, t, lse = rest
     adapted = torch.full_like(G, torch.nan, dtype=out_dtype) if want_weight else None
     scalars = None if any(s is None for s in scalars) else tuple(scalars)
-    of_A, of_B, of_scalars = triton_update.update_backward(G, weight, A, B, scalars, t, lse, adapted, **form)
-    return adapted, of_A, of_B, *(of_scalars or (None, None, None))
+    grad_A, grad_B, grad_scalars = triton_update.update_backward(G, weight, A, B, scalars, t, lse, adapted, **form)
+    return adapted, grad_A, grad_B, *(grad_scalars or (None, None, None))
 
 
 @pytest.mark.skipif(not INSTALLED, reason="triton is not installed")
@@ -202,11 +202,11 @@ class TestKernels:
         torch.manual_seed(0)
         values = [torch.randn(2, 2, size, 3) for size in (20, 31)] + [torch.rand(2) + 0.5 for _ in range(3)]
         weight, G, results = torch.randn(62, 20), torch.randn(62, 20).to(DEVICE), []
-        for ways in (triton_update, blocks):
-            monkeypatch.setattr(update, "_ways", lambda A, ways=ways: ways)
+        for backend in (triton_update, blocks):
+            monkeypatch.setattr(update, "_backend", lambda A, backend=backend: backend)
             factors = Factors(*(value.clone().to(DEVICE).requires_grad_() for value in values))
             kept = torch.tensor([200, 300]).to(DEVICE)
-            made = adapted_weight(weight.to(DEVICE), factors, kept, Form("mixk", gate, 0.1), torch.float32)
+            made = adapted_weight(weight.to(DEVICE), factors, kept, UpdateSpec("mixk", gate, 0.1), torch.float32)
             (made * G).sum().backward()
             results.append([made.detach(), *(tensor.grad for tensor in factors)])
         for actual, expected in zip(*results, strict=True):

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from snella import delta
-from snella.ops import Factors, Form, adapted_weight, blocks, native
+from snella.ops import Factors, UpdateSpec, adapted_weight, blocks, native
 from snella.ops import update as update_module
 from support.golden import relative_error
 
-WAYS = [pytest.param(blocks, id="blocks")]
+BACKENDS = [pytest.param(blocks, id="blocks")]
 if native.library() is not None:
-    WAYS.append(pytest.param(native, id="native"))
+    BACKENDS.append(pytest.param(native, id="native"))
 
 
 def test_the_compiled_way_is_tested_where_there_is_a_compiler() -> None:
@@ -36,23 +36,23 @@ def draw_factors(seed: int, splits: int, heads: int, n: int, m: int, width: int,
     return [A, B, *(1 + 0.3 * randn(splits) for _ in range(2)), 0.1 * randn(splits)]
 
 
-def defined(weight: Tensor | None, factors: Factors, kept: Tensor, form: Form) -> Tensor:
+def defined(weight: Tensor | None, factors: Factors, kept: Tensor, spec: UpdateSpec) -> Tensor:
     """The adapted weight by `delta`, one matrix at a time, differentiable through plain operations."""
     deltas = []
     for i, count in enumerate(kept.tolist()):
         scalars = (None if s is None else s[i] for s in factors[2:])
-        K = delta.kernel_matrix(factors.A[i], factors.B[i], *scalars, kernel=form.kernel, scale=form.scale)
+        K = delta.kernel_matrix(factors.A[i], factors.B[i], *scalars, kernel=spec.kernel, scale=spec.scale)
         magnitude = K.detach().abs()
-        if form.gate == "soft":
+        if spec.gate == "soft":
             t = delta.quantile(magnitude, 1 - count / magnitude.numel())
         else:
             t = delta.threshold(magnitude, count)
-        deltas.append(delta.gated(K, t, form.gate))
+        deltas.append(delta.gated(K, t, spec.gate))
     stacked = torch.cat(deltas)
     return stacked if weight is None else weight.to(stacked.dtype) + stacked
 
 
-@pytest.mark.parametrize("ways", WAYS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
@@ -68,7 +68,7 @@ def defined(weight: Tensor | None, factors: Factors, kept: Tensor, form: Form) -
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
 def test_values_and_gradients_equal_the_definition(
-    ways: ModuleType,
+    backend: ModuleType,
     seed: int,
     splits: int,
     heads: int,
@@ -86,7 +86,7 @@ def test_values_and_gradients_equal_the_definition(
     values = draw_factors(seed, splits, heads, n, m, width, dtype)
     if kernel == "pwl":
         values[2:] = [None] * 3  # type: ignore[list-item]
-    form = Form(kernel, gate, 0.1)
+    spec = UpdateSpec(kernel, gate, 0.1)
     kept = torch.full((splits,), delta.kept_count(sparsity, n * m))
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(splits * m, n, generator=generator).to(dtype) if with_weight else None
@@ -94,10 +94,10 @@ def test_values_and_gradients_equal_the_definition(
     reference = Factors(*(None if v is None else v.detach().double().clone().requires_grad_() for v in values))
     ours = Factors(*(None if v is None else v.detach().clone().requires_grad_() for v in values))
 
-    expected = defined(weight, reference, kept, form)
+    expected = defined(weight, reference, kept, spec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(update_module, "_ways", lambda A: ways if A.dtype == torch.float32 else blocks)
-        actual = adapted_weight(weight, ours, kept, form, dtype)
+        patch.setattr(update_module, "_backend", lambda A: backend if A.dtype == torch.float32 else blocks)
+        actual = adapted_weight(weight, ours, kept, spec, dtype)
         (actual * G).sum().backward()
     exact = dtype == torch.float64
     update = actual if weight is None else actual - weight
@@ -117,34 +117,36 @@ def test_values_and_gradients_equal_the_definition(
             assert (mine.grad.double() - theirs.grad).abs().max() <= tolerance * scale, name
 
 
-@pytest.mark.parametrize("ways", WAYS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @given(kept=st.integers(0, 30 * 41), seed=st.integers(0, 2**31))
-def test_as_many_entries_as_budgeted(ways: ModuleType, kept: int, seed: int) -> None:
+def test_as_many_entries_as_budgeted(backend: ModuleType, kept: int, seed: int) -> None:
     factors = Factors(*draw_factors(seed, 1, 2, 30, 41, 5, torch.float32))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(update_module, "_ways", lambda A: ways)
-        actual = adapted_weight(None, factors, torch.tensor([kept]), Form("mixk", "hard", 0.1), torch.float32)
+        patch.setattr(update_module, "_backend", lambda A: backend)
+        actual = adapted_weight(None, factors, torch.tensor([kept]), UpdateSpec("mixk", "hard", 0.1), torch.float32)
     assert int((actual != 0).sum()) == min(kept, actual.numel() - 1)
 
 
-@pytest.mark.parametrize("ways", WAYS)
-def test_gradients_are_finite_where_points_coincide(ways: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(update_module, "_ways", lambda A: ways)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_are_finite_where_points_coincide(backend: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update_module, "_backend", lambda A: backend)
     A, B, *scalars = draw_factors(0, 1, 2, 40, 40, 4, torch.float32)
     B = A.clone()
     factors = Factors(*(tensor.requires_grad_() for tensor in (A, B, *scalars)))
-    adapted_weight(None, factors, torch.tensor([900]), Form("mixk", "published", 0.1), torch.float32).sum().backward()
+    adapted_weight(
+        None, factors, torch.tensor([900]), UpdateSpec("mixk", "published", 0.1), torch.float32
+    ).sum().backward()
     for tensor in factors:
         assert tensor.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("ways", WAYS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("gamma", [0.0, 1e-5, -1e-5])
-def test_a_clamped_gamma_has_no_gradient(ways: ModuleType, gamma: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(update_module, "_ways", lambda A: ways)
+def test_a_clamped_gamma_has_no_gradient(backend: ModuleType, gamma: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update_module, "_backend", lambda A: backend)
     A, B, alpha, _, beta = draw_factors(0, 1, 2, 30, 20, 4, torch.float32)
     factors = Factors(*(tensor.requires_grad_() for tensor in (A, B, alpha, torch.tensor([gamma]), beta)))
-    actual = adapted_weight(None, factors, torch.tensor([500]), Form("mixk", "none", 0.1), torch.float32)
+    actual = adapted_weight(None, factors, torch.tensor([500]), UpdateSpec("mixk", "none", 0.1), torch.float32)
     actual.square().sum().backward()
     expected = delta.kernel_matrix(A[0], B[0], alpha[0], torch.tensor(gamma), beta[0])
     assert relative_error(actual, expected) < 1e-4
@@ -162,7 +164,9 @@ def test_the_number_of_threads_changes_no_bit(threads: int) -> None:
         for count in (1, threads):
             torch.set_num_threads(count)
             factors = Factors(*(tensor.clone().requires_grad_() for tensor in values))
-            actual = adapted_weight(None, factors, torch.tensor([9000]), Form("mixk", "published", 0.1), torch.float32)
+            actual = adapted_weight(
+                None, factors, torch.tensor([9000]), UpdateSpec("mixk", "published", 0.1), torch.float32
+            )
             actual.sin().sum().backward()
             results.append([actual.detach(), *(tensor.grad for tensor in factors)])
     finally:
@@ -175,16 +179,18 @@ def test_nothing_of_the_weights_size_is_kept() -> None:
     kept: list[int] = []
     factors = Factors(*(tensor.requires_grad_() for tensor in draw_factors(0, 1, 2, 96, 80, 8, torch.float32)))
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
-        adapted_weight(None, factors, torch.tensor([4000]), Form("mixk", "published", 0.1), torch.float32)
+        adapted_weight(None, factors, torch.tensor([4000]), UpdateSpec("mixk", "published", 0.1), torch.float32)
     assert max(kept) < 96 * 80
 
 
-@pytest.mark.parametrize("ways", WAYS)
-def test_a_factor_that_is_not_a_number_shows(ways: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(update_module, "_ways", lambda A: ways)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_factor_that_is_not_a_number_shows(backend: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update_module, "_backend", lambda A: backend)
     A, B, *scalars = draw_factors(0, 1, 2, 40, 40, 4, torch.float32)
     A[0, 0, 7, 1] = torch.nan
-    actual = adapted_weight(None, Factors(A, B, *scalars), torch.tensor([900]), Form("mixk", "hard", 0.1), A.dtype)
+    actual = adapted_weight(
+        None, Factors(A, B, *scalars), torch.tensor([900]), UpdateSpec("mixk", "hard", 0.1), A.dtype
+    )
     assert actual[:, 7].isnan().all()
 
 
@@ -195,7 +201,9 @@ def test_the_default_dtype_does_not_matter(default: torch.dtype) -> None:
         torch.set_default_dtype(dtype)
         try:
             factors = Factors(*(tensor.clone().requires_grad_() for tensor in values))
-            made = adapted_weight(None, factors, torch.tensor([900]), Form("mixk", "published", 0.1), torch.float32)
+            made = adapted_weight(
+                None, factors, torch.tensor([900]), UpdateSpec("mixk", "published", 0.1), torch.float32
+            )
             made.sin().sum().backward()
         finally:
             torch.set_default_dtype(torch.float32)

@@ -307,16 +307,16 @@ def test_a_relative_constant_is_part_of_the_state() -> None:
 def test_an_adapter_is_the_same_on_another_base_and_after_a_cast(dtype: torch.dtype, tmp_path) -> None:
     base = nn.Sequential(nn.Linear(12, 9))
     model = peft.get_peft_model(base, SnellaConfig(r=4, target_modules=["0"], modules_to_save=[]))
-    scale = only_layer(model).settings["default"].form.scale
+    scale = only_layer(model).settings["default"].spec.scale
     model.to(dtype).save_pretrained(tmp_path)
     loaded = peft.PeftModel.from_pretrained(nn.Sequential(nn.Linear(12, 9)), tmp_path)
-    assert only_layer(loaded).settings["default"].form.scale == scale
+    assert only_layer(loaded).settings["default"].spec.scale == scale
 
 
 def test_an_adapter_with_one_constant_has_no_others_in_its_file() -> None:
     layer = relative(torch.randn(9, 12), scale=0.1)
     assert not any("snella_scale" in name for name in layer.state_dict())
-    assert layer.settings["default"].form.scale == 0.1
+    assert layer.settings["default"].spec.scale == 0.1
 
 
 def test_a_deleted_adapter_leaves_no_constant() -> None:

@@ -304,7 +304,7 @@ def test_dropout_acts_on_the_input_of_the_update() -> None:
         ("update_dropout", 1.0, r"outside \[0, 1\)"),
         ("allocate_every", 0, "allocate_every=0 is less than 1"),
         ("fused_splits", {"qkv": 0}, "less than 1"),
-        ("fused_splits", {"attn.qkv": 3}, "no last part of a name; write 'qkv'"),
+        ("fused_splits", {"attn.qkv": 3}, "not the last part of a name; write 'qkv'"),
     ],
 )
 def test_wrong_settings_are_named(field: str, value: object, message: str) -> None:

@@ -1,1 +1,1 @@
-"""What joins the tuner to other libraries' pipelines and trainers."""
+"""The tuner inside other libraries' pipelines and trainers."""

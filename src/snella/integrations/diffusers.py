@@ -1,7 +1,7 @@
 """A trained adapter in a pipeline of diffusers, for a user's own code.
 
-    adapter ─┬─ PEFT's ─── layers injected ─ merged one by one in fp32 ─ plain layers again ─┐
-             └─ plain ──── tensors by name ──────────────────────────────────────────────────┴─ W0 + scale (W - W0)
+    adapter ─┬─ PEFT's ─── layers injected ─ merged one by one in fp32 ─ base layers again ──┐
+             └─ others ─── tensors by name ──────────────────────────────────────────────────┴─ W0 + scale (W - W0)
 
 Weights are changed in place and what they replace is kept on the CPU, so that the pipeline is as fast as before, needs
 no more memory on its device, and can be compiled, moved, cast or saved as ever.
@@ -34,14 +34,14 @@ from snella.ops.rematerialize import unwatch
 
 ADAPTER = "adapter"  # in a run's folder
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
-PLAIN_FILE = "model.safetensors"  # what the methods full, linear and bitfit save
+MODEL_FILE = "model.safetensors"  # what the methods full, linear and bitfit save
 KEY_PREFIX = "base_model.model."  # of PEFT's names in WEIGHTS
 MARK = "_snella_loaded"  # attribute of a network that has an adapter loaded
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What is in force in a network, and the tensors that it replaced: name -> on the CPU."""
+    """The adapter in force in a network, and the tensors that it replaced, by name, on the CPU."""
 
     folder: Path
     replaced: dict[str, Tensor]
@@ -66,13 +66,13 @@ def load_into_pipeline(pipe: Any, run_or_adapter: str | os.PathLike[str], scale:
     """
     network, folder = _network(pipe), _adapter_folder(Path(run_or_adapter))
     if not math.isfinite(scale):
-        raise UserError(f"scale={scale} is no finite number")
+        raise UserError(f"scale={scale} is not a finite number")
     if MARK in vars(network):
         other = vars(network)[MARK].folder
         raise UserError(f"{other} is loaded already; unload it first: snella.unload_from_pipeline(pipe)")
-    with _flags_kept(network):
-        plain = not (folder / CONFIG).is_file()
-        replaced = _load_plain(network, folder, scale) if plain else _load_peft(network, folder, scale)
+    with _modes_restored(network):
+        load = _load_peft if (folder / CONFIG).is_file() else _load_tensors
+        replaced = load(network, folder, scale)
     setattr(network, MARK, _Loaded(folder, replaced))
 
 
@@ -85,7 +85,7 @@ def unload_from_pipeline(pipe: Any) -> None:
     network = _network(pipe)
     if MARK not in vars(network):
         raise UserError(f"no adapter is loaded into this {type(pipe).__name__}; snella.load_into_pipeline loads one")
-    _put_back(network, vars(network)[MARK].replaced)
+    _restore(network, vars(network)[MARK].replaced)
     delattr(network, MARK)
 
 
@@ -100,33 +100,37 @@ def _adapter_folder(path: Path) -> Path:
     if not path.exists():
         raise UserError(f"{path} does not exist; give a run folder of snella train, or an adapter's folder")
     folder = path / ADAPTER if (path / ADAPTER).is_dir() else path
-    if (folder / PLAIN_FILE).is_file() or ((folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()):
+    if (folder / MODEL_FILE).is_file() or ((folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()):
         return folder
     raise UserError(
-        f"{path} holds no adapter: neither {CONFIG} with {WEIGHTS} nor {PLAIN_FILE}; give a finished run's folder"
+        f"{path} holds no adapter: neither {CONFIG} with {WEIGHTS} nor {MODEL_FILE}; give a finished run's folder"
     )
 
 
 # ---- the two kinds of adapters
 
 
-def _load_plain(network: nn.Module, folder: Path, scale: float) -> dict[str, Tensor]:
+def _load_tensors(network: nn.Module, folder: Path, scale: float) -> dict[str, Tensor]:
+    """Load the tensors that a method without an adapter trained, and return those that they replaced, by name."""
     try:
-        state = load_file(folder / PLAIN_FILE)
+        state = load_file(folder / MODEL_FILE)
     except (OSError, SafetensorError) as error:
-        raise _damaged(folder / PLAIN_FILE, error) from error
+        raise _damaged(folder / MODEL_FILE, error) from error
     own = network.state_dict(keep_vars=True)
     for name, tensor in state.items():
         if name not in own or own[name].shape != tensor.shape:
             raise _misfit(network, folder, name)
-    replaced = _copies(network, state)
+    replaced = _copy_to_cpu(network, state)
     for name, tensor in state.items():
-        _put(own[name], tensor, scale)
+        _blend(own[name], tensor, scale)
     return replaced
 
 
 def _load_peft(network: nn.Module, folder: Path, scale: float) -> dict[str, Tensor]:
-    """The adapter's layers are in the network only while this runs."""
+    """Load an adapter of PEFT's, and return the tensors that it replaced, by name.
+
+    Its layers are in the network only while this runs.
+    """
     try:
         config = PeftConfig.from_pretrained(os.fspath(folder))
         with safe_open(folder / WEIGHTS, framework="pt") as file:
@@ -135,20 +139,22 @@ def _load_peft(network: nn.Module, folder: Path, scale: float) -> dict[str, Tens
         raise _damaged(folder, error) from error
     prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type, "")  # type: ignore[call-overload]
     layers = _layers_of(network, folder, keys, prefix)
-    replaced = _copies(network, (f"{layer}.{name}" for layer in layers for name in _own(network.get_submodule(layer))))
+    replaced = _copy_to_cpu(
+        network, (f"{layer}.{name}" for layer in layers for name in _own_tensors(network.get_submodule(layer)))
+    )
     try:
         _inject(network, folder)
         if missing := [name for name, _ in _injected(network, BaseTunerLayer) if name not in layers]:
             raise _misfit(network, folder, missing[0])
         _merge(network, scale)
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        _put_back(network, replaced)
+        _restore(network, replaced)
         if isinstance(error, UserError):
             raise
-        found = re.search(rf"size mismatch for (?:{re.escape(KEY_PREFIX)})?([\w.]+)", str(error))
-        raise _misfit(network, folder, _layer_name(found[1], prefix) if found else None, error) from error
+        mismatch = re.search(rf"size mismatch for (?:{re.escape(KEY_PREFIX)})?([\w.]+)", str(error))
+        raise _misfit(network, folder, _layer_name(mismatch[1], prefix) if mismatch else None, error) from error
     except BaseException:
-        _put_back(network, replaced)
+        _restore(network, replaced)
         raise
     return replaced
 
@@ -160,10 +166,10 @@ def _inject(network: nn.Module, folder: Path) -> None:
 
 
 def _layers_of(network: nn.Module, folder: Path, keys: list[str], prefix: str) -> list[str]:
-    """The network's modules that have what the file's tensors are for.
+    """Return the names of the network's modules that the file's tensors are for.
 
     Raises:
-        UserError: for one of them there is none.
+        UserError: the network has none for one of them.
     """
     modules = dict(network.named_modules())
     layers: dict[str, None] = {}
@@ -171,14 +177,14 @@ def _layers_of(network: nn.Module, folder: Path, keys: list[str], prefix: str) -
         if not key.startswith(KEY_PREFIX):
             continue  # of the adapter as a whole, such as VeRA's
         name = _layer_name(key.removeprefix(KEY_PREFIX), prefix)
-        if name not in modules or not _own(modules[name]):
+        if name not in modules or not _own_tensors(modules[name]):
             raise _misfit(network, folder, name)
         layers[name] = None
     return list(layers)
 
 
 def _layer_name(key: str, prefix: str) -> str:
-    """ "mid.to_q" of "mid.to_q.lora_A.weight" or "mid.to_q.weight"."""
+    """Return the layer's name in a tensor's: mid.to_q of mid.to_q.lora_A.weight or mid.to_q.weight."""
     parts = key.split(".")
     if prefix and any(part.startswith(prefix) for part in parts):
         return ".".join(takewhile(lambda part: not part.startswith(prefix), parts))
@@ -186,10 +192,10 @@ def _layer_name(key: str, prefix: str) -> str:
 
 
 def _merge(network: nn.Module, scale: float) -> None:
-    """Put the injected layers' weights into the plain ones, layer by layer, and take them out."""
+    """Put the injected layers' weights into the base ones, layer by layer, and take them out."""
     for name, layer in _injected(network, BaseTunerLayer):
         base = layer.get_base_layer()
-        own = {key: tensor for key, tensor in _own(base).items() if tensor.is_floating_point()}
+        own = {key: tensor for key, tensor in _own_tensors(base).items() if tensor.is_floating_point()}
         before = {key: tensor.data for key, tensor in own.items()}
         for tensor in own.values():
             tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
@@ -200,21 +206,21 @@ def _merge(network: nn.Module, scale: float) -> None:
             for key, tensor in own.items():
                 tensor.data = before[key]
         for key, tensor in own.items():
-            _put(tensor, merged[key], scale)
+            _blend(tensor, merged[key], scale)
         network.set_submodule(name, base)
     for _, wrapper in _injected(network, ModulesToSaveWrapper):
         trained = wrapper.modules_to_save[wrapper.active_adapters[0]].state_dict()
         for key, tensor in wrapper.original_module.state_dict(keep_vars=True).items():
-            _put(tensor, trained[key], scale)
-    _take_out(network)
+            _blend(tensor, trained[key], scale)
+    _remove_peft_layers(network)
 
 
 def _injected(network: nn.Module, kind: type[Any]) -> list[tuple[str, Any]]:
     return [(name, module) for name, module in network.named_modules() if isinstance(module, kind)]
 
 
-def _take_out(network: nn.Module) -> None:
-    """The plain modules stand where layers of PEFT stood, and the network forgets the adapter."""
+def _remove_peft_layers(network: nn.Module) -> None:
+    """Put the base modules where layers of PEFT stood, and have the network forget the adapter."""
     for name, wrapper in _injected(network, ModulesToSaveWrapper):
         network.set_submodule(name, wrapper.original_module)
     for name, layer in _injected(network, BaseTunerLayer):
@@ -228,13 +234,13 @@ def _take_out(network: nn.Module) -> None:
 # ---- tensors
 
 
-def _own(module: nn.Module) -> dict[str, Tensor]:
-    """A module's parameters and buffers without its children's, as its state dict has them."""
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's parameters and buffers without its children's, as its state dict has them."""
     own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
     return {name: tensor for name, tensor in own.items() if name not in module._non_persistent_buffers_set}
 
 
-def _copies(network: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+def _copy_to_cpu(network: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     own = network.state_dict(keep_vars=True)
     copies = {}
     for name in names:
@@ -248,8 +254,8 @@ def _copies(network: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _put(tensor: Tensor, trained: Tensor, scale: float) -> None:
-    """tensor <- tensor + scale (trained - tensor), rounded once, in its own memory."""
+def _blend(tensor: Tensor, trained: Tensor, scale: float) -> None:
+    """Set tensor to tensor + scale (trained - tensor), rounded once, in its own memory."""
     trained = trained.to(tensor.device)
     if scale != 1 and tensor.is_floating_point():
         wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
@@ -258,16 +264,16 @@ def _put(tensor: Tensor, trained: Tensor, scale: float) -> None:
 
 
 @torch.no_grad()
-def _put_back(network: nn.Module, replaced: dict[str, Tensor]) -> None:
-    _take_out(network)
+def _restore(network: nn.Module, replaced: dict[str, Tensor]) -> None:
+    _remove_peft_layers(network)
     own = network.state_dict(keep_vars=True)
     for name, tensor in replaced.items():
         own[name].copy_(tensor)
 
 
 @contextmanager
-def _flags_kept(network: nn.Module) -> Iterator[None]:
-    """PEFT freezes a network and puts it in eval mode."""
+def _modes_restored(network: nn.Module) -> Iterator[None]:
+    """Give the network back its modes and what trains: PEFT freezes it and puts it in eval mode."""
     trainable = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     modes = [(module, module.training) for module in network.modules()]
     try:

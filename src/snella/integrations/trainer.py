@@ -18,7 +18,9 @@ MARK = "adapter"  # in its metadata: of which weights these are the averages
 
 
 class AllocationCallback(TrainerCallback):
-    """Calls `update_and_allocate` after every optimiser step of a `Trainer` whose model has a SNELLA adapter.
+    """A callback that calls `update_and_allocate` after every optimiser step.
+
+    It is for a transformers `Trainer` whose model has a SNELLA adapter.
 
     Where the adapter's config leaves `total_step` open it is the trainer's number of steps. The running averages are
     saved in each checkpoint folder and taken up again when training resumes from it: from one in `output_dir`, or from
@@ -41,11 +43,11 @@ class AllocationCallback(TrainerCallback):
                 )
         if not state.global_step:
             return
-        places = [_folder(args, state)]
+        places = [_checkpoint_folder(args, state)]
         if isinstance(args.resume_from_checkpoint, str):
             places.insert(0, Path(args.resume_from_checkpoint))
         for file in (place / STATE_FILE for place in places):
-            if file.exists() and _mark_in(file) == _mark(tuner):
+            if file.exists() and _saved_digest(file) == _weights_digest(tuner):
                 tuner.load_allocator_state_dict(load_file(file))
                 return
         warnings.warn(
@@ -63,7 +65,11 @@ class AllocationCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             tuner = _tuner(kwargs["model"])
-            save_file(tuner.allocator_state_dict(), _folder(args, state) / STATE_FILE, {MARK: _mark(tuner)})
+            save_file(
+                tuner.allocator_state_dict(),
+                _checkpoint_folder(args, state) / STATE_FILE,
+                {MARK: _weights_digest(tuner)},
+            )
 
 
 def _tuner(model: Any) -> SnellaModel:
@@ -73,12 +79,12 @@ def _tuner(model: Any) -> SnellaModel:
     raise ValueError(f"{type(model).__name__} has no SNELLA adapter: wrap it with peft.get_peft_model first")
 
 
-def _folder(args: TrainingArguments, state: TrainerState) -> Path:
+def _checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
 
 
-def _mark(tuner: SnellaModel) -> str:
-    """What tells one adapter's weights from all others', whichever device they are on."""
+def _weights_digest(tuner: SnellaModel) -> str:
+    """Return a digest that differs for different adapter weights, whichever device they are on."""
     digest = hashlib.sha256()
     ends = tuple(f".{name}" for name in tuner.active_adapters)
     for name, parameter in tuner.named_parameters():
@@ -87,6 +93,6 @@ def _mark(tuner: SnellaModel) -> str:
     return digest.hexdigest()
 
 
-def _mark_in(file: Path) -> str | None:
+def _saved_digest(file: Path) -> str | None:
     with safe_open(file, framework="pt") as opened:
         return (opened.metadata() or {}).get(MARK)

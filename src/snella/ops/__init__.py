@@ -1,21 +1,24 @@
 """The same maths as `snella.delta`, fast and lean: every function here equals its definition."""
 
-from snella.ops.drop_path import draw_drop_path
-from snella.ops.product import Convolution, Linear, adapted_product
-from snella.ops.rematerialize import is_transformed, recomputable, source_of, unwatch, watch
+from snella.ops.drop_path import DropPathCall, draw_drop_path
+from snella.ops.product import Convolution, Linear, ProductCall, adapted_product
+from snella.ops.rematerialize import recomputable, source_of, unwatch, watch
 from snella.ops.selection import budget_threshold
-from snella.ops.update import Factors, Form, adapted_weight
+from snella.ops.update import Factors, UpdateSpec, adapted_weight, delta_by_definition, is_traced
 
 __all__ = [
     "Convolution",
+    "DropPathCall",
     "Factors",
-    "Form",
     "Linear",
+    "ProductCall",
+    "UpdateSpec",
     "adapted_product",
     "adapted_weight",
     "budget_threshold",
+    "delta_by_definition",
     "draw_drop_path",
-    "is_transformed",
+    "is_traced",
     "recomputable",
     "source_of",
     "unwatch",

@@ -12,19 +12,21 @@ from torch import Tensor
 
 from snella.delta import Gate, clamped_gamma, gate_factor, gated
 
+Scalars = tuple[Tensor, Tensor, Tensor]  # alpha, gamma and beta of `mixk`, each 0-d
+
 # Entries of a block: a few blocks fit into a core's cache, or fill a GPU.
 _BLOCK = {"cpu": 1 << 16}
 _BLOCK_ELSEWHERE = 1 << 24
 
 
-def _columns(A: Tensor, B: Tensor) -> Iterator[slice]:
-    n, m = A.shape[1], B.shape[1]
-    step = max(_BLOCK.get(A.device.type, _BLOCK_ELSEWHERE) // m, 1)
-    return (slice(start, min(start + step, n)) for start in range(0, n, step))
+def _blocks_of(count: int, width: int, device: torch.device) -> Iterator[slice]:
+    """Yield ranges that cover `count` columns (or rows) of `width` entries, a block each."""
+    step = max(_BLOCK.get(device.type, _BLOCK_ELSEWHERE) // width, 1)
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
 def _distances(A: Tensor, B: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Distances (H, m, n) and D (m, n)."""
+    """Return the distances (H, m, n) and D (m, n)."""
     distance = torch.cdist(B, A)
     D = distance[0] * scale
     for h in range(1, len(distance)):
@@ -32,9 +34,7 @@ def _distances(A: Tensor, B: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     return distance, D
 
 
-def kernel_and_stats(
-    A: Tensor, B: Tensor, scalars: tuple[Tensor, Tensor, Tensor] | None, K: Tensor, *, scale: float
-) -> Tensor | None:
+def kernel_and_stats(A: Tensor, B: Tensor, scalars: Scalars | None, K: Tensor, *, scale: float) -> Tensor | None:
     """Set K (m, n) to the kernel matrix, and return what its backward needs besides the factors.
 
     Args:
@@ -42,10 +42,11 @@ def kernel_and_stats(
         scalars: alpha, gamma and beta, 0-d, of `mixk`; None for `pwl`.
 
     Returns:
-        For `mixk` the log-sum-exp (n) of D / gamma over the out axis.
+        For `mixk` the log-sum-exp (n) of D / gamma over the out axis; None for `pwl`.
     """
-    lse = None if scalars is None else A.new_empty(A.shape[1])
-    for columns in _columns(A, B):
+    n, m = A.shape[1], B.shape[1]
+    lse = None if scalars is None else A.new_empty(n)
+    for columns in _blocks_of(n, m, A.device):
         _, D = _distances(A[:, columns], B, scale)
         if lse is not None and scalars is not None:
             alpha, gamma, beta = scalars
@@ -58,9 +59,7 @@ def kernel_and_stats(
 
 def add_gated(weight: Tensor | None, K: Tensor, t: Tensor | None, out: Tensor, *, gate: Gate) -> None:
     """Set out (m, n) to weight + update, or to the update where weight is None. out may be K."""
-    step = max(_BLOCK.get(K.device.type, _BLOCK_ELSEWHERE) // K.shape[1], 1)
-    for start in range(0, len(K), step):
-        rows = slice(start, start + step)
+    for rows in _blocks_of(*K.shape, K.device):
         update = gated(K[rows], t, gate)
         out[rows] = update if weight is None else weight[rows].to(update.dtype) + update
 
@@ -70,15 +69,15 @@ def update_backward(
     weight: Tensor | None,
     A: Tensor,
     B: Tensor,
-    scalars: tuple[Tensor, Tensor, Tensor] | None,
+    scalars: Scalars | None,
     t: Tensor | None,
     lse: Tensor | None,
     adapted: Tensor | None,
     *,
     gate: Gate,
     scale: float,
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
-    """Gradients of factors and scalars, given that of the adapted weight.
+) -> tuple[Tensor, Tensor, Scalars | None]:
+    """Return the gradients of factors and scalars, given that of the adapted weight.
 
     Args:
         G: gradient (m, n) of weight + update.
@@ -90,33 +89,48 @@ def update_backward(
     Returns:
         Gradients of A, of B and of the three scalars (None for `pwl`).
     """
+    n, m = A.shape[1], B.shape[1]
     grad_A, grad_B = torch.empty_like(A), torch.zeros_like(B)
     sums = A.new_zeros(3)
-    for columns in _columns(A, B):
-        a = A[:, columns]
-        distance, D = _distances(a, B, scale)
-        P = K = D
+    for columns in _blocks_of(n, m, A.device):
+        distance, D = _distances(A[:, columns], B, scale)
+        K, P = D, None
         if lse is not None and scalars is not None:
             alpha, gamma, beta = scalars
-            gamma = clamped_gamma(gamma)
-            P = (D / gamma - lse[columns]).exp()
+            P = (D / clamped_gamma(gamma) - lse[columns]).exp()
             K = D + alpha * P + beta
         factor = gate_factor(K, t, gate)
         if adapted is not None:
             update = K * factor
             adapted[:, columns] = update if weight is None else weight[:, columns].to(update.dtype) + update
-        dD = G[:, columns].to(A.dtype) * factor
-        if lse is not None and scalars is not None:
-            c = (P * dD).sum(0)
-            of_softmax = alpha * P * (dD - c)
-            sums += torch.stack([c.sum(), -(of_softmax * D).sum() / gamma**2, dD.sum()])
-            dD = dD + of_softmax / gamma
-        for h in range(len(A)):
-            ratio = dD * (-scale if h % 2 else scale) / distance[h]
-            ratio.masked_fill_(distance[h] == 0, 0)
-            grad_A[h, columns] = a[h] * ratio.sum(0)[:, None] - ratio.mT @ B[h]
-            grad_B[h] += B[h] * ratio.sum(1)[:, None] - ratio @ a[h]
+        dK = G[:, columns].to(A.dtype) * factor
+        if P is None or scalars is None:
+            dD = dK
+        else:
+            dD, part = _softmax_backward(dK, D, P, scalars)
+            sums += part
+        _distance_backward(dD, distance, A[:, columns], B, scale, grad_A[:, columns], grad_B)
     if scalars is None:
         return grad_A, grad_B, None
     inside = clamped_gamma(scalars[1]) == scalars[1]
     return grad_A, grad_B, (sums[0], torch.where(inside, sums[1], 0), sums[2])
+
+
+def _softmax_backward(dK: Tensor, D: Tensor, P: Tensor, scalars: Scalars) -> tuple[Tensor, Tensor]:
+    """Return the gradient of D (m, n) and those of alpha, gamma and beta (3,), given that of K = D + alpha P + beta."""
+    alpha, gamma = scalars[0], clamped_gamma(scalars[1])
+    c = (P * dK).sum(0)
+    grad_logits = alpha * P * (dK - c)
+    grad_scalars = torch.stack([c.sum(), -(grad_logits * D).sum() / gamma**2, dK.sum()])
+    return dK + grad_logits / gamma, grad_scalars
+
+
+def _distance_backward(
+    dD: Tensor, distance: Tensor, A: Tensor, B: Tensor, scale: float, grad_A: Tensor, grad_B: Tensor
+) -> None:
+    """Set grad_A to, and add to grad_B, what the gradient of D (m, n) gives; points that coincide pull nowhere."""
+    for h in range(len(A)):
+        ratio = dD * (-scale if h % 2 else scale) / distance[h]
+        ratio.masked_fill_(distance[h] == 0, 0)
+        grad_A[h] = A[h] * ratio.sum(0)[:, None] - ratio.mT @ B[h]
+        grad_B[h] += B[h] * ratio.sum(1)[:, None] - ratio @ A[h]

@@ -24,8 +24,10 @@ from torch import Tensor
 from snella.delta import GATES, Gate, clamped_gamma
 from snella.errors import UserError
 from snella.files import cache_folder, writing
+from snella.ops.blocks import Scalars
 
-# as in native.c
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "native_math.h"))  # the one includes the other
+# as in native_math.h
 LANES, ROWS, CHUNKS, MAX_HEADS = 16, 4, 8, 16
 _GATE_CODES = {gate: ("none", "hard", "published", "soft").index(gate) for gate in GATES}
 _FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-shared", "-fPIC")
@@ -46,19 +48,18 @@ class _Backward(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("left", "right", "A", "B", "G", "weight", "lse")),
         ("t", ctypes.c_float),
         ("gate", ctypes.c_int),
-        *((name, ctypes.c_void_p) for name in ("adapted", "to_a", "to_b", "scalars")),
+        *((name, ctypes.c_void_p) for name in ("adapted", "sums_a", "sums_b", "scalars")),
     )
 
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """native.c, compiled and loaded; None where that cannot be done."""
-    source = Path(__file__).with_name("native.c")
+    """Return native.c, compiled and loaded; None where that cannot be done."""
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
     if compiler is None or os.name != "posix":
         return None
     try:
-        loaded = _compiled_and_loaded(source, compiler)
+        loaded = _compile_and_load(compiler)
     except OSError:
         return None
     if loaded is not None:
@@ -78,16 +79,17 @@ def library() -> ctypes.CDLL | None:
     return loaded
 
 
-def _compiled_and_loaded(source: Path, compiler: str) -> ctypes.CDLL | None:
-    """The library from the user's cache folder, or made now and put there; None if the compiler refuses."""
-    key = hashlib.sha256("\0".join((source.read_text(), compiler, *_FLAGS, _processor())).encode()).hexdigest()[:16]
+def _compile_and_load(compiler: str) -> ctypes.CDLL | None:
+    """Return the library from the user's cache folder, or made now and put there; None if the compiler refuses."""
+    texts = (source.read_text() for source in SOURCES)
+    key = hashlib.sha256("\0".join((*texts, compiler, *_FLAGS, _processor())).encode()).hexdigest()[:16]
     cached = cache_folder() / f"native-{key}.so"
     if cached.is_file():
         return ctypes.CDLL(str(cached))
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / cached.name
         for variant in _VARIANTS:
-            command = [compiler, *_FLAGS, *variant, str(source), "-o", str(made), "-lm"]
+            command = [compiler, *_FLAGS, *variant, str(SOURCES[0]), "-o", str(made), "-lm"]
             if subprocess.run(command, capture_output=True, check=False).returncode == 0:
                 break
         else:
@@ -102,7 +104,7 @@ def _compiled_and_loaded(source: Path, compiler: str) -> ctypes.CDLL | None:
 
 
 def _processor() -> str:
-    """What a library made for this very machine depends on."""
+    """Return what a library made for this very machine depends on: its architecture and its processor's flags."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
@@ -112,12 +114,12 @@ def _processor() -> str:
 
 
 def available(A: Tensor) -> bool:
-    """Whether these factors (H, n, r/H) can be handled here."""
+    """Return whether these factors (H, n, r/H) can be handled here."""
     return A.device.type == "cpu" and A.dtype == torch.float32 and len(A) <= MAX_HEADS and library() is not None
 
 
 def _padded(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A, B, left and right as native.c wants them."""
+    """Return A, B, left and right as native_math.h describes them."""
     A, B = A.detach(), B.detach()
     columns, rows = -A.shape[-1] % LANES, -B.shape[1] % ROWS
     if columns or rows:
@@ -129,7 +131,7 @@ def _padded(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return A, B, left, right
 
 
-def _shape(A: Tensor, B: Tensor, m: int, scalars: tuple[Tensor, Tensor, Tensor] | None, scale: float) -> _Shape:
+def _shape(A: Tensor, B: Tensor, m: int, scalars: Scalars | None, scale: float) -> _Shape:
     heads, n, w = A.shape
     alpha, inverse_gamma, beta = 0.0, 1.0, 0.0
     if scalars is not None:
@@ -142,10 +144,8 @@ def _check(failed: int) -> None:
         raise MemoryError("not enough memory to build the update of a weight matrix")
 
 
-def kernel_and_stats(
-    A: Tensor, B: Tensor, scalars: tuple[Tensor, Tensor, Tensor] | None, K: Tensor, *, scale: float
-) -> Tensor | None:
-    """See `blocks.kernel_and_stats`. K is contiguous."""
+def kernel_and_stats(A: Tensor, B: Tensor, scalars: Scalars | None, K: Tensor, *, scale: float) -> Tensor | None:
+    """Do as `blocks.kernel_and_stats` does. K is contiguous."""
     m, n = B.shape[1], A.shape[1]
     A, B, left, right = _padded(A, B)
     lse = A.new_empty(n)
@@ -160,28 +160,28 @@ def kernel_and_stats(
     return None if scalars is None else lse
 
 
-def between(K: Tensor, low: float, high: float) -> tuple[int, np.ndarray] | None:
-    """How many magnitudes of K are at most `low`, and those strictly between `low` and `high`.
+def magnitudes_between(K: Tensor, low: float, high: float) -> tuple[int, np.ndarray] | None:
+    """Return how many magnitudes of K are at most `low`, and those strictly between `low` and `high`.
 
     None where they are many, which a bracket is not made for, or where this cannot be had.
     """
     if K.dtype != torch.float32 or library() is None:
         return None
     inside, below = np.empty(K.numel() // 16 + 1024, np.float32), ctypes.c_long()
-    found = _loaded().snella_between(
+    count = _loaded().snella_between(
         *(K.data_ptr(), K.numel(), low, high, inside.ctypes.data, inside.size),
         *(ctypes.byref(below), torch.get_num_threads()),
     )
-    return (below.value, inside[:found]) if found <= inside.size else None
+    return (below.value, inside[:count]) if count <= inside.size else None
 
 
 def _are_fp32(out: Tensor, weight: Tensor | None) -> bool:
-    """Whether native.c can add to this weight and write this result itself."""
+    """Return whether native.c can add to this weight and write this result itself."""
     return out.dtype == torch.float32 and (weight is None or weight.dtype == torch.float32)
 
 
 def add_gated(weight: Tensor | None, K: Tensor, t: Tensor | None, out: Tensor, *, gate: Gate) -> None:
-    """See `blocks.add_gated`."""
+    """Do as `blocks.add_gated` does."""
     direct = _are_fp32(out, weight)
     added = weight.detach().contiguous() if weight is not None and direct else None
     into = out if direct else K
@@ -203,15 +203,15 @@ def update_backward(
     weight: Tensor | None,
     A: Tensor,
     B: Tensor,
-    scalars: tuple[Tensor, Tensor, Tensor] | None,
+    scalars: Scalars | None,
     t: Tensor | None,
     lse: Tensor | None,
     adapted: Tensor | None,
     *,
     gate: Gate,
     scale: float,
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
-    """See `blocks.update_backward`."""
+) -> tuple[Tensor, Tensor, Scalars | None]:
+    """Do as `blocks.update_backward` does."""
     (heads, n, width), m = A.shape, B.shape[1]
     direct = adapted is None or _are_fp32(adapted, weight)
     into = adapted if direct else A.new_empty(m, n)
@@ -220,8 +220,8 @@ def update_backward(
     added = weight.detach().contiguous() if weight is not None and direct and adapted is not None else None
     tensors = {
         **dict(left=left, right=right, A=A, B=B, G=G.float().contiguous(), weight=added, lse=lse, adapted=into),
-        "to_a": A.new_empty(heads, A.shape[2] + 1, n),
-        "to_b": A.new_zeros(CHUNKS, heads, B.shape[1], A.shape[2] + 1),
+        "sums_a": A.new_empty(heads, A.shape[2] + 1, n),
+        "sums_b": A.new_zeros(CHUNKS, heads, B.shape[1], A.shape[2] + 1),
         "scalars": A.new_zeros(CHUNKS, 3, dtype=torch.float64),
     }
     pointers = {name: None if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
@@ -229,15 +229,15 @@ def update_backward(
     _check(_loaded().snella_backward(ctypes.byref(shape), ctypes.byref(arguments), torch.get_num_threads()))
     if adapted is not None and into is not None and not direct:
         adapted.copy_(into if weight is None else into.add_(weight))
-    to_a, to_b = tensors["to_a"], tensors["to_b"].sum(0)
-    grad_A = A * to_a[:, -1, :, None] - to_a[:, :-1].mT
-    grad_B = B * to_b[..., -1:] - to_b[..., :-1]
-    grads = None
+    sums_a, sums_b = tensors["sums_a"], tensors["sums_b"].sum(0)
+    grad_A = A * sums_a[:, -1, :, None] - sums_a[:, :-1].mT
+    grad_B = B * sums_b[..., -1:] - sums_b[..., :-1]
+    grad_scalars = None
     if scalars is not None:
-        of_alpha, of_gamma, of_beta = tensors["scalars"].sum(0).float()
+        grad_alpha, grad_gamma, grad_beta = tensors["scalars"].sum(0).float()
         gamma = clamped_gamma(scalars[1])
-        grads = of_alpha, torch.where(gamma == scalars[1], of_gamma / gamma**2, 0), of_beta
-    return grad_A[..., :width], grad_B[:, :m, :width], grads
+        grad_scalars = grad_alpha, torch.where(gamma == scalars[1], grad_gamma / gamma**2, 0), grad_beta
+    return grad_A[..., :width], grad_B[:, :m, :width], grad_scalars
 
 
 def _loaded() -> ctypes.CDLL:

@@ -8,8 +8,8 @@ The product is that of a linear layer or of a convolution.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -18,13 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from snella.ops.drop_path import DropPath
 from snella.ops.rematerialize import Source, autocast_state, note_product
-from snella.ops.update import Factors, Form, Stats, build, build_backward
+from snella.ops.update import Factors, Stats, UpdateSpec, build, build_backward
 
 
 class Convolution(NamedTuple):
-    """What fixes a convolution besides its weight (out, in, kh, kw)."""
+    """The settings of a convolution, without its weight (out, in, kh, kw)."""
 
     kernel: tuple[int, int]
     stride: tuple[int, ...]
@@ -35,7 +34,7 @@ class Convolution(NamedTuple):
         return weight.view(len(weight), -1, *self.kernel)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x (b, in, h, w), weight (out, in kh kw) -> (b, out, h', w')."""
+        """Return the output (b, out, h', w') of x (b, in, h, w) and weight (out, in kh kw)."""
         return F.conv2d(x, self._weight(weight), bias, self.stride, self.padding, self.dilation)
 
     def _backward(self, g: Tensor, x: Tensor, weight: Tensor, which: tuple[bool, bool, bool]) -> tuple:
@@ -43,12 +42,12 @@ class Convolution(NamedTuple):
             *(g, x, self._weight(weight), None, self.stride, self.padding, self.dilation), False, (0, 0), 1, which
         )
 
-    def input_gradient(self, g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """Gradient of x."""
+    def grad_input(self, g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the gradient of x, given g, that of the output."""
         return self._backward(g, x, weight, (True, False, False))[0]
 
-    def weight_gradient(self, g: Tensor, x: Tensor) -> Tensor:
-        """Gradient of the weight, as (out, in kh kw)."""
+    def grad_weight(self, g: Tensor, x: Tensor) -> Tensor:
+        """Return the gradient (out, in kh kw) of the weight, given g, that of the output."""
         shape = g.new_empty(g.shape[1], x.shape[1] * self.kernel[0] * self.kernel[1])  # only its shape is read
         return self._backward(g, x, shape, (False, True, False))[1].flatten(1)
 
@@ -57,105 +56,60 @@ class Linear(NamedTuple):
     """The product of a linear layer, with the methods of `Convolution`."""
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x (..., in), weight (out, in) -> (..., out)."""
+        """Return the output (..., out) of x (..., in) and weight (out, in)."""
         return F.linear(x, weight, bias)
 
-    def input_gradient(self, g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """Gradient of x."""
+    def grad_input(self, g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the gradient of x, given g, that of the output."""
         return g @ weight
 
-    def weight_gradient(self, g: Tensor, x: Tensor) -> Tensor:
-        """Gradient (out, in) of the weight."""
+    def grad_weight(self, g: Tensor, x: Tensor) -> Tensor:
+        """Return the gradient (out, in) of the weight, given g, that of the output."""
         return g.reshape(-1, g.shape[-1]).mT @ x.reshape(-1, x.shape[-1])
 
 
 @dataclass(frozen=True)
-class Call:
-    """What is no tensor in one call of the function."""
+class ProductCall:
+    """One call of a layer, without its tensors; every sample sees the adapted weight."""
 
-    form: Form
+    spec: UpdateSpec
     product: Linear | Convolution
-    dtype: torch.dtype  # of the product
-    recompute: Callable[..., Tensor] | None  # x, of tensors kept instead of it
-    drop: DropPath | None = None
+    dtype: torch.dtype  # of the product; the update itself is made in at least fp32
+    recompute: Callable[..., Tensor] | None = field(default=None, kw_only=True)  # x, of tensors kept instead of it
 
     @property
     def channels(self) -> int:
         """The axis of y that the out axis of the weight becomes."""
         return 1 if isinstance(self.product, Convolution) else -1
 
-    def apply(self, x: Tensor, adapted: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        """y of x in this call's dtype."""
-        bias = None if bias is None else bias.to(self.dtype)
-        if self.drop is None:
-            return self.product.forward(x, adapted, bias)
-        splits = len(self.drop.kept)
-        biases = [None] * splits if bias is None else bias.chunk(splits)
-        parts = []
-        for (with_update, base, kept, dropped), b in zip(self._matrices(adapted, weight), biases, strict=True):
-            of_kept = self.product.forward(x[kept], with_update, b)
-            part = of_kept.new_zeros(len(x), *of_kept.shape[1:])
-            part[kept] = of_kept
-            if base is not None:
-                part[dropped] = self.product.forward(x[dropped], base, b)
-            parts.append(part)
-        return torch.cat(parts, dim=self.channels)
+    def build(self, weight: Tensor | None, factors: Factors, kept: Tensor) -> tuple[Tensor, Stats]:
+        """Return the adapted weight (out, n) that samples with the update see, and its statistics."""
+        return build(weight, factors, kept, self.spec, self.dtype)
 
-    def _matrices(
-        self, adapted: Tensor, weight: Tensor | None
-    ) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
-        """Of each of the S matrices: with update and without, and the samples that see the one and the other."""
-        assert self.drop is not None
-        splits = len(self.drop.kept)
-        frozen = [None] * splits if weight is None else weight.detach().to(self.dtype).flatten(1).chunk(splits)
-        return zip(adapted.chunk(splits), frozen, self.drop.kept, self.drop.dropped, strict=True)
-
-    def weight_gradient(self, g: Tensor, x: Tensor) -> Tensor:
-        """Gradient (out, n) of the adapted weight, as `built` makes it."""
-        if self.drop is None:
-            return self.product.weight_gradient(g, x)
-        parts = g.chunk(len(self.drop.kept), dim=self.channels)
-        return torch.cat(
-            [
-                self.product.weight_gradient(part[kept], x[kept])
-                for part, kept in zip(parts, self.drop.kept, strict=True)
-            ]
-        )
-
-    def input_gradient(self, g: Tensor, x: Tensor, adapted: Tensor, weight: Tensor | None) -> Tensor:
-        """Gradient of x."""
-        if self.drop is None:
-            return self.product.input_gradient(g, x, adapted)
-        parts = g.chunk(len(self.drop.kept), dim=self.channels)
-        of_x = torch.zeros_like(x)
-        for (with_update, base, kept, dropped), part in zip(self._matrices(adapted, weight), parts, strict=True):
-            of_x.index_add_(0, kept, self.product.input_gradient(part[kept], x[kept], with_update))
-            if base is not None:
-                of_x.index_add_(0, dropped, self.product.input_gradient(part[dropped], x[dropped], base))
-        return of_x
-
-    def built(self, weight: Tensor | None, factors: Factors, kept: Tensor) -> tuple[Tensor, Stats]:
-        """The adapted weight (out, n) that kept samples see, and its statistics."""
-        if self.drop is None:
-            return build(weight, factors, kept, self.form, self.dtype)
-        update, stats = build(None, factors, kept, self.form, torch.promote_types(factors.A.dtype, torch.float32))
-        return self._joined(update.div_(self.drop.keep), weight), stats
-
-    def built_backward(
+    def build_backward(
         self, G: Tensor, weight: Tensor | None, factors: Factors, stats: Stats, needed: bool
     ) -> tuple[Tensor | None, Factors]:
-        """The adapted weight again, if it is needed, and the gradients of the factors."""
-        if self.drop is None:
-            return build_backward(G, weight, factors, stats, self.form, self.dtype if needed else None)
-        dtype = torch.promote_types(factors.A.dtype, torch.float32)
-        G = G.to(dtype).div_(self.drop.keep)
-        update, gradients = build_backward(G, None, factors, stats, self.form, dtype if needed else None)
-        return None if update is None else self._joined(update.div_(self.drop.keep), weight), gradients
+        """Return the adapted weight again, if it is needed, and the gradients of the factors.
 
-    def _joined(self, update: Tensor, weight: Tensor | None) -> Tensor:
-        if weight is not None:
-            update.add_(weight.detach().flatten(1))
-        return update.to(self.dtype)
+        G (out, n) is the gradient of the adapted weight.
+        """
+        return build_backward(G, weight, factors, stats, self.spec, self.dtype if needed else None)
+
+    def forward(self, x: Tensor, adapted: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """Return y of x, both in this call's dtype; `adapted` is as `build` makes it."""
+        return self.product.forward(x, adapted, None if bias is None else bias.to(self.dtype))
+
+    def grad_adapted(self, g: Tensor, x: Tensor) -> Tensor:
+        """Return the gradient (out, n) of the adapted weight, given g, that of y."""
+        return self.product.grad_weight(g, x)
+
+    def grad_weight(self, g: Tensor, x: Tensor, G: Tensor) -> Tensor:
+        """Return the gradient (out, n) of the base weight, given that of the adapted one, G."""
+        return G
+
+    def grad_input(self, g: Tensor, x: Tensor, adapted: Tensor, weight: Tensor | None) -> Tensor:
+        """Return the gradient of x, given g, that of y."""
+        return self.product.grad_input(g, x, adapted)
 
 
 class _Product(torch.autograd.Function):
@@ -163,9 +117,9 @@ class _Product(torch.autograd.Function):
     def forward(ctx, call, x, weight, bias, kept, A, B, alpha, gamma, beta, *sources):
         factors = Factors(A, B, alpha, gamma, beta)
         with torch.autocast(x.device.type, enabled=False):
-            adapted, stats = call.built(weight, factors, kept)
+            adapted, stats = call.build(weight, factors, kept)
             x_cast = x.to(call.dtype)
-            y = call.apply(x_cast, adapted, weight, bias)
+            y = call.forward(x_cast, adapted, weight, bias)
         ctx.call, ctx.x_dtype = call, x.dtype
         # Tensors go nowhere but here: what is saved goes with the backward pass, what is on ctx with the last output.
         ctx.save_for_backward(weight, *stats, *factors, *(sources or (x_cast,)))
@@ -179,21 +133,20 @@ class _Product(torch.autograd.Function):
         _, needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         with torch.autocast(g.device.type, enabled=False):
             x = inputs[0] if call.recompute is None else call.recompute(*inputs).to(call.dtype)
-            of_weight = of_bias = of_x = None
+            grad_weight = grad_bias = grad_x = None
             if needs_bias:
                 channels = call.channels % g.ndim
-                of_bias = g.sum([d for d in range(g.ndim) if d != channels])
-            G = call.weight_gradient(g, x).contiguous()
+                grad_bias = g.sum([d for d in range(g.ndim) if d != channels])
+            G = call.grad_adapted(g, x).contiguous()
             if needs_weight:
-                of_weight = G if call.drop is None else call.product.weight_gradient(g, x)
-                of_weight = of_weight.view_as(weight).to(weight.dtype)
+                grad_weight = call.grad_weight(g, x, G).view_as(weight).to(weight.dtype)
             factors = Factors(A, B, alpha, gamma, beta)
-            adapted, gradients = call.built_backward(G, weight, factors, Stats(t, lse), needs_x)
+            adapted, grad_factors = call.build_backward(G, weight, factors, Stats(t, lse), needs_x)
             del G
             if adapted is not None:
-                of_x = call.input_gradient(g, x, adapted, weight).to(ctx.x_dtype)
-        unneeded = (None,) * (0 if call.recompute is None else len(inputs))
-        return None, of_x, of_weight, of_bias, None, *gradients, *unneeded
+                grad_x = call.grad_input(g, x, adapted, weight).to(ctx.x_dtype)
+        grad_sources = (None,) * (0 if call.recompute is None else len(inputs))
+        return None, grad_x, grad_weight, grad_bias, None, *grad_factors, *grad_sources
 
 
 def adapted_product(
@@ -202,50 +155,48 @@ def adapted_product(
     bias: Tensor | None,
     factors: Factors,
     kept: Tensor,
+    call: ProductCall,
     *,
-    form: Form,
-    product: Linear | Convolution,
-    dtype: torch.dtype,
     source: Source | None = None,
-    drop: DropPath | None = None,
     recompute_output: bool = False,
 ) -> Tensor:
-    """y of the layer with weight + updates, or with the updates alone where weight is None; differentiable.
+    """Return y of the layer with weight + updates, or with the updates alone where weight is None; differentiable.
 
     Args:
         x: input as the product takes it; any floating dtype.
         weight: (out, ...), of out · n entries; frozen or not.
         bias: (out,) or None.
         factors, kept: as in `update.build`.
-        dtype: of the product; the update itself is made in at least fp32.
+        call: product and update; a `DropPathCall` for samples that do without the update. Under autocast its dtype
+            is autocast's.
         source: how x came about; its tensors are kept instead of x.
-        drop: samples that do without the update.
         recompute_output: let an activation that follows keep none of y, which is then made again for it.
     """
-    if x.ndim == (3 if isinstance(product, Convolution) else 1):  # a single sample
-        options = dict(form=form, product=product, dtype=dtype, drop=drop)
-        return adapted_product(x[None], weight, bias, factors, kept, **options)[0]  # type: ignore[arg-type]
+    if x.ndim == (3 if isinstance(call.product, Convolution) else 1):  # a single sample
+        return adapted_product(x[None], weight, bias, factors, kept, call)[0]
     _, autocast_dtype, enabled = autocast_state(x.device.type)
     if enabled and x.dtype != torch.float64:
-        dtype = autocast_dtype
-    call = Call(form, product, dtype, None if source is None else source.recompute, drop)
+        call = replace(call, dtype=autocast_dtype)
+    call = replace(call, recompute=None if source is None else source.recompute)
     # detached: they share storage and version with the originals, but bring no edges into the graph
     sources = () if source is None else tuple(tensor.detach() for tensor in source.tensors)
     y = _Product.apply(call, x, weight, bias, kept, *factors, *sources)
     if recompute_output and y.requires_grad:
         inputs = (x,) if source is None else source.tensors
         rest = (weight, bias, kept, *factors)
-        again = partial(_output_again, call, len(inputs), tuple(tensor is not None for tensor in rest))
-        note_product(y, Source((*inputs, *(tensor for tensor in rest if tensor is not None)), again))
+        recompute = partial(_recompute_output, call, len(inputs), tuple(tensor is not None for tensor in rest))
+        note_product(y, Source((*inputs, *(tensor for tensor in rest if tensor is not None)), recompute))
     return y
 
 
-def _output_again(call: Call, inputs: int, present: tuple[bool, ...], *tensors: Tensor) -> Tensor:
-    """y of the inputs, and of those of weight, bias, kept and factors that are present."""
+def _recompute_output(call: ProductCall, inputs: int, present: tuple[bool, ...], *tensors: Tensor) -> Tensor:
+    """Return y of the inputs, and of those of weight, bias, kept and factors that are present."""
     rest = iter(tensors[inputs:])
-    weight, bias, kept, *factors = (next(rest) if there else None for there in present)
+    weight, bias, kept, A, B, *scalars = (next(rest) if there else None for there in present)
     assert kept is not None
+    assert A is not None
+    assert B is not None
     with torch.no_grad(), torch.autocast(kept.device.type, enabled=False):
         x = tensors[0] if call.recompute is None else call.recompute(*tensors[:inputs])
-        adapted, _ = call.built(weight, Factors(*factors), kept)  # type: ignore[arg-type]
-        return call.apply(x.to(call.dtype), adapted, weight, bias)
+        adapted, _ = call.build(weight, Factors(A, B, *scalars), kept)
+        return call.forward(x.to(call.dtype), adapted, weight, bias)

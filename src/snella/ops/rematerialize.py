@@ -52,17 +52,17 @@ class _Note:
 
 
 @dataclass
-class _Once:
+class _SharedRecompute:
     """Makes a tensor again for the first of two who need it, and hands it to the second."""
 
     recompute: Callable[..., Tensor]
     value: Tensor | None = field(default=None, repr=False)
 
-    def first(self, *tensors: Tensor) -> Tensor:
+    def make(self, *tensors: Tensor) -> Tensor:
         self.value = self.recompute(*tensors)
         return self.value
 
-    def second(self, *tensors: Tensor) -> Tensor:
+    def take(self, *tensors: Tensor) -> Tensor:
         value, self.value = self.value, None
         return self.recompute(*tensors) if value is None else value
 
@@ -72,23 +72,23 @@ _sources, _products = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
 
 
 def source_of(x: Tensor) -> Source | None:
-    """How x came about, if a note says so and still holds, or the graph does (gated linear units)."""
-    return _read(_sources, x) or _gated(x)
+    """Return how x came about, if a note says so and still holds, or the graph does (gated linear units); else None."""
+    return _read_note(_sources, x) or _gated_source(x)
 
 
 def note_product(y: Tensor, source: Source) -> None:
     """Note that y is a linear layer's output that an activation need not keep ("mlp")."""
-    _write(_products, y, source)
+    _write_note(_products, y, source)
 
 
-def _read(notes: WeakTensorKeyDictionary, x: Tensor) -> Source | None:
+def _read_note(notes: WeakTensorKeyDictionary, x: Tensor) -> Source | None:
     note = notes.get(x)
     if note is None or _saved_tensors_are_hooked():
         return None
     return note.source if note.versions == _versions(x, note.source) else None
 
 
-def _write(notes: WeakTensorKeyDictionary, x: Tensor, source: Source) -> None:
+def _write_note(notes: WeakTensorKeyDictionary, x: Tensor, source: Source) -> None:
     notes[x] = _Note(source, _versions(x, source))
 
 
@@ -97,7 +97,7 @@ def _versions(x: Tensor, source: Source) -> tuple[int, ...]:
 
 
 def recomputable(module: nn.Module) -> bool:
-    """Whether a module is one whose output can be made again from its input."""
+    """Return whether a module is one whose output can be made again from its input."""
     kind = type(module)
     known = kind.__name__ in RECOMPUTABLE and kind.__module__.partition(".")[0] in PACKAGES
     return known and not module._modules and "forward" not in vars(module) and not getattr(module, "inplace", False)
@@ -105,25 +105,25 @@ def recomputable(module: nn.Module) -> bool:
 
 def watch(module: nn.Module) -> None:
     """Have the module note how its outputs come about."""
-    if _remember not in module._forward_hooks.values():
-        module.register_forward_hook(_remember, with_kwargs=True)
+    if _note_output not in module._forward_hooks.values():
+        module.register_forward_hook(_note_output, with_kwargs=True)
 
 
 def unwatch(module: nn.Module) -> None:
     """Undo `watch`."""
     for key, hook in list(module._forward_hooks.items()):
-        if hook is _remember:
+        if hook is _note_output:
             del module._forward_hooks[key]
             module._forward_hooks_with_kwargs.pop(key, None)
 
 
 def is_transformed() -> bool:
-    """Whether the code runs inside a transform of torch.func, whose tensors have no storage."""
+    """Return whether the code runs inside a transform of torch.func, whose tensors have no storage."""
     functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
     return functorch.peek_interpreter_stack() is not None
 
 
-def _remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+def _note_output(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     if torch.compiler.is_compiling() or is_transformed() or not torch.is_grad_enabled() or len(args) != 1 or kwargs:
         return
     (x,) = args
@@ -132,21 +132,21 @@ def _remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], 
     others = len(module._forward_hooks) > 1 or module._forward_pre_hooks
     if others or torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return  # what they do cannot be repeated
-    if not recomputable(module) or _saved_tensors_are_hooked() or not _is_kept(x, output):
+    if not recomputable(module) or _saved_tensors_are_hooked() or not _is_saved(x, output):
         return
     names = tuple(name for name, value in (*module._parameters.items(), *module._buffers.items()) if value is not None)
     values = tuple(getattr(module, name) for name in names)  # not the module's own under functional_call
-    again = partial(_again, module, names, autocast_state(x.device.type))
-    made = _read(_products, x)
-    once = None if made is None else _Once(made.recompute)
-    if made is not None and once is not None and not names and _let_go(output, x, made.tensors, once):
-        _write(_sources, output, Source(made.tensors, partial(_through, again, once)))
+    recompute = partial(_recompute_module, module, names, autocast_state(x.device.type))
+    made = _read_note(_products, x)
+    shared = None if made is None else _SharedRecompute(made.recompute)
+    if made is not None and shared is not None and not names and _release_input(output, x, made.tensors, shared):
+        _write_note(_sources, output, Source(made.tensors, partial(_recompute_through, recompute, shared)))
     else:
-        _write(_sources, output, Source((x, *values), again))
+        _write_note(_sources, output, Source((x, *values), recompute))
 
 
 def _saved_tensors_are_hooked() -> bool:
-    """Whether a checkpoint, or others, have a say in what is saved.
+    """Return whether a checkpoint, or others, have a say in what is saved.
 
     A checkpoint's second forward pass would not find the notes of the first, and put other tensors in their places.
     """
@@ -156,18 +156,18 @@ def _saved_tensors_are_hooked() -> bool:
     # PyTorch 2.6 does not say; but a tensor that is saved under hooks takes no others
     node: Any = torch.zeros((), requires_grad=True).exp().grad_fn
     try:
-        node._raw_saved_result.register_hooks(_as_it_is, _as_it_is)
+        node._raw_saved_result.register_hooks(_identity, _identity)
     except RuntimeError:
         return True
     return False
 
 
-def _as_it_is(saved: Tensor) -> Tensor:
+def _identity(saved: Tensor) -> Tensor:
     return saved
 
 
-def _is_kept(x: Tensor, output: Tensor) -> bool:
-    """Whether some node between x and output keeps x for its backward pass."""
+def _is_saved(x: Tensor, output: Tensor) -> bool:
+    """Return whether some node between x and output keeps x for its backward pass."""
     storage = x.untyped_storage()._cdata
     nodes: list[Any] = [output.grad_fn]
     for _ in range(16):  # more than any of the classes above needs
@@ -183,11 +183,11 @@ def _is_kept(x: Tensor, output: Tensor) -> bool:
 
 
 def autocast_state(device_type: str) -> tuple[str, torch.dtype, bool]:
-    """Device, dtype and whether autocast is on, as `torch.autocast` takes them."""
+    """Return device, dtype and whether autocast is on, as `torch.autocast` takes them."""
     return device_type, torch.get_autocast_dtype(device_type), torch.is_autocast_enabled(device_type)
 
 
-def _again(
+def _recompute_module(
     module: nn.Module, names: tuple[str, ...], autocast: tuple[str, torch.dtype, bool], x: Tensor, *values: Tensor
 ) -> Tensor:
     with torch.no_grad(), torch.autocast(*autocast):
@@ -196,49 +196,50 @@ def _again(
         return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
 
 
-def _through(again: Callable[[Tensor], Tensor], once: _Once, *tensors: Tensor) -> Tensor:
-    return again(once.first(*tensors))
+def _recompute_through(recompute: Callable[[Tensor], Tensor], shared: _SharedRecompute, *tensors: Tensor) -> Tensor:
+    return recompute(shared.make(*tensors))
 
 
-def _let_go(output: Tensor, x: Tensor, tensors: tuple[Tensor, ...], once: _Once) -> bool:
+def _release_input(output: Tensor, x: Tensor, tensors: tuple[Tensor, ...], shared: _SharedRecompute) -> bool:
     """Have the activation that made `output` not keep its input x; False where it cannot be told to."""
     node: Any = output.grad_fn
     if getattr(node, "_saved_self", None) is not x:
         return False  # its last operation keeps something else
     detached = tuple(tensor.detach() for tensor in tensors)
-    node._raw_saved_self.register_hooks(lambda _: detached, lambda kept: once.second(*kept))
+    node._raw_saved_self.register_hooks(lambda _: detached, lambda kept: shared.take(*kept))
     return True
 
 
-def _gated(x: Tensor) -> Source | None:
-    """Of x = a · act(b), right behind the product: a, and what act(b) is made from; the product lets go of act(b).
+def _gated_source(x: Tensor) -> Source | None:
+    """Return of x = a · act(b) the recipe: a, and what act(b) is made from; the product no longer keeps act(b).
 
-    Any module may hold the product, so it is read from the graph: of diffusers' GEGLU, of timm's SwiGLU and GluMlp.
+    Any module may hold the product, so it is read from the graph, right behind the product: of diffusers' GEGLU, of
+    timm's SwiGLU and GluMlp.
     """
     node: Any = x.grad_fn
     if type(node).__name__ != "MulBackward0" or x._version or _saved_tensors_are_hooked():
         return None
-    sides = [(_saved(node, name), name) for name in ("self", "other")]
+    sides = [(_saved_tensor(node, name), name) for name in ("self", "other")]
     for (act, name), (a, _) in (sides, sides[::-1]):
         if act is None or a is None or act._version or not act.shape == a.shape == x.shape:
             continue
         if not act.dtype == a.dtype == x.dtype:
             continue
-        made = _read(_sources, act) or _activated(act)
+        made = _read_note(_sources, act) or _activation_source(act)
         if made is None:
             continue
-        once, kept = _Once(made.recompute), tuple(tensor.detach() for tensor in made.tensors)
-        getattr(node, f"_raw_saved_{name}").register_hooks(lambda _: kept, lambda kept: once.second(*kept))  # noqa: B023
-        source = Source((a, *made.tensors), partial(_times, once))
-        _write(_sources, x, source)
+        shared, kept = _SharedRecompute(made.recompute), tuple(tensor.detach() for tensor in made.tensors)
+        getattr(node, f"_raw_saved_{name}").register_hooks(lambda _: kept, lambda kept: shared.take(*kept))  # noqa: B023
+        source = Source((a, *made.tensors), partial(_recompute_product, shared))
+        _write_note(_sources, x, source)
         return source
     return None
 
 
-def _activated(act: Tensor) -> Source | None:
-    """Of act = gelu(b) or silu(b), by whatever called it: b, which the activation keeps."""
+def _activation_source(act: Tensor) -> Source | None:
+    """Return of act = gelu(b) or silu(b), by whatever called it, the recipe of b, which the activation keeps."""
     node: Any = act.grad_fn
-    b = _saved(node, "self")
+    b = _saved_tensor(node, "self")
     if b is None or b.shape != act.shape or b.dtype != act.dtype:
         return None
     if type(node).__name__ == "GeluBackward0":
@@ -248,8 +249,8 @@ def _activated(act: Tensor) -> Source | None:
     return None
 
 
-def _saved(node: Any, name: str) -> Tensor | None:
-    """What a node keeps under a name, unless hooks have a say in it: asking for it could run a checkpoint."""
+def _saved_tensor(node: Any, name: str) -> Tensor | None:
+    """Return what a node keeps under a name, unless hooks have a say in it: asking for it could run a checkpoint."""
     raw = getattr(node, f"_raw_saved_{name}", None)
     if raw is None or getattr(raw, "unpack_hook", True) is not None:  # torch that cannot tell: as if hooked
         return None
@@ -259,8 +260,8 @@ def _saved(node: Any, name: str) -> Tensor | None:
         return None
 
 
-def _times(once: _Once, a: Tensor, *tensors: Tensor) -> Tensor:
-    return _without_graph(torch.mul, a, once.first(*tensors))
+def _recompute_product(shared: _SharedRecompute, a: Tensor, *tensors: Tensor) -> Tensor:
+    return _without_graph(torch.mul, a, shared.make(*tensors))
 
 
 def _without_graph(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

@@ -28,12 +28,12 @@ Select = Callable[[Tensor, Tensor], Tensor]  # entries (N,), 0-based ranks (k,) 
 
 @torch.library.custom_op("snella::budget_threshold", mutates_args=())
 def budget_threshold(K: Tensor, kept: Tensor, interpolated: bool) -> Tensor:
-    """The threshold (0-d) that a budget `kept` (0-d, int64) sets on the magnitudes of entries of any shape.
+    """Return the threshold (0-d) that a budget `kept` (0-d, int64) sets on the magnitudes of entries of any shape.
 
     Equal to `delta.threshold` of |K|, or where `interpolated` (gate `soft`) to `delta.quantile` at 1 - kept / N.
     K is float32 or float64; it is copied where it is not contiguous.
     """
-    return _threshold(K, kept, interpolated, _by_sample if K.device.type == "cpu" else _by_digits)
+    return threshold_by(K, kept, interpolated, select_by_sample if K.device.type == "cpu" else select_by_digits)
 
 
 @budget_threshold.register_fake
@@ -41,7 +41,7 @@ def _(K: Tensor, kept: Tensor, interpolated: bool) -> Tensor:
     return K.new_empty(())
 
 
-def _threshold(K: Tensor, kept: Tensor, interpolated: bool, select: Select) -> Tensor:
+def threshold_by(K: Tensor, kept: Tensor, interpolated: bool, select: Select) -> Tensor:
     values = K.flatten()
     size = values.numel()
     if not interpolated:
@@ -55,19 +55,19 @@ def _threshold(K: Tensor, kept: Tensor, interpolated: bool, select: Select) -> T
     return torch.lerp(ordered[0], ordered[1], (position - low).to(values.dtype).to(values.device))
 
 
-def _by_sample(values: Tensor, ranks: Tensor) -> Tensor:
+def select_by_sample(values: Tensor, ranks: Tensor) -> Tensor:
     """Select on the CPU: put in order only what lies between two values that enclose the ranks, most likely."""
     entries, wanted = values.numpy(), np.asarray(ranks)
     low, high = _bracket(entries, wanted[0], wanted[-1])
-    found = native.between(values, low, high)
-    below, inside = _between(entries, low, high) if found is None else found
+    counted = native.magnitudes_between(values, low, high)
+    below, inside = _magnitudes_between(entries, low, high) if counted is None else counted
     if wanted[0] < below or wanted[-1] >= below + inside.size:  # ties, or a sample that is not like the whole
         below, inside = 0, np.abs(entries)
     return torch.from_numpy(np.partition(inside, wanted - below)[wanted - below])
 
 
 def _bracket(entries: np.ndarray, first: int, last: int) -> tuple[float, float]:
-    """Two values that enclose the ranks `first` to `last`, four standard errors of the sample away from them."""
+    """Return two values that enclose the ranks `first` to `last`, four standard errors of the sample away from them."""
     size = entries.size
     stride = -(-size // SAMPLE)
     while math.gcd(stride, size) > 1:  # or some of a matrix's columns would never be looked at
@@ -79,8 +79,8 @@ def _bracket(entries: np.ndarray, first: int, last: int) -> tuple[float, float]:
     return (sample[low] if low >= 0 else -1.0), (sample[high] if high < sample.size else math.inf)
 
 
-def _between(entries: np.ndarray, low: float, high: float) -> tuple[int, np.ndarray]:
-    """How many magnitudes are at most `low`, and those that lie strictly between `low` and `high`."""
+def _magnitudes_between(entries: np.ndarray, low: float, high: float) -> tuple[int, np.ndarray]:
+    """Return how many magnitudes are at most `low`, and those that lie strictly between `low` and `high`."""
     at_most, under = np.empty((2, CPU_PIECE), bool)
     magnitude = np.empty(CPU_PIECE, entries.dtype)
     below, inside = 0, []
@@ -96,18 +96,18 @@ def _between(entries: np.ndarray, low: float, high: float) -> tuple[int, np.ndar
     return below, np.concatenate(inside)
 
 
-def _by_digits(values: Tensor, ranks: Tensor) -> Tensor:
+def select_by_digits(values: Tensor, ranks: Tensor) -> Tensor:
     """Select on any device, in a fixed number of steps and without a wait for a value of the device.
 
     Non-negative floating-point numbers are in the order of their bits, read as integers; the sign bit is left out.
     """
     bits = values.view(INTEGERS[values.dtype])
-    found = torch.stack([_integer_of_rank(bits, rank) for rank in ranks])
-    return found.to(bits.dtype).view(values.dtype)
+    selected = torch.stack([_integer_of_rank(bits, rank) for rank in ranks])
+    return selected.to(bits.dtype).view(values.dtype)
 
 
 def _integer_of_rank(bits: Tensor, rank: Tensor) -> Tensor:
-    """The integer (0-d, int64) of a 0-based rank among (N,) without their sign bit, its highest digit first."""
+    """Return the integer (0-d, int64) of a 0-based rank among (N,) without their sign bit, its highest digit first."""
     prefix = torch.zeros_like(rank)  # the digits found so far, and zeros
     for shift in reversed(range(0, 8 * bits.element_size(), DIGIT_BITS)):
         at_most = _histogram(bits, prefix, shift).cumsum(0)
@@ -116,7 +116,7 @@ def _integer_of_rank(bits: Tensor, rank: Tensor) -> Tensor:
 
 
 def _histogram(bits: Tensor, prefix: Tensor, shift: int) -> Tensor:
-    """How many of `bits` (N,) have each digit behind `prefix`: (DIGITS,).
+    """Return how many of `bits` (N,) have each digit behind `prefix`: (DIGITS,).
 
     What lies below the prefix counts to the first digit and what lies above to the last, which leaves the sums of
     the first digits as the ranks need them.

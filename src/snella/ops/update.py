@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from snella.delta import Gate, Kernel
+from snella.delta import Gate, Kernel, gated, kernel_matrix
 from snella.ops import blocks, native
+from snella.ops.rematerialize import is_transformed
 from snella.ops.selection import budget_threshold
 
 
-class Form(NamedTuple):
-    """What fixes the form of an update."""
+class UpdateSpec(NamedTuple):
+    """The settings of an update besides its tensors; see `delta.delta_weight`."""
 
     kernel: Kernel
     gate: Gate
@@ -38,8 +39,8 @@ class Factors(NamedTuple):
     gamma: Tensor | None
     beta: Tensor | None
 
-    def matrix(self, i: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
-        """A, B and the scalars of one of the S matrices, in the dtype to compute in."""
+    def matrix(self, i: int) -> tuple[Tensor, Tensor, blocks.Scalars | None]:
+        """Return A, B and the scalars of one of the S matrices, in the dtype to compute in (at least fp32)."""
         dtype = torch.promote_types(self.A.dtype, torch.float32)
         A, B, *scalars = (None if tensor is None else tensor.detach()[i].to(dtype) for tensor in self)
         assert A is not None
@@ -51,13 +52,13 @@ class Factors(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """What the backward pass needs besides weight and factors: thresholds (S,) and log-sum-exps (S, n)."""
+    """Thresholds (S,) and log-sum-exps (S, n), which the backward pass needs besides weight and factors."""
 
     t: Tensor | None
     lse: Tensor | None
 
     def matrix(self, i: int) -> tuple[Tensor | None, Tensor | None]:
-        """Threshold (0-d) and log-sum-exps (n) of one of the S matrices."""
+        """Return the threshold (0-d) and the log-sum-exps (n) of one of the S matrices."""
         return (None if self.t is None else self.t[i]), (None if self.lse is None else self.lse[i])
 
 
@@ -70,8 +71,8 @@ def _triton() -> ModuleType | None:
     return triton_update
 
 
-def _ways(A: Tensor) -> ModuleType:
-    """The module that computes for these factors (H, n, r/H)."""
+def _backend(A: Tensor) -> ModuleType:
+    """Return the module that computes for these factors (H, n, r/H)."""
     if native.available(A):
         return native
     kernels = _triton() if A.is_cuda and A.dtype == torch.float32 else None
@@ -79,9 +80,12 @@ def _ways(A: Tensor) -> ModuleType:
 
 
 def build(
-    weight: Tensor | None, factors: Factors, kept: Tensor, form: Form, dtype: torch.dtype
+    weight: Tensor | None, factors: Factors, kept: Tensor, spec: UpdateSpec, dtype: torch.dtype
 ) -> tuple[Tensor, Stats]:
-    """weight (S m, n) + updates, or the updates where weight is None, in `dtype`; and the statistics."""
+    """Return weight (S m, n) + updates, or the updates where weight is None, in `dtype`; and the statistics.
+
+    kept (S,), int64, are the budgets.
+    """
     _, _, n, _ = factors.A.shape
     splits, _, m, _ = factors.B.shape
     adapted = torch.empty(splits, m, n, dtype=dtype, device=factors.A.device)
@@ -89,23 +93,23 @@ def build(
     thresholds, lses = [], []
     for i in range(splits):
         A, B, scalars = factors.matrix(i)
-        ways = _ways(A)
+        backend = _backend(A)
         K = adapted[i] if dtype == A.dtype else A.new_empty(m, n)
-        lse = ways.kernel_and_stats(A, B, scalars, K, scale=form.scale)
-        t = None if form.gate == "none" else budget_threshold(K, kept[i], form.gate == "soft")
-        ways.add_gated(None if parts is None else parts[i], K, t, adapted[i], gate=form.gate)
+        lse = backend.kernel_and_stats(A, B, scalars, K, scale=spec.scale)
+        t = None if spec.gate == "none" else budget_threshold(K, kept[i], spec.gate == "soft")
+        backend.add_gated(None if parts is None else parts[i], K, t, adapted[i], gate=spec.gate)
         thresholds.append(t)
         lses.append(lse)
     stats = Stats(
-        None if form.gate == "none" else torch.stack(thresholds), None if form.kernel == "pwl" else torch.stack(lses)
+        None if spec.gate == "none" else torch.stack(thresholds), None if spec.kernel == "pwl" else torch.stack(lses)
     )
     return adapted.view(splits * m, n), stats
 
 
 def build_backward(
-    G: Tensor, weight: Tensor | None, factors: Factors, stats: Stats, form: Form, dtype: torch.dtype | None
+    G: Tensor, weight: Tensor | None, factors: Factors, stats: Stats, spec: UpdateSpec, dtype: torch.dtype | None
 ) -> tuple[Tensor | None, Factors]:
-    """What `build` gave once more, in `dtype` (None: it is not needed), and the gradients of the factors.
+    """Return what `build` gave once more, in `dtype` (None: it is not needed), and the gradients of the factors.
 
     G (S m, n) is the gradient of the adapted weight.
     """
@@ -118,10 +122,10 @@ def build_backward(
         A, B, scalars = factors.matrix(i)
         t, lse = stats.matrix(i)
         into = None if adapted is None else adapted[i]
-        of_A, of_B, of_scalars = _ways(A).update_backward(
-            part, None if parts is None else parts[i], A, B, scalars, t, lse, into, gate=form.gate, scale=form.scale
+        grad_A, grad_B, grad_scalars = _backend(A).update_backward(
+            part, None if parts is None else parts[i], A, B, scalars, t, lse, into, gate=spec.gate, scale=spec.scale
         )
-        for gradient, values in zip(gradients, (of_A, of_B, *(of_scalars or ())), strict=False):
+        for gradient, values in zip(gradients, (grad_A, grad_B, *(grad_scalars or ())), strict=False):
             if gradient is not None:
                 gradient[i] = values
     return None if adapted is None else adapted.view(splits * m, n), gradients
@@ -129,23 +133,46 @@ def build_backward(
 
 class _AdaptedWeight(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, weight, kept, form, dtype, *factors):
-        adapted, stats = build(weight, Factors(*factors), kept, form, dtype)
+    def forward(ctx, weight, kept, spec, dtype, *factors):
+        adapted, stats = build(weight, Factors(*factors), kept, spec, dtype)
         ctx.save_for_backward(*stats, *factors)
-        ctx.form = form
+        ctx.spec = spec
         return adapted
 
     @staticmethod
     @once_differentiable
     def backward(ctx, G):
         t, lse, *factors = ctx.saved_tensors
-        _, gradients = build_backward(G.contiguous(), None, Factors(*factors), Stats(t, lse), ctx.form, None)
+        _, gradients = build_backward(G.contiguous(), None, Factors(*factors), Stats(t, lse), ctx.spec, None)
         return G if ctx.needs_input_grad[0] else None, None, None, None, *gradients
 
 
-def adapted_weight(weight: Tensor | None, factors: Factors, kept: Tensor, form: Form, dtype: torch.dtype) -> Tensor:
-    """weight (S m, n) + updates, or the updates where weight is None, in `dtype`; differentiable.
+def adapted_weight(
+    weight: Tensor | None, factors: Factors, kept: Tensor, spec: UpdateSpec, dtype: torch.dtype
+) -> Tensor:
+    """Return weight (S m, n) + updates, or the updates where weight is None, in `dtype`; differentiable.
 
-    kept (S,) are the budgets.
+    kept (S,), int64, are the budgets.
     """
-    return _AdaptedWeight.apply(weight, kept, form, dtype, *factors)
+    return _AdaptedWeight.apply(weight, kept, spec, dtype, *factors)
+
+
+def is_traced(x: Tensor) -> bool:
+    """Return whether operations are looked into (torch's compile, func, jit.trace) or only planned (meta tensors).
+
+    There the update has to be made by `delta_by_definition`.
+    """
+    planned = torch.compiler.is_compiling() or torch.jit.is_tracing() or x.device.type == "meta"
+    return planned or is_transformed()
+
+
+def delta_by_definition(factors: Factors, kept: Tensor, spec: UpdateSpec) -> Tensor:
+    """Return the updates (S m, n) by plain operations, which torch.compile sees through and fuses by itself."""
+    A, B, *scalars = factors
+    deltas = []
+    for i, budget in enumerate(kept):
+        alpha, gamma, beta = (None if scalar is None else scalar[i] for scalar in scalars)
+        K = kernel_matrix(A[i], B[i], alpha, gamma, beta, kernel=spec.kernel, scale=spec.scale)
+        t = None if spec.gate == "none" else budget_threshold(K.detach(), budget, spec.gate == "soft")
+        deltas.append(gated(K, t, spec.gate))
+    return torch.cat(deltas)

@@ -3,12 +3,11 @@
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType, register_peft_method
 
-from snella.integrations.trainer import AllocationCallback
 from snella.tuner.config import PEFT_TYPE, SnellaConfig
 from snella.tuner.layer import SnellaLayer
 from snella.tuner.model import SnellaModel
 
-__all__ = ["AllocationCallback", "SnellaConfig", "SnellaLayer", "SnellaModel"]
+__all__ = ["SnellaConfig", "SnellaLayer", "SnellaModel"]
 
 
 def _register() -> None:

@@ -1,4 +1,4 @@
-"""The adapter's configuration: what `adapter_config.json` holds."""
+"""The adapter's configuration, as `adapter_config.json` holds it."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class SnellaConfig(PeftConfig):
 
     @classmethod
     def published(cls, **settings: Any) -> SnellaConfig:
-        """With the published constants of update and start, and the settings given."""
+        """Return a config with the published constants of update and start, and the settings given."""
         constants: dict[str, Any] = {"scale": 0.1, "init_alpha": 1.0}
         return cls(**constants | settings)
 
@@ -141,6 +141,6 @@ def _check_numbers(config: SnellaConfig) -> None:
             raise UserError(f"{name}={value} is less than {least}")
     for name, splits in config.fused_splits.items():
         if "." in name:
-            raise UserError(f"fused_splits[{name!r}] is no last part of a name; write {name.rpartition('.')[2]!r}")
+            raise UserError(f"fused_splits[{name!r}] is not the last part of a name; write {name.rpartition('.')[2]!r}")
         if splits < 1:
             raise UserError(f"fused_splits[{name!r}]={splits} is less than 1")

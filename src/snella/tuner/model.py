@@ -69,26 +69,26 @@ class SnellaModel(BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: SnellaConfig, model_config: dict) -> SnellaConfig:  # type: ignore[override]
         heads = head_names(self.model)
-        if _asked(peft_config, "modules_to_save") is None:
-            _find(peft_config, "modules_to_save", heads)
-        asked = _asked(peft_config, "target_modules")
-        if asked is None:
-            _find(peft_config, "target_modules", default_targets(self.model))
-        elif asked == "all-linear":
-            _find(peft_config, "target_modules", self._all_linear(heads))
+        if _requested(peft_config, "modules_to_save") is None:
+            _fill_in(peft_config, "modules_to_save", heads)
+        targets = _requested(peft_config, "target_modules")
+        if targets is None:
+            _fill_in(peft_config, "target_modules", default_targets(self.model))
+        elif targets == "all-linear":
+            _fill_in(peft_config, "target_modules", self._all_linear(heads))
         names = [name for name, _ in self.model.named_modules()]
         if not any(self._check_target_module_exists(peft_config, name) for name in names):
             besides = {"modules_to_save": peft_config.modules_to_save, "exclude_modules": peft_config.exclude_modules}
             apart = ", ".join(f"{name}={value!r}" for name, value in besides.items() if value)
             raise UserError(
-                f"target_modules={(asked or peft_config.target_modules)!r} matches no layer of "
+                f"target_modules={(targets or peft_config.target_modules)!r} matches no layer of "
                 f"{type(self.model).__name__} that is to be adapted{apart and f' (left out: {apart})'}; "
                 f"choose from: {', '.join(candidates(self.model))}"
             )
         return peft_config
 
     def _all_linear(self, heads: list[str]) -> set[str]:
-        """Every Linear but the head's; the shorthand would take the head of a timm model."""
+        """Return the names of all Linear layers but the head's; PEFT's shorthand would take the head of a timm model."""
         return {
             name
             for name, module in self.model.named_modules()
@@ -132,7 +132,7 @@ class SnellaModel(BaseTuner):
         self._replace_module(parent, target_name, layer, target)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """As PEFT does; its new parameters in the place of half-precision ones would all train."""
+        """Cast as PEFT does; its new parameters in the place of half-precision ones would all train."""
         trains = {name: parameter.requires_grad for name, parameter in self.named_parameters()}
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         for name, parameter in self.named_parameters():
@@ -154,8 +154,8 @@ class SnellaModel(BaseTuner):
     def _layers(self) -> list[SnellaLayer]:
         return [module for module in self.model.modules() if isinstance(module, SnellaLayer)]
 
-    def _trained(self) -> tuple[str, list[SnellaLayer]]:
-        """The adapter in training and the layers that have it."""
+    def _active_layers(self) -> tuple[str, list[SnellaLayer]]:
+        """Return the one active adapter and the layers that have it."""
         active = [self.active_adapter] if isinstance(self.active_adapter, str) else list(self.active_adapter)
         if len(active) != 1:
             raise UserError(f"budgets are allocated to one active adapter, not {len(active)}: {active}")
@@ -185,7 +185,7 @@ class SnellaModel(BaseTuner):
         Raises:
             ValueError: no adapter weight has a gradient.
         """
-        name, layers = self._trained()
+        name, layers = self._active_layers()
         config = self.peft_config[name]
         importance = self._importance(name)
         importance.update(
@@ -227,25 +227,25 @@ class SnellaModel(BaseTuner):
             start += len(buffer)
 
     def allocator_state_dict(self) -> dict[str, Tensor]:
-        """The running averages of the active adapter's importance. Budgets are part of the model's state."""
-        return self._importance(self._trained()[0]).state_dict()
+        """Return the running averages of the active adapter's importance. Budgets are part of the model's state."""
+        return self._importance(self._active_layers()[0]).state_dict()
 
     def load_allocator_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `allocator_state_dict` gave."""
-        self._importance(self._trained()[0]).load_state_dict(state)
+        self._importance(self._active_layers()[0]).load_state_dict(state)
 
 
-def _asked(config: SnellaConfig, name: str) -> Any:
-    """What the user gave for a field that PEFT reads back filled: what was found for another model is not that."""
+def _requested(config: SnellaConfig, name: str) -> Any:
+    """Return what the user gave for a field that PEFT reads back; not what was filled in for another model."""
     value = getattr(config, name)
-    asked, found = vars(config).get("_found", {}).get(name, (value, value))
-    return asked if value == found else value
+    requested, filled = vars(config).get("_filled_in", {}).get(name, (value, value))
+    return requested if value == filled else value
 
 
-def _find(config: SnellaConfig, name: str, found: Any) -> None:
-    """Fill in a field for the model at hand."""
-    vars(config).setdefault("_found", {})[name] = (_asked(config, name), copy.copy(found))
-    setattr(config, name, found)
+def _fill_in(config: SnellaConfig, name: str, value: Any) -> None:
+    """Set a field to what suits the model at hand, and remember what the user gave."""
+    vars(config).setdefault("_filled_in", {})[name] = (_requested(config, name), copy.copy(value))
+    setattr(config, name, value)
 
 
 def _schedule(config: SnellaConfig, total_step: int) -> Schedule:

@@ -130,23 +130,23 @@ DECODERS = (
     ),
 )
 FAMILIES = BACKBONES + DECODERS
-PLAIN = (nn.Linear.forward, nn.Conv2d.forward, TimmLinear.forward)  # products of the weight as it is
-NO_HEADS = ("backbone", "vision_model", "model", "timm_model", "neck")  # parts of transformers' models
+PRODUCT_FORWARDS = (nn.Linear.forward, nn.Conv2d.forward, TimmLinear.forward)  # products of the weight as it is
+BACKBONE_PARTS = ("backbone", "vision_model", "model", "timm_model", "neck")  # names in transformers' models
 CLASS_TABLES = ("class_embedding", "class_embedder.embedding_table")  # ends of names, in diffusers
 
 
 def adaptable(module: nn.Module) -> bool:
-    """Whether a layer is the product with one matrix, or several stacked: Linear, or Conv2d that is not grouped.
+    """Return whether a layer is the product with one matrix, or several stacked: Linear, or Conv2d that is not grouped.
 
     Those that pad, standardise or unpack first (timm's Conv2dSame and StdConv2d, quantised layers) are another product.
     """
     if isinstance(module, BaseTunerLayer):
         module = module.get_base_layer()
-    return type(module).forward in PLAIN and getattr(module, "groups", 1) == 1
+    return type(module).forward in PRODUCT_FORWARDS and getattr(module, "groups", 1) == 1
 
 
 def candidates(model: nn.Module) -> list[str]:
-    """Names of the layers that can be adapted, with `*` for numbers, in the model's order."""
+    """Return the names of the layers that can be adapted, with `*` for numbers, in the model's order."""
     names = [
         re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
         for name, module in model.named_modules()
@@ -156,7 +156,7 @@ def candidates(model: nn.Module) -> list[str]:
 
 
 def default_targets(model: nn.Module) -> str:
-    """The regular expression of the layers to adapt, for PEFT's `target_modules`.
+    """Return the regular expression of the layers to adapt, for PEFT's `target_modules`.
 
     Raises:
         UserError: no known family in the model; the message lists what could be named.
@@ -166,7 +166,7 @@ def default_targets(model: nn.Module) -> str:
     for path, module in model.named_modules():
         if any(path.startswith(prefix) for prefix in below):
             continue
-        family = next((family for family in FAMILIES if _belongs(module, family)), None)
+        family = next((family for family in FAMILIES if _is_of_family(module, family)), None)
         if family is not None:
             below.append(f"{path}." if path else "")
             patterns.append(re.escape(below[-1]) + f"(?:{family.pattern})")
@@ -179,10 +179,10 @@ def default_targets(model: nn.Module) -> str:
 
 
 def head_names(model: nn.Module) -> list[str]:
-    """Names of what belongs to the classes: timm's `get_classifier`, a `classifier`, or embeddings of classes.
+    """Return the names of what belongs to the classes; an empty list where there is nothing.
 
-    [] where there is none. Of transformers' models also what else gives as many outputs as there are labels, outside
-    the backbone. Embeddings are those of diffusers' UNet2DModel and DiT.
+    That is timm's `get_classifier`, or a `classifier`; of transformers' models also what else gives as many outputs as
+    there are labels, outside the backbone; and embeddings of classes, those of diffusers' UNet2DModel and DiT.
     """
     timm_model = getattr(model, "timm_model", model)  # of transformers' TimmWrapper
     if callable(get_classifier := getattr(timm_model, "get_classifier", None)):
@@ -203,12 +203,12 @@ def head_names(model: nn.Module) -> list[str]:
 
 
 def _label_layers(model: Any, known: Sequence[nn.Module]) -> list[nn.Module]:
-    """The last layer with an output for each label in each part of the model but the backbone and what is known."""
+    """Return the last layer with an output for each label of each part but the backbone and what is known."""
     if not re.fullmatch(r".+For(ImageClassification|SemanticSegmentation)\w*", type(model).__name__):
         return []
     heads: list[nn.Module] = []
     for name, part in model.named_children():
-        if name in (model.base_model_prefix, *NO_HEADS) or part in known:
+        if name in (model.base_model_prefix, *BACKBONE_PARTS) or part in known:
             continue
         wrapped = {inner for wrapper in part.modules() if isinstance(wrapper, AuxiliaryTrainingWrapper)
                    for inner in wrapper.modules() if inner is not wrapper}  # fmt: skip
@@ -223,7 +223,7 @@ def _outputs(module: nn.Module) -> int | None:
     return len(layer.weight) if isinstance(layer, nn.Linear | nn.Conv2d) else None
 
 
-def _belongs(module: nn.Module, family: Family) -> bool:
+def _is_of_family(module: nn.Module, family: Family) -> bool:
     return any(
         ancestor.__name__ in family.classes and ancestor.__module__.split(".")[0] == family.package
         for ancestor in type(module).__mro__

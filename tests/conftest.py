@@ -1,8 +1,10 @@
-"""What every test shares: hypothesis without randomness, and a seed."""
+"""What every test shares: hypothesis without randomness, a seed, a cache of their own and a small heap to collect."""
 
 from __future__ import annotations
 
+import gc
 import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -24,6 +26,25 @@ def _seeded() -> None:
 def _interruptible() -> None:
     """A shell starts background jobs with SIGINT ignored; the tests of Ctrl-C need Python's own handler."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Each process of tests keeps what the package caches in a folder of its own, which goes away with it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SNELLA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen_heap() -> None:
+    """Leave what is there by now out of garbage collections.
+
+    Every training makes a full one to count its memory, which takes a second or more for the millions of objects that
+    the libraries and the tests before have made.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

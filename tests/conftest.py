@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
-from collections.abc import Iterator
+import tempfile
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 from support.vits import tiny_vit
+
+CACHE = tempfile.TemporaryDirectory(prefix="snella-tests-")  # of this process: goes away at its end
+os.environ["SNELLA_CACHE"] = CACHE.name
 
 settings.register_profile("snella", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("snella")
@@ -26,14 +30,6 @@ def _seeded() -> None:
 def _interruptible() -> None:
     """A shell starts background jobs with SIGINT ignored; the tests of Ctrl-C need Python's own handler."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Each process of tests keeps what the package caches in a folder of its own, which goes away with it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SNELLA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -27,6 +27,7 @@ def test_a_run_loaded_into_a_pipeline_gives_what_predict_does(sd: Path, sd_run: 
     def made() -> np.ndarray:
         generator = torch.Generator().manual_seed(5)
         found = pipe(PROMPT, num_inference_steps=3, guidance_scale=2.0, generator=generator, height=16, width=16)
+        assert not isinstance(found, tuple)
         return np.asarray(found.images[0]).astype(int)
 
     original = made()

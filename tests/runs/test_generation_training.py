@@ -87,7 +87,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert main(shlex.split(command[1])[1:]) == 0
     assert same(adapter(stopped), adapter(whole))
     for name in ("before", "after"):
-        assert np.array_equal(*(pixels(run / "samples" / f"{name}.png") for run in (whole, stopped)))
+        first, second = (pixels(run / "samples" / f"{name}.png") for run in (whole, stopped))
+        assert np.array_equal(first, second)
 
 
 @pytest.mark.parametrize(

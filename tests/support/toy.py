@@ -34,6 +34,8 @@ EVERY_STEP = range(1, 10)  # three epochs of five batches, two to a step
 class Net(nn.Module):
     """A frozen base with a frozen batch norm, and an adapter and a head to train."""
 
+    kept: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""What every test shares: hypothesis without randomness, a seed, a cache of their own and a small heap to collect."""
+"""What every test shares: hypothesis without randomness, a seed, caches of their own and a small heap to collect."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ from torch import Tensor, nn
 
 from support.vits import tiny_vit
 
-CACHE = tempfile.TemporaryDirectory(prefix="snella-tests-")  # of this process: goes away at its end
-os.environ["SNELLA_CACHE"] = CACHE.name
+CACHE = tempfile.TemporaryDirectory(prefix="snella-tests-")  # of this process, gone with it
+os.environ["SNELLA_CACHE"] = os.path.join(CACHE.name, "snella")
+os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = os.path.join(CACHE.name, "hypothesis")
 
 settings.register_profile("snella", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("snella")
+
+
+def pytest_unconfigure() -> None:
+    CACHE.cleanup()
 
 
 @pytest.fixture(autouse=True)

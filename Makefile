@@ -7,6 +7,7 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 RUN ?= runs/demo
 SEGMENT ?= runs/segment
 GENERATE ?= runs/generate
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -47,8 +48,9 @@ demo-generate: $(STAMP)
 	$(BIN)/python -m benchmarks.generated $(GENERATE)/snella $(GENERATE)/lora $(GENERATE)/full \
 	  --out $(GENERATE)/methods.png
 
+# One thread a process: two processes of two threads each are slower on two cores.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadscope
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest

@@ -1,8 +1,11 @@
-"""What every test shares: hypothesis without randomness, and a seed."""
+"""What every test shares: hypothesis without randomness, a seed, caches of their own and a small heap to collect."""
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
+import tempfile
 
 import pytest
 import torch
@@ -11,8 +14,16 @@ from torch import Tensor, nn
 
 from support.vits import tiny_vit
 
+CACHE = tempfile.TemporaryDirectory(prefix="snella-tests-")  # of this process, gone with it
+os.environ["SNELLA_CACHE"] = os.path.join(CACHE.name, "snella")
+os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = os.path.join(CACHE.name, "hypothesis")
+
 settings.register_profile("snella", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("snella")
+
+
+def pytest_unconfigure() -> None:
+    CACHE.cleanup()
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +35,17 @@ def _seeded() -> None:
 def _interruptible() -> None:
     """A shell starts background jobs with SIGINT ignored; the tests of Ctrl-C need Python's own handler."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen_heap() -> None:
+    """Leave what is there by now out of garbage collections.
+
+    Every training makes a full one to count its memory, which takes a second or more for the millions of objects that
+    the libraries and the tests before have made.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

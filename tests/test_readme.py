@@ -47,7 +47,7 @@ def test_python_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     folder = tiny_pipelines.write_sd(tmp_path / "pipeline")
     monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda name: load(folder))
     unet = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
-    peft.get_peft_model(unet, SnellaConfig(r=4)).save_pretrained(tmp_path / "runs" / "dog" / "adapter")
+    peft.get_peft_model(unet, SnellaConfig(r=4)).save_pretrained(str(tmp_path / "runs" / "dog" / "adapter"))
     pipeline, library = snippets("python")
     exec(compile(library, "README.md", "exec"), {})
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()

@@ -16,7 +16,7 @@ COMPILER = native.library() is not None
 @pytest.fixture
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder, and no library loaded yet."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("SNELLA_CACHE", str(tmp_path / "snella"))
     monkeypatch.setattr(native, "library", native.library.__wrapped__)
     return tmp_path / "snella"
 

@@ -7,18 +7,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 import snella.training.loop
 from snella.cli.main import main
 from snella.config.method import METHODS
 from support.masked_runs import blobs, picture, train, write_pairs
+from support.runs import adapter, read, rows, same
 
 SUMMARY = {"test", "val", "trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "seed", "versions"}
 SUMMARY |= {"selection", "images", "device"}
@@ -35,15 +33,6 @@ def run(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("segment") / "run"
     assert train(pairs, folder) == 0
     return folder
-
-
-def read(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
-def adapter(folder: Path) -> dict[str, torch.Tensor]:
-    (file,) = (folder / "adapter").glob("*.safetensors")
-    return load_file(file)
 
 
 def test_the_run_folder_and_the_summary_are_those_of_any_task(run):
@@ -97,10 +86,10 @@ def test_predict_writes_masks_that_are_data_again(run, tmp_path, capsys):
     for i in range(3):
         picture(blobs(i + 50, size=(70, 50))).save(images / f"{i}.png")
     assert main(["predict", str(run), str(images), "--json", "--pictures", str(tmp_path / "found")]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    predicted = json.loads(capsys.readouterr().out)
     masks = tmp_path / "again" / "masks"
     masks.mkdir(parents=True)
-    for row in rows:
+    for row in predicted:
         with Image.open(row["mask"]) as mask, Image.open(row["overlay"]) as overlay:
             assert mask.size == overlay.size == (50, 70)
             values, counts = np.unique(np.asarray(mask), return_counts=True)
@@ -137,9 +126,7 @@ def test_a_resumed_run_ends_with_the_same_bits(pairs, run, tmp_path):
     newest = max((half / "checkpoints").iterdir())
     shutil.rmtree(newest)
     assert train(pairs, half, "--checkpoint-every", "1", "--resume") == 0
-    ours, theirs = adapter(half), adapter(run)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert same(adapter(half), adapter(run))
 
 
 @pytest.mark.parametrize(
@@ -190,8 +177,7 @@ def test_a_last_batch_of_one_image_is_left_out_and_batches_of_one_are_refused(pa
     """UPerNet has a batch norm over pooled images, which cannot be trained on one."""
     flags = ("--backbone", "test_resnet", "--decoder", "upernet", "--epochs", "1")
     assert train(pairs, tmp_path / "run", *flags, "--batch-size", "7") == 0  # of 8 images
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if row["kind"] == "train"] == [1]
+    assert [row["step"] for row in rows(tmp_path / "run", "train")] == [1]
     capsys.readouterr()
     assert train(pairs, tmp_path / "one", *flags, "--batch-size", "1") == 2
     assert "use --batch-size 2 or more" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """A toy training in which everything moves: random numbers, budgets, buffers, an allocator with a memory.
 
-Run as a program, it trains in a folder: toy.py FOLDER [interrupt STEP | die STEP | resume].
+Run as a program, it trains in processes of their own: toy.py ROOT [interrupt-STEP | die-STEP] ... trains each in
+ROOT/interrupt-STEP or ROOT/die-STEP, writes what it says to ROOT/JOB.stderr, and prints the exit codes.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ EVERY_STEP = range(1, 10)  # three epochs of five batches, two to a step
 class Net(nn.Module):
     """A frozen base with a frozen batch norm, and an adapter and a head to train."""
 
+    kept: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(1)
@@ -53,7 +56,7 @@ class Net(nn.Module):
 
 
 class Allocator:
-    """An AfterStep: the budget falls with the importance that it has averaged."""
+    """An AfterStep whose budget falls with the importance that it has averaged."""
 
     def __init__(self, model: Net) -> None:
         self.model = model
@@ -183,13 +186,17 @@ def die_while_saving(step: int) -> Callable[[int], None]:
     return at_step
 
 
-def main(folder: Path, mode: str = "", step: str = "0") -> None:
-    if mode == "interrupt":
-        train(folder, at_step=interrupt_at(int(step)))
-    elif mode == "die":
-        train(folder, at_step=die_while_saving(int(step)))
-    else:
-        train(folder, resume=mode == "resume")
+def main(root: Path, *jobs: str) -> None:
+    """Run the jobs one after another; forks, made before anything is computed, share the import of the libraries."""
+    for job in jobs:
+        process = os.fork()
+        if not process:
+            with open(root / f"{job}.stderr", "w") as file:
+                os.dup2(file.fileno(), sys.stderr.fileno())
+            mode, step = job.split("-")
+            train(root / job, at_step={"interrupt": interrupt_at, "die": die_while_saving}[mode](int(step)))
+            sys.exit()
+        print(job, os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 
 
 if __name__ == "__main__":

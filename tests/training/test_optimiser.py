@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import pytest
 import torch
@@ -30,13 +31,18 @@ class EightBit(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": 1e-3})
         self.nested = nested
 
-    def step(self, closure: Any = None) -> None:
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         for group in self.param_groups:
             for p in group["params"]:
                 codes = torch.randint(256, p.shape, dtype=torch.uint8)
                 scales = {"qmap1": torch.linspace(-1, 1, 256), "absmax1": torch.rand(2, dtype=torch.float64)}
                 self.state[p] = {"step": 3, "ratio": 0.1, "state1": codes}
                 self.state[p] |= {"quantised": scales} if self.nested else scales
+        return None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         parameters = [p for group in self.param_groups for p in group["params"]]

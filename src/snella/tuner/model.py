@@ -88,7 +88,7 @@ class SnellaModel(BaseTuner):
         return peft_config
 
     def _all_linear(self, heads: list[str]) -> set[str]:
-        """Return the names of all Linear layers but the head's; PEFT's shorthand would take the head of a timm model."""
+        """Return the names of all Linear layers but the head's; PEFT's shorthand would take timm's heads."""
         return {
             name
             for name, module in self.model.named_modules()

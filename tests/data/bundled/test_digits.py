@@ -80,11 +80,11 @@ def test_other_rows_than_scikit_learns_are_refused(table: np.ndarray, package: P
     assert INSTALL in str(caught.value)
 
 
-CUT = gzip.compress(b"1,2\n" * 1000)[:-10]
-CORRUPT = gzip.compress(b"")[:10] + b"\xff" * 9  # after the header
+CUT = gzip.compress(b"1,2\n" * 1000, mtime=0)[:-10]
+CORRUPT = gzip.compress(b"", mtime=0)[:10] + b"\xff" * 9  # after the header
 
 
-@pytest.mark.parametrize("content", [b"text", gzip.compress(b"a,b\n"), CUT, CORRUPT])
+@pytest.mark.parametrize("content", [b"text", gzip.compress(b"a,b\n", mtime=0), CUT, CORRUPT])
 def test_a_broken_file_is_refused(content: bytes, package: Path) -> None:
     (package / "digits.csv.gz").write_bytes(content)
     with pytest.raises(UserError, match=r"digits\.csv\.gz cannot be read") as caught:

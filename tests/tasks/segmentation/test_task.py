@@ -19,6 +19,7 @@ from snella.data.masks.files import IGNORE, MaskCode, MaskedImages, read_mask
 from snella.data.transforms.images import Preprocessing
 from snella.data.transforms.masked import masked_eval_transform
 from snella.errors import UserError
+from snella.tasks.interface import Prediction
 from snella.tasks.segmentation.learner import Segment
 from snella.tasks.segmentation.task import SEGMENTATION
 
@@ -140,10 +141,12 @@ def test_a_batch_without_a_pixel_that_counts_has_no_loss_and_no_gradient(loss):
 def test_predictions_are_masks_of_the_images_own_size(tmp_path):
     mask = np.repeat(np.arange(K, dtype=np.uint8), 3)[None].repeat(7, axis=0)  # (7, 12)
     Image.fromarray(np.stack([mask * (255 // (K - 1))] * 3, axis=-1)).save(tmp_path / "a.png")
-    preprocessing = Preprocessing(SIZE, mean=(0, 0, 0), std=(1 / (K - 1),) * 3, resize="none")
+    third = 1 / (K - 1)
+    preprocessing = Preprocessing(SIZE, mean=(0, 0, 0), std=(third, third, third), resize="none")
     segment = Segment([*"abcd"], preprocessing=preprocessing, code=CODE, palette=PALETTE)
     images = MaskedImages((str(tmp_path / "a.png"),))
     (found,) = segment.predict(Oracle(), images, masked_eval_transform(preprocessing), batch_size=4)
+    assert isinstance(found, Prediction)
     assert found.row["areas"]["b"] == {"pixels": 21, "share": pytest.approx(1 / 4)}
     found.pictures["mask"].save(tmp_path / "mask.png")
     assert torch.equal(read_mask(str(tmp_path / "mask.png"), CODE).long(), torch.from_numpy(mask).long())

@@ -1,0 +1,95 @@
+"""Predictions of a finished run: for images and folders, as a table and to a file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from snella.cli.main import main
+from snella.runs.load import load_run
+
+
+def test_predict_names_what_it_cannot_read_and_goes_on(
+    trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    shutil.copy(images / "c1" / "0.png", good)
+    bad.write_bytes(b"")
+    assert main(["predict", str(trained), str(bad), str(good), "--json"]) == 1
+    shown = capsys.readouterr()
+    (row,) = json.loads(shown.out)
+    assert row["image"] == str(good)
+    assert row["probability"] == max(row["probabilities"].values()) == row["probabilities"][row["class"]]
+    assert sum(row["probabilities"].values()) == pytest.approx(1)
+    assert shown.err == f"snella: not predicted: {bad}: empty file (0 bytes)\n"
+
+
+def test_predict_is_what_the_model_says(trained: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(trained), str(images / "c0"), "--json", "--batch-size", "3"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [Path(row["image"]).name for row in rows] == sorted(path.name for path in (images / "c0").iterdir())
+    run = load_run(trained, "cpu")
+    with Image.open(rows[4]["image"]) as picture:
+        small = picture.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)
+    pixels = torch.tensor(list(small.tobytes())).view(1, 32, 32, 3).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (run.preprocessing.mean, run.preprocessing.std))
+    with torch.no_grad():
+        expected = run.model((pixels - mean) / std).softmax(-1)[0]
+    assert list(rows[4]["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_predict_as_csv_to_a_file_and_as_a_table(
+    snella_run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "deep" / "predictions.csv"
+    assert main(["predict", str(snella_run), str(images), "--out", str(out)]) == 0
+    with open(out, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 30
+    assert rows[0].keys() == {"image", "class", "probability", "c0", "c1", "c2"}
+    capsys.readouterr()
+    assert main(["predict", str(snella_run)]) == 0  # three of its own test images
+    assert capsys.readouterr().out.count(".png") == 3
+
+
+def test_predictions_replace_no_folder_and_no_image(
+    snella_run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "precious"
+    shutil.copytree(images / "c0", folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for out in (folder, folder / "0.png"):
+        assert main(["predict", str(snella_run), str(folder), "--out", str(out)]) == 2
+        assert f"--out {out} exists and is no table of predictions" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"), [(["nowhere.png"], "nowhere.png does not exist"), (["."], "holds no image")]
+)
+def test_predict_refuses_what_is_no_image(
+    paths: list[str],
+    expected: str,
+    snella_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = snella_run.resolve()
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", str(run), *paths]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_predict_of_only_unreadable_images_fails(
+    snella_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"")
+    assert main(["predict", str(snella_run), str(tmp_path / "bad.png")]) == 2
+    assert "none of the images can be read" in capsys.readouterr().err

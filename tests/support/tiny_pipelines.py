@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from support import transformers4
+
+OLD_TRANSFORMERS = version("transformers").startswith("4.")
 WIDTH = 16  # of every text encoder
 LATENTS = 8  # side; the images' is twice that
 WORDS = ("a", "photo", "of", "cat", "dog", "red", "blue", "sks")
@@ -264,6 +268,8 @@ def _clip_tokenizer() -> Any:
     from transformers import CLIPTokenizer
 
     vocabulary, merges = _clip_vocabulary()
+    if OLD_TRANSFORMERS:
+        return transformers4.clip_tokenizer(vocabulary, merges, 16)
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=16)
 
 
@@ -295,6 +301,8 @@ def _t5_vocabulary() -> list[tuple[str, float]]:
 def _t5_tokenizer() -> Any:
     from transformers import T5TokenizerFast
 
+    if OLD_TRANSFORMERS:
+        return transformers4.t5_tokenizer(_t5_vocabulary(), 32)
     return T5TokenizerFast(vocab=_t5_vocabulary(), extra_ids=0, model_max_length=32)
 
 

@@ -1,9 +1,13 @@
-# make setup | demo | demo-segment | demo-generate | test | test-all | bench | lint      Everything happens in $(VENV); nothing else is touched.
+# make setup | demo | demo-segment | demo-generate | test | test-all | test-oldest | bench | lint
+# Everything happens in $(VENV) (test-oldest: in $(OLDEST)); nothing else is touched.
 
 PYTHON ?= python3
 VENV ?= .venv
 # The pair that is tested; others from torch 2.6 on work: make setup TORCH="torch torchvision"
 TORCH ?= torch==2.14.1 torchvision==0.29.1
+# The oldest Python; where it does not run, $(PYTHON) takes its place
+OLDEST_PYTHON ?= python3.10
+OLDEST ?= .venv-oldest
 RUN ?= runs/demo
 SEGMENT ?= runs/segment
 GENERATE ?= runs/generate
@@ -12,7 +16,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo demo-segment demo-generate test test-all bench lint clean
+.PHONY: setup demo demo-segment demo-generate test test-all test-oldest bench lint clean
 
 setup: $(STAMP)
 
@@ -55,6 +59,20 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest
 
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -m "not slow"
+
+# uv takes the lowest releases that pyproject.toml allows (of what it names itself), so that they stand in one place.
+$(OLDEST)/.installed: pyproject.toml requirements/demo.txt
+	if $(OLDEST_PYTHON) -c "" 2> /dev/null; then $(OLDEST_PYTHON) -m venv --clear $(OLDEST); else \
+	  echo "$(OLDEST_PYTHON) does not run here: $(PYTHON) with the oldest releases that it can have"; \
+	  $(PYTHON) -m venv --clear $(OLDEST); \
+	fi
+	$(OLDEST)/bin/python -m pip install --quiet "uv>=0.6"
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct -e ".[test-base]"
+	$(OLDEST)/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements/demo.txt
+	touch $@
+
 # Minutes long; BENCH="--methods full,snella --batches 1,2,4,8" and the like choose another comparison.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run $(BENCH)
@@ -65,4 +83,4 @@ lint: $(STAMP)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) build dist runs/demo runs/segment runs/generate
+	rm -rf $(VENV) $(OLDEST) build dist runs/demo runs/segment runs/generate

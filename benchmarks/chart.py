@@ -1,4 +1,4 @@
-"""The picture of a comparison: time against memory, a point for each method, both relative to LoRA."""
+"""A chart of a comparison: time against memory, a point for each method, both relative to LoRA."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import ratio, where
+from benchmarks.tables import machine_line, ratio
 from snella.errors import UserError
 from snella.report.labels import label_points
 from snella.report.style import BLUE, GREY, INK, ORANGE, PALE, heading, new_figure, save_figure, style_axes
@@ -16,7 +16,7 @@ TICKS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8,
 
 
 def points(result: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """Time of a step and memory of each method at the first batch size, as multiples of LoRA's.
+    """Return time of a step and memory of each method at the first batch size, as multiples of LoRA's.
 
     Memory is the peak of CUDA's allocator where it was measured, else the computed total.
 
@@ -32,24 +32,24 @@ def points(result: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
 
 
 def draw_chart(result: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
-    """Write the picture (its ending says the format) and return its path.
+    """Write the chart in the format of the path's ending and return the path.
 
     Raises:
-        UserError: as `points`.
+        UserError: as `points` does.
     """
     from matplotlib.ticker import NullLocator
 
-    place = points(result)
+    places = points(result)
     width, height = 7.2, 4.7
     figure = new_figure(width, height)
     axes = figure.add_axes((0.65 / width, 0.55 / height, 1 - 0.9 / width, 1 - 1.65 / height))
     axes.axvline(1, color=PALE, linewidth=0.9, zorder=0)
     axes.axhline(1, color=PALE, linewidth=0.9, zorder=0)
-    for name, (time, memory) in place.items():
+    for name, (time, memory) in places.items():
         axes.plot(time, memory, "o", markersize=6.5, color=_colour(name))
     axes.set(xscale="log", yscale="log")
-    axes.set_xlim(_limits([time for time, _ in place.values()], room=0.12))
-    axes.set_ylim(_limits([memory for _, memory in place.values()], room=0.08))
+    axes.set_xlim(_limits([time for time, _ in places.values()], room=0.12))
+    axes.set_ylim(_limits([memory for _, memory in places.values()], room=0.08))
     for axis in (axes.xaxis, axes.yaxis):
         low, high = axis.get_view_interval()
         axis.set_ticks([tick for tick in TICKS if low < tick < high])
@@ -59,7 +59,7 @@ def draw_chart(result: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     axes.set_ylabel("memory of a training step (LoRA = 1)", fontsize=8.5, color=GREY)
     style_axes(axes)
     axes.spines[["left", "bottom"]].set(visible=True, color=PALE)
-    label_points(axes, place, _colour)
+    label_points(axes, places, _colour)
     settings, batch = result["settings"], result["results"][0]["batch"]
     peak = "peak of CUDA's allocator" if result["results"][0]["methods"]["lora"]["peak_bytes"] else (
         "kept for the backward pass, weights, gradients and AdamW's moments"
@@ -69,7 +69,7 @@ def draw_chart(result: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
         "Time and memory of fine-tuning",
         f"{settings['model']}, batch {batch}, rank {settings['r']}, the same layers for every method but full",
         f"memory: {peak}; left and below is better",
-        where(result),
+        machine_line(result),
     )
     return save_figure(figure, path)
 
@@ -79,7 +79,7 @@ def _colour(name: str) -> str:
 
 
 def _limits(values: Sequence[float], *, room: float) -> tuple[float, float]:
-    """From the least to the greatest value and LoRA's 1, with a share of room at both ends for the labels."""
+    """Return the ends of an axis: the values and LoRA's 1 lie between them, with a share of room for the labels."""
     low, high = min(*values, 0.9), max(*values, 1.1)
     margin = (high / low) ** room
     return low / margin, high * margin

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.memory import Memory, kept_bytes, step_memory
 from benchmarks.methods import METHODS
-from benchmarks.timing import Contender, evaluation_time, interleaved, make_contender, train_step, wait_for
+from benchmarks.timing import Contender, evaluation_time, interleaved, make_contender, synchronize, train_step
 from snella.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -27,7 +27,7 @@ EVALUATION_SHARE = 0.25  # of the time given
 
 @dataclass(frozen=True)
 class Settings:
-    """What is compared, and how long."""
+    """The models, methods and batch sizes of a comparison, and how long it may take."""
 
     model: str = "vit_base_patch16_224"
     methods: tuple[str, ...] = tuple(METHODS)
@@ -43,10 +43,10 @@ class Settings:
 
 
 def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
-    """Settings, machine, and for each batch size and method what was measured (`say` hears what is being done).
+    """Measure all methods at all batch sizes and return settings, machine and results; `say` gets the progress.
 
     Raises:
-        UserError: no such model, or one that a method cannot adapt.
+        UserError: timm has no such model, or a method cannot adapt it.
     """
     start = time.monotonic()
     torch.manual_seed(settings.seed)
@@ -55,7 +55,9 @@ def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     except RuntimeError as error:
         raise UserError(f"model {settings.model!r} cannot be made: {error}") from error
     seconds = 60 * settings.minutes / len(settings.batches)
-    results = [{"batch": batch, "methods": _at(settings, base, batch, seconds, say)} for batch in settings.batches]
+    results = [
+        {"batch": batch, "methods": _measure_batch(settings, base, batch, seconds, say)} for batch in settings.batches
+    ]
     return {
         "settings": asdict(settings),
         "machine": machine(settings.device),
@@ -65,7 +67,7 @@ def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the times depend on besides the settings."""
+    """Return what the times depend on besides the settings."""
     return {
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
@@ -83,10 +85,10 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or "unknown"
 
 
-def _at(
+def _measure_batch(
     settings: Settings, base: nn.Module, batch: int, seconds: float, say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """What was measured at one batch size, by method."""
+    """Measure all methods at one batch size: memory one by one, then times in turn. Return a row for each method."""
     device, dtype = torch.device(settings.device), DTYPES[settings.precision]
     size = resolve_model_data_config(base)["input_size"]
     images = torch.randn(batch, *size, dtype=dtype, device=device)
@@ -120,14 +122,14 @@ def _at(
         say=lambda text: say(f"batch {batch}: evaluation, {text}"),
     )
     for name, times in steps.items():
-        rows[name]["forward_backward"] = _times([sample.forward_backward for sample in times])
-        rows[name]["step"] = _times([sample.step for sample in times])
-        rows[name]["evaluation"] = _times(evaluations[name]) if name in evaluations else None
+        rows[name]["forward_backward"] = _summary([sample.forward_backward for sample in times])
+        rows[name]["step"] = _summary([sample.step for sample in times])
+        rows[name]["evaluation"] = _summary(evaluations[name]) if name in evaluations else None
     return rows
 
 
 def _memory(contender: Callable[[str], Contender], name: str, images: Tensor, labels: Tensor) -> Memory:
-    """A method's memory with nothing else on the device; everything of it is given back."""
+    """Measure a method's memory with nothing else on the device, and leave nothing of it there."""
     device = images.device
     gc.collect()  # the method before
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
@@ -138,10 +140,10 @@ def _memory(contender: Callable[[str], Contender], name: str, images: Tensor, la
         train_step(alone, images, labels)  # makes the optimiser's state
         torch.cuda.reset_peak_memory_stats(device)
         train_step(alone, images, labels)
-        wait_for(device)
+        synchronize(device)
         peak = torch.cuda.max_memory_allocated(device) - before
     return step_memory(alone.model, saved, peak)
 
 
-def _times(samples: Sequence[float]) -> dict[str, Any]:
+def _summary(samples: Sequence[float]) -> dict[str, Any]:
     return {"median": median(samples), "samples": list(samples)}

@@ -27,8 +27,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.memory import Memory, kept_bytes, step_memory
-from benchmarks.run import OneLineParser, count
-from benchmarks.timing import wait_for
+from benchmarks.run import OneLineParser, positive_int
+from benchmarks.timing import synchronize
 from snella.config.method import MethodConfig, Rematerialize
 from snella.errors import UserError
 from snella.files import write_json
@@ -68,16 +68,16 @@ METHODS = {
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a method needs for a step."""
+class StepCost:
+    """Memory and time of a method's step."""
 
     method: str
     memory: Memory
     seconds: float | None  # of a forward and a backward pass, after one that is not counted; None: not asked for
 
 
-def unet(shapes: dict[str, Any]) -> nn.Module:
-    """The UNet, with random weights drawn at once (layer by layer takes ten times as long)."""
+def build_unet(shapes: dict[str, Any]) -> nn.Module:
+    """Build the UNet and draw its weights at once (as the layers do it, one by one, takes ten times as long)."""
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
@@ -91,11 +91,11 @@ def unet(shapes: dict[str, Any]) -> nn.Module:
     return model
 
 
-def measure(name: str, batch: int, size: int, r: int, device: torch.device, backward: bool) -> Measured:
+def measure(name: str, batch: int, size: int, r: int, device: torch.device, backward: bool) -> StepCost:
     """Build the UNet, wrap it and count what one forward pass keeps; `backward` also times steps."""
     method = METHODS[name]
     torch.manual_seed(0)
-    base: Any = unet(SHAPES)
+    base: Any = build_unet(SHAPES)
     if method.checkpointing:
         base.enable_gradient_checkpointing()
     settings = MethodConfig(name=method.name, r=r, rematerialize=method.rematerialize)
@@ -112,35 +112,35 @@ def measure(name: str, batch: int, size: int, r: int, device: torch.device, back
 
     saved = kept_bytes(loss, model, (*inputs, noise))
     seconds, peak = _time(model, loss, device) if backward else (None, None)
-    return Measured(name, step_memory(model, saved, peak), seconds)
+    return StepCost(name, step_memory(model, saved, peak), seconds)
 
 
 def _time(model: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> tuple[float, int | None]:
-    """Seconds of the second of two forward and backward passes; the allocator's peak over it on CUDA."""
+    """Run a forward and a backward pass twice; return the second's seconds and, on CUDA, the allocator's peak."""
     start = 0.0
     for _ in range(2):
         model.zero_grad()
-        wait_for(device)
+        synchronize(device)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         start = time.perf_counter()
         loss().backward()
-        wait_for(device)
+        synchronize(device)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return time.perf_counter() - start, peak
 
 
-def table(found: Sequence[Measured], title: str) -> Table:
-    """A row for each method; MB are 10^6 bytes."""
-    rows = Table(title=title)
-    rows.add_column("method")
+def cost_table(rows: Sequence[StepCost], title: str) -> Table:
+    """Make a table with a row for each method; MB are 10^6 bytes."""
+    table = Table(title=title)
+    table.add_column("method")
     titles = ["trainable", "kept, MB", "by LoRA's", "step, MB", "by LoRA's"]
-    titles += ["step, s"] if any(row.seconds for row in found) else []
-    titles += ["allocator's peak, MB"] if any(row.memory.peak_bytes for row in found) else []
+    titles += ["step, s"] if any(row.seconds for row in rows) else []
+    titles += ["allocator's peak, MB"] if any(row.memory.peak_bytes for row in rows) else []
     for name in titles:
-        rows.add_column(name, justify="right")
-    lora = next((row.memory for row in found if row.method == "lora"), None)
-    for row in found:
+        table.add_column(name, justify="right")
+    lora = next((row.memory for row in rows if row.method == "lora"), None)
+    for row in rows:
         memory = row.memory
         cells = [f"{memory.trainable:,}", f"{memory.saved_bytes / 1e6:,.0f}"]
         cells.append(f"{memory.saved_bytes / lora.saved_bytes:.3f}" if lora else "")
@@ -149,32 +149,32 @@ def table(found: Sequence[Measured], title: str) -> Table:
             cells.append(f"{row.seconds:.2f}")
         if memory.peak_bytes is not None:
             cells.append(f"{memory.peak_bytes / 1e6:,.0f}")
-        rows.add_row(row.method, *cells)
-    rows.caption = (
+        table.add_row(row.method, *cells)
+    table.caption = (
         "kept: by a forward pass; step: with weights, gradients, AdamW's two moments; not in it: "
         "what gradient checkpointing (+gc) computes again in the backward pass, a block at a time"
     )
-    return rows
+    return table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print a table, write a JSON."""
+    """Measure the methods, print a table, write a JSON file and return the exit code."""
     args = _parser().parse_args(arguments)
     console, progress = Console(), Console(stderr=True)
     try:
         check_device(args.device, "fp32")
         device = torch.device(args.device)
-        found = []
+        rows = []
         for name in args.methods:
             start = time.perf_counter()
-            found.append(measure(name, args.batch, args.size, args.r, device, args.backward))
+            rows.append(measure(name, args.batch, args.size, args.r, device, args.backward))
             gc.collect()  # a wrapped model is a cycle; two of them would not fit everywhere
-            kept = found[-1].memory.saved_bytes
+            kept = rows[-1].memory.saved_bytes
             progress.print(f"{name}: {kept / 1e6:,.0f} MB kept ({time.perf_counter() - start:.0f} s)")
         title = f"UNet of Stable Diffusion 1.5, {8 * args.size} px, batch {args.batch}, r {args.r}, fp32, {device.type}"
-        console.print(table(found, title))
+        console.print(cost_table(rows, title))
         settings = {name: getattr(args, name) for name in ("batch", "size", "r", "device")}
-        result = {"settings": settings, "torch": torch.__version__, "methods": [asdict(row) for row in found]}
+        result = {"settings": settings, "torch": torch.__version__, "methods": [asdict(row) for row in rows]}
         path = args.out / f"diffusion-b{args.batch}-{8 * args.size}px-{device.type}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, result)
@@ -193,9 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> OneLineParser:
     parser = OneLineParser(prog="python -m benchmarks.diffusion", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--methods", type=_methods, default=tuple(METHODS), help=f"of {', '.join(METHODS)}")
-    parser.add_argument("--batch", type=count, default=1, help="images in a batch (default: 1)")
-    parser.add_argument("--size", type=count, default=64, help="side of the latents, an eighth of the image's (64)")
-    parser.add_argument("--r", type=count, default=32, help="rank of the updates (default: 32)")
+    parser.add_argument("--batch", type=positive_int, default=1, help="images in a batch (default: 1)")
+    parser.add_argument("--size", type=positive_int, default=64, help="side of the latents, 1/8 of the image's (64)")
+    parser.add_argument("--r", type=positive_int, default=32, help="rank of the updates (default: 32)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--backward", action="store_true", help="also time forward and backward passes")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of the result (runs/bench)")

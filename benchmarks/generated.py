@@ -20,11 +20,11 @@ from snella.report.tables import decimal_bytes, duration
 from snella.runs.folder import read_about, read_config, read_summary
 from snella.tasks.generation.sample_grids import methods_figure
 
-MOST = 4  # pictures of a prompt
+MAX_IMAGES = 4  # of a prompt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table and write the picture."""
+    """Print the table, write the picture and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.generated", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--out", type=Path, help="draw the images into this file")
@@ -60,12 +60,12 @@ def _table(runs: Sequence[Path]) -> Table:
 
 
 def _draw(runs: Sequence[Path], out: Path) -> None:
-    """The first pictures of each prompt: before tuning, by each method, and real ones."""
+    """Draw the first images of each prompt: before tuning, by each method, and real ones."""
     config, prompts = read_config(runs[0]), read_about(runs[0])["prompts"]
     samples = {"before": runs[0] / "samples" / "before"}
     samples |= {read_config(run).method.name: run / "samples" / "after" for run in runs}
     samples["real"] = runs[0] / "samples" / "real"
-    count = min(MOST, config.generate.samples)
+    count = min(MAX_IMAGES, config.generate.samples)
     columns = {
         name: [
             Image.open(folder / f"{row * config.generate.samples + i:02d}.png").convert("RGB")

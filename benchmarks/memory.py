@@ -11,13 +11,13 @@ from snella.training.memory import Storages, step_bytes
 
 
 def kept_bytes(forward: Callable[[], Tensor], model: nn.Module, batch: Iterable[Tensor]) -> int:
-    """Bytes alive between a forward pass and its backward pass, wherever they are kept.
+    """Count the bytes alive between a forward pass and its backward pass, wherever they are kept.
 
     Parameters and buffers of the model, the batch and the loss do not count.
 
     Args:
-        forward: gives the loss, whose backward pass is not run.
-        model: what `forward` runs, not used before: what it made in an earlier pass would be met as its own again.
+        forward: computes the loss, whose backward pass is not run.
+        model: the model that `forward` runs, unused so far: what an earlier pass left in it would not be counted.
         batch: the tensors that `forward` gives to the model.
     """
     with Storages() as storages:
@@ -37,7 +37,7 @@ class Memory:
 
 
 def step_memory(model: nn.Module, saved_bytes: int, peak_bytes: int | None = None) -> Memory:
-    """What `step_bytes` sums up for a model in training, with its parts."""
+    """Return the memory of a model's training step as `step_bytes` computes it, with its parts."""
     return Memory(
         parameters=sum(p.numel() for p in model.parameters()),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),

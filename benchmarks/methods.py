@@ -1,11 +1,11 @@
-"""What is compared: each method makes a timm model trainable in its way, on the same layers and with the head."""
+"""The methods that are compared: each makes a timm model trainable in its way, on the same layers and the head."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from peft import get_peft_model
 from torch import nn
@@ -26,36 +26,34 @@ class Method:
     """One way of fine-tuning: `wrap(model, r)` changes the model and returns the trainable one."""
 
     summary: str
-    wrap: Callable[[Any, int], nn.Module]
+    wrap: Callable[[nn.Module, int], nn.Module]
     after_step: Callable[[nn.Module], AfterStep] | None = None
     evaluated: bool = True  # False: in evaluation it is the same as another
 
 
-def _by_name(method: str, model: Any, r: int) -> nn.Module:
+def _by_name(method: str, model: nn.Module, r: int) -> nn.Module:
     return wrap(model, MethodConfig(name=method, r=r), total_step=STEPS)
 
 
-def _checkpointed_lora(model: Any, r: int) -> nn.Module:
-    model.set_grad_checkpointing(True)
+def _checkpointed_lora(model: nn.Module, r: int) -> nn.Module:
+    cast(Callable[[bool], None], model.set_grad_checkpointing)(True)  # every timm model has it
     return _by_name("lora", model, r)
 
 
-def _snella(model: Any, r: int, **options: Any) -> nn.Module:
+def _snella(model: nn.Module, r: int, **options: Any) -> nn.Module:
     # a sparsity that stays, so that every step does the same work; its shares move between the layers
     return get_peft_model(
         model, SnellaConfig(r=r, init_sparsity=SPARSITY, target_sparsity=SPARSITY, total_step=STEPS, **options)
     )
 
 
-def _published(model: Any, r: int, *, recompute: bool = False) -> nn.Module:
+def _published(model: nn.Module, r: int, *, recompute: bool = False) -> nn.Module:
     return wrap_published(model, r=r, sparsity=SPARSITY, recompute=recompute)
 
 
 def _snella_methods() -> dict[str, Method]:
-    """snella, once for each level of `rematerialize` if its configuration has that field."""
-    if "rematerialize" not in {field.name for field in fields(SnellaConfig)}:
-        return {"snella": Method("this package's tuner", _snella, SnellaAllocation)}
-    levels: dict[str, object] = {"snella-off": False, "snella": True, "snella-mlp": "mlp"}
+    """Return snella at each level of `rematerialize`."""
+    levels: dict[str, bool | str] = {"snella-off": False, "snella": True, "snella-mlp": "mlp"}
     return {
         name: Method(
             f"this package's tuner, rematerialize={level!r}",

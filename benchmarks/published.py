@@ -26,7 +26,7 @@ from snella.tuner.targets import default_targets, head_names
 def published_update(
     A: Tensor, B: Tensor, alpha: Tensor, gamma: Tensor, beta: Tensor, *, sparsity: float, scale: float
 ) -> Tensor:
-    """The update (n, m) of one matrix, from factors A (H, n, r/H), B (H, m, r/H) and three scalars (0-d).
+    """Compute the update (n, m) of one matrix from factors A (H, n, r/H), B (H, m, r/H) and three scalars (0-d).
 
     torch.quantile refuses more than 16,777,216 entries up to torch 2.13.
     """
@@ -44,7 +44,7 @@ class PublishedLinear(nn.Module):
 
     Args:
         base: the layer whose place this takes.
-        matrices: how many matrices of equal height its weight stacks.
+        matrices: number of matrices of equal height that its weight stacks.
         r, heads, sparsity, scale: of each update.
         recompute: keep of the update only the input, and compute it a second time in the backward pass.
     """
@@ -76,7 +76,7 @@ class PublishedLinear(nn.Module):
             outputs = [checkpoint(self._output, x, *part, use_reentrant=False) for part in parts]
         else:
             outputs = [self._output(x, *part) for part in parts]
-        return self.base(x) + torch.cat(outputs, dim=-1)  # type: ignore[arg-type]  (checkpoint has no types)
+        return self.base(x) + torch.cat(outputs, dim=-1)
 
     def _output(self, x: Tensor, A: Tensor, B: Tensor, scalars: Tensor) -> Tensor:
         alpha, gamma, beta = scalars

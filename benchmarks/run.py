@@ -38,14 +38,14 @@ MODELS = (
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
+    """A parser that says what is wrong in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; --help lists the flags\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, or read an earlier result; print tables, and write what was asked for."""
+    """Measure, or read an earlier result; print tables, write what the flags ask for and return the exit code."""
     args = _parser().parse_args(arguments)
     console = Console()
     try:
@@ -85,12 +85,12 @@ def _read(path: Path) -> dict[str, Any]:
         result = json.loads(path.read_text())
         result["results"][0]["methods"]
     except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{path} is no result of a comparison ({error})") from error
+        raise UserError(f"{path} is not a result of a comparison ({error})") from error
     return result
 
 
 def _write(result: dict[str, Any], folder: Path) -> Path:
-    """Write the result under a name that tells settings apart; an earlier one of the same is replaced."""
+    """Write the result to a file named after its settings, in the place of an earlier one, and return the path."""
     settings = result["settings"]
     batches = "-".join(map(str, settings["batches"]))
     path = folder / f"{settings['model']}-b{batches}-{settings['device']}-{settings['precision']}.json"
@@ -102,7 +102,7 @@ def _write(result: dict[str, Any], folder: Path) -> Path:
 
 
 def _parser() -> OneLineParser:
-    default = Settings()
+    defaults = Settings()
     parser = OneLineParser(
         prog="python -m benchmarks.run",
         description=__doc__,
@@ -111,22 +111,22 @@ def _parser() -> OneLineParser:
     )
 
     def flag(name: str, help: str, **options: Any) -> None:
-        shown = options.get("default")
-        text = ",".join(map(str, shown)) if isinstance(shown, tuple) else shown
-        parser.add_argument(f"--{name}", help=help if shown is None else f"{help} (default: {text})", **options)
+        default = options.get("default")
+        text = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        parser.add_argument(f"--{name}", help=help if default is None else f"{help} (default: {text})", **options)
 
-    flag("model", f"timm's name of a model: {', '.join(MODELS)}, or another", default=default.model)
-    flag("methods", "comma-separated; see below", type=_methods, default=default.methods, metavar="NAMES")
-    flag("batches", "batch sizes, comma-separated", type=_batches, default=default.batches, metavar="SIZES")
-    flag("r", "rank of the updates", type=count, default=default.r)
-    flag("classes", "outputs of the head", type=count, default=default.classes)
-    flag("device", "cpu, cuda or cuda:N", default=default.device)
-    flag("precision", "of weights and images", choices=tuple(DTYPES), default=default.precision)
-    flag("threads", "CPU threads (default: torch's choice)", type=count)
-    flag("warmup", "rounds before those that count", type=count, default=default.warmup)
-    flag("rounds", "rounds that count", type=count, default=default.rounds)
-    flag("minutes", "after these no round begins; two are run in any case", type=float, default=default.minutes)
-    flag("seed", "of weights and images", type=int, default=default.seed)
+    flag("model", f"timm's name of a model: {', '.join(MODELS)}, or another", default=defaults.model)
+    flag("methods", "comma-separated; see below", type=_methods, default=defaults.methods, metavar="NAMES")
+    flag("batches", "batch sizes, comma-separated", type=_batches, default=defaults.batches, metavar="SIZES")
+    flag("r", "rank of the updates", type=positive_int, default=defaults.r)
+    flag("classes", "outputs of the head", type=positive_int, default=defaults.classes)
+    flag("device", "cpu, cuda or cuda:N", default=defaults.device)
+    flag("precision", "of weights and images", choices=tuple(DTYPES), default=defaults.precision)
+    flag("threads", "CPU threads (default: torch's choice)", type=positive_int)
+    flag("warmup", "rounds before those that count", type=positive_int, default=defaults.warmup)
+    flag("rounds", "rounds that count", type=positive_int, default=defaults.rounds)
+    flag("minutes", "after these no round begins; two are run in any case", type=float, default=defaults.minutes)
+    flag("seed", "of weights and images", type=int, default=defaults.seed)
     flag("out", "folder of the results", type=Path, default=Path("runs/bench"))
     flag("result", "do not measure: show this earlier result", type=Path, metavar="FILE")
     flag("chart", "draw time against memory into this file", type=Path, metavar="PATH")
@@ -142,12 +142,13 @@ def _methods(text: str) -> tuple[str, ...]:
 
 
 def _batches(text: str) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(map(count, text.split(","))))
+    return tuple(dict.fromkeys(map(positive_int, text.split(","))))
 
 
-def count(text: str) -> int:
+def positive_int(text: str) -> int:
+    """Read a flag's value."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 

@@ -10,17 +10,17 @@ from rich.table import Table
 from benchmarks.timing import paired_ratio
 
 
-def where(result: Mapping[str, Any]) -> str:
-    """The machine and its settings, in a line."""
+def machine_line(result: Mapping[str, Any]) -> str:
+    """Describe the machine and the precision in a line."""
     machine, settings = result["machine"], result["settings"]
     place = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
     return f"{place}, torch {machine['torch']}, {settings['precision']}"
 
 
 def tables(result: Mapping[str, Any]) -> Iterator[Table]:
-    """For each batch size the training steps and the evaluation; of several batch sizes an overview."""
+    """Yield the tables of each batch size: steps, memory, evaluation; and an overview of several batch sizes."""
     for entry in result["results"]:
-        title = f"{result['settings']['model']}, batch {entry['batch']}, {where(result)}"
+        title = f"{result['settings']['model']}, batch {entry['batch']}, {machine_line(result)}"
         yield _training(f"training step: {title}", entry["methods"])
         yield _memory("memory of a training step", entry["methods"])
         yield _evaluation(f"forward pass in evaluation, batch {entry['batch']}", entry["methods"])
@@ -29,7 +29,7 @@ def tables(result: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def ratio(row: Mapping[str, Any], other: Mapping[str, Any] | None, key: str) -> float | None:
-    """A method's time (a key with samples) or memory (bytes) by another's; None where that is not there."""
+    """Divide a method's time (a key with samples) or memory (bytes) by another's; None where one is missing."""
     if other is None or row[key] is None or other[key] is None:
         return None
     if key.endswith("_bytes"):
@@ -42,7 +42,7 @@ def _training(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
     for name, row in rows.items():
         cells = []
         for key in ("step", "forward_backward"):
-            cells += [_duration(row[key]["median"]), *_beside(rows, row, key)]
+            cells += [_duration(row[key]["median"]), *_ratios(rows, row, key)]
         table.add_row(name, *cells)
     return table
 
@@ -59,9 +59,9 @@ def _memory(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
     )
     table = _table(title, *columns)
     for name, row in rows.items():
-        cells = [_mib(row["saved_bytes"]), _mib(row["total_bytes"]), *_beside(rows, row, "total_bytes")]
+        cells = [_mib(row["saved_bytes"]), _mib(row["total_bytes"]), *_ratios(rows, row, "total_bytes")]
         if has_peak:
-            cells += [_mib(row["peak_bytes"]), *_beside(rows, row, "peak_bytes")]
+            cells += [_mib(row["peak_bytes"]), *_ratios(rows, row, "peak_bytes")]
         table.add_row(name, *cells, f"{row['trainable'] / 1e6:.1f} M")
     return table
 
@@ -72,13 +72,13 @@ def _evaluation(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
         if row["evaluation"] is not None:
             label = "full (the plain model)" if name == "full" else name
             table.add_row(
-                label, _duration(row["evaluation"]["median"]), _times(ratio(row, rows.get("full"), "evaluation"))
+                label, _duration(row["evaluation"]["median"]), _ratio_text(ratio(row, rows.get("full"), "evaluation"))
             )
     return table
 
 
 def _by_batch(result: Mapping[str, Any]) -> Table:
-    """Batch sizes down, methods across: time of a step and total memory, and by full's."""
+    """Make a table of steps and total memory, and both by full's: a row for a batch size, a column for a method."""
     methods = result["settings"]["methods"]
     table = Table(title="step and total memory by batch size (beside them: by full's)", title_justify="left")
     table.add_column("batch", justify="right")
@@ -91,8 +91,8 @@ def _by_batch(result: Mapping[str, Any]) -> Table:
             row, full = rows[name], rows.get("full")
             time, memory = _duration(row["step"]["median"]), f"{_mib(row['total_bytes'])} MiB"
             if name != "full" and full is not None:
-                time += f"  {_times(ratio(row, full, 'step'))}"
-                memory += f"  {_times(ratio(row, full, 'total_bytes'))}"
+                time += f"  {_ratio_text(ratio(row, full, 'step'))}"
+                memory += f"  {_ratio_text(ratio(row, full, 'total_bytes'))}"
             cells.append(f"{time}\n{memory}")
         table.add_row(str(entry["batch"]), *cells)
     return table
@@ -106,9 +106,9 @@ def _table(title: str, *right: str) -> Table:
     return table
 
 
-def _beside(rows: Mapping[str, Mapping[str, Any]], row: Mapping[str, Any], key: str) -> tuple[str, str]:
-    """By full's and by LoRA's."""
-    return _times(ratio(row, rows.get("full"), key)), _times(ratio(row, rows.get("lora"), key))
+def _ratios(rows: Mapping[str, Mapping[str, Any]], row: Mapping[str, Any], key: str) -> tuple[str, str]:
+    """Return a value divided by full's and by LoRA's, as text."""
+    return _ratio_text(ratio(row, rows.get("full"), key)), _ratio_text(ratio(row, rows.get("lora"), key))
 
 
 def _mib(count: int) -> str:
@@ -119,5 +119,5 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
 
 
-def _times(ratio: float | None) -> str:
+def _ratio_text(ratio: float | None) -> str:
     return "–" if ratio is None else f"{ratio:.2f}"

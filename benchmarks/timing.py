@@ -19,7 +19,7 @@ from snella.errors import UserError
 from snella.training.interfaces import AfterStep
 from snella.training.optimiser import adamw
 
-LEAST_ROUNDS = 2  # that are measured, however long they take
+MIN_ROUNDS = 2  # that are measured, however long they take
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class StepTime:
 
 @dataclass
 class Contender:
-    """A method's model in training."""
+    """A method's model in training, with its optimiser and the steps that it has done."""
 
     name: str
     model: nn.Module
@@ -47,7 +47,7 @@ class Contender:
 
 
 def make_contender(name: str, base: nn.Module, *, r: int, device: torch.device, dtype: torch.dtype) -> Contender:
-    """A copy of the base model, wrapped by the method, in training mode; all its weights get the dtype."""
+    """Wrap a copy of the base model by the method, in training mode and with all weights in the dtype."""
     method = METHODS[name]
     model = method.wrap(copy.deepcopy(base), r).to(device, dtype).train()
     return Contender(
@@ -59,23 +59,23 @@ def make_contender(name: str, base: nn.Module, *, r: int, device: torch.device, 
 
 
 def train_step(contender: Contender, images: Tensor, labels: Tensor) -> StepTime:
-    """One step as a training loop makes it, timed.
+    """Make one step as a training loop does, and time it.
 
     Raises:
-        UserError: the loss is not finite, and so the step did no usual work.
+        UserError: the loss is not finite, so that the step did not do the usual work.
     """
-    wait_for(images.device)
+    synchronize(images.device)
     start = time.perf_counter()
     loss = contender.loss(images, labels)
     loss.backward()
-    wait_for(images.device)
+    synchronize(images.device)
     middle = time.perf_counter()
     contender.steps += 1
     contender.optimizer.step()
     if contender.after_step is not None:
         contender.after_step(contender.steps)
     contender.optimizer.zero_grad(set_to_none=True)
-    wait_for(images.device)
+    synchronize(images.device)
     end = time.perf_counter()
     if not math.isfinite(loss.item()):
         raise UserError(f"the loss of {contender.name} is not finite at step {contender.steps}")
@@ -84,11 +84,11 @@ def train_step(contender: Contender, images: Tensor, labels: Tensor) -> StepTime
 
 @torch.no_grad()
 def evaluation_time(model: nn.Module, images: Tensor) -> float:
-    """Seconds of a forward pass; the model is in evaluation mode."""
-    wait_for(images.device)
+    """Time a forward pass, in seconds; the model is in evaluation mode."""
+    synchronize(images.device)
     start = time.perf_counter()
     model(images)
-    wait_for(images.device)
+    synchronize(images.device)
     return time.perf_counter() - start
 
 
@@ -100,14 +100,14 @@ def interleaved(
     deadline: float = math.inf,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, list[T]]:
-    """What each run gave in each measured round.
+    """Call each run once a round and return what it gave in the rounds that are measured.
 
-    A round runs all in turn, and the next one in the opposite order, so that what else the machine does falls on all
+    A round takes all in turn, and the next one in the opposite order, so that what else the machine does falls on all
     alike. After `deadline` (of `time.monotonic`) no round begins, but two are measured in any case.
     """
     samples: dict[str, list[T]] = {name: [] for name in runs}
     for i in range(warmup + rounds):
-        if i >= warmup + LEAST_ROUNDS and time.monotonic() > deadline:
+        if i >= warmup + MIN_ROUNDS and time.monotonic() > deadline:
             break
         say(f"round {i + 1} of {warmup + rounds}")
         for name in list(runs)[:: 1 if i % 2 == 0 else -1]:
@@ -118,11 +118,11 @@ def interleaved(
 
 
 def paired_ratio(times: list[float], reference: list[float]) -> float:
-    """Median over the rounds of a method's time by another's in the same round."""
+    """Return the median over the rounds of a method's time by another's in the same round."""
     return median(time / other for time, other in zip(times, reference, strict=True))
 
 
-def wait_for(device: torch.device) -> None:
-    """Until the device has done what was asked of it."""
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

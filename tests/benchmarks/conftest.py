@@ -1,4 +1,4 @@
-"""The benchmarks are no part of the package: they are imported from the repository's root."""
+"""The benchmarks are not part of the package: they are imported from the repository's root."""
 
 import sys
 from pathlib import Path

@@ -21,7 +21,7 @@ SMALL = {**diffusion.SHAPES, "block_out_channels": (32, 64, 64, 64), "cross_atte
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diffusion, "SHAPES", SMALL)
-    monkeypatch.setattr(diffusion, "PARAMETERS", sum(p.numel() for p in diffusion.unet(SMALL).parameters()))
+    monkeypatch.setattr(diffusion, "PARAMETERS", sum(p.numel() for p in diffusion.build_unet(SMALL).parameters()))
 
 
 @pytest.mark.usefixtures("small")
@@ -29,16 +29,16 @@ def test_memory_is_counted_by_method(tmp_path: Path, capsys: pytest.CaptureFixtu
     flags = ["--size", "16", "--r", "4", "--methods", "full,lora,snella", "--out", str(tmp_path)]
     assert diffusion.main(flags) == 0
     (file,) = tmp_path.glob("*.json")
-    found: dict[str, Any] = {row["method"]: row for row in json.loads(file.read_text())["methods"]}
-    assert found.keys() == {"full", "lora", "snella"}
-    assert 0 < found["snella"]["memory"]["saved_bytes"] < found["lora"]["memory"]["saved_bytes"]
-    assert found["full"]["memory"]["trainable"] > 10 * found["lora"]["memory"]["trainable"]
+    rows: dict[str, Any] = {row["method"]: row for row in json.loads(file.read_text())["methods"]}
+    assert rows.keys() == {"full", "lora", "snella"}
+    assert 0 < rows["snella"]["memory"]["saved_bytes"] < rows["lora"]["memory"]["saved_bytes"]
+    assert rows["full"]["memory"]["trainable"] > 10 * rows["lora"]["memory"]["trainable"]
     assert "snella" in capsys.readouterr().out
 
 
 def test_the_unet_is_stable_diffusions() -> None:
     with torch.device("meta"):
-        unet: nn.Module = diffusion.unet(diffusion.SHAPES)
+        unet: nn.Module = diffusion.build_unet(diffusion.SHAPES)
     assert sum(p.numel() for p in unet.parameters()) == diffusion.PARAMETERS
 
 

@@ -56,7 +56,7 @@ class KeepsOnContext(nn.Module):
         self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        return OnContext.apply(x, self.scale)  # type: ignore[return-value]
+        return OnContext.apply(x, self.scale)
 
 
 class KeepsAsAttribute(nn.Module):
@@ -110,15 +110,17 @@ def test_a_checkpoint_keeps_its_input_alone() -> None:
     assert counted(Checkpointed()) == F32 * (ROWS * OUT + ROWS * 50)  # and the square's input
 
 
-def allocated(base: nn.Module, name: str, batch: tuple[Tensor, Tensor]) -> int:
-    """Net bytes that PyTorch's CPU allocator reports of a forward pass whose loss is kept."""
+def allocator_bytes(base: nn.Module, name: str, batch: tuple[Tensor, Tensor]) -> int:
+    """Count the net bytes that PyTorch's CPU allocator reports of a forward pass whose loss is kept."""
     contender = make_contender(name, base, r=4, device=torch.device("cpu"), dtype=torch.float32)
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         loss = contender.loss(*batch)
         gc.collect()
     assert loss.requires_grad
-    events: Any = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    assert profiler.profiler is not None
+    assert profiler.profiler.kineto_results is not None
+    events: Any = profiler.profiler.kineto_results.events()  # the stubs lack nbytes
     return sum(event.nbytes() for event in events if event.name() == "[memory]")
 
 
@@ -129,7 +131,7 @@ def test_every_method_as_the_allocator_has_it(name: str, base: nn.Module, batch:
     checkpoints = {"lora+gc": 2, "published+gc": 2 * (3 + 3)}.get(name, 0)
 
     # no operation makes the random state that a checkpoint keeps, nor the numbers that tensors are multiplied by
-    missing = allocated(base, name, batch) - kept - checkpoints * torch.get_rng_state().nbytes
+    missing = allocator_bytes(base, name, batch) - kept - checkpoints * torch.get_rng_state().nbytes
     assert 0 <= missing <= 200
     assert kept > 10_000
 

@@ -52,7 +52,7 @@ def test_update_and_gradients_are_the_definitions(
 
 
 def tuned_pair(recompute: bool) -> tuple[nn.Module, nn.Module]:
-    """One model tuned by the package's tuner and by the re-statement, with the same factors, in float64."""
+    """Return one model tuned by the package's tuner and by the re-statement, with the same factors, in float64."""
     config: Any = SnellaConfig.published(r=8, init_sparsity=0.7, target_sparsity=0.7)
     ours = peft.get_peft_model(cast(Any, tiny_vit()), config).double().train()
     theirs = wrap_published(tiny_vit(), r=8, sparsity=0.7, recompute=recompute).double().train()

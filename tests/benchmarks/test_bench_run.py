@@ -19,7 +19,7 @@ SMALL = ["--model", "test_vit", "--r", "4", "--rounds", "2", "--classes", "5"]
 
 
 def result_of(times: dict[str, float], memory: dict[str, int]) -> dict[str, Any]:
-    """A result as the command writes it, at one batch size."""
+    """Return a result as the command writes it, at one batch size."""
     return {
         "settings": {"model": "vit", "r": 8, "precision": "fp32", "methods": list(times)},
         "machine": {"cpu": "a CPU", "threads": 2, "gpu": None, "torch": torch.__version__},
@@ -70,13 +70,13 @@ def test_measures_writes_and_shows_again(tmp_path: Path, capsys: pytest.CaptureF
     ("flags", "says"),
     [
         (["--methods", "full,lara"], "'lara' is unknown; choose from full, lora"),
-        (["--batches", "1,0"], "'0' is no whole number"),
+        (["--batches", "1,0"], "'0' is not a whole number"),
         (["--model", "no_such_model"], "no_such_model"),
         (["--model", "test_byobnet", "--methods", "lora"], "no default targets for ByobNet"),
         (["--device", "abacus"], "device 'abacus' cannot be used here"),
         (["--methods", "full", "--chart", "chart.png"], "add lora to --methods"),
         (["--result", "no/such/file.json"], "no/such/file.json"),
-        (["--result", __file__], "is no result of a comparison"),
+        (["--result", __file__], "is not a result of a comparison"),
     ],
 )
 def test_errors_are_one_line(flags: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

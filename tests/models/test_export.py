@@ -6,7 +6,6 @@ import sys
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import timm
 import timm.data
@@ -20,6 +19,7 @@ from snella.errors import UserError
 from snella.models import export
 from snella.models.backbone import BackboneSpec, build_backbone, logits_of
 from snella.models.export import export_onnx, loading_hint, save_merged
+from support.onnx import needs_onnx
 
 CLASSES = ("sound", "cracked", "$5 & more")
 
@@ -184,8 +184,11 @@ def test_a_place_that_cannot_be_written_is_named(vit, tmp_path):
         save_merged(model, tmp_path / "file" / "merged", spec=spec, classes=CLASSES, preprocessing=Preprocessing(64))
 
 
+@needs_onnx
 @pytest.mark.parametrize("kind", ["vit", "hf_vit", "convnet"])
 def test_onnx_gives_the_same_logits_for_any_batch(kind, request, tmp_path):
+    import onnxruntime
+
     _, model = built("test_convnext", 48) if kind == "convnet" else request.getfixturevalue(kind)
     size = 64 if kind == "vit" else 48
     file = tmp_path / "model.onnx"
@@ -199,7 +202,10 @@ def test_onnx_gives_the_same_logits_for_any_batch(kind, request, tmp_path):
         np.testing.assert_allclose(np.asarray(found), expected.numpy(), atol=1e-4)
 
 
+@needs_onnx
 def test_onnx_of_half_precision_is_fp32_and_leaves_the_model(tmp_path):
+    import onnxruntime
+
     _, model = built("test_resnet", 32)
     model.train().bfloat16()
     export_onnx(model, tmp_path / "model.onnx", image_size=32)
@@ -214,6 +220,7 @@ class Shift(nn.Module):
         return images.mean((2, 3))
 
 
+@needs_onnx
 def test_onnx_that_differs_is_refused_and_nothing_is_left(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "ONNX_TOLERANCE", -1.0)
     with pytest.raises(UserError, match="was not written"):
@@ -221,7 +228,10 @@ def test_onnx_that_differs_is_refused_and_nothing_is_left(tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
+@needs_onnx
 def test_an_onnx_file_is_kept_unless_told(tmp_path):
+    import onnxruntime
+
     file = tmp_path / "model.onnx"
     file.write_text("mine")
     with pytest.raises(UserError, match="exists already"):
@@ -231,6 +241,7 @@ def test_an_onnx_file_is_kept_unless_told(tmp_path):
     onnxruntime.InferenceSession(str(file))
 
 
+@needs_onnx
 @pytest.mark.parametrize(("version", "refused"), [("2.7.1+cu126", True), ("2.8.0", False), ("2.14.1+cpu", False)])
 def test_an_old_pytorch_is_named_with_the_command(version, refused, monkeypatch):
     monkeypatch.setattr(torch, "__version__", TorchVersion(version))
@@ -241,6 +252,7 @@ def test_an_old_pytorch_is_named_with_the_command(version, refused, monkeypatch)
         export.check_onnx()
 
 
+@needs_onnx
 def test_missing_packages_are_named_with_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else object())
     with pytest.raises(UserError, match=r"run: pip install onnxscript$"):

@@ -8,7 +8,6 @@ import sys
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import timm
 import timm.models
@@ -29,6 +28,7 @@ from snella.segmenter.build import (
     save_merged_segmenter,
 )
 from support.hf_segmenters import saved
+from support.onnx import needs_onnx
 
 ABOUT: dict[str, Any] = {
     "classes": ("ground", "crack", "$5 & more"),
@@ -197,8 +197,11 @@ def test_a_folder_with_files_is_kept(tmp_path):
     assert json.loads((tmp_path / "preprocessing.json").read_text())["palette"] is None
 
 
+@needs_onnx
 @pytest.mark.parametrize(("name", "decoder", "size"), [("test_vit", "plain", 32), ("test_convnext", "unet", 50)])
 def test_onnx_gives_the_same_logits_for_any_batch(name, decoder, size, tmp_path):
+    import onnxruntime
+
     _, model = built(name, decoder, size)
     assert export_onnx(model, tmp_path / "model.onnx", image_size=size) < 1e-3
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))

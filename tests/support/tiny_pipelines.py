@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from snella.models.backbone import BackboneSpec
+from support import transformers4
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
         T5EncoderModel,
     )
 
+
+OLD_TRANSFORMERS = version("transformers").startswith("4.")
 WIDTH = 16  # of every text encoder
 LATENTS = 8  # side; the images' is twice that
 WORDS = ("a", "photo", "of", "cat", "dog", "red", "blue", "sks")
@@ -282,6 +286,8 @@ def _clip_tokenizer() -> CLIPTokenizer:
     from transformers import CLIPTokenizer
 
     vocabulary, merges = _clip_vocabulary()
+    if OLD_TRANSFORMERS:
+        return transformers4.clip_tokenizer(vocabulary, merges, 16)
     pairs: Any = merges  # annotated as the lines of a file
     return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=16)
 
@@ -325,6 +331,8 @@ def _t5_vocabulary() -> list[tuple[str, float]]:
 def _t5_tokenizer() -> Any:
     from transformers import T5TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]  (since 5 at run time only)
 
+    if OLD_TRANSFORMERS:
+        return transformers4.t5_tokenizer(_t5_vocabulary(), 32)
     return T5TokenizerFast(vocab=_t5_vocabulary(), extra_ids=0, model_max_length=32)
 
 

@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "ab", "../etc", "a/b/c", "a.b.c", "abc\n"])
-def test_a_key_that_is_no_file_name_is_refused(tmp_path: Path, key: str) -> None:
+def test_a_key_that_is_not_a_file_name_is_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(ValueError, match="content_key"):
         TensorCache(tmp_path).get(key)
 

@@ -49,7 +49,7 @@ class Images:
 
 
 class Pictures(Protocol):
-    """What the images of every kind of data have in common."""
+    """The part that the images of every kind of data share."""
 
     @property
     def paths(self) -> tuple[str, ...]: ...

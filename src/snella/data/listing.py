@@ -1,4 +1,4 @@
-"""Listings: what a layout says it holds, before and after its images were looked at."""
+"""Listings: the images that a layout declares, before and after they are checked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from PIL import Image
 from torch import Tensor
@@ -22,7 +23,7 @@ Pair = tuple[str, str]  # names of image and mask, relative to the listing's fol
 
 @dataclass(frozen=True)
 class Listing:
-    """What a layout says it holds, before any image is opened.
+    """The images that a layout declares, before any is opened.
 
     `splits` has "all" alone where the layout has no splits, otherwise some of "train", "val", "test".
     """
@@ -47,7 +48,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class MaskListing:
-    """What a layout of images with masks says it holds, before any file is opened; `splits` as a `Listing` has them."""
+    """The pairs that a layout of images with masks declares, before any file is opened; `splits` as in a `Listing`."""
 
     layout: str
     folder: str
@@ -60,11 +61,14 @@ class MaskListing:
 
     @property
     def files(self) -> bool:
-        """Whether images and masks are files; those of a package are names that `read` and `read_mask` know."""
+        """Tell whether images and masks are files; those of a package are names that `read` and `read_mask` know."""
         return self.read is open_image
 
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)
+
+
+ImageListing = TypeVar("ImageListing", Listing, MaskListing)
 
 
 def natural_order(name: str) -> tuple[list[str | int], str]:
@@ -85,7 +89,7 @@ def label_entries(names: Sequence[str], labels: Sequence[str]) -> tuple[tuple[st
     return classes, [(name, index[label]) for name, label in zip(names, labels, strict=True)]
 
 
-def keep_test_split(listing: Listing) -> Listing:
+def keep_test_split(listing: ImageListing) -> ImageListing:
     """Keep the split "test" alone; without one the whole, or val, or train takes its place."""
     split = next(split for split in ("test", "all", "val", "train") if split in listing.splits)
     notes = listing.notes if split in ("test", "all") else (*listing.notes, f"no test split: {split} is used")

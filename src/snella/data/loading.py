@@ -29,7 +29,7 @@ Batch = dict[str, Any]  # a tensor for each key, or a list of tensors where thei
 
 
 class Examples(Protocol):
-    """What can be loaded: a dict for each index."""
+    """Anything that can be loaded: a dict for each index."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Example: ...

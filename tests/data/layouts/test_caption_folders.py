@@ -140,7 +140,7 @@ def test_class_folders_and_plain_folders(tmp_path: Path, picture, class_folders)
         assert not is_captioned(str(tmp_path / name))
 
 
-def test_what_is_no_folder_of_captions(tmp_path: Path, picture) -> None:
+def test_what_is_not_a_folder_of_captions(tmp_path: Path, picture) -> None:
     picture(tmp_path / "a.png")
     for content in ('{"file_name": "a.png", "label": "x"}\n', "[1]\n", "", '{"image": "a.png", "text": "x"}\n'):
         (tmp_path / "metadata.jsonl").write_text(content)
@@ -234,7 +234,7 @@ def test_folders_that_hold_something_else(tmp_path: Path, picture, class_folders
     assert "two train folders, train and training" in refused(root)
 
 
-def test_a_folder_that_cannot_be_opened_is_no_folder_of_captions(tmp_path: Path, monkeypatch) -> None:
+def test_a_folder_that_cannot_be_opened_is_not_one_of_captions(tmp_path: Path, monkeypatch) -> None:
     def denied(folder: str) -> list[str]:
         raise PermissionError(13, "Permission denied", folder)
 

@@ -148,7 +148,7 @@ def test_two_folders_for_one_split(tmp_path: Path) -> None:
     assert "two val folders, dev and val" in refusal(tmp_path / "b")
 
 
-def test_what_is_no_such_folder(tmp_path: Path, class_folders) -> None:
+def test_what_is_not_such_a_folder(tmp_path: Path, class_folders) -> None:
     class_folders(tmp_path / "pets", cat=2, dog=2)
     assert not is_masked(str(tmp_path / "pets"))
     assert "holds no images with masks" in refusal(tmp_path / "pets")

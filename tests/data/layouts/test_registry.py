@@ -71,7 +71,7 @@ def rows(table: Sequence[Layout]) -> list[str]:
     return [layout.name for layout in table if layout.recognises("digits") or layout.recognises("torch/mnist")]
 
 
-def test_a_name_is_no_name_where_a_path_has_it(tmp_path: Path, monkeypatch) -> None:
+def test_a_path_goes_before_a_name_spelt_alike(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert rows(LABELLED) == ["digits", "torch/NAME"]
     (tmp_path / "digits").touch()

@@ -86,7 +86,7 @@ def test_values_with_holes_need_names_or_ignore(tmp_path: Path) -> None:
     assert "ignore_index is -1" in refusal(tmp_path, ignore_index=-1)
 
 
-def test_photographs_are_no_masks(tmp_path: Path) -> None:
+def test_photographs_are_not_masks(tmp_path: Path) -> None:
     write_pairs(tmp_path, 4)
     for i in range(4):
         write_image(tmp_path / "images" / f"{i}.png", (16, 16))
@@ -108,7 +108,7 @@ def test_sixteen_bit_masks(tmp_path: Path) -> None:
     assert data.pixels["val"] == (40, 40)
 
 
-def test_one_class_is_none(tmp_path: Path) -> None:
+def test_one_class_is_refused(tmp_path: Path) -> None:
     write_pairs(tmp_path, 8, (0,))
     assert "hold only the value 0" in refusal(tmp_path)
     (tmp_path / "classes.json").write_text('["sky", "road"]')

@@ -132,7 +132,7 @@ def test_what_is_not_of_two_levels_is_refused(tmp_path: Path) -> None:
     assert not read_mask(empty, TWO).any()
 
 
-def test_files_that_are_no_masks(tmp_path: Path) -> None:
+def test_files_that_are_not_masks(tmp_path: Path) -> None:
     (tmp_path / "m.png").write_bytes(b"")
     assert refusal(str(tmp_path / "m.png"), FOUR) == "empty file (0 bytes)"
     assert "no such file" in refusal(str(tmp_path / "gone.png"), FOUR)

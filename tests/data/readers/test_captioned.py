@@ -167,7 +167,7 @@ def test_contradictions_are_refused(tmp_path: Path, picture, class_folders) -> N
     assert "val_fraction" in refused(root, val_fraction=0.0)
 
 
-def test_paths_that_are_no_folder_are_refused(tmp_path: Path, picture) -> None:
+def test_paths_that_are_not_folders_are_refused(tmp_path: Path, picture) -> None:
     root = plain(tmp_path / "photos", picture, 1)
     assert "is a single image; give the folder" in refused(f"{root}/0.png")
     assert "did you mean" in refused(str(tmp_path / "photo"))

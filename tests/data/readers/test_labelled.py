@@ -135,7 +135,7 @@ def test_data_that_cannot_be_trained_on_is_refused(tmp_path: Path, class_folders
     assert "no train split" in refusal(tmp_path / "untrained")
 
 
-def test_paths_that_are_no_data_are_refused(tmp_path: Path, picture) -> None:
+def test_paths_that_are_not_data_are_refused(tmp_path: Path, picture) -> None:
     (tmp_path / "folder").mkdir()
     assert "is empty" in refusal(tmp_path / "folder")
     assert f"did you mean {tmp_path / 'folder'}" in refusal(tmp_path / "foldr")

@@ -107,7 +107,7 @@ def test_ade20k_and_voc(tmp_path: Path) -> None:
     assert data.pixels["test"] == (80, *[0] * 14, 80, *[0] * 5)
 
 
-def test_paths_that_are_no_folder(tmp_path: Path) -> None:
+def test_paths_that_are_not_folders(tmp_path: Path) -> None:
     write_pairs(tmp_path / "polyps", 2)
     assert "did you mean" in refusal(tmp_path / "polips")
     assert "there is no folder" in refusal(tmp_path / "gone" / "polyps")

@@ -1,1 +1,1 @@
-"""How data sets lie on disk or on a hub: a file a layout, each of which gives a listing."""
+"""The layouts in which data sets lie on disk or on a hub: each has a file, and a row of `registry`."""

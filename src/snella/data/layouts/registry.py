@@ -17,7 +17,7 @@ from snella.data.layouts import hub_datasets, torchvision_datasets, webdataset
 from snella.data.layouts.caption_folders import Captions, caption_folder, is_captioned
 from snella.data.layouts.class_folders import image_folder
 from snella.data.layouts.manifests import is_manifest, manifest
-from snella.data.layouts.masked_folders import is_masked_folder, masked_folder
+from snella.data.layouts.masked_folders import EXPECTED, is_masked_folder, masked_folder
 from snella.data.layouts.voc_ade import ade, is_ade, is_voc, voc
 from snella.data.layouts.vtab_fgvc import fgvc, is_fgvc, is_vtab, vtab
 from snella.data.listing import Listing, MaskListing
@@ -91,12 +91,7 @@ def below_prefix(prefix: str, list_name: Callable[[str], Listed]) -> Layout[List
 MASKED: Table[MaskListing] = (
     at_path("the folder of Pascal VOC", is_voc, voc),
     at_path("the folder of ADE20K", is_ade, ade),
-    at_path(
-        "a folder with images/NAME and masks/NAME, with or without train, val and test folders",
-        is_masked_folder,
-        masked_folder,
-        any_folder=True,
-    ),
+    at_path(f"a folder with {EXPECTED}", is_masked_folder, masked_folder, any_folder=True),
     bundled_set(brain.NAME, brain.brain),
 )
 

@@ -35,7 +35,7 @@ CLASSES = {  # timm's name -> torchvision's class and the splits that it has
 
 
 class TorchvisionDataset(Protocol):
-    """What torchvision's data sets of labelled images have in common."""
+    """The part that torchvision's data sets of labelled images share."""
 
     classes: Sequence[str | Sequence[str]]
     targets: Tensor | Sequence[int]

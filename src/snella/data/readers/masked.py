@@ -10,7 +10,7 @@ import numpy as np
 from snella.data.dataset import SPLITS
 from snella.data.images import Progress, UnreadableImage
 from snella.data.layouts import registry
-from snella.data.listing import MaskListing, Pair
+from snella.data.listing import MaskListing, Pair, keep_test_split
 from snella.data.masks.codes import find_code
 from snella.data.masks.files import IGNORE, RGB, MaskCode, MaskData, MaskedImages
 from snella.data.masks.scan import MaskFacts, scan_pairs
@@ -82,12 +82,10 @@ def read_masked_test_data(
     Raises:
         UserError: data that cannot be read; a mask value that the model's code does not know.
     """
-    listing = _listing(data, seed)
-    split = next(split for split in ("test", "all", "val", "train") if split in listing.splits)
-    notes = listing.notes if split in ("test", "all") else (*listing.notes, f"no test split: {split} is used")
+    listing = keep_test_split(_listing(data, seed))
     if listing.files and listing.names and listing.names.names != tuple(classes):
-        notes = (*notes, f"{listing.names.source} names other classes; masks are read as the model's classes")
-    listing = replace(listing, splits={"test": listing.splits[split]}, notes=notes)
+        note = f"{listing.names.source} names other classes; masks are read as the model's classes"
+        listing = replace(listing, notes=(*listing.notes, note))
     listing, facts, skipped = _drop_unusable(data, listing, progress)
     counts = {mask: known.pixels(code) for mask, known in facts.items()}
     return _data(data, listing, ("test",), classes, code, palette, counts, skipped)

@@ -27,7 +27,7 @@ AUGMENTATIONS = ("none", "flip", "crop")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the model's input of shape (3, image_size, image_size); saved with the adapter.
+    """The way from an image to the model's input of shape (3, image_size, image_size); saved with the adapter.
 
     Args:
         image_size: side of the input, pixels.
@@ -76,7 +76,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What training does to images on top of the preprocessing.
+    """The changes that training makes to images on top of the preprocessing.
 
     Args:
         name: "none" (as in evaluation), "flip" (left-right, half of the time) or "crop" (random-resized crop and flip).
@@ -188,7 +188,7 @@ def to_tensor(p: Preprocessing) -> list[Transform]:
 
 def _policy(name: str, p: Preprocessing) -> Callable[[Image.Image], Image.Image]:
     """Make timm's automatic augmentation by its policy string, with the parameters that timm's own factory gives."""
-    params: dict[str, Any] = {
+    params: dict[str, object] = {
         "translate_const": int(p.image_size * 0.45),
         "img_mean": tuple(min(255, round(255 * value)) for value in p.mean),
         "interpolation": str_to_pil_interp(p.interpolation),

@@ -61,7 +61,7 @@ class SnellaModel(BaseTuner):
             for module in filter(recomputable, model.modules()):
                 watch(module)
 
-    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:  # pyright: ignore[reportIncompatibleMethodOverride] PEFT says None
         model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)  # type: ignore[assignment]
         for module in model.modules():
             unwatch(module)
@@ -88,7 +88,7 @@ class SnellaModel(BaseTuner):
         return peft_config
 
     def _all_linear(self, heads: list[str]) -> set[str]:
-        """Return the names of all Linear layers but the head's; PEFT's shorthand would take the head of a timm model."""
+        """Return the names of all Linear layers but the head's; PEFT's shorthand takes the head of a timm model."""
         return {
             name
             for name, module in self.model.named_modules()

@@ -22,8 +22,8 @@ from torch import Tensor
 
 Kernel = Literal["mixk", "pwl"]
 Gate = Literal["published", "soft", "hard", "none"]
-KERNELS: tuple[str, ...] = get_args(Kernel)
-GATES: tuple[str, ...] = get_args(Gate)
+KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+GATES: tuple[Gate, ...] = get_args(Gate)
 
 GAMMA_MIN = 1e-3  # gamma divides: it is kept this far from zero, sign kept
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import snella
 from snella import SnellaConfig
 from snella.errors import UserError
+from snella.tuner import SnellaLayer
 from support.tiny_pipelines import write_dit, write_sd, write_unet
 
 CONFIGS: dict[str, Callable[[], peft.PeftConfig]] = {
@@ -133,7 +134,7 @@ def test_scale_multiplies_what_merging_changes(sd: Path, tmp_path: Path, method:
 def test_scale_is_that_of_the_tuned_layers(sd: Path, tmp_path: Path) -> None:
     other, pipe = load(sd), load(sd)
     for module in trained(other.unet, CONFIGS["snella"](), tmp_path).modules():
-        if isinstance(module, snella.tuner.SnellaLayer):
+        if isinstance(module, SnellaLayer):
             module.set_scale("default", 0.5)
     snella.load_into_pipeline(pipe, tmp_path, scale=0.5)
     torch.testing.assert_close(generated(pipe), generated(other), rtol=1e-4, atol=1e-5)
@@ -298,7 +299,9 @@ def test_an_adapter_of_a_wider_network(sd: Path, tmp_path: Path, method: str) ->
     from diffusers import UNet2DConditionModel
 
     config = dict(load(sd).unet.config) | {"block_out_channels": (8, 32)}
-    trained(UNet2DConditionModel.from_config(config), CONFIGS[method](), tmp_path)
+    wider = UNet2DConditionModel.from_config(config)
+    assert isinstance(wider, UNet2DConditionModel)
+    trained(wider, CONFIGS[method](), tmp_path)
     assert_refused(load(sd), tmp_path, "does not fit this UNet2DConditionModel", "down_blocks.1.")
 
 

@@ -32,7 +32,8 @@ def factors_for(splits: int, n: int, m: int, dtype: torch.dtype = torch.float32)
 
 
 def gradients(y: Tensor, x: Tensor, factors: Factors, *others: Tensor) -> list[Tensor]:
-    return list(torch.autograd.grad(y.square().sum(), (x, *factors, *others)))
+    tensors = [tensor for tensor in (x, *factors, *others) if tensor is not None]
+    return list(torch.autograd.grad(y.square().sum(), tensors))
 
 
 @pytest.mark.parametrize("trained_weight", [False, True])

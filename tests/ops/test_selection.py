@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any, Literal
 from unittest import mock
 
 import pytest
@@ -19,7 +20,7 @@ SELECTORS = {
     "sample without a compiler": selection.select_by_sample,
     "digits": selection.select_by_digits,
 }
-SMALL = dict(SAMPLE=16, CPU_PIECE=24, DEVICE_PIECE=32, LANES=8)  # so that a few numbers fill several pieces
+SMALL: Any = dict(SAMPLE=16, CPU_PIECE=24, DEVICE_PIECE=32, LANES=8)  # so that a few numbers fill several pieces
 
 
 def defined(magnitude: Tensor, kept: int, interpolated: bool) -> Tensor:
@@ -45,7 +46,8 @@ def real_like(rows: int, columns: int) -> Tensor:
 @st.composite
 def magnitudes(draw: st.DrawFn) -> Tensor:
     """1 to 300 numbers: a few levels with ties, whatever a number's bits can be, or a smooth spread; maybe sorted."""
-    width = draw(st.sampled_from([32, 64]))
+    widths: list[Literal[32, 64]] = [32, 64]
+    width = draw(st.sampled_from(widths))
     any_number = st.floats(0, allow_infinity=False, width=width)
     numbers = draw(st.sampled_from([st.sampled_from(draw(st.lists(any_number, min_size=1, max_size=4))), any_number]))
     values = torch.tensor(

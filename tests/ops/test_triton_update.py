@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -21,38 +22,51 @@ from torch import Tensor
 
 from snella import delta
 from snella.ops import Factors, UpdateSpec, adapted_weight, blocks, update
+from snella.ops.blocks import Scalars
+from support.tuned import grad_of
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 INSTALLED = importlib.util.find_spec("triton") is not None
 RUNNABLE = INSTALLED and (INTERPRETED or torch.cuda.is_available())
 DEVICE = "cpu" if INTERPRETED else "cuda"
 
-if RUNNABLE:
+if TYPE_CHECKING or RUNNABLE:
     from snella.ops import triton_update
 
-Tensors = tuple[Tensor | None, ...]
+Inputs = tuple[Tensor, Tensor, Scalars | None]  # A, B and the scalars
 
 
-def kernel_and_stats(A: Tensor, B: Tensor, *scalars: Tensor | None, **form: object) -> tuple[Tensor, Tensor | None]:
+def kernel_and_stats(inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+    A, B, scalars = inputs
     K = torch.full((B.shape[1], A.shape[1]), torch.nan, device=A.device)
-    return K, triton_update.kernel_and_stats(A, B, None if any(s is None for s in scalars) else scalars, K, **form)
+    return K, triton_update.kernel_and_stats(A, B, scalars, K, scale=0.1)
 
 
-def add_gated(weight: Tensor | None, K: Tensor, t: Tensor | None, *, gate: str, out_dtype: torch.dtype) -> Tensor:
+def add_gated(
+    weight: Tensor | None, K: Tensor, t: Tensor | None, *, gate: delta.Gate, out_dtype: torch.dtype
+) -> Tensor:
     out = torch.full_like(K, torch.nan, dtype=out_dtype)
     triton_update.add_gated(weight, K, t, out, gate=gate)
     return out
 
 
 def update_backward(
-    G: Tensor, weight: Tensor | None, A: Tensor, B: Tensor, *rest: Tensor | None,
-    out_dtype: torch.dtype = torch.float32, want_weight: bool = True, **form: object,
-) -> Tensors:  # fmt: skip
-    *scalars, t, lse = rest
-    adapted = torch.full_like(G, torch.nan, dtype=out_dtype) if want_weight else None
-    scalars = None if any(s is None for s in scalars) else tuple(scalars)
-    grad_A, grad_B, grad_scalars = triton_update.update_backward(G, weight, A, B, scalars, t, lse, adapted, **form)
-    return adapted, grad_A, grad_B, *(grad_scalars or (None, None, None))
+    G: Tensor,
+    weight: Tensor | None,
+    inputs: Inputs,
+    t: Tensor | None,
+    lse: Tensor | None,
+    *,
+    gate: delta.Gate,
+    out_dtype: torch.dtype | None = torch.float32,
+) -> tuple[Tensor | None, list[Tensor]]:
+    """The adapted weight again, or None where out_dtype is None, and the gradients of A, B and the scalars."""
+    A, B, scalars = inputs
+    adapted = None if out_dtype is None else torch.full_like(G, torch.nan, dtype=out_dtype)
+    grad_A, grad_B, grad_scalars = triton_update.update_backward(
+        G, weight, A, B, scalars, t, lse, adapted, gate=gate, scale=0.1
+    )
+    return adapted, [grad_A, grad_B, *(grad_scalars or ())]
 
 
 @pytest.mark.skipif(not INSTALLED, reason="triton is not installed")
@@ -77,21 +91,22 @@ class Case:
 
     kernel: delta.Kernel
     gate: delta.Gate
-    inputs: list[Tensor | None]  # A, B, alpha, gamma, beta in fp32
+    inputs: Inputs  # in fp32
     weight: Tensor | None
     G: Tensor
     t: Tensor | None
     K: Tensor
     adapted: Tensor
-    gradients: list[Tensor | None]
+    gradients: list[Tensor]  # of A, B and the scalars
     size: float  # of what the scalars' gradients are sums of
 
     def forward(self) -> tuple[Tensor, Tensor | None]:
-        return kernel_and_stats(*self.inputs, scale=0.1)
+        return kernel_and_stats(self.inputs)
 
-    def backward(self, lse: Tensor | None, **options: object) -> tuple[Tensor | None, ...]:
-        settings = dict(gate=self.gate, scale=0.1, out_dtype=torch.float32) | options
-        return update_backward(self.G, self.weight, *self.inputs, self.t, lse, **settings)
+    def backward(
+        self, lse: Tensor | None, out_dtype: torch.dtype | None = torch.float32
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        return update_backward(self.G, self.weight, self.inputs, self.t, lse, gate=self.gate, out_dtype=out_dtype)
 
 
 def case(
@@ -108,22 +123,33 @@ def case(
     factors: tuple[Tensor, Tensor] | None = None,
 ) -> Case:
     A, B = factors or (torch.randn(heads, n, width), torch.randn(heads, m, width))
-    scalars = [torch.tensor(1.3), torch.tensor(gamma), torch.tensor(-0.05)] if kernel == "mixk" else [None] * 3
+    scalars = [torch.tensor(1.3), torch.tensor(gamma), torch.tensor(-0.05)] if kernel == "mixk" else []
     weight = None if weight_dtype is None else torch.randn(m, n).to(weight_dtype)
     G = torch.randn(m, n).to(gradient_dtype)
 
-    exact = [None if tensor is None else tensor.double().requires_grad_() for tensor in (A, B, *scalars)]
+    exact = [tensor.double().requires_grad_() for tensor in (A, B, *scalars)]
     K = delta.kernel_matrix(*exact, kernel=kernel, scale=0.1)
     t = None if gate == "none" else between_two(K.detach().abs())
     adapted = delta.gated(K, t, gate) + (0 if weight is None else weight.double())
-    leaves = [tensor for tensor in exact if tensor is not None]
-    gradients = list(torch.autograd.grad((adapted * G.double()).sum(), leaves)) + [None] * (5 - len(leaves))
+    gradients = torch.autograd.grad((adapted * G.double()).sum(), exact)
     slope = torch.autograd.grad(delta.gated(K, t, gate).sum(), K, retain_graph=True)[0]
-    move = [None if x is None else x.to(DEVICE) for x in (A, B, *scalars, weight, G, None if t is None else t.float())]
     return Case(
-        kernel, gate, move[:5], move[5], move[6], move[7], K.detach(), adapted.detach(), gradients,
+        kernel,
+        gate,
+        on_device(A, B, *scalars),
+        None if weight is None else weight.to(DEVICE),
+        G.to(DEVICE),
+        None if t is None else t.float().to(DEVICE),
+        K.detach(),
+        adapted.detach(),
+        list(gradients),
         size=float((G.double() * slope).abs().sum()),
-    )  # fmt: skip
+    )
+
+
+def on_device(A: Tensor, B: Tensor, *scalars: Tensor) -> Inputs:
+    A, B, *rest = (tensor.to(DEVICE) for tensor in (A, B, *scalars))
+    return A, B, (rest[0], rest[1], rest[2]) if rest else None
 
 
 def between_two(magnitude: Tensor) -> Tensor:
@@ -137,18 +163,15 @@ def between_two(magnitude: Tensor) -> Tensor:
     return (values[gap] + values[gap + 1]) / 2
 
 
-def assert_near(actual: Tensor | None, expected: Tensor | None, tolerance: float, size: float = 0.0) -> None:
+def assert_near(actual: Tensor | None, expected: Tensor, tolerance: float, size: float = 0.0) -> None:
     """Within `tolerance` of the expected tensor's largest entry, or of `size`."""
-    if expected is None:
-        assert actual is None
-        return
     assert actual is not None
     assert actual.shape == expected.shape
     error = float((actual.cpu().double() - expected).abs().max())
     assert error <= tolerance * max(float(expected.abs().max()), size), (error, expected.abs().max(), size)
 
 
-def assert_gradients(made: tuple[Tensor | None, ...], expected: Case) -> None:
+def assert_gradients(made: list[Tensor], expected: Case) -> None:
     for actual, wanted in zip(made[:2], expected.gradients[:2], strict=True):
         assert_near(actual, wanted, 3e-5)
     for actual, wanted in zip(made[2:], expected.gradients[2:], strict=True):
@@ -181,21 +204,22 @@ class TestKernels:
         weight_dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16, None]),
         gradient_dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     )
-    def test_equal_to_the_definition(self, **drawn) -> None:
+    def test_equal_to_the_definition(self, **drawn: Any) -> None:
         torch.manual_seed(0)
         expected = case(**drawn)
         dtype = drawn["weight_dtype"] or torch.float32
 
         K, lse = expected.forward()
         adapted = add_gated(expected.weight, K, expected.t, gate=expected.gate, out_dtype=dtype)
-        again, *gradients = expected.backward(lse, out_dtype=dtype)
+        again, gradients = expected.backward(lse, out_dtype=dtype)
 
         assert_near(K, expected.K, 1e-5)
         # The interpreter cuts where the GPU rounds: a whole unit in the last place.
         assert_near(adapted, expected.adapted, max(1e-5, torch.finfo(dtype).eps))
         assert adapted.dtype == dtype
+        assert again is not None
         assert torch.equal(again, adapted)
-        assert_gradients(tuple(gradients), expected)
+        assert_gradients(gradients, expected)
 
     @pytest.mark.parametrize("gate", delta.GATES)
     def test_through_the_layers_function(self, gate: delta.Gate, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +232,7 @@ class TestKernels:
             kept = torch.tensor([200, 300]).to(DEVICE)
             made = adapted_weight(weight.to(DEVICE), factors, kept, UpdateSpec("mixk", gate, 0.1), torch.float32)
             (made * G).sum().backward()
-            results.append([made.detach(), *(tensor.grad for tensor in factors)])
+            results.append([made.detach(), *(grad_of(tensor) for tensor in factors)])
         for actual, expected in zip(*results, strict=True):
             assert_near(actual, expected.cpu().double(), 1e-4)
 
@@ -217,11 +241,13 @@ class TestKernels:
         expected = case(heads=1, width=2, n=3, m=1100, gate="hard")
         K, lse = expected.forward()
         assert_near(K, expected.K, 1e-5)
-        assert_gradients(expected.backward(lse)[1:], expected)
+        assert_gradients(expected.backward(lse)[1], expected)
 
     def test_lse_is_the_softmax_normaliser(self) -> None:
         expected = case()
-        A, B, _, gamma, _ = expected.inputs
+        A, B, scalars = expected.inputs
+        assert scalars is not None
+        gamma = scalars[1]
         D = delta.kernel_matrix(A.double(), B.double(), kernel="pwl", scale=0.1)
         assert_near(expected.forward()[1], torch.logsumexp(D / gamma.double(), 0).cpu(), 1e-6)
 
@@ -229,7 +255,7 @@ class TestKernels:
     def test_a_clamped_gamma_has_no_gradient(self, gamma: float) -> None:
         expected = case(gamma=gamma, n=5, m=33)
         K, lse = expected.forward()
-        _, *gradients = expected.backward(lse)
+        _, gradients = expected.backward(lse)
         assert_near(K, expected.K, 1e-3)  # D / gamma is in the hundreds, of which a softmax keeps four digits
         assert float(gradients[3]) == 0.0
         for actual, wanted in zip(gradients, expected.gradients, strict=True):
@@ -240,8 +266,9 @@ class TestKernels:
         A, B = 0.01 * torch.randn(1, 5, 3), torch.randn(1, 33, 3).sign() * (9 + torch.rand(1, 33, 3))
         expected = case(heads=1, gamma=-1e-2, factors=(A, B), n=5, m=33)
         _, lse = expected.forward()
+        assert lse is not None
         assert float(lse.max()) < -140
-        for actual, wanted in zip(expected.backward(lse)[1:], expected.gradients, strict=True):
+        for actual, wanted in zip(expected.backward(lse)[1], expected.gradients, strict=True):
             assert_near(actual, wanted, 1e-3, size=1e-3 * expected.size)
 
     @pytest.mark.parametrize("gate", ["published", "hard"])
@@ -250,9 +277,8 @@ class TestKernels:
         expected = case(n=67, m=45, gate=gate, weight_dtype=None)
         K, lse = expected.forward()
         t = delta.threshold(K.abs(), 1000)
-        adapted = update_backward(
-            expected.G, None, *expected.inputs, t, lse, gate=gate, scale=0.1, out_dtype=torch.float32
-        )[0]
+        adapted, _ = update_backward(expected.G, None, expected.inputs, t, lse, gate=gate)
+        assert adapted is not None
         assert int((adapted != 0).sum()) == 1000
         assert torch.equal(adapted, delta.gated(K, t, gate))
 
@@ -262,8 +288,8 @@ class TestKernels:
         B[:, 4], A[0, 7] = A[:, 2], B[0, 1]
         expected = case(kernel=kernel, gate="none", n=9, m=12, factors=(A, B))
         _, lse = expected.forward()
-        gradients = expected.backward(lse)[1:]
-        assert all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
+        gradients = expected.backward(lse)[1]
+        assert all(bool(gradient.isfinite().all()) for gradient in gradients)
         assert_gradients(gradients, expected)
 
     def test_a_common_offset_does_not_cancel(self) -> None:
@@ -273,28 +299,22 @@ class TestKernels:
         K, lse = expected.forward()
         near = case(gate="none", n=20, m=31, factors=(A - 1000, B - 1000))
         assert_near(K, near.K, 1e-5)
-        made = update_backward(
-            near.G, near.weight, *expected.inputs, None, lse,
-            gate="none", scale=0.1, out_dtype=torch.float32,
-        )  # fmt: skip
-        assert_gradients(made[1:], near)
+        _, made = update_backward(near.G, near.weight, expected.inputs, None, lse, gate="none")
+        assert_gradients(made, near)
 
     def test_without_the_weight(self) -> None:
         expected = case(weight_dtype=torch.bfloat16)
         _, lse = expected.forward()
-        adapted, *gradients = expected.backward(lse, want_weight=False)
+        adapted, gradients = expected.backward(lse, out_dtype=None)
         assert adapted is None
-        assert_gradients(tuple(gradients), expected)
+        assert_gradients(gradients, expected)
 
     def test_half_precision_factors_and_a_transposed_gradient(self) -> None:
         A, B = (torch.randn(2, count, 3).bfloat16() for count in (20, 31))
         expected = case(gate="none", n=20, m=31, factors=(A.float(), B.float()))
-        A, B, *scalars = A.to(DEVICE), B.to(DEVICE), *expected.inputs[2:]
-        _, lse = kernel_and_stats(A, B, *scalars, scale=0.1)
-        _, *gradients = update_backward(
-            expected.G.T.contiguous().T, None, A, B, *scalars, None, lse,
-            gate="none", scale=0.1, out_dtype=torch.float32,
-        )  # fmt: skip
+        inputs = (A.to(DEVICE), B.to(DEVICE), expected.inputs[2])
+        _, lse = kernel_and_stats(inputs)
+        _, gradients = update_backward(expected.G.T.contiguous().T, None, inputs, None, lse, gate="none")
         assert (gradients[0].dtype, gradients[1].dtype) == (torch.bfloat16, torch.bfloat16)
         for actual, wanted in zip(gradients, expected.gradients, strict=True):
             assert_near(actual, wanted, torch.finfo(torch.bfloat16).eps)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import peft
 import pytest
-import timm
 import torch
+from timm.models import VisionTransformer
 from torch import nn
 
 from snella import SnellaConfig
 from snella.delta import kept_count
 from snella.tuner import SnellaLayer
 from support.golden import reference, relative_error
+from support.tuned import grad_of, layers, tuner_of
 
 KERNELS, KERNEL_CASES = reference("kernels")
 
@@ -20,8 +23,8 @@ KERNELS, KERNEL_CASES = reference("kernels")
 def test_kernel_values_through_a_layer_with_zero_base_weight(case: int) -> None:
     meta = KERNEL_CASES[case]
     golden = {key.split(".", 1)[1]: tensor for key, tensor in KERNELS.items() if key.startswith(f"case{case}.")}
-    base = nn.Sequential(nn.Linear(meta["in_features"], meta["out_features"], bias=False))
-    nn.init.zeros_(base[0].weight)
+    linear = nn.Linear(meta["in_features"], meta["out_features"], bias=False)
+    nn.init.zeros_(linear.weight)
     config = SnellaConfig.published(
         r=meta["rank"],
         heads=meta["heads"],
@@ -30,8 +33,8 @@ def test_kernel_values_through_a_layer_with_zero_base_weight(case: int) -> None:
         init_sparsity=meta["sparsity"],
         target_modules=["0"],
     )
-    model = peft.get_peft_model(base, config).train()
-    layer = model.base_model.model[0]
+    model = peft.get_peft_model(nn.Sequential(linear), config).train()
+    (layer,) = layers(model)
     names = {"A": "A", "B": "B", "alpha": "alpha", "gamma": "gamma", "beta": "beta"}
     inputs = {name: getattr(layer, f"snella_{name}")["default"] for name in names if name in golden}
     with torch.no_grad():
@@ -48,12 +51,12 @@ def test_kernel_values_through_a_layer_with_zero_base_weight(case: int) -> None:
     assert relative_error(x.grad, golden["grad_x"]) <= 1e-4
     for name, parameter in inputs.items():
         bound = 1e-4 if name in "AB" else 2e-3
-        assert relative_error(parameter.grad.view(golden[name].shape), golden[f"grad_{name}"]) <= bound, name
+        assert relative_error(grad_of(parameter).view(golden[name].shape), golden[f"grad_{name}"]) <= bound, name
 
 
-def fused_vit(tensors: dict[str, torch.Tensor], cfg: dict) -> nn.Module:
+def fused_vit(tensors: dict[str, torch.Tensor], cfg: dict) -> VisionTransformer:
     """The golden ViT's base weights in timm's VisionTransformer, q, k and v fused."""
-    model = timm.models.VisionTransformer(**cfg)
+    model = VisionTransformer(**cfg)
     base = {}
     for name in model.state_dict():
         if ".qkv." in name:
@@ -83,12 +86,13 @@ def test_six_training_steps_of_the_published_vit() -> None:
         total_step=meta["update_every"] * meta["total_updates"],
     )
     model = peft.get_peft_model(base, config).train()
+    assert base.cls_token is not None
     base.cls_token.requires_grad_()  # trained in the golden run, by accident of freezing
-    layers = {module.name: module for module in model.modules() if isinstance(module, SnellaLayer)}
+    by_name = {layer.name: layer for layer in layers(model)}
     factors = {"In_Qs": "A", "Out_Qs": "B", "alpha": "alpha", "gamma": "gamma", "beta": "beta"}
 
-    def each_factor():
-        for name, layer in layers.items():
+    def each_factor() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, layer in by_name.items():
             splits = len(layer.kept("default"))
             for i in range(splits):
                 for golden_name, ours in factors.items():
@@ -102,7 +106,7 @@ def test_six_training_steps_of_the_published_vit() -> None:
         [p for p in model.parameters() if p.requires_grad], lr=meta["lr"], weight_decay=meta["weight_decay"]
     )
     trace = iter(meta["sparsity_trace"])
-    assert_budgets(layers, next(trace))
+    assert_budgets(by_name, next(trace))
     for step in range(steps):
         logits = model(tensors[f"step{step}.x"])
         assert relative_error(logits, tensors[f"step{step}.logits"]) <= 1e-5, step
@@ -110,19 +114,19 @@ def test_six_training_steps_of_the_published_vit() -> None:
         assert loss.item() == pytest.approx(meta["losses"][step], rel=1e-5)
         loss.backward()
         optimizer.step()
-        if model.base_model.update_and_allocate(step + 1):
-            assert_budgets(layers, next(trace))
+        if tuner_of(model).update_and_allocate(step + 1):
+            assert_budgets(by_name, next(trace))
         optimizer.zero_grad()
     assert next(trace, None) is None
     for key, parameter in each_factor():
         assert relative_error(parameter, tensors[f"final.{key}"].view(parameter.shape)) <= 1e-3, key
-    head = base.head.modules_to_save["default"]
-    assert relative_error(head.weight, tensors["final.head.weight"]) <= 1e-3
+    head = dict(model.named_parameters())["base_model.model.head.modules_to_save.default.weight"]
+    assert relative_error(head, tensors["final.head.weight"]) <= 1e-3
     assert relative_error(base.cls_token, tensors["final.cls_token"]) <= 1e-3
 
 
-def assert_budgets(layers: dict[str, SnellaLayer], sparsities: dict[str, float]) -> None:
-    for name, layer in layers.items():
+def assert_budgets(by_name: dict[str, SnellaLayer], sparsities: dict[str, float]) -> None:
+    for name, layer in by_name.items():
         kept = layer.kept("default").tolist()
         for i, k in enumerate(kept):
             sparsity = sparsities[published_name(name, i if len(kept) > 1 else None)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import peft
 import pytest
@@ -17,6 +18,10 @@ from torch import Tensor, nn
 from snella import SnellaConfig, delta_weight
 from snella.delta import Gate
 from snella.tuner import SnellaLayer
+from support.tuned import Settings, layers, merged_settings, tuner_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 LAYERS = {
     "linear": (lambda: nn.Linear(12, 9), (4, 12)),
@@ -45,11 +50,11 @@ class _Named(nn.Module):
 
 def tuned(base: nn.Module, **overrides: object) -> peft.PeftModel:
     options = dict(r=8, gate="hard", init_sparsity=0.5, target_modules=["0", "qkv"], modules_to_save=[]) | overrides
-    return peft.get_peft_model(base, SnellaConfig.published(**options))  # type: ignore[arg-type]
+    return peft.get_peft_model(base, SnellaConfig.published(**options))
 
 
 def only_layer(model: nn.Module) -> SnellaLayer:
-    (layer,) = (module for module in model.modules() if isinstance(module, SnellaLayer))
+    (layer,) = layers(model)
     return layer
 
 
@@ -60,11 +65,11 @@ def defined(layer: SnellaLayer, adapter: str = "default") -> Tensor:
         A, B = layer.snella_A[adapter][i], layer.snella_B[adapter][i]
         scalars = [getattr(layer, f"snella_{name}")[adapter][i] for name in ("alpha", "gamma", "beta")]
         deltas.append(delta_weight(A, B, *scalars, sparsity=0.5, gate="hard"))
-    return torch.cat(deltas).view_as(layer._base().weight)
+    return torch.cat(deltas).view_as(layer.get_base_layer().weight)
 
 
 def expected(layer: SnellaLayer, x: Tensor, delta: Tensor) -> Tensor:
-    base = copy.deepcopy(layer._base())
+    base = copy.deepcopy(layer.get_base_layer())
     weight = base.weight + delta
     if isinstance(base, nn.Conv2d):
         return F.conv2d(x, weight, base.bias, base.stride, cast("tuple[int, int]", base.padding))
@@ -78,7 +83,7 @@ def test_the_update_in_force_is_scale_times_the_update(kind: str, scale: float) 
     delta = defined(layer)
     layer.set_scale("default", scale)
     torch.testing.assert_close(layer.get_delta_weight("default").view_as(delta), scale * delta)
-    torch.testing.assert_close(layer.weight, layer._base().weight + scale * delta)
+    torch.testing.assert_close(layer.weight, layer.get_base_layer().weight + scale * delta)
     y = expected(layer, x, scale * delta)
     torch.testing.assert_close(model.train()(x), y)
     torch.testing.assert_close(model.eval()(x), y)
@@ -112,7 +117,7 @@ def test_dropout_scales_the_update_too() -> None:
     base = nn.Sequential(nn.Linear(12, 9))
     model = tuned(base, update_dropout=0.5)
     layer, x = only_layer(model.train()), torch.randn(4, 12)
-    plain = layer._base()(x)
+    plain = layer.get_base_layer()(x)
     updates = []
     for scale in (1.0, 0.25):
         layer.set_scale("default", scale)
@@ -134,14 +139,14 @@ def test_evaluation_notices_another_scale() -> None:
 @pytest.mark.parametrize("kind", LAYERS)
 def test_merge_takes_the_scale_and_unmerge_forgets_it(kind: str) -> None:
     model, layer, x = made(kind)
-    before, delta = layer._base().weight.clone(), defined(layer)
+    before, delta = layer.get_base_layer().weight.clone(), defined(layer)
     layer.set_scale("default", 0.5)
     layer.merge()
-    torch.testing.assert_close(layer._base().weight, before + 0.5 * delta)
+    torch.testing.assert_close(layer.get_base_layer().weight, before + 0.5 * delta)
     layer.set_scale("default", 4.0)  # as in PEFT: not what is merged
     torch.testing.assert_close(model(x), expected(layer, x, torch.zeros(())))
     layer.unmerge()
-    assert torch.equal(layer._base().weight, before)
+    assert torch.equal(layer.get_base_layer().weight, before)
     torch.testing.assert_close(model(x), expected(layer, x, 4 * delta))
 
 
@@ -151,7 +156,7 @@ def test_scaling_by_factors_acts_on_the_active_adapters_only() -> None:
     first, second = defined(layer), defined(layer, "other")
     layer.scale_layer(0.5)
     layer.scale_layer(0.5)
-    model.base_model.set_adapter(["default", "other"])
+    tuner_of(model).set_adapter(["default", "other"])
     torch.testing.assert_close(model(x), expected(layer, x, 0.25 * first + second))
     layer.scale_layer(2.0)
     torch.testing.assert_close(model(x), expected(layer, x, 0.5 * first + 2 * second))
@@ -165,12 +170,12 @@ def test_scaling_by_factors_acts_on_the_active_adapters_only() -> None:
     assert layer.scaling == {"default": 1.0}
 
 
-def test_the_scale_is_not_saved(tmp_path) -> None:
+def test_the_scale_is_not_saved(tmp_path: Path) -> None:
     model, layer, x = made("linear")
     y = model(x)
     layer.set_scale("default", 0.0)
-    model.save_pretrained(tmp_path)
-    fresh = nn.Sequential(copy.deepcopy(layer._base()))
+    model.save_pretrained(str(tmp_path))
+    fresh = nn.Sequential(copy.deepcopy(layer.get_base_layer()))
     torch.testing.assert_close(peft.PeftModel.from_pretrained(fresh, tmp_path)(x), y)
 
 
@@ -181,8 +186,8 @@ def test_means_what_it_means_for_lora() -> None:
         SnellaConfig(r=8, target_modules=["0"], modules_to_save=[]),
         peft.LoraConfig(r=8, lora_alpha=8, target_modules=["0"]),
     ):
-        model = peft.get_peft_model(nn.Sequential(nn.Linear(12, 9)), config)  # type: ignore[arg-type]
-        layer = model.base_model.model[0]  # type: ignore[index]
+        model = peft.get_peft_model(nn.Sequential(nn.Linear(12, 9)), config)
+        layer: Any = model.get_submodule("base_model.model.0")
         seen = []
         for call in (("set_scale", "default", 0.5), ("scale_layer", 3), ("unscale_layer", 2), ("scale_layer", 1)):
             getattr(layer, call[0])(*call[1:])
@@ -193,7 +198,7 @@ def test_means_what_it_means_for_lora() -> None:
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_smaller_factors_under_a_larger_constant_make_the_same_update(kind):
+def test_smaller_factors_under_a_larger_constant_make_the_same_update(kind: str) -> None:
     """c ||a - b|| is 10 c ||a/10 - b/10||: only the size of an optimiser's step differs."""
     deltas = []
     for make_config in (SnellaConfig.published, SnellaConfig):
@@ -205,13 +210,14 @@ def test_smaller_factors_under_a_larger_constant_make_the_same_update(kind):
     torch.testing.assert_close(deltas[1], deltas[0], rtol=1e-4, atol=1e-9)
 
 
-def relative(weight: Tensor, **overrides: object) -> SnellaLayer:
+def relative(weight: Tensor, **changes: Unpack[Settings]) -> SnellaLayer:
     """A layer with that weight (m, n) and the update that a seed draws for it."""
     base = nn.Linear(weight.shape[1], weight.shape[0])
     base.weight.data = weight
     torch.manual_seed(3)
-    options = dict(r=4, init_sparsity=0.5, target_modules=["0"], modules_to_save=[]) | overrides
-    return only_layer(peft.get_peft_model(nn.Sequential(base), SnellaConfig(**options)))  # type: ignore[arg-type]
+    defaults: Settings = {"r": 4, "init_sparsity": 0.5, "target_modules": ["0"], "modules_to_save": []}
+    config = SnellaConfig(**merged_settings(defaults, changes))
+    return only_layer(peft.get_peft_model(nn.Sequential(base), config))
 
 
 def give_factors(one: SnellaLayer, other: SnellaLayer) -> None:
@@ -222,7 +228,7 @@ def give_factors(one: SnellaLayer, other: SnellaLayer) -> None:
 
 @pytest.mark.parametrize("gate", ["published", "soft", "hard", "none"])
 @given(factor=st.floats(1e-3, 1e3))
-def test_updates_are_in_proportion_to_the_frozen_weight(gate: str, factor: float) -> None:
+def test_updates_are_in_proportion_to_the_frozen_weight(gate: Gate, factor: float) -> None:
     weight = torch.randn(9, 12)
     layer, other = (relative(w, gate=gate) for w in (weight, factor * weight))
     give_factors(layer, other)
@@ -282,7 +288,7 @@ def test_an_adapter_that_is_added_to_a_merged_layer_sees_the_frozen_weight() -> 
     for one in (layer, merged):
         if one is merged:
             one.merge()
-            assert not torch.equal(one._base().weight, weight)
+            assert not torch.equal(one.get_base_layer().weight, weight)
         torch.manual_seed(5)
         one.update_layer("other", config)
     assert torch.equal(layer.get_delta_weight("other"), merged.get_delta_weight("other"))
@@ -304,11 +310,11 @@ def test_a_relative_constant_is_part_of_the_state() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_adapter_is_the_same_on_another_base_and_after_a_cast(dtype: torch.dtype, tmp_path) -> None:
+def test_an_adapter_is_the_same_on_another_base_and_after_a_cast(dtype: torch.dtype, tmp_path: Path) -> None:
     base = nn.Sequential(nn.Linear(12, 9))
     model = peft.get_peft_model(base, SnellaConfig(r=4, target_modules=["0"], modules_to_save=[]))
     scale = only_layer(model).settings["default"].spec.scale
-    model.to(dtype).save_pretrained(tmp_path)
+    model.to(dtype).save_pretrained(str(tmp_path))
     loaded = peft.PeftModel.from_pretrained(nn.Sequential(nn.Linear(12, 9)), tmp_path)
     assert only_layer(loaded).settings["default"].spec.scale == scale
 

@@ -17,22 +17,8 @@ from torch.func import functional_call, grad, vmap
 
 from snella import SnellaConfig
 from snella.errors import UserError
-from snella.tuner import SnellaLayer
+from support.tuned import TRAINED, adapter_parameters, grad_of, layers, tuned, tuner_of
 from support.vits import tiny_vit
-
-TRAINED = dict(r=8, gate="hard", start_scale=5.0, init_sparsity=0.5)  # an update that tests can see
-
-
-def tuned(base: nn.Module, **overrides: object) -> Any:
-    return peft.get_peft_model(base, SnellaConfig(**(TRAINED | overrides)))
-
-
-def layers(model: nn.Module) -> list[SnellaLayer]:
-    return [module for module in model.modules() if isinstance(module, SnellaLayer)]
-
-
-def adapter(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if "snella_" in name}
 
 
 @torch.no_grad()
@@ -44,7 +30,7 @@ def afresh(model: nn.Module, images: Tensor) -> Tensor:
 @pytest.mark.parametrize("optimiser", [torch.optim.AdamW, torch.optim.SGD])
 def test_evaluation_sees_the_steps_of_fused_optimisers(optimiser: Any, vit: nn.Module, images: Tensor) -> None:
     model = tuned(vit).eval()
-    steps = optimiser(adapter(model).values(), lr=0.01, fused=True)
+    steps = optimiser(adapter_parameters(model).values(), lr=0.01, fused=True)
     for _ in range(2):
         model(images).square().sum().backward()
         with torch.no_grad():
@@ -60,7 +46,7 @@ def test_evaluation_sees_weights_that_are_written_past_autograd(vit: nn.Module, 
     model = tuned(vit).eval()
     with torch.no_grad():
         before = model(images)
-        for parameter in adapter(model).values():
+        for parameter in adapter_parameters(model).values():
             parameter.data.mul_(0.5)
         after = model(images)
     assert not torch.equal(before, after)
@@ -71,7 +57,7 @@ def test_evaluation_sees_what_trains_after_a_first_look(vit: nn.Module, images: 
     model = tuned(vit).eval().requires_grad_(False)
     with torch.no_grad():
         before = model(images)
-    parameters = adapter(model)
+    parameters = adapter_parameters(model)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     model(images).square().sum().backward()
@@ -90,7 +76,8 @@ def test_constants_copied_into_the_buffers_are_used(images: Tensor) -> None:
     model, other = tuned(first), tuned(large)
     for target, source in zip(other.state_dict().values(), model.state_dict().values(), strict=True):
         target.copy_(source)
-    model.eval(), other.eval()
+    for one in (model, other):
+        one.eval()
     with torch.no_grad():
         assert torch.equal(model(images), other(images))
 
@@ -98,8 +85,9 @@ def test_constants_copied_into_the_buffers_are_used(images: Tensor) -> None:
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_layers_that_share_a_weight_merge_and_unmerge_in_any_order(order: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    base = nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 6))
-    base[2].weight = base[0].weight
+    first, last = nn.Linear(6, 6), nn.Linear(6, 6)
+    last.weight = first.weight
+    base = nn.Sequential(first, nn.GELU(), last)
     model = tuned(base, target_modules=["0", "2"])
     two, x = layers(model), torch.randn(3, 6)
     weight = two[0].get_base_layer().weight
@@ -132,14 +120,14 @@ def test_an_adapter_for_each_row_is_refused(vit: nn.Module, images: Tensor) -> N
 def test_on_a_half_precision_base_only_the_active_adapter_trains(tmp_path: Path) -> None:
     model = tuned(tiny_vit().bfloat16())
     model.add_adapter("other", SnellaConfig(**TRAINED))
-    trained = {name for name, p in adapter(model).items() if p.requires_grad}
-    assert trained == {name for name in adapter(model) if name.endswith(".default")}
-    assert all(p.dtype == torch.float32 for p in adapter(model).values())
-    model.save_pretrained(tmp_path)
+    trained = {name for name, p in adapter_parameters(model).items() if p.requires_grad}
+    assert trained == {name for name in adapter_parameters(model) if name.endswith(".default")}
+    assert all(p.dtype == torch.float32 for p in adapter_parameters(model).values())
+    model.save_pretrained(str(tmp_path))
     loaded = peft.PeftModel.from_pretrained(tiny_vit().bfloat16(), tmp_path)
     assert loaded.get_nb_trainable_parameters()[0] == 0
     again = peft.PeftModel.from_pretrained(tiny_vit().bfloat16(), tmp_path, is_trainable=True)
-    assert all(p.requires_grad for p in adapter(again).values())
+    assert all(p.requires_grad for p in adapter_parameters(again).values())
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -147,7 +135,7 @@ def test_on_a_half_precision_base_only_the_active_adapter_trains(tmp_path: Path)
 def test_hooks_of_the_base_layer_are_called(training: bool, gradients: bool, vit: nn.Module, images: Tensor) -> None:
     model = tuned(vit).train(training)
     layer = layers(model)[0]
-    seen: list[Tensor] = []
+    seen: list[object] = []
     with torch.set_grad_enabled(gradients):
         expected = model(images)
         hook = layer.get_base_layer().register_forward_hook(lambda module, args, output: seen.append(output))
@@ -168,8 +156,8 @@ def test_a_hooked_layer_has_the_same_gradients(rematerialize: Any, images: Tenso
     for model in (plain, hooked):
         model(images.clone().requires_grad_()).square().sum().backward()
     assert len(seen) == len(layers(hooked))
-    for name, parameter in adapter(plain).items():
-        torch.testing.assert_close(adapter(hooked)[name].grad, parameter.grad, rtol=1e-3, atol=1e-4)
+    for name, parameter in adapter_parameters(plain).items():
+        torch.testing.assert_close(grad_of(adapter_parameters(hooked)[name]), grad_of(parameter), rtol=1e-3, atol=1e-4)
 
 
 def test_evaluation_sees_a_base_that_trains(vit: nn.Module, images: Tensor) -> None:
@@ -201,14 +189,14 @@ def test_offloaded_weights(vit: nn.Module, images: Tensor) -> None:
 def test_transforms_of_functions(vit: nn.Module, images: Tensor) -> None:
     model = tuned(vit).eval()
     parameters = dict(model.named_parameters())
-    factors = adapter(model)
+    factors = adapter_parameters(model)
 
     def loss(changed: dict[str, Tensor]) -> Tensor:
         return functional_call(model, {**parameters, **changed}, (images,)).square().sum()
 
     model(images).square().sum().backward()
     for name, found in grad(loss)({name: p.detach() for name, p in factors.items()}).items():
-        torch.testing.assert_close(found, factors[name].grad, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(found, grad_of(factors[name]), rtol=1e-3, atol=1e-4)
     stacked = {name: torch.stack([p.detach(), 2 * p.detach()]) for name, p in factors.items()}
     with torch.no_grad():
         first, second = vmap(loss)(stacked)
@@ -218,7 +206,7 @@ def test_transforms_of_functions(vit: nn.Module, images: Tensor) -> None:
 
 def test_traces(vit: nn.Module, images: Tensor) -> None:
     model = tuned(vit).eval()
-    traced: Any = torch.jit.trace(model.base_model.model, images, check_trace=False)
+    traced: Any = torch.jit.trace(tuner_of(model).model, images, check_trace=False)
     with torch.no_grad():
         torch.testing.assert_close(traced(2 * images), model(2 * images), rtol=1e-4, atol=1e-5)
 
@@ -238,7 +226,7 @@ def test_a_config_can_serve_two_models() -> None:
         assert len(layers(model)) == depth
     config.target_modules = ["1"]
     model = peft.get_peft_model(nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), config)
-    assert model.base_model.targeted_module_names == ["1"]
+    assert tuner_of(model).targeted_module_names == ["1"]
 
 
 def test_layers_say_their_sizes_as_those_of_peft_do(vit: nn.Module, images: Tensor) -> None:

@@ -9,15 +9,17 @@ import peft
 import pytest
 import timm
 import torch
+from peft.tuners.tuners_utils import BaseTuner
+from timm.models import VisionTransformer
 from torch import nn
 
 from snella import SnellaConfig
 from snella.config.method import MethodConfig
 from snella.errors import UserError
 from snella.methods.table import wrap
-from snella.tuner import SnellaLayer
 from snella.tuner.targets import default_targets, head_names
 from support.hf_segmenters import FAMILIES, config
+from support.tuned import layers, tuner_of
 
 
 def targeted(model: nn.Module) -> set[str]:
@@ -25,6 +27,12 @@ def targeted(model: nn.Module) -> set[str]:
     pattern = default_targets(model)
     names = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
     return {re.sub(r"(?<![^.])\d+(?![^.])", "*", name) for name in names}
+
+
+def depth(model: nn.Module) -> int:
+    """The number of blocks of a ViT."""
+    assert isinstance(model, VisionTransformer)
+    return len(model.blocks)
 
 
 VIT = {"blocks.*.attn.qkv", "blocks.*.attn.proj", "blocks.*.mlp.fc1", "blocks.*.mlp.fc2"}
@@ -108,10 +116,12 @@ def test_heads_of_transformers() -> None:
 def test_a_second_adapter_has_the_heads_of_the_first() -> None:
     import transformers
 
-    base = transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(num_labels=7))
+    kind: Any = transformers.SegformerConfig  # whose signature leaves out what all configs take
+    base = transformers.SegformerForSemanticSegmentation(kind(num_labels=7))
     model = peft.get_peft_model(base, SnellaConfig(r=4))
     model.add_adapter("other", SnellaConfig(r=4))
-    assert [config.modules_to_save for config in model.peft_config.values()] == [["decode_head.classifier"]] * 2
+    configs = list(tuner_of(model).peft_config.values())
+    assert [config.modules_to_save for config in configs] == [["decode_head.classifier"]] * 2
 
 
 @pytest.mark.parametrize(
@@ -122,11 +132,11 @@ def test_extractors_of_features_have_the_layers_of_the_whole_model(name: str) ->
         whole, features = timm.create_model(name), timm.create_model(name, features_only=True)
     assert type(whole) is not type(features)
 
-    def layers(model: nn.Module) -> list[str]:
+    def targets(model: nn.Module) -> list[str]:
         pattern = default_targets(model)
         return [name.replace("_", ".") for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
 
-    assert layers(features) == layers(whole)
+    assert targets(features) == targets(whole)
 
 
 ATTENTION_AND_MLP = 6  # layers of a block: q, k, v, output, and two of the MLP
@@ -243,8 +253,8 @@ def test_embeddings_of_classes_are_heads_in_diffusers() -> None:
 def test_all_linear_leaves_the_head_alone(save: list[str] | None) -> None:
     base = timm.create_model("test_vit", num_classes=3)
     model = peft.get_peft_model(base, SnellaConfig(r=4, target_modules="all-linear", modules_to_save=save))
-    adapted = {name for name, module in base.named_modules() if isinstance(module, SnellaLayer)}
-    assert len(adapted) == 4 * len(base.blocks)
+    adapted = {layer.name for layer in layers(base)}
+    assert len(adapted) == 4 * depth(base)
     assert not any("head" in name for name in adapted)
     assert any("head" in name for name, p in model.named_parameters() if p.requires_grad) == (save is None)
 
@@ -255,7 +265,7 @@ def test_grouped_convolutions_are_passed_over_by_a_pattern_and_refused_by_name()
     by_pattern = peft.get_peft_model(
         model, SnellaConfig(r=4, target_modules=r"stages\.0\.blocks\.0\.(conv_dw|mlp\.fc1)")
     )
-    assert by_pattern.base_model.targeted_module_names == ["stages.0.blocks.0.mlp.fc1"]
+    assert tuner_of(by_pattern).targeted_module_names == ["stages.0.blocks.0.mlp.fc1"]
     with torch.device("meta"):
         model = timm.create_model("test_convnext")
     with pytest.raises(UserError, match=r"conv_dw is a Conv2d in \d+ groups, not the plain product with one matrix"):
@@ -271,7 +281,7 @@ def test_layers_that_do_more_than_a_product_are_left_as_they_are() -> None:
         base = nn.Sequential(kind(3, 4, 3, stride=2), nn.Conv2d(4, 4, 1)).eval()
         plain = base(x)
         model = peft.get_peft_model(base, SnellaConfig(r=4, target_modules=r"\d", start_scale=1e-6, modules_to_save=[]))
-        assert model.base_model.targeted_module_names == ["1"]
+        assert tuner_of(model).targeted_module_names == ["1"]
         torch.testing.assert_close(model(x), plain)
         with pytest.raises(UserError, match=f"0 is a {kind.__name__}, not the plain product"):
             peft.get_peft_model(nn.Sequential(kind(3, 4, 3)), SnellaConfig(r=4, target_modules=["0"]))
@@ -282,7 +292,9 @@ def test_the_default_layers_of_a_model_that_pads_by_size(method: str) -> None:
     model = timm.create_model("tf_efficientnetv2_b0", num_classes=3).eval()
     wrapped = wrap(model, MethodConfig(name=method, r=4), total_step=4).eval()
     assert wrapped(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
-    names = wrapped.base_model.targeted_module_names
+    tuner = wrapped.base_model
+    assert isinstance(tuner, BaseTuner)
+    names = tuner.targeted_module_names
     assert "blocks.1.1.conv_exp" in names
     assert "blocks.1.0.conv_exp" not in names
 
@@ -303,4 +315,4 @@ def test_explicit_lists_mean_what_peft_means() -> None:
     base = timm.create_model("test_vit", num_classes=3)
     config = SnellaConfig(r=4, target_modules=["proj"], exclude_modules=["patch_embed.proj"])
     model = peft.get_peft_model(base, config)
-    assert set(model.base_model.targeted_module_names) == {f"blocks.{i}.attn.proj" for i in range(len(base.blocks))}
+    assert set(tuner_of(model).targeted_module_names) == {f"blocks.{i}.attn.proj" for i in range(depth(base))}

@@ -59,7 +59,8 @@ def kernel_and_stats(A: Tensor, B: Tensor, scalars: Scalars | None, K: Tensor, *
 
 def add_gated(weight: Tensor | None, K: Tensor, t: Tensor | None, out: Tensor, *, gate: Gate) -> None:
     """Set out (m, n) to weight + update, or to the update where weight is None. out may be K."""
-    for rows in _blocks_of(*K.shape, K.device):
+    m, n = K.shape
+    for rows in _blocks_of(m, n, K.device):
         update = gated(K[rows], t, gate)
         out[rows] = update if weight is None else weight[rows].to(update.dtype) + update
 

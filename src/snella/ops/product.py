@@ -127,7 +127,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g):
+    def backward(ctx, g):  # pyright: ignore[reportIncompatibleMethodOverride] the decorator hides ctx's name
         call = ctx.call
         weight, t, lse, A, B, alpha, gamma, beta, *inputs = ctx.saved_tensors
         _, needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad

@@ -5,7 +5,8 @@ sums goes into a buffer of one slot per chunk that is added up afterwards: no at
 """
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
-# (a kernel's body is Triton's language, which its stubs type only in part)
+# pyright: reportPossiblyUnboundVariable=false
+# (a kernel's body is Triton's language, which its stubs type only in part; a constexpr decides what a branch binds)
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ class _AdaptedWeight(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, G):
+    def backward(ctx, G):  # pyright: ignore[reportIncompatibleMethodOverride] the decorator hides ctx's name
         t, lse, *factors = ctx.saved_tensors
         _, gradients = build_backward(G.contiguous(), None, Factors(*factors), Stats(t, lse), ctx.spec, None)
         return G if ctx.needs_input_grad[0] else None, None, None, None, *gradients

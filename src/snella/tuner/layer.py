@@ -109,8 +109,9 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         self.cast_input_dtype_enabled = True  # PEFT's name, as the two before
         self.update_layer(adapter_name, config)
 
-    def _base(self) -> BaseLayer:
-        return cast(BaseLayer, self.get_base_layer())
+    def get_base_layer(self) -> BaseLayer:
+        """Return the innermost base layer, as PEFT does."""
+        return cast(BaseLayer, super().get_base_layer())
 
     def kept(self, adapter_name: str) -> Tensor:
         """Return the budgets (S,), int64: entries that each matrix's update may have."""
@@ -122,7 +123,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         Raises:
             UserError: `fused_splits` names a count that does not divide the layer's outputs.
         """
-        weight = self._base().weight
+        weight = self.get_base_layer().weight
         out_features, in_features = weight.shape[0], weight[0].numel()
         last_name = self.name.rsplit(".", 1)[-1]
         splits = config.fused_splits.get(last_name, 1)
@@ -187,7 +188,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
 
     def matrix_size(self, adapter_name: str) -> int:
         """Return the number of entries of each of the S matrices."""
-        return self._base().weight.numel() // len(self.kept(adapter_name))
+        return self.get_base_layer().weight.numel() // len(self.kept(adapter_name))
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """Return the update (out, in) of all S matrices times its scale, in at least fp32; differentiable."""
@@ -226,7 +227,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         `cached_weight`.
         """
         names = self._adapters_to_add()
-        base = self._base().weight
+        base = self.get_base_layer().weight
         if not names:
             return base
         if self.training or torch.is_grad_enabled() or is_traced(base):
@@ -275,12 +276,12 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
                 y = y + self._regularised_update(x, name)
             return y
         if is_hooked(self.base_layer):  # whose weight may be elsewhere
-            update = self._sum_of_updates(names).view(self._base().weight.shape)
-            return self.base_layer(x) + multiply(self._base(), x, update.to(x.dtype), bias=False)
-        return multiply(self._base(), x, self.weight)
+            update = self._sum_of_updates(names).view(self.get_base_layer().weight.shape)
+            return self.base_layer(x) + multiply(self.get_base_layer(), x, update.to(x.dtype), bias=False)
+        return multiply(self.get_base_layer(), x, self.weight)
 
     def _fused_product(self, x: Tensor, name: str) -> Tensor:
-        base, settings = self._base(), self.settings[name]
+        base, settings = self.get_base_layer(), self.settings[name]
         y, weight, bias = None, base.weight, base.bias
         drops = self.training and settings.dropout  # the update sees another x than the weight
         if drops or is_hooked(base):
@@ -303,11 +304,11 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
     def _regularised_update(self, x: Tensor, adapter_name: str) -> Tensor:
         """Return x deltaᵀ with dropout on x and drop-path per sample, drawn for each matrix by itself."""
         settings = self.settings[adapter_name]
-        channels = 1 if isinstance(self._base(), nn.Conv2d) else -1
+        channels = 1 if isinstance(self.get_base_layer(), nn.Conv2d) else -1
         parts = []
         for delta in self.get_delta_weight(adapter_name).chunk(len(self.kept(adapter_name))):
-            delta = delta.view(-1, *self._base().weight.shape[1:]).to(self._base().weight.dtype)
-            part = multiply(self._base(), F.dropout(x, settings.dropout), delta, bias=False)
+            delta = delta.view(-1, *self.get_base_layer().weight.shape[1:]).to(self.get_base_layer().weight.dtype)
+            part = multiply(self.get_base_layer(), F.dropout(x, settings.dropout), delta, bias=False)
             parts.append(drop_path(part, settings.drop_path, training=True))
         return torch.cat(parts, dim=channels)
 
@@ -318,7 +319,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: `safe_merge` and the merged weight is not finite.
         """
-        base = self._base()
+        base = self.get_base_layer()
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.settings:
                 continue
@@ -337,7 +338,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
     def unmerge(self) -> None:
         """Take the base weight back as it was before the first merge, to the bit."""
         if self._unmerged_weight is not None:
-            base = self._base()
+            base = self.get_base_layer()
             unmerged = self._unmerged_weight.to(base.weight.device, base.weight.dtype)
             if self._shared_weight:
                 base.weight = self._shared_weight.pop()

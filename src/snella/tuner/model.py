@@ -61,7 +61,7 @@ class SnellaModel(BaseTuner):
             for module in filter(recomputable, model.modules()):
                 watch(module)
 
-    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:  # pyright: ignore[reportIncompatibleMethodOverride] PEFT says None
         model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)  # type: ignore[assignment]
         for module in model.modules():
             unwatch(module)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from snella.cli.main import main
 from snella.config.schema import TrainConfig
 from snella.config.tasks import TASKS
-from snella.data.dataset import ImageData, Images
+from snella.data.dataset import ImageData, Images, Transform
 from snella.data.images import Progress, UnreadableImage
 from snella.data.readers.labelled import read_data, read_test_data
-from snella.data.transforms.images import Preprocessing, Transform, eval_transform
+from snella.data.transforms.images import Preprocessing, eval_transform
 from snella.models.backbone import BackboneSpec, build_backbone, preprocessing_of
 from snella.models.export import save_merged
 from snella.tasks.interface import Prediction, Saved, Task, TaskLearner

@@ -15,6 +15,7 @@ from snella.data.images import UnreadableImage, open_image
 # "image", a PIL image and a float32 tensor once transformed, with "label" (int), "mask" (Mask) or "caption" (str); open
 # as the dicts that torchvision's transforms take and give are
 Example = dict[str, Any]
+Transform = Callable[[Example], Example]
 
 SPLITS = ("train", "val", "test")
 

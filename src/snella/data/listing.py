@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from PIL import Image
-from torch import Tensor
 
 from snella.data.dataset import SPLITS, Images
 from snella.data.images import Progress, UnreadableImage, check_images, open_image
-from snella.data.masks.class_names import ClassNames
-from snella.data.masks.files import MaskCode, read_mask
 from snella.errors import UserError
 
 Entry = tuple[str, int]  # an image's name, relative to its listing's folder, and its label
-Pair = tuple[str, str]  # names of image and mask, relative to the listing's folder, with "/"
 
 
 @dataclass(frozen=True)
@@ -46,29 +42,19 @@ class Listing:
         return Images(tuple(self.path(name) for name, _ in entries), tuple(label for _, label in entries), self.read)
 
 
-@dataclass(frozen=True)
-class MaskListing:
-    """The pairs that a layout of images with masks declares, before any file is opened; `splits` as in a `Listing`."""
+class SplitListing(Protocol):
+    """A listing of any kind: a dataclass with splits and notes."""
 
-    layout: str
-    folder: str
-    splits: dict[str, list[Pair]]
-    names: ClassNames | None = None
-    notes: tuple[str, ...] = ()
-    read: Callable[[str], Image.Image] = open_image
-    read_mask: Callable[[str, MaskCode], Tensor] = read_mask
-    caveat: str = ""
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
-    def files(self) -> bool:
-        """Tell whether images and masks are files; those of a package are names that `read` and `read_mask` know."""
-        return self.read is open_image
+    def splits(self) -> Mapping[str, Any]: ...
 
-    def path(self, name: str) -> str:
-        return os.path.join(self.folder, name)
+    @property
+    def notes(self) -> tuple[str, ...]: ...
 
 
-ImageListing = TypeVar("ImageListing", Listing, MaskListing)
+SplitListingT = TypeVar("SplitListingT", bound=SplitListing)
 
 
 def natural_order(name: str) -> tuple[list[str | int], str]:
@@ -89,7 +75,7 @@ def label_entries(names: Sequence[str], labels: Sequence[str]) -> tuple[tuple[st
     return classes, [(name, index[label]) for name, label in zip(names, labels, strict=True)]
 
 
-def keep_test_split(listing: ImageListing) -> ImageListing:
+def keep_test_split(listing: SplitListingT) -> SplitListingT:
     """Keep the split "test" alone; without one the whole, or val, or train takes its place."""
     split = next(split for split in ("test", "all", "val", "train") if split in listing.splits)
     notes = listing.notes if split in ("test", "all") else (*listing.notes, f"no test split: {split} is used")

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from snella.data.dataset import Example
+from snella.data.dataset import Example, Transform
 from snella.data.images import UnreadableImage
-from snella.data.transforms.images import Transform
 from snella.errors import UserError
 
 Key = tuple[int, int]  # epoch, index of an example

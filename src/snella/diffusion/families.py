@@ -16,7 +16,7 @@ Condition = Mapping[str, Tensor]  # what a network is given besides x and the ti
 
 
 @dataclass(frozen=True)
-class Family:
+class PipelineFamily:
     """Pipelines of one make.
 
     Args:
@@ -115,11 +115,13 @@ def _predict_classes(network: nn.Module, x: Tensor, t: Tensor, c: Condition) -> 
 
 POOLED, MASKED = ("prompt_embeds", "pooled_prompt_embeds"), ("prompt_embeds", "prompt_attention_mask")
 FAMILIES = (
-    Family(("StableDiffusionPipeline",), "unet", 7.5, _predict_sd, _text_sd, ("prompt_embeds",)),
-    Family(("StableDiffusionXLPipeline",), "unet", 5.0, _predict_sdxl, _text_sdxl, POOLED),
-    Family(("StableDiffusion3Pipeline",), "transformer", 7.0, _predict_sd3, _text_sd3, POOLED),
-    Family(("FluxPipeline",), "transformer", 3.5, _predict_flux, _text_flux, POOLED, negative=False),
-    Family(("PixArtAlphaPipeline", "PixArtSigmaPipeline"), "transformer", 4.5, _predict_pixart, _text_pixart, MASKED),
-    Family(("DiTPipeline",), "transformer", 4.0, _predict_classes),
-    Family(("DDPMPipeline", "DDIMPipeline"), "unet", 1.0, _predict_classes),
+    PipelineFamily(("StableDiffusionPipeline",), "unet", 7.5, _predict_sd, _text_sd, ("prompt_embeds",)),
+    PipelineFamily(("StableDiffusionXLPipeline",), "unet", 5.0, _predict_sdxl, _text_sdxl, POOLED),
+    PipelineFamily(("StableDiffusion3Pipeline",), "transformer", 7.0, _predict_sd3, _text_sd3, POOLED),
+    PipelineFamily(("FluxPipeline",), "transformer", 3.5, _predict_flux, _text_flux, POOLED, negative=False),
+    PipelineFamily(
+        ("PixArtAlphaPipeline", "PixArtSigmaPipeline"), "transformer", 4.5, _predict_pixart, _text_pixart, MASKED
+    ),
+    PipelineFamily(("DiTPipeline",), "transformer", 4.0, _predict_classes),
+    PipelineFamily(("DDPMPipeline", "DDIMPipeline"), "unet", 1.0, _predict_classes),
 )

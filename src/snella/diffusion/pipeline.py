@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from snella.diffusion import small_unet
 from snella.diffusion.class_embeddings import fit_classes
-from snella.diffusion.families import FAMILIES, Condition, Family
+from snella.diffusion.families import FAMILIES, Condition, PipelineFamily
 from snella.errors import UserError, short_reason
 from snella.models.backbone import BackboneSpec
 
@@ -134,13 +134,13 @@ def named_condition(name: str) -> str:
     return _condition(kind.__name__, config)
 
 
-def _network_class(index: Mapping[str, Any], family: Family) -> Any:
+def _network_class(index: Mapping[str, Any], family: PipelineFamily) -> Any:
     import diffusers
 
     return getattr(diffusers, index[family.network][1])
 
 
-def family_of(index: Mapping[str, Any], name: str) -> Family:
+def family_of(index: Mapping[str, Any], name: str) -> PipelineFamily:
     """Return the family of a pipeline by its model_index.json; raise UserError where there is none."""
     pipeline = str(index.get("_class_name"))
     for family in FAMILIES:
@@ -212,7 +212,7 @@ class Frozen:
     """
 
     pipe: DiffusionPipeline
-    family: Family
+    family: PipelineFamily
 
     @property
     def vae(self) -> Any:

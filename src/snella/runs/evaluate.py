@@ -17,10 +17,12 @@ from snella.report.tables import format_metric
 from snella.runs.data import read_run_data, tell
 from snella.runs.devices import make_accelerator
 from snella.runs.folder import read_about, read_config
-from snella.runs.load import check_options, load_run
-from snella.tasks.generation.fidelity import check_features
+from snella.runs.load import LoadedRun, check_options, load_run
 from snella.tasks.registry import task_named
 from snella.training.evaluation import evaluate as evaluate_batches
+from snella.training.interfaces import Evaluation
+
+EVALUATION = "evaluation"  # the folder of results in a run folder
 
 
 def evaluate(
@@ -58,29 +60,35 @@ def evaluate(
     evaluation = evaluate_batches(run.model, run.learner, batches, accelerator)
     if batches.unreadable:
         print_line(console, f"{len(batches.unreadable)} unreadable images left out, the first: {batches.unreadable[0]}")
-    target = folder / "evaluation"
+    found = _write(folder, name, run, evaluation, data, console)
+    if features is not None:
+        fidelity, line = run.learner.judge(run.model, images, features, count=samples, console=console)
+        write_json(folder / EVALUATION / f"{name}.json", {**found, "fidelity": fidelity})
+        print_line(console, line)
+    return evaluation
+
+
+def _write(
+    folder: Path, name: str, run: LoadedRun, evaluation: Evaluation, data: str | None, console: Console
+) -> dict[str, Any]:
+    """Write and print what was found; returns what the JSON file holds."""
+    target, names = folder / EVALUATION, run.task.metrics
     source = {} if data is None else {"data": data}
-    result: dict[str, Any] = {**source, "metrics": evaluation.metrics, **run.learner.report(evaluation)}
-    write_json(target / f"{name}.json", result)
+    found = {**source, "metrics": evaluation.metrics, **run.learner.report(evaluation)}
+    write_json(target / f"{name}.json", found)
     for i, (kind, draw) in enumerate(run.learner.figures(evaluation).items()):
         draw(target / (f"{name}-{kind}.png" if i else f"{name}.png"))
     console.print(run.learner.table(evaluation))
-    values = ", ".join(
-        f"{label} {format_metric(key, evaluation.metrics[key])}" for key, label in run.task.metrics.items()
-    )
+    values = ", ".join(f"{label} {format_metric(key, evaluation.metrics[key])}" for key, label in names.items())
     print_line(console, f"{name}: {values}; figures in {target}")
-    if features is not None:
-        fidelity, line = run.learner.judge(run.model, images, features, count=samples, console=console)
-        write_json(target / f"{name}.json", {**result, "fidelity": fidelity})
-        print_line(console, line)
-    return evaluation
+    return found
 
 
 def _check_features(folder: Path, task: str, features: str, samples: int) -> None:
     """Refuse, before anything is read, features that cannot be compared in. Raises UserError."""
     if samples < 2:
         raise UserError(f"--samples {samples} is below 2")
-    check_features(features)
+    task_named(task).check_features(features)
     if not task_named(task).generates:
         raise UserError(f"--features: {folder} makes no images (its task is {task}); leave it out")
 

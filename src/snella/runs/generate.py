@@ -47,11 +47,7 @@ def generate(
     saved = read_about(folder)
     if not task_named(saved["task"]).generates:
         raise UserError(f"{folder} makes no images (its task is {saved['task']}); give images to predict")
-    for name, value, least in (("--n", n, 1), ("--seed", seed, 0), ("--steps", steps, 1), ("--guidance", guidance, 0)):
-        if value is not None and value < least:
-            raise UserError(f"{name} {value} is below {least}")
-        if value is not None and not value < 2**63:  # nan, too
-            raise UserError(f"{name} {value} is out of range")
+    _check_numbers(("--n", n, 1), ("--seed", seed, 0), ("--steps", steps, 1), ("--guidance", guidance, 0))
     gallery = picture_folder(folder, pictures)
     check_device(device, "fp32")
     _check_prompt(folder, saved, prompt)
@@ -69,11 +65,24 @@ def generate(
             save_picture(picture, file)
             rows.append({"prompt": text, "seed": own, "image": str(file)})
             progress(len(rows), len(asked))
+    _report(rows, gallery, json, console)
+    return rows
+
+
+def _report(rows: list[dict[str, Any]], gallery: Path, json: bool, console: Console | None) -> None:
     if json:
         print(json_format.dumps(rows, indent=2, ensure_ascii=False))
     else:
         print_line(console or Console(), f"{len(rows)} images in {gallery}")
-    return rows
+
+
+def _check_numbers(*numbers: tuple[str, float | None, int]) -> None:
+    """Refuse (flag, value, least) whose value is below the least or cannot be. Raises UserError."""
+    for name, value, least in numbers:
+        if value is not None and value < least:
+            raise UserError(f"{name} {value} is below {least}")
+        if value is not None and not value < 2**63:  # nan, too
+            raise UserError(f"{name} {value} is out of range")
 
 
 def _check_prompt(folder: Path, saved: dict[str, Any], prompt: str | None) -> None:

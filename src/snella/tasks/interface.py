@@ -22,10 +22,10 @@ from rich.console import Console, RenderableType
 from torch import Tensor, nn
 
 from snella.config.schema import TrainConfig
-from snella.data.dataset import ImageData
+from snella.data.dataset import ImageData, Transform
 from snella.data.images import Progress, UnreadableImage
 from snella.data.loading import Examples
-from snella.data.transforms.images import Preprocessing, Transform
+from snella.data.transforms.images import Preprocessing
 from snella.models.backbone import BackboneSpec
 from snella.training.interfaces import DeviceBatch, DeviceBatches, Evaluation
 
@@ -157,6 +157,10 @@ class Task(ABC, Generic[SpecT, DataT, SplitT]):
 
     def check(self, config: TrainConfig) -> None:
         """Refuse a config that cannot be trained, before anything is read, built or downloaded. Raises UserError."""
+        return
+
+    def check_features(self, name: str) -> None:
+        """Refuse features in which the images that a model makes cannot be compared. Raises UserError."""
         return
 
     @abstractmethod

@@ -89,15 +89,20 @@ def fit(
     if not resume and checkpoints(folder):
         raise UserError(f"{folder} holds a run already; go on with --resume, or choose another folder")
     run = start_run(folder, model, settings, accelerator, after_step, len(train), seed=seed, resume=resume)
-    at = run.position
-    if not at.finished:
+    if not run.position.finished:
         train_epochs(run, learner, train, val, after_epoch, console)
+    return finish(run)
+
+
+def finish(run: Run) -> FitResult:
+    """Load the best epoch's tuned state, and return what the training came to."""
+    at = run.position
     assert run.best is not None  # a finished run has seen an epoch
     assert at.best_metric is not None
     last = None
     if at.best_epoch != at.epochs:
-        last = copied(run.ema.shadow if run.ema is not None else tuned_state(model), device="cpu")
-    load_tuned_state(model, run.best)
+        last = copied(run.ema.shadow if run.ema is not None else tuned_state(run.model), device="cpu")
+    load_tuned_state(run.model, run.best)
     return FitResult(
         best_metric=at.best_metric,
         best_epoch=at.best_epoch,

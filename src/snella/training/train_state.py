@@ -112,8 +112,7 @@ def start_run(
     checkpoint = newest_checkpoint(folder) if resume else None
     tensors, state = read_checkpoint(checkpoint) if checkpoint is not None else ({}, {})
     if checkpoint is not None:
-        now = conditions_of(settings, accelerator, seed, batches_per_epoch)
-        _check_conditions(checkpoint, state["conditions"], now)
+        _check_conditions(checkpoint, state, conditions_of(settings, accelerator, seed, batches_per_epoch))
     position = Position(**state.get("position", {}))
 
     model.to(accelerator.device)
@@ -121,12 +120,7 @@ def start_run(
     adam = make_optimiser(settings, model)
     ema = Ema(model, settings.ema) if settings.ema is not None else None
     if checkpoint is not None:
-        try:
-            _load(tensors, state, model, adam, ema, accelerator, after_step)
-        except (KeyError, ValueError) as error:
-            raise UserError(
-                f"checkpoint {checkpoint} does not fit this model and method ({error}); start a new run"
-            ) from error
+        _load(checkpoint, tensors, state, model, adam, ema, accelerator, after_step)
     return Run(
         folder=folder,
         model=model,
@@ -152,6 +146,7 @@ def start_run(
 
 
 def _load(
+    checkpoint: Path,
     tensors: Tensors,
     state: dict[str, Any],
     model: nn.Module,
@@ -160,16 +155,21 @@ def _load(
     accelerator: Accelerator,
     after_step: AfterStep | None,
 ) -> None:
-    load_tuned_state(model, tensors["tuned"])
-    load_optimiser_tensors(adam, tensors["optimiser"])
-    if ema is not None:
-        ema.load(tensors["ema"])
-    if after_step is not None:
-        after_step.load_state_dict(
-            {name: value.to(accelerator.device) for name, value in tensors["after_step"].items()}
-        )
-    if accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(state["scaler"])
+    """Take over what a checkpoint holds. Raises UserError where it was made of another model or method."""
+    try:
+        load_tuned_state(model, tensors["tuned"])
+        load_optimiser_tensors(adam, tensors["optimiser"])
+        if ema is not None:
+            ema.load(tensors["ema"])
+        if after_step is not None:
+            averages = {name: value.to(accelerator.device) for name, value in tensors["after_step"].items()}
+            after_step.load_state_dict(averages)
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state["scaler"])
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"checkpoint {checkpoint} does not fit this model and method ({error}); start a new run"
+        ) from error
 
 
 def conditions_of(settings: LoopConfig, accelerator: Accelerator, seed: int, batches_per_epoch: int) -> dict[str, Any]:
@@ -184,7 +184,8 @@ def conditions_of(settings: LoopConfig, accelerator: Accelerator, seed: int, bat
     }
 
 
-def _check_conditions(checkpoint: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_conditions(checkpoint: Path, state: dict[str, Any], now: dict[str, Any]) -> None:
+    then = state["conditions"]
     for name, value in now.items():
         before = then.get(name, getattr(LoopConfig, name, None))  # its default, if it is newer than the checkpoint
         if before != value:

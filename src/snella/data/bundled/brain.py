@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from snella.data.bundled.packages import package_file
-from snella.data.listing import MaskListing
 from snella.data.masks.class_names import ClassNames
 from snella.data.masks.files import RGB, MaskCode, to_classes
+from snella.data.masks.listing import MaskListing
 from snella.errors import UserError
 
 NAME = "brain"

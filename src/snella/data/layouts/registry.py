@@ -20,7 +20,8 @@ from snella.data.layouts.manifests import is_manifest, manifest
 from snella.data.layouts.masked_folders import EXPECTED, is_masked_folder, masked_folder
 from snella.data.layouts.voc_ade import ade, is_ade, is_voc, voc
 from snella.data.layouts.vtab_fgvc import fgvc, is_fgvc, is_vtab, vtab
-from snella.data.listing import Listing, MaskListing
+from snella.data.listing import Listing
+from snella.data.masks.listing import MaskListing
 from snella.data.paths import check_exists, explain_hidden_set
 from snella.errors import UserError, short_reason
 

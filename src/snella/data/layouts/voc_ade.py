@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 
 from snella.data.layouts.masked_folders import note_left_out, pair_folders
-from snella.data.listing import MaskListing, Pair
 from snella.data.masks.class_names import ADE_FILE, ade_names, voc_names
+from snella.data.masks.listing import MaskListing, Pair
 from snella.data.paths import read_text
 from snella.errors import UserError
 

@@ -11,8 +11,8 @@ from timm.data.transforms import str_to_interp_mode
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from snella.data.dataset import Example
-from snella.data.transforms.images import Augmentation, Preprocessing, Transform, check_square, to_tensor
+from snella.data.dataset import Example, Transform
+from snella.data.transforms.images import Augmentation, Preprocessing, check_square, to_tensor
 from snella.errors import UserError
 
 

@@ -16,10 +16,8 @@ from timm.data.auto_augment import augment_and_mix_transform, auto_augment_trans
 from timm.data.transforms import str_to_interp_mode, str_to_pil_interp
 from torchvision.transforms import v2
 
-from snella.data.dataset import Example
+from snella.data.dataset import Example, Transform
 from snella.errors import UserError
-
-Transform = Callable[[Example], Example]
 
 RESIZES = ("squash", "crop", "none")
 AUGMENTATIONS = ("none", "flip", "crop")

@@ -15,9 +15,9 @@ from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import Mask
 
-from snella.data.dataset import Example
+from snella.data.dataset import Example, Transform
 from snella.data.masks.files import IGNORE
-from snella.data.transforms.images import Augmentation, Preprocessing, Transform, to_tensor
+from snella.data.transforms.images import Augmentation, Preprocessing, to_tensor
 from snella.errors import UserError
 
 MIN_CROP_AREA = 0.25  # of a smaller piece hardly a class is whole

@@ -19,10 +19,9 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 from torchvision.transforms import v2
 
-from snella.data.dataset import ImageData, Images
+from snella.data.dataset import ImageData, Images, Transform
 from snella.data.images import UnreadableImage
 from snella.data.loading import transformed
-from snella.data.transforms.images import Transform
 from snella.errors import UserError
 from snella.models.backbone import (
     logits_of,

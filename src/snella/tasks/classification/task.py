@@ -11,11 +11,11 @@ from rich.console import RenderableType
 from torch import nn
 
 from snella.config.schema import TrainConfig
-from snella.data.dataset import ImageData, Images, class_weights
+from snella.data.dataset import ImageData, Images, Transform, class_weights
 from snella.data.images import Progress
 from snella.data.readers.labelled import read_data, read_test_data
 from snella.data.summaries.labelled import data_report
-from snella.data.transforms.images import Augmentation, Preprocessing, Transform, eval_transform, train_transform
+from snella.data.transforms.images import Augmentation, Preprocessing, eval_transform, train_transform
 from snella.errors import UserError
 from snella.models.backbone import BackboneSpec, build_backbone, check_backbone_name, preprocessing_of
 from snella.models.export import loading_hint, save_merged

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from snella.console import working
 from snella.data.cache import TensorCache, content_key, image_key
+from snella.data.dataset import Transform
 from snella.data.images import UnreadableImage, images_below
 from snella.data.loading import Examples
 from snella.data.readers.captioned import CaptionedImages
 from snella.data.transforms.generation import generation_eval_transform
-from snella.data.transforms.images import Preprocessing, Transform
+from snella.data.transforms.images import Preprocessing
 from snella.diffusion.pipeline import Frozen
 from snella.errors import UserError
 from snella.models.backbone import fingerprint

@@ -11,12 +11,12 @@ from torch import nn
 
 from snella.config.fields import flag
 from snella.config.schema import DEFAULTS, TrainConfig
-from snella.data.dataset import ImageData
+from snella.data.dataset import ImageData, Transform
 from snella.data.images import Progress
 from snella.data.readers.captioned import CaptionedImages, is_captioned, read_captioned_data, read_captioned_test_data
 from snella.data.summaries.captioned import describe_captioned
 from snella.data.transforms.generation import generation_eval_transform, generation_train_transform
-from snella.data.transforms.images import Augmentation, Preprocessing, Transform
+from snella.data.transforms.images import Augmentation, Preprocessing
 from snella.diffusion.merged import save_merged_pipeline
 from snella.diffusion.pipeline import (
     build_network,
@@ -31,6 +31,7 @@ from snella.errors import UserError
 from snella.models.backbone import BackboneSpec
 from snella.tasks.generation.denoising import Generate
 from snella.tasks.generation.examples import drawn
+from snella.tasks.generation.fidelity import check_features
 from snella.tasks.generation.prepare import check_asked
 from snella.tasks.interface import Saved, Task
 
@@ -78,6 +79,9 @@ class GenerationTask(Task[GeneratorSpec, CaptionedData, CaptionedImages]):
             raise UserError(f"--prior-data {own.prior_data} is a file; give a folder, which may be a new one")
         check_pipeline_name(model.backbone)
         generation_train_transform(Preprocessing(64, resize=self.resize), _augmentation(config))
+
+    def check_features(self, name: str) -> None:
+        check_features(name)
 
     def recognises(self, data: str) -> bool:
         return is_captioned(data)

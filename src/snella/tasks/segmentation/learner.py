@@ -20,10 +20,11 @@ from rich.console import RenderableType
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from snella.data.dataset import Transform
 from snella.data.images import UnreadableImage
 from snella.data.loading import transformed
 from snella.data.masks.files import IGNORE, RGB, MaskCode, MaskData, MaskedImages, mask_picture
-from snella.data.transforms.images import Preprocessing, Transform
+from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
 from snella.report.figures import confusion_figure
 from snella.tasks.interface import Prediction, TaskLearner

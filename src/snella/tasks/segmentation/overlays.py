@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from snella.data.masks.files import RGB
 from snella.report.style import GREY, INK, PALE, heading, new_figure, save_figure, style_axes
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 OPACITY = 0.55  # of a mask over its image
 SHOWN = 12  # classes in the legend
 LONGEST = 20  # letters of a class name
-
-RGB = tuple[int, int, int]
 
 
 @dataclass(frozen=True)

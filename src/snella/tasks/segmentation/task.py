@@ -11,12 +11,12 @@ from rich.console import RenderableType
 from torch import nn
 
 from snella.config.schema import TrainConfig
-from snella.data.dataset import inverse_frequency
+from snella.data.dataset import Transform, inverse_frequency
 from snella.data.images import Progress
 from snella.data.masks.files import MaskCode, MaskData, MaskedImages
 from snella.data.readers.masked import is_masked, read_masked_data, read_masked_test_data
 from snella.data.summaries.masked import describe_masked
-from snella.data.transforms.images import Augmentation, Preprocessing, Transform
+from snella.data.transforms.images import Augmentation, Preprocessing
 from snella.data.transforms.masked import masked_eval_transform, masked_train_transform
 from snella.models.backbone import BackboneSpec
 from snella.segmenter.build import (

@@ -1,0 +1,38 @@
+"""What a layout of images with masks says it holds, before any of them is opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from PIL import Image
+from torch import Tensor
+
+from snella.data.images import open_image
+from snella.data.masks.class_names import ClassNames
+from snella.data.masks.files import MaskCode, read_mask
+
+Pair = tuple[str, str]  # names of image and mask, relative to the listing's folder, with "/"
+
+
+@dataclass(frozen=True)
+class MaskListing:
+    """The pairs that a layout of images with masks declares, before any file is opened; `splits` as in a `Listing`."""
+
+    layout: str
+    folder: str
+    splits: dict[str, list[Pair]]
+    names: ClassNames | None = None
+    notes: tuple[str, ...] = ()
+    read: Callable[[str], Image.Image] = open_image
+    read_mask: Callable[[str, MaskCode], Tensor] = read_mask
+    caveat: str = ""
+
+    @property
+    def files(self) -> bool:
+        """Tell whether images and masks are files; those of a package are names that `read` and `read_mask` know."""
+        return self.read is open_image
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.folder, name)

@@ -32,7 +32,7 @@ def test_models_to_the_bit(name: str) -> None:
             module.momentum = 0.0
     x = torch.randn(2, 3, 56 if "swin" in name else 64, 56 if "swin" in name else 64)
     if isinstance(model, VisionTransformer):
-        model.set_input_size(64)
+        model.set_input_size((64, 64))
     assert_bits_equal(model, x, target_modules=None, modules_to_save=None)
 
 

@@ -59,10 +59,12 @@ class _SharedRecompute:
     value: Tensor | None = field(default=None, repr=False)
 
     def make(self, *tensors: Tensor) -> Tensor:
+        """Return the tensor, made from these, and keep it."""
         self.value = self.recompute(*tensors)
         return self.value
 
     def take(self, *tensors: Tensor) -> Tensor:
+        """Return the kept tensor and let it go, or make one where none is kept."""
         value, self.value = self.value, None
         return self.recompute(*tensors) if value is None else value
 

@@ -42,6 +42,7 @@ def _(K: Tensor, kept: Tensor, interpolated: bool) -> Tensor:
 
 
 def threshold_by(K: Tensor, kept: Tensor, interpolated: bool, select: Select) -> Tensor:
+    """Return the threshold of `budget_threshold`, its order statistics by `select`."""
     values = K.flatten()
     size = values.numel()
     if not interpolated:

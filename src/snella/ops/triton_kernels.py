@@ -116,6 +116,7 @@ def distances_kernel(
     A, B, gamma, D, chunk_lse, m, n, chunk, scale,
     H: tl.constexpr, W: tl.constexpr, MIX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
+    """Write D and, for `mixk`, each chunk's log-sum-exp of D / gamma down its columns."""
     cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     first = tl.program_id(1) * chunk
     inverse = 1.0
@@ -162,6 +163,7 @@ def softmax_mix_kernel(
 
 @triton.jit
 def add_gated_kernel(K, t, weight, out, size, GATE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Write weight + update, or the update where weight is None, of `size` entries."""
     entries = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = entries < size
     values = tl.load(K + entries, mask=inside, other=0.0)

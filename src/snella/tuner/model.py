@@ -184,6 +184,7 @@ class SnellaModel(BaseTuner):
 
         Raises:
             ValueError: no adapter weight has a gradient.
+            UserError: several adapters are active.
         """
         name, layers = self._active_layers()
         config = self.peft_config[name]
@@ -231,7 +232,7 @@ class SnellaModel(BaseTuner):
         return self._importance(self._active_layers()[0]).state_dict()
 
     def load_allocator_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `allocator_state_dict` gave."""
+        """Take over what `allocator_state_dict` gave, for the active adapter."""
         self._importance(self._active_layers()[0]).load_state_dict(state)
 
 

@@ -159,7 +159,7 @@ def test_smoke_is_short_whatever_the_recipe(images: Path, tmp_path: Path) -> Non
 
 
 def test_the_python_interface_takes_the_same_config(images: Path, tmp_path: Path) -> None:
-    config = TrainConfig(
+    config = TrainConfig.of(
         data=str(images), backbone="test_vit", pretrained=False, image_size=32, r=4, epochs=1, method="linear",
         device="cpu", out=str(tmp_path / "run"),
     )  # fmt: skip

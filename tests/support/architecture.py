@@ -17,8 +17,8 @@ SOURCE = Path(__file__).parents[2] / "src" / "snella"
 
 def room_of(path: Path) -> str:
     """Return the room that a file is in: its package, or its own name at the top."""
-    parts = path.relative_to(SOURCE).with_suffix("").parts
-    return ".".join(parts[:-1]) if len(parts) > 1 else "" if parts == ("__init__",) else parts[0]
+    *packages, name = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(packages) if packages or name == "__init__" else name
 
 
 def modules() -> dict[str, Path]:

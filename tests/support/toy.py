@@ -10,7 +10,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from snella.config.loop import LoopConfig
 from snella.training import checkpoint
+from snella.training.interfaces import DeviceBatch, DeviceBatches
 from snella.training.loop import FitResult, fit
 
 SETTINGS = LoopConfig(epochs=3, lr=0.02, accumulate=2, ema=0.8, clip_grad=0.5, checkpoint_every=2)
@@ -74,7 +75,7 @@ class Allocator:
     def state_dict(self) -> dict[str, Tensor]:
         return {"mean": self.mean}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.mean = state["mean"].clone()
 
 
@@ -84,17 +85,17 @@ class Metrics:
 
 
 class Classification:
-    """A Task that uses all three random generators."""
+    """A learner that uses all three random generators."""
 
     selection = "loss"
     higher_is_better = False
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], /) -> Tensor:
+    def loss(self, model: nn.Module, batch: DeviceBatch, /) -> Tensor:
         noise = 0.1 * torch.randn(batch["x"].shape, device=batch["x"].device)
         scale = 1 + 0.1 * random.random() + 0.1 * float(np.random.rand())
         return F.cross_entropy(model(batch["x"] * scale + noise), batch["y"])
 
-    def evaluate(self, model: nn.Module, batches: Any, /) -> Metrics:
+    def evaluate(self, model: nn.Module, batches: DeviceBatches, /) -> Metrics:
         losses, hits, count = 0.0, 0, 0
         for batch in batches:
             logits = model(batch["x"] + 0.01 * torch.randn_like(batch["x"])).float()

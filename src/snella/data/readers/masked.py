@@ -10,9 +10,10 @@ import numpy as np
 from snella.data.dataset import SPLITS
 from snella.data.images import Progress, UnreadableImage
 from snella.data.layouts import registry
-from snella.data.listing import MaskListing, Pair, keep_test_split
+from snella.data.listing import keep_test_split
 from snella.data.masks.codes import find_code
 from snella.data.masks.files import IGNORE, RGB, MaskCode, MaskData, MaskedImages
+from snella.data.masks.listing import MaskListing, Pair
 from snella.data.masks.scan import MaskFacts, scan_pairs
 from snella.data.splits import check_fractions, note_taken, split_off
 from snella.errors import UserError

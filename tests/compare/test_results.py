@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from snella.compare.results import cost_ratios, mean_difference, paired_tasks
+from snella.compare.results import cost_ratios, mean_difference, paired_tasks, step_seconds
 from snella.compare.statistics import mean_of_pairs
 from support.comparisons import result, suite_of
 
@@ -57,3 +57,8 @@ def test_costs_are_multiples_of_loras():
         {"trainable_parameters": 1, "adapter_bytes": 1, "peak_memory_bytes": 6, "seconds": 1, "step_seconds": 1}
     )
     assert cost_ratios(suite_of(result(snella=(0.5,))), "snella") == {}
+
+
+def test_the_time_of_a_step_is_a_median_and_without_validations():
+    rows = [{"kind": "train", "images_per_second": speed} for speed in (1.0, 8.0, 16.0)] + [{"kind": "val"}]
+    assert step_seconds(rows, 8) == 1.0

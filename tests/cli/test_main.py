@@ -90,7 +90,7 @@ def test_the_exit_code_reaches_the_shell():
         ("train", "no data: --data"),
         ("train --data x --resume --overwrite", "contradict"),
         ("train --data x --task generate --adapt-convs --target-modules to_q", "--adapt-convs adds convolutions"),
-        ("train --data x --target-modules (qkv", "--target-modules (qkv is no pattern of names: missing )"),
+        ("train --data x --target-modules (qkv", "--target-modules (qkv is not a pattern of names: missing )"),
         ("train --data x --target-modules=", "--target-modules has an empty name"),
         ("train --data x --device gpu", "--device gpu is unknown"),
         ("train --data x --r 7", "--r 7 is not divisible by --heads 2; try --r 6"),
@@ -232,7 +232,7 @@ def test_a_folder_that_is_no_run_is_never_touched(images, tmp_path, capsys):
     (tmp_path / "run" / "thesis.txt").write_text("mine")
     for flags in ([], ["--overwrite"], ["--resume"]):
         assert train(images, tmp_path / "run", *flags) == 2
-        assert "is no run folder" in said(capsys)
+        assert "is not a run folder" in said(capsys)
     assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
 
 

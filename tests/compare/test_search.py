@@ -318,7 +318,7 @@ def test_a_suite_runs_all_its_tasks(images, tmp_path, monkeypatch, ran, capsys):
         ("--methods snela", "--methods snela is unknown; did you mean snella?"),
         ("--methods lora,lora", "--methods lora,lora names a value twice"),
         ("--methods=", "--methods is empty"),
-        ("--seeds 0,x", "--seeds: x is no number"),
+        ("--seeds 0,x", "--seeds: x is not a number"),
         ("--seeds -1", "--seed -1 is outside"),
         ("--lr-grid 0", "--lr-grid: 0 is not above 0"),
         ("--lr-grid 1e-7", "--min-lr 1e-05 is above the learning rate 1e-07"),
@@ -355,7 +355,7 @@ def test_results_go_into_no_other_folder(images, tmp_path, capsys):
     """Into the data a method's folder would be one more class."""
     before = sorted(images.rglob("*"))
     assert compare(images, images, "--methods", "linear") == 2
-    assert f"{images} exists and is no comparison; choose another --out" in capsys.readouterr().err
+    assert f"{images} exists and is not a comparison; choose another --out" in capsys.readouterr().err
     assert sorted(images.rglob("*")) == before
 
 
@@ -364,7 +364,7 @@ def test_what_stands_in_the_way_is_named(images, tmp_path, ran, capsys):
     foreign.mkdir(parents=True)
     (foreign / "thesis.txt").touch()
     assert compare(images, tmp_path, "--methods", "linear", "--lr-grid", "1e-3") == 2
-    assert f"{foreign} exists and is no run folder" in capsys.readouterr().err
+    assert f"{foreign} exists and is not a run folder" in capsys.readouterr().err
     assert ran == []
 
 

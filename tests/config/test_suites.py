@@ -270,7 +270,7 @@ def test_recipes_and_suites_are_told_apart(tmp_path):
     for name in ("demo", "nowhere", "", str(tmp_path), str(tmp_path / "plain.yaml"), str(tmp_path / "bytes.yaml")):
         assert not is_suite(name)
         assert not is_suite_task(name)
-    with pytest.raises(UserError, match="is no suite of tasks"):
+    with pytest.raises(UserError, match="is not a suite of tasks"):
         read_suite(str(tmp_path / "plain.yaml"))
     with pytest.raises(UserError, match="does not exist"):
         read_suite("nowhere/x.yaml")

@@ -249,7 +249,7 @@ def spoilt(place: Path, sd: Path, unet: Path, flat: Path, classes: Path, texts: 
         ("FLAT", "NO_INDEX", (), "it has no model_index.json"),
         ("FLAT", "NO_VAE", (), "is incomplete: model_index.json names vae"),
         ("FLAT", "nobody/nothing", ("--prompt", PROMPT), "nobody/nothing: its model_index.json cannot be read"),
-        ("FLAT", "SD", ("--prompt", PROMPT, "--image-size", "18"), "--image-size 18 is no multiple of 4"),
+        ("FLAT", "SD", ("--prompt", PROMPT, "--image-size", "18"), "--image-size 18 is not a multiple of 4"),
         ("FLAT", "SD", (), "has no captions, which"),
         ("TEXTS", "UNET", (), "has no class folders, and"),
         ("LOST", "SD", (), "image 3.png does not exist"),

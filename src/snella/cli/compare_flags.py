@@ -89,7 +89,7 @@ def _listed(name: str, text: str, read: Callable[[str], T]) -> list[T]:
         except UserError:
             raise
         except ValueError:
-            raise UserError(f"{flag(name)}: {word} is no number; give numbers with commas between them") from None
+            raise UserError(f"{flag(name)}: {word} is not a number; give numbers with commas between them") from None
     if len(set(found)) < len(found):
         raise UserError(f"{flag(name)} {text} names a value twice")
     return found

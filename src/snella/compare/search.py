@@ -173,12 +173,12 @@ def _check_plan(plan: Plan) -> None:
     there = {entry.name for entry in plan.folder.iterdir() if entry.name[0] != "."} if plan.folder.is_dir() else set()
     ours = {*METHODS, f"{NAME}.json", *(task.folder.name for task in plan.tasks)}
     if state_of(plan.folder) in ("started", "finished") or (there and not there & ours) or plan.folder.is_file():
-        raise UserError(f"{plan.folder} exists and is no comparison; choose another --out")
+        raise UserError(f"{plan.folder} exists and is not a comparison; choose another --out")
     for config in plan.possible():
         folder = Path(config.out or "")
         state = state_of(folder)
         if state == "foreign":
-            raise UserError(f"{folder} exists and is no run folder; choose another --out")
+            raise UserError(f"{folder} exists and is not a run folder; choose another --out")
         differ = differences(read_config(folder), config) if state != "absent" else []
         if differ:
             raise other_settings(folder, differ, "choose another --out, or delete it")

@@ -82,7 +82,7 @@ def read_suite(recipe: str, data: str | None = None) -> Suite:
     """
     text = recipe_text(recipe)
     if not is_suite(recipe):
-        raise UserError(f"recipe {recipe} is no suite of tasks: it has no `suite:`")
+        raise UserError(f"recipe {recipe} is not a suite of tasks: it has no `suite:`")
     try:
         suite = _suite(Path(recipe).stem, mapping(text))
     except UserError as error:

@@ -73,7 +73,7 @@ def _check_method(config: TrainConfig) -> None:
         try:
             re.compile(method.target_modules[0])
         except re.error as error:
-            raise UserError(f"--target-modules {method.target_modules[0]} is no pattern of names: {error}") from None
+            raise UserError(f"--target-modules {method.target_modules[0]} is not a pattern of names: {error}") from None
 
 
 def typed(name: str, value: Any, hint: Any, *, parse: bool = False) -> Any:

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
@@ -23,9 +23,6 @@ from snella.config.recipe import differences, read_recipe, to_yaml
 from snella.config.schema import Tested, TrainConfig
 from snella.errors import UserError
 from snella.files import check_writable, write_text
-
-if TYPE_CHECKING:
-    pass
 
 CONFIG, SUMMARY, ADAPTER, BASE = "config.yaml", "summary.json", "adapter", "base.safetensors"
 ABOUT = "snella.json"  # in the adapter's folder
@@ -48,13 +45,13 @@ def check_claim(folder: Path, config: TrainConfig) -> None:
     """Refuse, before anything is read or built, a run folder that `config` may not write to.
 
     Raises:
-        UserError: it exists and neither --resume nor --overwrite was given, it is no run folder, its run has other
+        UserError: it exists and neither --resume nor --overwrite was given, it is not a run folder, its run has other
             settings, another process trains there, it cannot be written to, or is to be replaced and we, or what the
             run reads, are in it.
     """
     state = state_of(folder)
     if state == "foreign":
-        raise UserError(f"{folder} exists and is no run folder; choose another --out")
+        raise UserError(f"{folder} exists and is not a run folder; choose another --out")
     if state in ("started", "finished") and not (config.overwrite or config.resume):
         raise UserError(f"{folder} exists: --resume goes on with it, --overwrite replaces it, --out chooses another")
     if config.overwrite and state != "absent" and Path.cwd().is_relative_to(folder.resolve()):
@@ -142,7 +139,7 @@ def read_config(folder: Path) -> TrainConfig:
     if not folder.is_dir():
         raise UserError(f"run folder {folder} does not exist")
     if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder} is no run folder: it has no {CONFIG}")
+        raise UserError(f"{folder} is not a run folder: it has no {CONFIG}")
     return read_recipe(str(folder / CONFIG))
 
 

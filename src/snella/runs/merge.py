@@ -25,7 +25,7 @@ def merge(folder: Path, *, out: str, onnx: str | None = None, console: Console |
     console = console or Console()
     saved = read_about(folder)
     if onnx and not task_named(saved["task"]).exports_onnx:
-        raise UserError(f"--onnx: {folder} is no single model to export (its task is {saved['task']}); leave it out")
+        raise UserError(f"--onnx: {folder} is not a single model to export (its task is {saved['task']}); leave it out")
     for path in (Path(out), Path(onnx) if onnx else None):
         if path is not None and path.exists():
             raise UserError(f"{path} exists already; choose another name")

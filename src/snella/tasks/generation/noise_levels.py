@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
@@ -14,10 +13,17 @@ from rich.text import Text
 from snella.report.style import BLUE, INK, heading, new_figure, save_figure, style_axes
 from snella.report.tables import new_table
 
-if TYPE_CHECKING:
-    from snella.tasks.generation.noise_levels import LevelRow
-
+LEVELS = 4  # parts of the noise range; an evaluation looks at each image once in each
 NAMED = 8  # classes up to which each has a line and a name
+
+
+@dataclass(frozen=True)
+class LevelRow:
+    """Held-out images of a class (or all) in a part of the noise range."""
+
+    name: str
+    images: int
+    losses: tuple[float, ...]  # for each of LEVELS, from least noise to most
 
 
 def noise_levels_figure(rows: Sequence[LevelRow], path: str | os.PathLike[str]) -> Path:
@@ -72,15 +78,3 @@ def noise_level_table(rows: Sequence[LevelRow]) -> Table:
         losses = (*row.losses, sum(row.losses) / parts)
         table.add_row(Text(row.name), f"{row.images:,}", *(f"{loss:.4f}" for loss in losses))
     return table
-
-
-LEVELS = 4  # parts of the noise range; an evaluation looks at each image once in each
-
-
-@dataclass(frozen=True)
-class LevelRow:
-    """Held-out images of a class (or all) in a part of the noise range."""
-
-    name: str
-    images: int
-    losses: tuple[float, ...]  # for each of LEVELS, from least noise to most

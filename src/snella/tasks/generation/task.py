@@ -141,7 +141,7 @@ class GenerationTask(Task[GeneratorSpec, CaptionedData, CaptionedImages]):
         if size % unit:
             below = max(unit, size // unit * unit)
             raise UserError(
-                f"--image-size {size} is no multiple of {unit}, as {spec.backbone.name} needs it; use {below}"
+                f"--image-size {size} is not a multiple of {unit}, as {spec.backbone.name} needs it; use {below}"
             )
         return Preprocessing(
             size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bicubic", resize=self.resize

@@ -10,12 +10,12 @@ from typing import Any
 import diffusers
 import peft
 import pytest
-import tyro
 
 import snella.compare.search
 import snella.methods.table
 from snella import SnellaConfig
-from snella.cli.main import COMMANDS, Train, main
+from snella.cli.commands import Train, parse_train
+from snella.cli.main import COMMANDS, main
 from snella.compare.plan import Plan
 from snella.data.layouts.caption_folders import caption_folder
 from snella.data.layouts.class_folders import image_folder
@@ -62,8 +62,9 @@ def test_commands_exist_and_train_parses() -> None:
         *("train", "evaluate", "predict", "compare", "compare", "train", "predict", "train", "predict", "merge"),
     ]
     assert all(command[0] in COMMANDS for command in commands(README))
-    trained = [tyro.cli(Train, args=command[1:]).config for command in commands(README) if command[0] == "train"]
-    assert [(config.task, config.data) for config in trained] == [
+    flags = [command[1:] for command in commands(README) if command[0] == "train"]
+    trained = [parse_train(args, "train", Train()).config for args in flags]
+    assert [(config.task, config.data.source) for config in trained] == [
         ("classify", "flowers/"),
         ("segment", "cells/"),
         ("generate", "my_dog/"),

@@ -32,7 +32,7 @@ from benchmarks.timing import synchronize
 from snella.config.method import MethodConfig, Rematerialize
 from snella.errors import UserError
 from snella.files import write_json
-from snella.methods.table import wrap
+from snella.methods.adapters import wrap
 from snella.runs.devices import check_device
 
 SHAPES: dict[str, Any] = {  # unet/config.json of Stable Diffusion 1.5, where it differs from the class's defaults
@@ -48,7 +48,7 @@ TOKENS = 77  # of a text
 
 @dataclass(frozen=True)
 class Method:
-    """A method of `snella.methods.table` with its `rematerialize`, under gradient checkpointing or not."""
+    """A method of `snella.methods.adapters` with its `rematerialize`, under gradient checkpointing or not."""
 
     name: str
     rematerialize: Rematerialize = "inputs"

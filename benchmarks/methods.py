@@ -12,8 +12,8 @@ from torch import nn
 
 from benchmarks.published import wrap_published
 from snella.config.method import MethodConfig
+from snella.methods.adapters import wrap
 from snella.methods.budgets import AdaLoraAllocation, SnellaAllocation
-from snella.methods.table import wrap
 from snella.training.interfaces import AfterStep
 from snella.tuner import SnellaConfig
 

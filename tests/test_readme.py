@@ -12,7 +12,7 @@ import peft
 import pytest
 
 import snella.compare.search
-import snella.methods.table
+import snella.methods.adapters
 from snella import SnellaConfig
 from snella.cli.commands import Train, parse_train
 from snella.cli.main import COMMANDS, main
@@ -81,7 +81,7 @@ def test_comparisons_are_planned(monkeypatch: pytest.MonkeyPatch) -> None:
         if command[0] == "compare":
             assert main(command) == 0
     assert [len(plan.tasks) for plan in plans] == [1, 19, 4]
-    assert plans[-1].methods == tuple(snella.methods.table.METHODS)
+    assert plans[-1].methods == tuple(snella.methods.adapters.METHODS)
 
 
 def written(folder: Path, name: str, text: str) -> str:

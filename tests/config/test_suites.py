@@ -34,7 +34,7 @@ from snella.config.validation import validate
 from snella.data.layouts.registry import LABELLED, bundled_names
 from snella.data.layouts.vtab_fgvc import VTAB_CLASSES
 from snella.errors import UserError
-from snella.methods.table import wrap
+from snella.methods.adapters import wrap
 
 # task: batch, rate, weight decay, initial and target sparsity (None: no selection), as published
 SNELLA = {

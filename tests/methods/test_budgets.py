@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from snella.config.method import MethodConfig
-from snella.methods.table import after_step, load_adapter, save_adapter, wrap
+from snella.methods.adapters import after_step, load_adapter, save_adapter, wrap
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 LABELS = torch.tensor([0, 1, 2, 0])

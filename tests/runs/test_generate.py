@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import snella
-import snella.tasks.generation.denoising
+import snella.tasks.generation.learner
 from snella.cli.main import main
 from support.generation_runs import PROMPT, pixels, predicted, train, write_texts
 from support.runs import read
@@ -89,7 +89,7 @@ def test_metrics_are_kept_whatever_becomes_of_the_fidelity(
     shutil.copy(next((classes / "cat").iterdir()), few)
     assert main(["evaluate", str(class_run), "--data", str(few.parent), *flags]) == 2
     assert "--features compares with 2 images or more, and there are 1" in capsys.readouterr().err
-    monkeypatch.setattr("snella.tasks.generation.denoising.fidelity", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("snella.tasks.generation.learner.fidelity", lambda *_, **__: 1 / 0)
     shutil.copytree(classes, tmp_path / "many")
     assert main(["evaluate", str(class_run), "--data", str(tmp_path / "many"), *flags]) == 1
     assert "denoising_loss" in read(class_run / "evaluation" / "many.json")["metrics"]
@@ -100,9 +100,9 @@ def test_fidelity_asks_a_text_model_for_the_references_captions(
 ) -> None:
     assert train(classes, sd, tmp_path / "run", "--prompt", "a photo of {class}", "--method", "bitfit") == 0
     asked: list[str] = []
-    sample = snella.tasks.generation.denoising.sample
+    sample = snella.tasks.generation.learner.sample
     monkeypatch.setattr(
-        "snella.tasks.generation.denoising.sample",
+        "snella.tasks.generation.learner.sample",
         lambda f, n, prompts, *rest: asked.extend(prompts) or sample(f, n, prompts, *rest),
     )
     flags = ("--features", "vit_small_focus", "--samples", "4", "--device", "cpu")

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from snella.config.method import MethodConfig
 from snella.errors import UserError
-from snella.methods.table import load_adapter, merged, save_adapter, wrap
+from snella.methods.adapters import load_adapter, merged, save_adapter, wrap
 from snella.models.backbone import BackboneSpec, build_backbone, fingerprint
 from snella.models.export import save_merged
 from snella.segmenter import smp

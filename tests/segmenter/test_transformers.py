@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from snella.config.method import MethodConfig
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
-from snella.methods.table import load_adapter, merged, save_adapter, wrap
+from snella.methods.adapters import load_adapter, merged, save_adapter, wrap
 from snella.models.backbone import BackboneSpec, fingerprint
 from snella.segmenter.build import SegmenterSpec, build_segmenter, preprocessing_of_segmenter
 from snella.tuner.targets import head_names

@@ -16,7 +16,7 @@ from torch import nn
 from snella import SnellaConfig
 from snella.config.method import MethodConfig
 from snella.errors import UserError
-from snella.methods.table import wrap
+from snella.methods.adapters import wrap
 from snella.tuner.targets import default_targets, head_names
 from support.hf_segmenters import FAMILIES, config
 from support.tuned import layers, tuner_of

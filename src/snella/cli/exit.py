@@ -22,9 +22,9 @@ from snella.errors import UserError, short_reason
 class Terminated(KeyboardInterrupt):
     """SIGTERM arrived, or SIGHUP: the terminal is gone."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, signal_number: int) -> None:
         super().__init__()
-        self.number = number
+        self.signal_number = signal_number
 
 
 class Stopped(Exception):  # noqa: N818 (not an error)
@@ -36,9 +36,12 @@ class Stopped(Exception):  # noqa: N818 (not an error)
         self.go_on = go_on
 
 
-def exit_code(stop: KeyboardInterrupt) -> int:
-    """Return the exit code that a shell gives a program ended by the signal."""
-    return 128 + (stop.number if isinstance(stop, Terminated) else signal.SIGINT)
+def exit_code(stop: BaseException) -> int:
+    """Return the exit code that a shell gives a program ended by what asked for the stop: `stop.signal_number`.
+
+    A plain KeyboardInterrupt has none: it is Ctrl-C.
+    """
+    return 128 + getattr(stop, "signal_number", signal.SIGINT)
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ def _train(args: list[str]) -> int:
     try:
         train(config)
     except Interrupted as stop:
-        raise Stopped(128 + stop.signal_number, resume_command(folder)) from None
+        raise Stopped(exit_code(stop), resume_command(folder)) from None
     except KeyboardInterrupt as stop:
         started = _written(folder / "config.yaml") != before  # it is written when the folder is claimed
         raise Stopped(exit_code(stop), resume_command(folder) if started else again(["train", *args])) from None

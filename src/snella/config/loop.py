@@ -26,7 +26,7 @@ class LoopConfig:
     warmup_lr: float = setting(1e-06, at_least(0))
     """Learning rate at the first step. 1e-6 as published."""
     warmup: float = setting(0.1, from_below(0, 1))
-    """Share of all steps over which the learning rate rises, 0 to 1. 0.1 is the published 10 epochs of 100."""
+    """Share of all steps over which the learning rate rises, below 1. 0.1 is the published 10 epochs of 100."""
     weight_decay: float = setting(0.05, at_least(0))
     """Decoupled weight decay of AdamW; one-dimensional parameters have none. 0.05 is the most frequent published."""
     clip_grad: float | None = setting(None, above(0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import get_args
 
 import torch
@@ -38,11 +37,10 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def make_accelerator(device: str, precision: str, *, tensorboard: Path | None = None) -> Accelerator:
+def make_accelerator(device: str, precision: str) -> Accelerator:
     """Return accelerate's view of `device` ("auto" or a torch device) and `precision` ("fp32", "bf16" or "fp16").
 
-    With `tensorboard`, what it logs goes to that folder. A process may make several in turn, one a command;
-    the last one made is the one to use.
+    A process may make several in turn, one a command; the last one made is the one to use.
 
     Raises:
         UserError: as `check_device`, and for a precision that the device found by "auto" cannot do.
@@ -53,12 +51,7 @@ def make_accelerator(device: str, precision: str, *, tensorboard: Path | None = 
     wanted = {} if device == "auto" else {"ACCELERATE_TORCH_DEVICE": device}
     try:
         with patch_environment(**wanted):
-            accelerator = Accelerator(
-                cpu=device == "cpu",
-                mixed_precision="no" if precision == "fp32" else precision,
-                log_with="tensorboard" if tensorboard is not None else None,
-                project_dir=tensorboard,
-            )
+            accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no" if precision == "fp32" else precision)
     except ValueError as error:
         raise UserError(f"precision {precision} cannot be used here ({error}); use --precision fp32") from error
     if precision == "fp16" and accelerator.device.type == "cpu":

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from snella.config.recipe import differences, read_recipe, to_yaml
 from snella.config.schema import Tested, TrainConfig
 from snella.errors import UserError
-from snella.files import check_writable, write_text
+from snella.files import check_writable, write_json, write_text
 
 CONFIG, SUMMARY, ADAPTER, BASE = "config.yaml", "summary.json", "adapter", "base.safetensors"
 ABOUT = "snella.json"  # in the adapter's folder
@@ -170,6 +170,11 @@ def read_summary(folder: Path) -> dict[str, Any]:
         return json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{folder / SUMMARY} is damaged ({error}); delete it and --resume writes it again") from None
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write summary.json, which ends a run."""
+    write_json(folder / SUMMARY, summary)
 
 
 def is_tested(summary: Mapping[str, Any], epochs: Tested) -> bool:

@@ -21,7 +21,7 @@ from torch import nn
 from snella.config.schema import TrainConfig
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError, short_reason
-from snella.methods.table import load_adapter
+from snella.methods.adapters import load_adapter
 from snella.models.backbone import fingerprint
 from snella.runs.devices import check_device
 from snella.runs.folder import ADAPTER, BASE, read_about, read_config

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from snella.console import print_line
 from snella.errors import UserError
-from snella.methods.table import merged
+from snella.methods.adapters import merged
 from snella.models.export import check_onnx, export_onnx
 from snella.runs.folder import read_about
 from snella.runs.load import load_run

@@ -19,8 +19,8 @@ from snella.console import print_line
 from snella.data.dataset import ImageData
 from snella.data.loading import Examples, ImageBatches
 from snella.data.transforms.images import Preprocessing
+from snella.methods.adapters import wrap
 from snella.methods.layers import with_convolutions
-from snella.methods.table import wrap
 from snella.models.backbone import BackboneSpec, fingerprint
 from snella.models.bundled import BACKBONES
 from snella.runs.data import read_run_data, tell

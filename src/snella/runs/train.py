@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import is_tensorboard_available
 from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
@@ -24,16 +23,16 @@ from snella.console import print_line, working
 from snella.data.images import Progress
 from snella.errors import UserError
 from snella.files import read_rows, size_of, write_json, writing
-from snella.methods.table import after_step, save_adapter
+from snella.methods.adapters import after_step, save_adapter
 from snella.report.allocation import allocation_figure
 from snella.report.figures import training_curves_figure
 from snella.report.tables import summary_table
+from snella.report.trackers import check_trackers
 from snella.runs.devices import device_name, make_accelerator
 from snella.runs.folder import (
     ABOUT,
     ADAPTER,
     BASE,
-    SUMMARY,
     alone_in,
     check_claim,
     claim,
@@ -42,6 +41,7 @@ from snella.runs.folder import (
     read_summary,
     state_of,
     versions,
+    write_summary,
 )
 from snella.runs.prepare import Prepared, make_batches, prepare
 from snella.tasks.registry import task_named
@@ -69,7 +69,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     validate(config)
     config = shrunk(config) if config.smoke else config
     folder = run_folder(config)
-    accelerator = _accelerator(config, folder)
+    accelerator = _accelerator(config)
     task_named(config.task).check(config)
     if config.estimate:
         return _estimate(config, accelerator, console)
@@ -90,13 +90,11 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         return _train(config, ready, folder, trained, accelerator, console)
 
 
-def _accelerator(config: TrainConfig, folder: Path) -> Accelerator:
+def _accelerator(config: TrainConfig) -> Accelerator:
     """Return the run's accelerator; refuse a device, a precision or a package that is not there. Raises UserError."""
-    tensorboard = config.loop.tensorboard
-    accelerator = make_accelerator(config.device, config.precision, tensorboard=folder if tensorboard else None)
+    check_trackers(config.loop)
+    accelerator = make_accelerator(config.device, config.precision)
     check_optimiser(config.loop.optimizer, accelerator.device)
-    if tensorboard and not is_tensorboard_available():
-        raise UserError("--tensorboard needs the package tensorboard; run: pip install 'snella[tensorboard]'")
     return accelerator
 
 
@@ -231,7 +229,7 @@ def _finish(
         "seed": config.seed,
         "versions": versions(),
     }
-    write_json(folder / SUMMARY, summary)
+    write_summary(folder, summary)
     if tested and len(ready.data.classes) <= LISTED:
         console.print(learner.table(tested))
     title = f"{config.method.name} on {Path(ready.data.root).name}"

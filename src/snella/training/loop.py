@@ -27,12 +27,13 @@ from torch import Tensor, nn
 from snella.config.fields import check_intervals
 from snella.config.loop import LoopConfig
 from snella.errors import UserError
+from snella.report.trackers import start_trackers
 from snella.training.checkpoint import checkpoints
 from snella.training.evaluation import evaluate, on_device, seed_step
 from snella.training.interfaces import AfterStep, Batches, Learner
 from snella.training.interrupt import Interrupted, StopSignals
 from snella.training.progress import Progress, Speed
-from snella.training.train_state import Run, start_run
+from snella.training.train_state import TrainState, start_run
 from snella.training.tuned_weights import copied, load_tuned_state, train_mode, tuned_state
 
 DIVERGED = "the loss is"  # how the message begins
@@ -70,7 +71,7 @@ def fit(
 ) -> FitResult:
     """Train the model's trainable parameters and leave it with the best epoch's tuned state (the EMA's if on).
 
-    `accelerator` says where and in which precision, and has TensorBoard's tracker where the settings want it; every
+    `accelerator` says where and in which precision; every
     random number comes from `seed`.
     `after_epoch(epoch)`, from 1, is called when an epoch has been validated, with what was validated in the model; it
     may not change it.
@@ -94,7 +95,7 @@ def fit(
     return finish(run)
 
 
-def finish(run: Run) -> FitResult:
+def finish(run: TrainState) -> FitResult:
     """Load the best epoch's tuned state, and return what the training came to."""
     at = run.position
     assert run.best is not None  # a finished run has seen an epoch
@@ -116,7 +117,7 @@ def finish(run: Run) -> FitResult:
 
 
 def train_epochs(
-    run: Run,
+    run: TrainState,
     learner: Learner,
     train: Batches,
     val: Batches,
@@ -125,9 +126,7 @@ def train_epochs(
 ) -> None:
     """Train and validate until the last epoch, or until early stopping."""
     at, settings = run.position, run.settings
-    if settings.tensorboard:
-        writer = {"purge_step": at.step + 1}  # hides what a lost part of the run has logged
-        run.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": writer})
+    start_trackers(run.accelerator, settings, run.folder, at.step)
     progress = Progress(console, epochs=settings.epochs, steps=run.steps, done=at.step)
     try:
         with StopSignals() as stop, progress:
@@ -138,7 +137,7 @@ def train_epochs(
         run.accelerator.end_training()
 
 
-def train_epoch(run: Run, learner: Learner, train: Batches, progress: Progress, stop: StopSignals) -> None:
+def train_epoch(run: TrainState, learner: Learner, train: Batches, progress: Progress, stop: StopSignals) -> None:
     """Do the steps of an epoch, or what is left of it."""
     at, settings = run.position, run.settings
     epoch = at.epochs + 1
@@ -174,7 +173,7 @@ def train_epoch(run: Run, learner: Learner, train: Batches, progress: Progress, 
                 raise Interrupted(step, checkpoint, stop.requested)
 
 
-def optimiser_step(run: Run, learner: Learner, group: list[dict[str, Tensor]]) -> float:
+def optimiser_step(run: TrainState, learner: Learner, group: list[dict[str, Tensor]]) -> float:
     """Do one step on the mean loss of a group of batches, which is returned; gradients stay, unscaled and clipped.
 
     In fp16 the scaler leaves out the update where gradients overflow; it counts as a step all the same.
@@ -203,7 +202,7 @@ def optimiser_step(run: Run, learner: Learner, group: list[dict[str, Tensor]]) -
 
 
 def validate(
-    run: Run,
+    run: TrainState,
     learner: Learner,
     val: Batches,
     progress: Progress,
@@ -267,7 +266,7 @@ def groups(batches: Iterator[dict[str, Tensor]], size: int) -> Iterator[list[dic
         yield group
 
 
-def log_training(run: Run, epoch: int, speed: Speed) -> None:
+def log_training(run: TrainState, epoch: int, speed: Speed) -> None:
     """Write a "train" row: the mean loss since the last one."""
     at = run.position
     row = {

@@ -46,7 +46,7 @@ class Position:
 
 
 @dataclass
-class Run:
+class TrainState:
     """Everything that changes while a model trains."""
 
     folder: Path
@@ -103,7 +103,7 @@ def start_run(
     *,
     seed: int,
     resume: bool,
-) -> Run:
+) -> TrainState:
     """Return a run at its beginning, or where its newest checkpoint stands if `resume` and there is one.
 
     Raises:
@@ -121,7 +121,7 @@ def start_run(
     ema = Ema(model, settings.ema) if settings.ema is not None else None
     if checkpoint is not None:
         _load(checkpoint, tensors, state, model, adam, ema, accelerator, after_step)
-    return Run(
+    return TrainState(
         folder=folder,
         model=model,
         settings=settings,

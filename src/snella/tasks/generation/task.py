@@ -29,9 +29,9 @@ from snella.diffusion.pipeline import (
 from snella.diffusion.sampling import SampleSettings
 from snella.errors import UserError
 from snella.models.backbone import BackboneSpec
-from snella.tasks.generation.denoising import Generate
 from snella.tasks.generation.examples import drawn
 from snella.tasks.generation.fidelity import check_features
+from snella.tasks.generation.learner import Generate
 from snella.tasks.generation.prepare import check_asked
 from snella.tasks.interface import Saved, Task
 

@@ -29,7 +29,7 @@ from snella.errors import UserError
 from snella.report.figures import confusion_figure
 from snella.tasks.interface import Prediction, TaskLearner
 from snella.tasks.segmentation.overlays import Example, overlays_figure, painted
-from snella.tasks.segmentation.regions import RegionRow, area_table, region_rows, region_table
+from snella.tasks.segmentation.regions import RegionRow, area_table, mean_share, region_rows, region_table
 from snella.tasks.segmentation.windows import windowed_logits
 from snella.training.interfaces import DeviceBatch, DeviceBatches
 
@@ -146,8 +146,8 @@ class Segment(TaskLearner[RegionEvaluation, MaskData, MaskedImages]):
             raise UserError("nothing to evaluate: no pixel of the split's masks counts; give --data with at least one")
         table = region_rows(self.classes, matrix)
         metrics = {
-            "miou": _mean([row.iou for row in table]),
-            "mdice": _mean([row.dice for row in table]),
+            "miou": mean_share(row.iou for row in table),
+            "mdice": mean_share(row.dice for row in table),
             "pixel_accuracy": matrix.diagonal().sum().item() / matrix.sum().item(),
             "loss": loss / counted,
         }
@@ -220,11 +220,6 @@ class Segment(TaskLearner[RegionEvaluation, MaskData, MaskedImages]):
         """Return the columns image, width, height, the pictures' files, and each class's pixels."""
         areas = {name: area["pixels"] for name, area in row["areas"].items()}
         return {name: value for name, value in row.items() if name != "areas"} | areas
-
-
-def _mean(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known)
 
 
 def _resized(logits: Tensor, size: Sequence[int]) -> Tensor:

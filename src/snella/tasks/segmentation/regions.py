@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,12 @@ def region_rows(classes: Sequence[str], confusion: Tensor) -> tuple[RegionRow, .
         )
         for k, name in enumerate(classes)
     )
+
+
+def mean_share(values: Iterable[float | None]) -> float:
+    """Return the mean of those that are there, as mIoU is of the classes' IoU: at least one."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known)
 
 
 def region_table(rows: Sequence[RegionRow]) -> Table:

@@ -11,14 +11,14 @@ from torch import nn
 
 from snella.config.method import METHODS, MethodConfig
 from snella.errors import UserError
-from snella.methods.layers import with_convolutions
-from snella.methods.table import (
+from snella.methods.adapters import (
     after_step,
     load_adapter,
     merged,
     save_adapter,
     wrap,
 )
+from snella.methods.layers import with_convolutions
 from snella.tuner.targets import default_targets
 
 SETTINGS = MethodConfig(r=4, target_sparsity=0.5)

@@ -16,7 +16,7 @@ from snella.diffusion.pipeline import Frozen, build_network, frozen_parts
 from snella.diffusion.sampling import SampleSettings
 from snella.errors import UserError
 from snella.models.backbone import BackboneSpec
-from snella.tasks.generation.denoising import Generate
+from snella.tasks.generation.learner import Generate
 from snella.tasks.generation.noise_levels import LEVELS
 from support import tiny_pipelines as tiny
 

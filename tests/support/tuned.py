@@ -34,6 +34,7 @@ class Settings(TypedDict, total=False):
     modules_to_save: list[str] | None
     update_dropout: float
     update_drop_path: float
+    sample_tokens: float | None
     rematerialize: bool | Literal["mlp"]
 
 

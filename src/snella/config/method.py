@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from snella.config.fields import above, at_least, between, finite, from_below, setting
+from snella.config.fields import above, at_least, between, finite, from_below, inside, setting
 
 Kernel = Literal["mixk", "pwl"]
 Gate = Literal["published", "soft", "hard", "none"]
@@ -99,6 +99,9 @@ class MethodConfig:
     """Dropout on the input of the update, 0 to 1; needs a second product while training, so off by default."""
     update_drop_path: float = setting(0.0, from_below(0, 1), methods=SPARSE)
     """Share of samples that do without the update while training, 0 to 1. The published recipes set 0.1."""
+    sample_tokens: float | None = setting(None, inside(0, 1), methods=SPARSE)
+    """Share of the tokens of which a linear layer's update gets its gradient, for snella and snell: half of them
+    the largest, the others drawn so that the mean is right. With 0.25 a step takes little more than LoRA's. None: all."""
     rematerialize: Rematerialize = setting("inputs", free=True)
     """What is computed a second time to save memory, for snella and snell; gradients stay the same to the bit.
     inputs: outputs of normalisations and activations. mlp: also an MLP's first product, for about a tenth more time."""

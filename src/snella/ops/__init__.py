@@ -3,6 +3,7 @@
 from snella.ops.drop_path import DropPathCall, draw_drop_path
 from snella.ops.product import Convolution, Linear, ProductCall, adapted_product
 from snella.ops.rematerialize import recomputable, source_of, unwatch, watch
+from snella.ops.sampling import draw_sample
 from snella.ops.selection import budget_threshold
 from snella.ops.update import Factors, UpdateSpec, adapted_weight, delta_by_definition, is_traced
 
@@ -18,6 +19,7 @@ __all__ = [
     "budget_threshold",
     "delta_by_definition",
     "draw_drop_path",
+    "draw_sample",
     "is_traced",
     "recomputable",
     "source_of",

@@ -64,7 +64,7 @@ class DropPathCall(ProductCall):
 
     def grad_adapted(self, g: Tensor, x: Tensor) -> Tensor:
         parts = zip(g.chunk(len(self.drop.kept), dim=self.channels), self.drop.kept, strict=True)
-        return torch.cat([self.product.grad_weight(part[kept], x[kept]) for part, kept in parts])
+        return torch.cat([self._grad_sampled(part[kept], x[kept]) for part, kept in parts])
 
     def grad_weight(self, g: Tensor, x: Tensor, G: Tensor) -> Tensor:
         return self.product.grad_weight(g, x)  # which dropped samples see, too

@@ -26,7 +26,8 @@ from snella.errors import UserError
 from snella.files import cache_folder, writing
 from snella.ops.blocks import Scalars
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "native_math.h"))  # the one includes the other
+# the one includes the other
+SOURCES = tuple(Path(__file__).parent / "csrc" / name for name in ("native.c", "native_math.h"))
 # as in native_math.h
 LANES, ROWS, CHUNKS, MAX_HEADS = 16, 4, 8, 16
 _GATE_CODES = {gate: ("none", "hard", "published", "soft").index(gate) for gate in GATES}

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from snella.ops.rematerialize import Source, autocast_state, note_product
+from snella.ops.sampling import Sample, sampled_product
 from snella.ops.update import Factors, Stats, UpdateSpec, build, build_backward
 
 
@@ -76,6 +77,7 @@ class ProductCall:
     product: Linear | Convolution
     dtype: torch.dtype  # of the product; the update itself is made in at least fp32
     recompute: Callable[..., Tensor] | None = field(default=None, kw_only=True)  # x, of tensors kept instead of it
+    sample: Sample | None = field(default=None, kw_only=True)  # rows of which a linear product's gradient is made
 
     @property
     def channels(self) -> int:
@@ -100,12 +102,17 @@ class ProductCall:
         return self.product.forward(x, adapted, None if bias is None else bias.to(self.dtype))
 
     def grad_adapted(self, g: Tensor, x: Tensor) -> Tensor:
-        """Return the gradient (out, n) of the adapted weight, given g, that of y."""
-        return self.product.grad_weight(g, x)
+        """Return the gradient (out, n) of the adapted weight, given g, that of y: an estimate where sampled."""
+        return self._grad_sampled(g, x)
+
+    def _grad_sampled(self, g: Tensor, x: Tensor) -> Tensor:
+        if self.sample is None or isinstance(self.product, Convolution):  # whose rows overlap
+            return self.product.grad_weight(g, x)
+        return sampled_product(g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1]), self.sample)
 
     def grad_weight(self, g: Tensor, x: Tensor, G: Tensor) -> Tensor:
-        """Return the gradient (out, n) of the base weight, given that of the adapted one, G."""
-        return G
+        """Return the gradient (out, n) of the base weight; G is that of the adapted one."""
+        return G if self.sample is None else self.product.grad_weight(g, x)
 
     def grad_input(self, g: Tensor, x: Tensor, adapted: Tensor, weight: Tensor | None) -> Tensor:
         """Return the gradient of x, given g, that of y."""

@@ -96,6 +96,14 @@ class SnellaConfig(PeftConfig):
         },
     )
 
+    sample_tokens: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the tokens of which a linear layer's update gets its gradient while training, above 0 "
+            "and below 1: the largest, and some drawn of the others so that the mean is right. None: all."
+        },
+    )
+
     @classmethod
     def published(cls, **settings: Any) -> SnellaConfig:
         """Return a config with the published constants of update and start, and the settings given."""
@@ -135,6 +143,8 @@ def _check_numbers(config: SnellaConfig) -> None:
     for name in ("beta1", "beta2", "update_dropout", "update_drop_path"):
         if not 0 <= getattr(config, name) < 1:
             raise UserError(f"{name}={getattr(config, name)} is outside [0, 1)")
+    if config.sample_tokens is not None and not 0 < config.sample_tokens < 1:
+        raise UserError(f"sample_tokens={config.sample_tokens} is outside (0, 1); None takes all")
     for name, least in (("init_warmup", 0), ("final_warmup", 0), ("allocate_every", 1), ("total_step", 1)):
         value = getattr(config, name)
         if value is not None and value < least:

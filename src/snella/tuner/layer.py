@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +20,11 @@ from snella.ops import (
     DropPathCall,
     Factors,
     ProductCall,
-    UpdateSpec,
     adapted_product,
     adapted_weight,
     delta_by_definition,
     draw_drop_path,
+    draw_sample,
     is_traced,
     source_of,
 )
@@ -32,20 +32,7 @@ from snella.tuner.base_product import BaseLayer, is_hooked, multiply, split_padd
 from snella.tuner.cached_weight import CachedWeight, is_cacheable, keep
 from snella.tuner.config import SnellaConfig
 from snella.tuner.scale import choose_scale, saved_scales
-
-# The published code drops no inputs of the update of attention's output projection.
-NO_INPUT_DROPOUT = ("proj", "o_proj", "out_proj")
-
-
-@dataclass(frozen=True)
-class UpdateSettings:
-    """The settings of one adapter's updates of a layer."""
-
-    spec: UpdateSpec
-    dropout: float
-    drop_path: float
-    rematerialize: bool | Literal["mlp"]
-    scalars_in_units_of_scale: bool
+from snella.tuner.update_settings import UpdateSettings, update_settings
 
 
 def _use_saved_scales(layer: nn.Module, _: object = None) -> None:
@@ -74,7 +61,8 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
                                           hooks (3)                 base(x) + x (sum of the updates)ᵀ
                                           else                      product of `weight`, in evaluation a cached one
 
-    Dropout (on the update's x) and drop-path count in training only; a fused product does drop-path by itself.
+    Dropout (on the update's x), drop-path and the sampling of tokens for the update's gradient count in training only;
+    a fused product does drop-path and sampling by itself, the others sample nothing.
     (1) No active adapter in this layer, or all are merged, or disabled, which unmerges them first.
     (2) And not traced, where `ops.is_traced` has the update made by its definition.
     (3) Of the base layer: its call does more than its class's forward, see `is_hooked`.
@@ -135,13 +123,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         scale = choose_scale(config, weight.data if self._unmerged_weight is None else self._unmerged_weight)
         if scale.units is not None:
             self.snella_scale[adapter_name] = torch.tensor(scale.units, device=weight.device)
-        self.settings[adapter_name] = UpdateSettings(
-            spec=UpdateSpec(config.kernel, config.gate, scale.c),
-            dropout=0.0 if last_name in NO_INPUT_DROPOUT else config.update_dropout,
-            drop_path=config.update_drop_path,
-            rematerialize=config.rematerialize,
-            scalars_in_units_of_scale=scale.in_scalars,
-        )
+        self.settings[adapter_name] = update_settings(config, last_name, scale)
         self.scaling[adapter_name] = 1.0
         self.snella_A[adapter_name] = nn.Parameter(torch.empty(splits, config.heads, in_features, width))
         self.snella_B[adapter_name] = nn.Parameter(torch.empty(splits, config.heads, rows, width))
@@ -290,10 +272,12 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
             x = F.dropout(x, settings.dropout)
         source = source_of(x) if settings.rematerialize else None
         x, product, padded = split_padding(base, x)
-        call = ProductCall(settings.spec, product, base.weight.dtype)
+        share = settings.sample_tokens if self.training else None
+        sample = None if share is None else draw_sample(share, x.device)
+        call = ProductCall(settings.spec, product, base.weight.dtype, sample=sample)
         if self.training and settings.drop_path:
             drop = draw_drop_path(settings.drop_path, len(self.kept(name)), len(x), x.device)
-            call = DropPathCall(settings.spec, product, base.weight.dtype, drop)
+            call = DropPathCall(settings.spec, product, base.weight.dtype, drop, sample=sample)
         update = adapted_product(
             *(x, weight, bias, self._factors(name), self.kept(name), call),
             source=None if padded else source,

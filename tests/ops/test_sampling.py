@@ -1,4 +1,4 @@
-"""The weight gradient from a part of the rows: unbiased over draws, exact where it can be, the largest rows for sure."""
+"""The weight gradient from a part of the rows: unbiased, exact where it can be, the largest rows for sure."""
 
 from __future__ import annotations
 

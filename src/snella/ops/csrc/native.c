@@ -108,30 +108,50 @@ typedef struct {
     double *scalars; /* (CHUNKS, 3), zero at first: sums of P dK, of -alpha P (dK - c) D, of dK */
 } Backward;
 
-/* For one row j: sums_b (w + 1) += ratio (BLOCK) [a (BLOCK, w), 1]. */
-static inline __attribute__((always_inline)) void add_row(const long w, const float *ratio, const float *a,
-                                                          float *sums_b) {
-    for (long k = 0; k < w; k += LANES) {
-        vec s0 = load(sums_b + k), s1 = {0}, s2 = {0}, s3 = {0};
-        for (long i = 0; i < BLOCK; i += 4) {
-            s0 += ratio[i] * load(a + i * w + k);
-            s1 += ratio[i + 1] * load(a + (i + 1) * w + k);
-            s2 += ratio[i + 2] * load(a + (i + 2) * w + k);
-            s3 += ratio[i + 3] * load(a + (i + 3) * w + k);
-        }
-        store(sums_b + k, (s0 + s1) + (s2 + s3));
-    }
+/* The sum of a row of BLOCK, halves added to halves until one entry is left. */
+static inline __attribute__((always_inline)) float row_sum(const float *ratio) {
     float sums[LANES];
-    store(sums, load(ratio) + load(ratio + LANES));
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) sums[i] += sums[i + half];
-    sums_b[w] += sums[0];
+    for (int i = 0; i < LANES; i++) sums[i] = ratio[i] + ratio[i + LANES];
+    for (int i = 0; i < 8; i++) sums[i] += sums[i + 8];
+    for (int i = 0; i < 4; i++) sums[i] += sums[i + 4];
+    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+}
+
+/* For ROWS rows: sums_b (ROWS, w + 1) += ratio (ROWS, BLOCK) [a (BLOCK, w), 1]. Each entry is the sum of four, of the
+ * columns i, i + 4, ...: so many products are under way at once that none waits for another. */
+static inline __attribute__((always_inline)) void add_rows(const long w, const float (*ratio)[MAX_HEADS][BLOCK],
+                                                           const float *a, float *sums_b) {
+    enum { PAIR = 2 * WIDTH <= LANES ? WIDTH : 0 }; /* a second vector beside the first, where w has room for it */
+    const float *r0 = *ratio[0], *r1 = *ratio[1], *r2 = *ratio[2], *r3 = *ratio[3];
+    for (long k = 0; k < w; k += WIDTH + PAIR) {
+        vec sums[4][ROWS][2];
+        for (int first = 0; first < 4; first++) {
+            vec low[ROWS] = {{0}}, high[ROWS] = {{0}};
+            for (int q = 0; q < ROWS && !first; q++) {
+                low[q] = load(sums_b + q * (w + 1) + k);
+                high[q] = load(sums_b + q * (w + 1) + k + PAIR);
+            }
+            for (int i = first; i < BLOCK; i += 4) {
+                const vec a_low = load(a + i * w + k), a_high = load(a + i * w + k + PAIR);
+                low[0] += r0[i] * a_low, low[1] += r1[i] * a_low, low[2] += r2[i] * a_low, low[3] += r3[i] * a_low;
+                if (!PAIR) continue;
+                high[0] += r0[i] * a_high, high[1] += r1[i] * a_high;
+                high[2] += r2[i] * a_high, high[3] += r3[i] * a_high;
+            }
+            for (int q = 0; q < ROWS; q++) sums[first][q][0] = low[q], sums[first][q][1] = high[q];
+        }
+        for (int q = 0; q < ROWS; q++)
+            for (int half = 0; half <= (PAIR > 0); half++)
+                store(sums_b + q * (w + 1) + k + half * PAIR,
+                      (sums[0][q][half] + sums[1][q][half]) + (sums[2][q][half] + sums[3][q][half]));
+    }
+    for (int q = 0; q < ROWS; q++) sums_b[q * (w + 1) + w] += row_sum(*ratio[q]);
 }
 
 /* For ROWS rows: sums_a (w + 1, BLOCK) += [b (ROWS, w), 1] transposed, times ratio. */
 static inline __attribute__((always_inline)) void add_columns(const long w, const float (*ratio)[MAX_HEADS][BLOCK],
                                                               const float *b, float *sums_a) {
-    for (int i = 0; i < BLOCK; i += LANES) {
+    for (int i = 0; i < BLOCK; i += WIDTH) {
         const vec r0 = load(*ratio[0] + i), r1 = load(*ratio[1] + i);
         const vec r2 = load(*ratio[2] + i), r3 = load(*ratio[3] + i);
         float *out = sums_a + i;
@@ -198,20 +218,19 @@ static void distance_backward(const Shape *s, const Backward *p, long count,
                 const float scale = h % 2 ? -s->scale : s->scale;
                 const float *d = stored + (3 + h) * BLOCK;
                 for (int i = 0; i < BLOCK; i++) ratio[q][h][i] = d[i] == 0 ? 0 : scale * dD[i] / d[i];
-                float *row_b = sums_b + (h * s->rows + j + q) * (w + 1);
-                if (w == LANES)
-                    add_row(LANES, ratio[q][h], a + h * BLOCK * w, row_b);
-                else
-                    add_row(w, ratio[q][h], a + h * BLOCK * w, row_b);
             }
         }
         for (long h = 0; h < s->heads; h++) {
             const float(*r)[MAX_HEADS][BLOCK] = (const float(*)[MAX_HEADS][BLOCK]) & ratio[0][h];
             const float *b = p->B + (h * s->rows + j) * w;
-            if (w == LANES)
+            float *rows_b = sums_b + (h * s->rows + j) * (w + 1);
+            if (w == LANES) {
+                add_rows(LANES, r, a + h * BLOCK * w, rows_b);
                 add_columns(LANES, r, b, sums_a + h * (w + 1) * BLOCK);
-            else
+            } else {
+                add_rows(w, r, a + h * BLOCK * w, rows_b);
                 add_columns(w, r, b, sums_a + h * (w + 1) * BLOCK);
+            }
         }
     }
     for (int i = 0; i < count; i++) scalars[1] -= grad_gamma[i];

@@ -29,8 +29,16 @@ typedef struct {
 
 enum { NONE, HARD, PUBLISHED, SOFT };
 
-/* Vectors by name where sums have to stay in registers: compilers keep an array of sums in memory. */
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+/* Vectors by name where sums have to stay in registers: compilers keep an array of sums in memory, and take vectors
+ * wider than the machine's to pieces there, ten times slower. How wide they are changes no sum's order. */
+#if defined(__AVX512F__)
+#define WIDTH 16
+#elif defined(__AVX__)
+#define WIDTH 8
+#else
+#define WIDTH 4
+#endif
+typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 static inline vec load(const float *p) { return *(const vec *)p; }
 static inline void store(float *p, vec v) { *(vec *)p = v; }
 
@@ -62,19 +70,24 @@ __attribute__((noinline)) static void distances(const Shape *s, const float *lef
                                                 float (*restrict D)[BLOCK]) {
     const long terms = s->w + 2;
     for (long h = 0; h < s->heads; h++) {
-        const float *l = left + h * s->rows * terms, *r = columns + h * terms * BLOCK;
-        vec low[ROWS] = {{0}}, high[ROWS] = {{0}};
-        for (long k = 0; k < terms; k++, r += BLOCK) {
-            const vec r_low = load(r), r_high = load(r + LANES);
-            low[0] += l[k] * r_low, high[0] += l[k] * r_high;
-            low[1] += l[terms + k] * r_low, high[1] += l[terms + k] * r_high;
-            low[2] += l[2 * terms + k] * r_low, high[2] += l[2 * terms + k] * r_high;
-            low[3] += l[3 * terms + k] * r_low, high[3] += l[3 * terms + k] * r_high;
+        const float *l = left + h * s->rows * terms;
+        for (int part = 0; part < BLOCK; part += 2 * WIDTH) {
+            const float *r = columns + h * terms * BLOCK + part;
+            vec low[ROWS] = {{0}}, high[ROWS] = {{0}};
+            for (long k = 0; k < terms; k++, r += BLOCK) {
+                const vec r_low = load(r), r_high = load(r + WIDTH);
+                low[0] += l[k] * r_low, high[0] += l[k] * r_high;
+                low[1] += l[terms + k] * r_low, high[1] += l[terms + k] * r_high;
+                low[2] += l[2 * terms + k] * r_low, high[2] += l[2 * terms + k] * r_high;
+                low[3] += l[3 * terms + k] * r_low, high[3] += l[3 * terms + k] * r_high;
+            }
+            for (int q = 0; q < ROWS; q++) {
+                store(distance[q][h] + part, low[q]);
+                store(distance[q][h] + part + WIDTH, high[q]);
+            }
         }
         for (int q = 0; q < ROWS; q++) {
             float *d = distance[q][h];
-            store(d, low[q]);
-            store(d + LANES, high[q]);
             for (int i = 0; i < BLOCK; i++) d[i] = sqrtf(d[i] < 0 ? 0 : d[i]); /* NaN stays */
             if (h == 0)
                 for (int i = 0; i < BLOCK; i++) D[q][i] = s->scale * d[i];

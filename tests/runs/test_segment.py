@@ -233,3 +233,10 @@ def test_the_last_epoch_is_tested_as_well_where_asked(pairs, tmp_path, monkeypat
     assert found["first"]["test_last"] == found["last"]["test"] == found["last"]["test_last"]
     assert train(pairs, tmp_path / "neither", *flags) == 0
     assert "test_last" not in read(tmp_path / "neither" / "summary.json")
+
+
+def test_gradient_checkpointing_gives_the_same_bits_in_less_memory(pairs: Path, run: Path, tmp_path: Path) -> None:
+    assert train(pairs, tmp_path / "less", "--gradient-checkpointing") == 0
+    assert same(adapter(run), adapter(tmp_path / "less"))
+    peaks = [read(folder / "summary.json")["peak_memory_bytes"] for folder in (run, tmp_path / "less")]
+    assert peaks[1] < peaks[0]

@@ -200,3 +200,21 @@ def test_a_transformers_backbone_trains_predicts_and_merges(images: Path, tmp_pa
     with torch.no_grad():
         ours = loaded.model.eval()(x)
         torch.testing.assert_close(merged(x).logits, getattr(ours, "logits", ours), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["snella", "lora"])
+def test_gradient_checkpointing_gives_the_same_bits_in_less_memory(images: Path, tmp_path: Path, method: str) -> None:
+    for name, flags in (("plain", ()), ("less", ("--gradient-checkpointing",))):
+        assert train(images, tmp_path / name, "--method", method, *flags) == 0
+    assert same(adapter(tmp_path / "plain"), adapter(tmp_path / "less"))
+    peaks = [read(tmp_path / name / "summary.json")["peak_memory_bytes"] for name in ("plain", "less")]
+    assert peaks[1] < peaks[0]
+
+
+def test_gradient_checkpointing_of_a_model_without_blocks(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("snella.runs.prepare.checkpoint_blocks", lambda model: 0)  # as of vgg11, which is large
+    assert train(images, tmp_path / "run", "--gradient-checkpointing") == 2
+    assert "test_vit has no blocks to checkpoint; leave out --gradient-checkpointing" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -25,3 +25,6 @@ class ModelConfig:
     drop_path: float = setting(0.0, from_below(0, 1), tasks=LABELLED)
     """Drop-path of the backbone itself at its last block, 0 to 1; rises from 0 over depth. Off by default. To classify
     and to segment."""
+    gradient_checkpointing: bool = setting(False, free=True)
+    """Keep the input of each block alone and compute the rest a second time: far less memory, about a third more
+    time, the same results to the bit."""

@@ -80,8 +80,6 @@ class GenerateConfig:
     the device. Not with augment crop or color_jitter, which show other pixels each time."""
     half_weights: bool = setting(False)
     """Hold frozen weights in the half precision of --precision, to generate; what is tuned stays in fp32."""
-    gradient_checkpointing: bool = setting(False, free=True)
-    """Compute a network's activations a second time, to generate: far less memory, about a third more time."""
     sample_prompts: tuple[str, ...] | None = setting(None)
     """Prompts or classes of the sample grids, to generate. None: the first 8 classes or 4 captions."""
     samples: int = setting(4, at_least(1))

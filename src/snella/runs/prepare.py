@@ -19,10 +19,12 @@ from snella.console import print_line
 from snella.data.dataset import ImageData
 from snella.data.loading import Examples, ImageBatches
 from snella.data.transforms.images import Preprocessing
+from snella.errors import UserError
 from snella.methods.adapters import wrap
 from snella.methods.layers import with_convolutions
 from snella.models.backbone import BackboneSpec, fingerprint
 from snella.models.bundled import BACKBONES
+from snella.models.checkpointing import checkpoint_blocks
 from snella.runs.data import read_run_data, tell
 from snella.tasks.interface import Spec, Task, TaskLearner
 from snella.tasks.registry import task_named
@@ -70,6 +72,8 @@ def prepare(config: TrainConfig, device: torch.device, console: Console) -> Prep
     batches = make_batches(config, examples, preprocessing)
     if config.generate.half_weights:
         base.to({"bf16": torch.bfloat16, "fp16": torch.float16}[config.precision])
+    if config.model.gradient_checkpointing and not checkpoint_blocks(base):
+        raise UserError(f"{spec.backbone.name} has no blocks to checkpoint; leave out --gradient-checkpointing")
     steps_per_epoch = math.ceil(len(batches["train"]) / config.loop.accumulate)
     model = wrap(base, _method_config(config, base, steps_per_epoch), total_step=config.loop.epochs * steps_per_epoch)
     for parameter in model.parameters():

@@ -47,7 +47,6 @@ class GeneratorSpec:
 
     backbone: BackboneSpec
     adapt_convs: bool = False
-    gradient_checkpointing: bool = False
 
 
 class GenerationTask(Task[GeneratorSpec, CaptionedData, CaptionedImages]):
@@ -115,16 +114,13 @@ class GenerationTask(Task[GeneratorSpec, CaptionedData, CaptionedImages]):
 
     def make_spec(self, config: TrainConfig, num_classes: int) -> GeneratorSpec:
         backbone, own = BackboneSpec.of(config.model, config.seed, num_classes), config.generate
-        return GeneratorSpec(backbone, own.adapt_convs, own.gradient_checkpointing)
+        return GeneratorSpec(backbone, own.adapt_convs)
 
     def spec_from(self, saved: Saved) -> GeneratorSpec:
         return GeneratorSpec(BackboneSpec(**saved["backbone"]), saved["adapt_convs"])
 
     def build(self, spec: GeneratorSpec) -> nn.Module:
-        network: Any = build_network(spec.backbone)
-        if spec.gradient_checkpointing:
-            network.enable_gradient_checkpointing()
-        return network
+        return build_network(spec.backbone)
 
     def preprocessing(self, spec: GeneratorSpec, model: nn.Module) -> Preprocessing:
         """Return pixels in [-1, 1] at the size asked for, or at the network's own.

@@ -57,13 +57,13 @@ class Method:
 
 METHODS = {
     "full": Method("full"),
-    "full+gc": Method("full", checkpointing=True),
+    "full-gc": Method("full", checkpointing=True),
     "lora": Method("lora"),
-    "lora+gc": Method("lora", checkpointing=True),
+    "lora-gc": Method("lora", checkpointing=True),
     "snella-off": Method("snella", rematerialize="none"),
     "snella": Method("snella"),
     "snella-mlp": Method("snella", rematerialize="mlp"),
-    "snella+gc": Method("snella", checkpointing=True),
+    "snella-gc": Method("snella", checkpointing=True),
 }
 
 
@@ -152,7 +152,7 @@ def cost_table(rows: Sequence[StepCost], title: str) -> Table:
         table.add_row(row.method, *cells)
     table.caption = (
         "kept: by a forward pass; step: with weights, gradients, AdamW's two moments; not in it: "
-        "what gradient checkpointing (+gc) computes again in the backward pass, a block at a time"
+        "what gradient checkpointing (-gc) computes again in the backward pass, a block at a time"
     )
     return table
 

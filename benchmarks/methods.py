@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from peft import get_peft_model
 from torch import nn
@@ -14,10 +14,12 @@ from benchmarks.published import wrap_published
 from snella.config.method import MethodConfig
 from snella.methods.adapters import wrap
 from snella.methods.budgets import AdaLoraAllocation, SnellaAllocation
+from snella.models.checkpointing import blocks_of, checkpoint_blocks
 from snella.training.interfaces import AfterStep
 from snella.tuner import SnellaConfig
 
 SPARSITY = 0.7
+SAMPLED = 0.25  # share of the tokens
 STEPS = 100_000  # of the training that the steps measured belong to: budgets move in each of them
 
 
@@ -35,11 +37,6 @@ def _by_name(method: str, model: nn.Module, r: int) -> nn.Module:
     return wrap(model, MethodConfig(name=method, r=r), total_step=STEPS)
 
 
-def _checkpointed_lora(model: nn.Module, r: int) -> nn.Module:
-    cast(Callable[[bool], None], model.set_grad_checkpointing)(True)  # every timm model has it
-    return _by_name("lora", model, r)
-
-
 def _snella(model: nn.Module, r: int, **options: Any) -> nn.Module:
     # a sparsity that stays, so that every step does the same work; its shares move between the layers
     return get_peft_model(
@@ -51,29 +48,50 @@ def _published(model: nn.Module, r: int, *, recompute: bool = False) -> nn.Modul
     return wrap_published(model, r=r, sparsity=SPARSITY, recompute=recompute)
 
 
+def _checkpointed(wrap_model: Callable[[nn.Module, int], nn.Module], share: float = 1.0) -> Callable[..., nn.Module]:
+    """Return what wraps a model whose blocks, or the first share of them, are checkpointed."""
+
+    def wrapped(model: nn.Module, r: int) -> nn.Module:
+        checkpoint_blocks(model, round(share * len(blocks_of(model))))
+        return wrap_model(model, r)
+
+    return wrapped
+
+
+def _checkpointed_method(name: str) -> Method:
+    wrapped = _checkpointed(partial(_by_name, name))
+    return Method(f"{METHODS_OF_PEFT[name]}, gradient checkpointing", wrapped, evaluated=False)
+
+
 def _snella_methods() -> dict[str, Method]:
-    """Return snella at each level of `rematerialize`."""
-    levels: dict[str, bool | str] = {"snella-off": False, "snella": True, "snella-mlp": "mlp"}
+    """Return snella at each level of `rematerialize`, with checkpointing, and with a quarter of the tokens sampled."""
+
+    def method(summary: str, wrapped: Callable[[nn.Module, int], nn.Module], evaluated: bool = False) -> Method:
+        return Method(f"this package's tuner, {summary}", wrapped, SnellaAllocation, evaluated)
+
+    off, inputs, mlp = (partial(_snella, rematerialize=level) for level in (False, True, "mlp"))
+    sampled = partial(_snella, rematerialize=True, sample_tokens=SAMPLED)
     return {
-        name: Method(
-            f"this package's tuner, rematerialize={level!r}",
-            partial(_snella, rematerialize=level),
-            SnellaAllocation,
-            evaluated=name == "snella",
-        )
-        for name, level in levels.items()
+        "snella-off": method("rematerialize=False", off),
+        "snella": method("rematerialize=True", inputs, evaluated=True),
+        "snella-mlp": method('rematerialize="mlp"', mlp),
+        "snella-mlp-gc": method('rematerialize="mlp", half of the blocks checkpointed', _checkpointed(mlp, 0.5)),
+        "snella-gc": method("gradient checkpointing", _checkpointed(inputs)),
+        "snella-sampled": method(f"sample_tokens={SAMPLED}", sampled),
+        "snella-gc-sampled": method(f"sample_tokens={SAMPLED}, gradient checkpointing", _checkpointed(sampled)),
     }
 
 
+METHODS_OF_PEFT = {"lora": "PEFT's LoRA", "dora": "PEFT's DoRA"}
+
 METHODS: dict[str, Method] = {
     "full": Method("AdamW on every parameter", partial(_by_name, "full")),
-    "lora": Method("PEFT's LoRA", partial(_by_name, "lora")),
-    "lora+gc": Method("PEFT's LoRA, timm's gradient checkpointing", _checkpointed_lora, evaluated=False),
-    "dora": Method("PEFT's DoRA", partial(_by_name, "dora")),
+    **{name: Method(summary, partial(_by_name, name)) for name, summary in METHODS_OF_PEFT.items()},
+    **{f"{name}-gc": _checkpointed_method(name) for name in METHODS_OF_PEFT},
     "adalora": Method("PEFT's AdaLoRA", partial(_by_name, "adalora"), AdaLoraAllocation),
     **_snella_methods(),
     "published": Method("the published formulas, plainly in PyTorch", _published),
-    "published+gc": Method(
+    "published-gc": Method(
         "the same, each update recomputed in the backward pass", partial(_published, recompute=True), evaluated=False
     ),
 }

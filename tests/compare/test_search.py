@@ -215,6 +215,7 @@ def test_a_failed_run_is_reported_and_the_rest_goes_on(images, tmp_path, ran, ca
     assert any("full/lr-1e+30/seed-0 failed: the loss is nan" in note for note in report["notes"])
 
 
+@pytest.mark.usefixtures("warm_runs")
 def test_ctrl_c_stops_the_runs_which_go_on_later(images, tmp_path, capsys):
     """With real processes."""
     flags = ["--methods", "linear", "--seeds", "0", "--lr-grid", "1e-3", "--epochs", "25"]

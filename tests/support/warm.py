@@ -147,6 +147,7 @@ def _wait(process: int, connection: socket.socket) -> None:
             os._exit(0)
         if select.select([connection], [], [], LOOK)[0]:
             os.killpg(process, signal.SIGKILL)
+            os.waitpid(process, 0)
             os._exit(0)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 from support.vits import tiny_vit
+from support.warm import warm_python
 
 CACHE = tempfile.TemporaryDirectory(prefix="snella-tests-")  # of this process, gone with it
 os.environ["SNELLA_CACHE"] = os.path.join(CACHE.name, "snella")
@@ -35,6 +38,19 @@ def _seeded() -> None:
 def _interruptible() -> None:
     """A shell starts background jobs with SIGINT ignored; the tests of Ctrl-C need Python's own handler."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def python() -> Iterator[str]:
+    """The path of a Python whose processes start with the libraries imported, but not this package."""
+    with warm_python() as path:
+        yield path
+
+
+@pytest.fixture
+def warm_runs(python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is started by `sys.executable` starts with the libraries imported."""
+    monkeypatch.setattr(sys, "executable", python)
 
 
 @pytest.fixture(autouse=True, scope="module")

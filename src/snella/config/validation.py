@@ -54,6 +54,8 @@ def _check_run(config: TrainConfig) -> None:
         raise UserError(
             f"--device {config.device} is unknown{nearest(config.device, devices)} (auto, cpu, cuda, cuda:N, mps)"
         )
+    if config.model.compile and config.model.gradient_checkpointing:
+        raise UserError("--compile leaves no block to checkpoint; pass it or --gradient-checkpointing, not both")
     if config.resume and config.overwrite:
         raise UserError("--resume and --overwrite contradict each other: pass one of them")
 

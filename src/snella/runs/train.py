@@ -28,7 +28,7 @@ from snella.report.allocation import allocation_figure
 from snella.report.figures import training_curves_figure
 from snella.report.tables import summary_table
 from snella.report.trackers import check_trackers
-from snella.runs.devices import device_name, make_accelerator
+from snella.runs.devices import device_name, make_accelerator, with_precision
 from snella.runs.folder import (
     ABOUT,
     ADAPTER,
@@ -69,6 +69,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     validate(config)
     config = shrunk(config) if config.smoke else config
     folder = run_folder(config)
+    config = with_precision(config, folder)
     accelerator = _accelerator(config)
     task_named(config.task).check(config)
     if config.estimate:

@@ -75,11 +75,8 @@ def lay_out(model: nn.Module, device: torch.device) -> None:
 
 def is_convolutional(model: nn.Module) -> bool:
     """Return whether more weights of a model are in convolutions than in linear layers."""
-    counts = {nn.Conv2d: 0, nn.Linear: 0}
-    for module in model.modules():
-        for kind in counts:
-            counts[kind] += module.weight.numel() if isinstance(module, kind) else 0
-    return counts[nn.Conv2d] > counts[nn.Linear]
+    convolutions = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d))
+    return convolutions > sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
 
 
 def put_channels_last(model: nn.Module) -> None:

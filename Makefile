@@ -52,9 +52,10 @@ demo-generate: $(STAMP)
 	$(BIN)/python -m benchmarks.generated $(GENERATE)/snella $(GENERATE)/lora $(GENERATE)/full \
 	  --out $(GENERATE)/methods.png
 
-# One thread a process: two processes of two threads each are slower on two cores.
+# One thread a process: two processes of two threads each are slower on two cores. Each worker starts with a part of the
+# tests in their order, so that fixtures are built once, and takes what another has left when it is done.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest

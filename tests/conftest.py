@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from support.golden import DEVICE
 from support.vits import tiny_vit
+from support.warm import warm_python
 
 if DEVICE != "cpu":  # for tests that make all their tensors themselves; golden values are there already
     torch.set_default_device(DEVICE)
@@ -40,6 +43,19 @@ def _seeded() -> None:
 def _interruptible() -> None:
     """A shell starts background jobs with SIGINT ignored; the tests of Ctrl-C need Python's own handler."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def python() -> Iterator[str]:
+    """The path of a Python whose processes start with the libraries imported, but not this package."""
+    with warm_python() as path:
+        yield path
+
+
+@pytest.fixture
+def warm_runs(python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is started by `sys.executable` starts with the libraries imported."""
+    monkeypatch.setattr(sys, "executable", python)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -348,7 +348,7 @@ def test_the_compiled_passes_are_kept_below_the_cache_folder(tmp_path: Path, mon
     assert not (tmp_path / "theirs").exists()
 
 
-def test_an_import_changes_no_umask() -> None:
+def test_an_import_changes_no_umask(python: str) -> None:
     code = """
 import os
 before = os.umask(0o027)
@@ -357,4 +357,4 @@ assert os.umask(before) == 0o027
 assert snella.files.usual_permissions() == 0o666 & ~before
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    subprocess.run([python, "-c", code], env=environment, check=True)

@@ -18,10 +18,12 @@ SOURCE = Path(snella_cli.__file__).parent
 SCRIPT = "import sys, snella_cli; sys.exit(snella_cli.main())"  # as pip writes it
 
 
-def script(*args: str, cwd: Path, first: Path | None = None) -> subprocess.CompletedProcess[str]:
+def script(
+    *args: str, cwd: Path, first: Path | None = None, python: str = sys.executable
+) -> subprocess.CompletedProcess[str]:
     """Run the script; modules in the folder `first` stand before the installed ones."""
     path = os.pathsep.join(str(folder) for folder in (first, SOURCE) if folder)
-    command = [sys.executable, "-c", SCRIPT, *args]
+    command = [python, "-c", SCRIPT, *args]
     environment = os.environ | {"PYTHONPATH": path}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
@@ -66,11 +68,13 @@ def test_ctrl_c_while_torch_loads_is_one_line(stand_in, tmp_path):
     assert ran.stderr == "snella: stopped; this starts again: snella data photos\n"
 
 
-def test_a_run_and_its_evaluation(tmp_path):
+def test_a_run_and_its_evaluation(python, tmp_path):
     images = write_images(tmp_path / "images")
-    trained = script("train", "--data", str(images), "--out", "run", *TINY, "--epochs", "1", cwd=tmp_path)
+    trained = script(
+        "train", "--data", str(images), "--out", "run", *TINY, "--epochs", "1", cwd=tmp_path, python=python
+    )
     assert trained.returncode == 0, trained.stderr
-    evaluated = script("evaluate", "run", cwd=tmp_path)
+    evaluated = script("evaluate", "run", cwd=tmp_path, python=python)
     assert evaluated.returncode == 0, evaluated.stderr
     config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
     assert config["peft_type"] == "SNELLA"

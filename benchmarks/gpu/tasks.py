@@ -21,7 +21,7 @@ from snella.config.suites import read_suite
 from snella.data.dataset import SPLITS
 from snella.errors import UserError, short_reason
 from snella.models.bundled import BACKBONES, FOCUS, LITE0, timm_name
-from snella.runs.data import read_run_data
+from snella.runs.prepare import read_run_data
 
 SUITE = "packages"  # whose settings hold for all tasks
 

@@ -27,13 +27,19 @@ from snella.config.suites import Published, Suite, SuiteTask
 from snella.runs.folder import alone_in
 from support import generation_runs, masked_runs, tiny_pipelines
 from support.runs import MODEL, write_images
+from support.trained_once import TrainedOnce
 
 STEPS = ["--epochs", "2", "--batch-size", "8"]
 TWO = ["--methods", "snella,lora", "--seeds", "0,1", "--lr-grid", "3e-2,1e-3"]
 
 
+@pytest.fixture(scope="module")
+def train(tmp_path_factory: pytest.TempPathFactory) -> TrainedOnce:
+    return TrainedOnce(tmp_path_factory.mktemp("trained"))
+
+
 @pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def ran(train: TrainedOnce, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Runs take place in this process, for speed; the list gets the name of each."""
     names: list[str] = []
 
@@ -43,7 +49,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             names.append(job.name)
             error = io.StringIO()
             with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
-                code = main(list(job.command[3:]))
+                code = train(job.command[3:])
             if code:
                 failed[job] = error.getvalue().splitlines()[-1].removeprefix("snella: ")
         return failed
@@ -153,7 +159,7 @@ def test_of_equal_rates_the_middle_one_is_taken(scores, best, images, tmp_path, 
         (1e-4, (3e-5, 5e-5, 1e-4, 2e-4, 3e-4, 1e-3, 3e-3)),
     ],
 )
-def test_rates_are_added_around_the_best(best, tried, images, tmp_path, monkeypatch):
+def test_rates_are_added_around_the_best(best, tried, images, train, tmp_path, monkeypatch):
     """As if the score fell from the best rate to both sides; a run is started once."""
     names = []
 
@@ -161,7 +167,7 @@ def test_rates_are_added_around_the_best(best, tried, images, tmp_path, monkeypa
         for job in jobs:
             names.append(job.name)
             with contextlib.redirect_stdout(io.StringIO()):
-                assert main(list(job.command[3:])) == 0
+                assert train(job.command[3:]) == 0
             folder = Path(job.command[-2])
             score = 1 - abs(math.log(float(folder.parent.name.removeprefix("lr-")) / best)) / 10
             rewrite(folder, val={"top1": score})
@@ -215,6 +221,7 @@ def test_a_failed_run_is_reported_and_the_rest_goes_on(images, tmp_path, ran, ca
     assert any("full/lr-1e+30/seed-0 failed: the loss is nan" in note for note in report["notes"])
 
 
+@pytest.mark.usefixtures("warm_runs")
 def test_ctrl_c_stops_the_runs_which_go_on_later(images, tmp_path, capsys):
     """With real processes."""
     flags = ["--methods", "linear", "--seeds", "0", "--lr-grid", "1e-3", "--epochs", "25"]

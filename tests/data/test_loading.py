@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -193,17 +192,18 @@ def test_impossible_sizes_are_refused(images: Images, options: dict[str, int]) -
         batches(images, **options)
 
 
-def test_an_interrupt_leaves_the_workers_at_work(images: Images, tmp_path: Path) -> None:
+def test_an_interrupt_leaves_the_workers_at_work(images: Images, python: str, tmp_path: Path) -> None:
     """Ctrl-C in a terminal goes to every process; the main one may want to finish what it is at."""
     script = tmp_path / "load.py"
     script.write_text(
         textwrap.dedent(
             f"""
-            import signal, time
+            import os, signal, time
             from snella.data.dataset import Images
             from snella.data.loading import ImageBatches
             from snella.data.transforms.images import Preprocessing, eval_transform
             signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
+            print(os.getpid(), flush=True)
             images = Images({images.paths!r}, tuple(range({len(images)})))
             transform = eval_transform(Preprocessing(16))
             batches = ImageBatches(images, transform, batch_size=1, shuffle=True, seed=0, workers=2)
@@ -213,12 +213,11 @@ def test_an_interrupt_leaves_the_workers_at_work(images: Images, tmp_path: Path)
             """
         )
     )
-    process = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = subprocess.Popen([python, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
+    session = int(process.stdout.readline())
     assert process.stdout.readline() == "loaded\n"
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(session, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert out.count("interrupted") == 1
     assert out.count("loaded") == len(images) - 1  # the first one was read above

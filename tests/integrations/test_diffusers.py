@@ -6,7 +6,6 @@ import copy
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -362,6 +361,6 @@ def test_a_failure_on_the_way_leaves_nothing_behind(sd: Path, tmp_path: Path, mo
     assert len(calls) == 3
 
 
-def test_importing_snella_does_not_import_diffusers() -> None:
+def test_importing_snella_does_not_import_diffusers(python: str) -> None:
     code = "import sys, snella; snella.load_into_pipeline; assert 'diffusers' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([python, "-c", code], check=True)

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -76,7 +75,7 @@ def test_timm_loads_the_folder_with_the_same_logits(name, tmp_path):
     assert (tuple(data["mean"]), tuple(data["std"]), data["interpolation"]) == (p.mean, p.std, "bilinear")
 
 
-def test_it_loads_without_this_package(vit, tmp_path):
+def test_it_loads_without_this_package(vit, python, tmp_path):
     spec, model = vit
     save_merged(model, tmp_path / "merged", spec=spec, classes=CLASSES, preprocessing=Preprocessing(64))
     images, expected = logits(model, 64)
@@ -92,7 +91,7 @@ with torch.no_grad():
     logits = model(torch.from_numpy(found["images"])).numpy()
 print(abs(logits - found["logits"]).max())
 """
-    out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    out = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert float(out.stdout) < 1e-4
 
 

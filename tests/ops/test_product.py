@@ -16,6 +16,9 @@ from snella.ops import (
     UpdateSpec,
     adapted_product,
     adapted_weight,
+    blocks,
+    delta_by_definition,
+    native,
 )
 from snella.ops.drop_path import DropPath
 from support.golden import relative_error
@@ -85,15 +88,16 @@ def test_a_convolution(kernel: tuple[int, int], stride: tuple[int, int], padding
 
 @pytest.mark.parametrize("with_weight", [True, False])
 @pytest.mark.parametrize("convolution", [True, False])
+@pytest.mark.parametrize("budgets", [[20, 15], [0, 15]])
 def test_drop_path_is_the_update_divided_on_kept_samples_and_absent_on_others(
-    with_weight: bool, convolution: bool
+    with_weight: bool, convolution: bool, budgets: list[int]
 ) -> None:
     torch.manual_seed(0)
     product = Convolution((1, 1), (1, 1), (0, 0), (1, 1)) if convolution else Linear()
     x = torch.randn(4, 6, 3, 3, requires_grad=True) if convolution else torch.randn(4, 5, 6, requires_grad=True)
     weight = torch.randn(8, 6, 1, 1) if convolution else torch.randn(8, 6)
     bias = torch.randn(8, requires_grad=True)
-    factors, kept = factors_for(2, 6, 4), torch.tensor([20, 15])
+    factors, kept = factors_for(2, 6, 4), torch.tensor(budgets)
     masks = torch.tensor([[True, False, True, True], [False, False, True, False]])
     indices = [[row.nonzero()[:, 0] for row in rows] for rows in (masks, ~masks)]
     drop = DropPath(0.75, tuple(indices[0]), tuple(indices[1]))
@@ -153,3 +157,35 @@ def test_a_gradient_that_is_an_expanded_number() -> None:
     y.sum().backward()
     expected = adapted_weight(weight, factors, kept, SPEC, torch.float32).sum(0).expand(3, 24)
     torch.testing.assert_close(x.grad, expected.detach())
+
+
+@pytest.mark.parametrize("trained_weight", [False, True])
+@pytest.mark.parametrize("budgets", [[0, 300], [200, 0], [0, 0]])
+def test_matrices_without_a_budget_cost_nothing(
+    budgets: list[int], trained_weight: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    x, bias = torch.randn(3, 5, 24, requires_grad=True), torch.randn(40, requires_grad=True)
+    weight = torch.randn(40, 24, requires_grad=trained_weight)
+    factors, kept = factors_for(2, 24, 20), torch.tensor(budgets)
+    others = (bias, weight) if trained_weight else (bias,)
+    expected = F.linear(x, weight + delta_by_definition(factors, kept, SPEC), bias)
+    wanted = gradients(expected, x, factors, *others)
+
+    products: list[int] = []
+    multiply = Linear.grad_weight
+    monkeypatch.setattr(Linear, "grad_weight", lambda self, g, x: products.append(g.shape[-1]) or multiply(self, g, x))
+    backend = native if native.library() is not None else blocks
+    made: list[int] = []
+    for name in ("kernel_and_stats", "update_backward"):
+        whole = getattr(backend, name)
+        monkeypatch.setattr(backend, name, lambda *a, whole=whole, **k: made.append(1) or whole(*a, **k))
+    actual = adapted_product(x, weight, bias, factors, kept, LINEAR)
+    found = gradients(actual, x, factors, *others)
+
+    torch.testing.assert_close(actual, expected)
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    live = sum(count > 0 for count in budgets)
+    assert len(made) == 2 * live
+    assert sum(products) == (40 if trained_weight else 20 * live)

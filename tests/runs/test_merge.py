@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import diffusers
@@ -41,7 +40,7 @@ def test_merge_gives_a_plain_model_with_the_same_logits(
 
 
 def test_a_merged_pipeline_loads_without_snella_and_gives_the_run_s_image(
-    sd: Path, sd_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sd: Path, sd_run: Path, python: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "merged"
     assert main(["merge", str(sd_run), "--out", str(out)]) == 0
@@ -57,7 +56,7 @@ for folder in sys.argv[1:]:
     images.images[0].save(folder + ".png")
 """
     shutil.copytree(sd, tmp_path / "untuned")
-    subprocess.run([sys.executable, "-c", code, str(out), str(tmp_path / "untuned")], check=True, capture_output=True)
+    subprocess.run([python, "-c", code, str(out), str(tmp_path / "untuned")], check=True, capture_output=True)
     flags = ("--prompt", PROMPT, "--n", "1", "--seed", "3", "--steps", "2", "--guidance", "4")
     (own,) = predicted(sd_run, tmp_path / "own", *flags)
     assert np.abs(pixels(f"{out}.png") - pixels(own)).max() <= 1

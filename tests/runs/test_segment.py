@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +139,7 @@ def test_a_resumed_run_ends_with_the_same_bits(pairs, run, tmp_path):
         ),
     ],
 )
-def test_merged_models_load_without_snella(flags, load, pairs, tmp_path):
+def test_merged_models_load_without_snella(flags, load, pairs, python, tmp_path):
     assert train(pairs, tmp_path / "run", "--epochs", "1", *flags) == 0
     out = tmp_path / "merged"
     assert main(["merge", str(tmp_path / "run"), "--out", str(out), "--onnx", str(tmp_path / "model.onnx")]) == 0
@@ -148,7 +147,7 @@ def test_merged_models_load_without_snella(flags, load, pairs, tmp_path):
     assert said["classes"] == ["0", "1", "2"]
     assert said["image_size"] == 32
     code = f"import sys; sys.modules['snella'] = None; import torch; {load.format(out=out)}; print(tuple(logits.shape))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
     assert "(2, 3, 32, 32)" in found.stdout
 
 

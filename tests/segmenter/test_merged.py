@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -131,7 +130,7 @@ def test_a_size_that_was_padded(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "decoder"), [("test_vit", "plain"), ("test_convnext", "unet")])
-def test_it_loads_without_this_package(name, decoder, tmp_path):
+def test_it_loads_without_this_package(name, decoder, python, tmp_path):
     spec, model = built(name, decoder, 32)
     save_merged_segmenter(model, tmp_path / "merged", spec=spec, **ABOUT, preprocessing=Preprocessing(32))
     batch = images(32)
@@ -148,7 +147,7 @@ with torch.no_grad():
     logits = model(torch.from_numpy(found["images"])).numpy()
 print(abs(logits - found["logits"]).max())
 """
-    out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    out = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert float(out.stdout.splitlines()[-1]) < 1e-4
 
 

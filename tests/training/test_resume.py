@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -155,10 +154,10 @@ class Ended:
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+def ended(python: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
     """By what became of it: interrupted after a step, or killed while it wrote the checkpoint of a step."""
     root = tmp_path_factory.mktemp("ended")
-    command = [sys.executable, toy.__file__, root, "interrupt-4", *(f"die-{step}" for step in DEATHS)]
+    command = [python, toy.__file__, root, "interrupt-4", *(f"die-{step}" for step in DEATHS)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     codes = dict(line.split() for line in run.stdout.splitlines())

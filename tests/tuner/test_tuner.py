@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,7 +77,7 @@ def test_convolutions_of_any_kernel_size(padding_mode: Literal["zeros", "reflect
     torch.testing.assert_close(model(x), expected(x))
 
 
-def test_save_and_load_the_adapter_only(vit: nn.Module, images: Tensor, tmp_path: Path) -> None:
+def test_save_and_load_the_adapter_only(vit: nn.Module, images: Tensor, python: str, tmp_path: Path) -> None:
     model = tuned(vit, total_step=4, target_sparsity=0.9).eval()
     with torch.no_grad():
         for layer in layers(model):
@@ -98,7 +97,7 @@ def test_save_and_load_the_adapter_only(vit: nn.Module, images: Tensor, tmp_path
         "import peft, snella, sys; "
         "config = peft.PeftConfig.from_pretrained(sys.argv[1]); print(config.peft_type.value, config.r)"
     )
-    shown = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    shown = subprocess.run([python, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert shown.stdout.split() == ["SNELLA", "8"]
 
 

@@ -95,8 +95,10 @@ def _choices(hint: Any) -> tuple[str, ...]:
     """Return the values of a Literal, or of one that may be None (typed as such); () for other types."""
     if get_origin(hint) is Literal:
         return get_args(hint)
-    values = next((get_args(part) for part in get_args(hint) if get_origin(part) is Literal), ())
-    return (*values, "None") if values and type(None) in get_args(hint) else values
+    parts = [part for part in get_args(hint) if part is not type(None)]
+    if not parts or not all(get_origin(part) is Literal for part in parts):  # a number, or auto
+        return ()
+    return (*get_args(parts[0]), "None") if type(None) in get_args(hint) else get_args(parts[0])
 
 
 def _first_paragraph(framed: str) -> str:

@@ -135,7 +135,7 @@ def read_result(folder: Path) -> RunResult:
     config, summary = read_config(folder), read_summary(folder)
     metrics = {name: summary.get(name, {}) for name in ("test", "test_last", "val")}
     names = ("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "images", "device", "versions")
-    images = min(config.data.batch_size, summary["images"]["train"]) * config.loop.accumulate
+    images = min(config.data.images_per_batch, summary["images"]["train"]) * config.loop.accumulate
     return RunResult(
         str(folder),
         lr=config.loop.lr,

@@ -36,7 +36,6 @@ from snella.config.schema import TrainConfig
 from snella.console import print_line
 from snella.errors import UserError
 from snella.files import check_writable, write_text
-from snella.runs.data import read_run_data
 from snella.runs.folder import (
     alone_in,
     is_tested,
@@ -46,6 +45,7 @@ from snella.runs.folder import (
     read_summary,
     state_of,
 )
+from snella.runs.prepare import read_run_data
 from snella.tasks.registry import task_named
 from snella.training.loop import DIVERGED, is_better
 

@@ -35,8 +35,10 @@ class DataConfig:
     scale: a random square."""
     color_jitter: float = setting(0.0, at_least(0))
     """Strength of brightness, contrast and saturation changes. Off as published."""
-    batch_size: int = setting(32, at_least(1))
-    """Images per batch; a step takes --accumulate of them. The published recipes use 8 to 32."""
+    batch_size: int | Literal["auto"] = setting(32, at_least(1))
+    """Images per batch; a step takes --accumulate of them. The published recipes use 8 to 32.
+    auto: the largest power of two that fits the memory (--memory, or what is free) and is not above the number of
+    training images."""
     label_smoothing: float = setting(0.0, from_below(0, 1), tasks=LABELLED)
     """Share of the target spread over the other classes, to classify and to segment, 0 to 1. Off as published."""
     class_weights: bool = setting(False, tasks=LABELLED)
@@ -47,3 +49,9 @@ class DataConfig:
     """Share of each class set aside for the final test, where the data has no split of its own. 0 to 1."""
     workers: int | None = setting(None, at_least(0), free=True)
     """Processes that decode images. None: one per core up to 8 beside a GPU, none beside a CPU that trains."""
+
+    @property
+    def images_per_batch(self) -> int:
+        """Return the batch size, once what `auto` stands for has taken its place."""
+        assert self.batch_size != "auto"
+        return self.batch_size

@@ -13,6 +13,7 @@ import ast
 import difflib
 import inspect
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
@@ -172,6 +173,22 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def read_bytes(text: str) -> int:
+    """Return the bytes that a size stands for: 6GB and 6G are 6 · 10^9, 6GiB is 6 · 2^30.
+
+    Raises:
+        ValueError: not a size above 0.
+    """
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+) ?([kmgt]?i?)b?", text.strip().lower())
+    size = round(float(found[1]) * _UNITS[found[2]]) if found and found[2] in _UNITS else 0
+    if not size:
+        raise ValueError(f"{text} is not a size such as 6GB or 800MiB")
+    return size
+
+
 def check_intervals(section: object) -> None:
     """Refuse a value outside its setting's interval. Raises UserError, which names the flag and the interval."""
     for part in fields(section):  # pyright: ignore[reportArgumentType] (a dataclass)
@@ -179,5 +196,5 @@ def check_intervals(section: object) -> None:
         value = getattr(section, part.name)
         if reading is None or reading.interval is None or value is None:
             continue
-        if value not in reading.interval:
+        if not isinstance(value, str) and value not in reading.interval:
             raise UserError(f"{flag(reading.flag_name or part.name)} {value} is outside {reading.interval}")

@@ -52,6 +52,11 @@ class TrainConfig:
     """Arithmetic of the forward pass. fp32 is exact on CPUs; on recent GPUs its matrix products round their factors to
     TF32, of 10 bits, for several times the speed. bf16 is faster yet there, and takes less memory. auto: bf16 on a GPU
     that has it, else fp32; a run that is resumed keeps its own."""
+    memory: str | None = setting(None, free=True)
+    """Bytes that a training step may take, such as 6GB, or auto: what is free on the device, less a tenth. Then the
+    first of these that fits is done, from the fastest to the smallest, whatever --rematerialize and
+    --gradient-checkpointing say: nothing again, --rematerialize inputs, mlp, some blocks checkpointed, all. None: as
+    those flags say."""
     smoke: bool = setting(False)
     """Shrink any recipe to a minute: 8 images of each class (to segment and to generate, 8) in each split, 2 epochs, at
     most 112 pixels (to generate, the network's size). Shows that it runs, no more."""
@@ -128,7 +133,7 @@ def shrunk(config: TrainConfig) -> TrainConfig:
         config = config.changed(image_size=min(config.model.image_size or SMOKE_IMAGE, SMOKE_IMAGE))
     return config.changed(
         epochs=min(config.loop.epochs, 2),
-        batch_size=min(config.data.batch_size, 8),
+        batch_size=8 if config.data.batch_size == "auto" else min(config.data.batch_size, 8),
         init_warmup=0,
         final_warmup=0,
         allocate_every=None,

@@ -6,7 +6,7 @@ import re
 import types
 from typing import Any, Literal, Union, get_args, get_origin
 
-from snella.config.fields import check_intervals, flag, nearest
+from snella.config.fields import check_intervals, flag, nearest, read_bytes
 from snella.config.schema import TrainConfig, settings
 from snella.config.tasks import TASKS
 from snella.errors import UserError
@@ -56,6 +56,13 @@ def _check_run(config: TrainConfig) -> None:
         )
     if config.model.compile and config.model.gradient_checkpointing:
         raise UserError("--compile leaves no block to checkpoint; pass it or --gradient-checkpointing, not both")
+    if config.model.compile and config.memory is not None:
+        raise UserError("--memory may checkpoint blocks, and --compile leaves none to checkpoint; pass one of them")
+    if config.memory not in (None, "auto"):
+        try:
+            read_bytes(config.memory)
+        except ValueError as error:
+            raise UserError(f"--memory: {error}, nor auto") from None
     if config.resume and config.overwrite:
         raise UserError("--resume and --overwrite contradict each other: pass one of them")
 
@@ -81,9 +88,14 @@ def _check_method(config: TrainConfig) -> None:
 def typed(name: str, value: Any, hint: Any, *, parse: bool = False) -> Any:
     """Return the value as the hint has it; UserError if it is of another type. `parse` takes YAML's spellings."""
     if get_origin(hint) in (Union, types.UnionType):
-        if value is None:
+        kinds = get_args(hint)
+        if value is None and type(None) in kinds:
             return None
-        (hint,) = (h for h in get_args(hint) if h is not type(None))
+        words = [kind for kind in kinds if get_origin(kind) is Literal]
+        others = [kind for kind in kinds if kind not in (type(None), *words)]
+        if others and words and value in get_args(words[0]):  # "auto" for a number
+            return value
+        (hint,) = others or words
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
             raise choice_error(name, value, get_args(hint))

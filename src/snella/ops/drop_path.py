@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -62,9 +62,11 @@ class DropPathCall(ProductCall):
             parts.append(part)
         return torch.cat(parts, dim=self.channels)
 
-    def grad_adapted(self, g: Tensor, x: Tensor) -> Tensor:
-        parts = zip(g.chunk(len(self.drop.kept), dim=self.channels), self.drop.kept, strict=True)
-        return torch.cat([self._grad_sampled(part[kept], x[kept]) for part, kept in parts])
+    def grad_adapted(self, g: Tensor, x: Tensor, live: Sequence[bool] | None) -> Tensor:
+        parts = zip(self._parts(g, live or [True] * len(self.drop.kept)), self.drop.kept, strict=True)
+        return self._stacked(
+            [self._grad_sampled(part[kept], x[kept]) if there else None for (part, there), kept in parts]
+        )
 
     def grad_weight(self, g: Tensor, x: Tensor, G: Tensor) -> Tensor:
         return self.product.grad_weight(g, x)  # which dropped samples see, too

@@ -8,7 +8,7 @@ The product is that of a linear layer or of a convolution.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
@@ -101,9 +101,26 @@ class ProductCall:
         """Return y of x, both in this call's dtype; `adapted` is as `build` makes it."""
         return self.product.forward(x, adapted, None if bias is None else bias.to(self.dtype))
 
-    def grad_adapted(self, g: Tensor, x: Tensor) -> Tensor:
-        """Return the gradient (out, n) of the adapted weight, given g, that of y: an estimate where sampled."""
-        return self._grad_sampled(g, x)
+    def grad_adapted(self, g: Tensor, x: Tensor, live: Sequence[bool] | None) -> Tensor:
+        """Return the gradient (out, n) of the adapted weight, given g, that of y: an estimate where sampled.
+
+        Of matrices that are not live (None: all are) the result has no values.
+        """
+        if live is None:
+            return self._grad_sampled(g, x)
+        return self._stacked([self._grad_sampled(part, x) if there else None for part, there in self._parts(g, live)])
+
+    def _parts(self, g: Tensor, live: Sequence[bool]) -> Iterator[tuple[Tensor, bool]]:
+        return zip(g.chunk(len(live), dim=self.channels), live, strict=True)
+
+    @staticmethod
+    def _stacked(parts: Sequence[Tensor | None]) -> Tensor:
+        some = next(part for part in parts if part is not None)
+        G = some.new_empty(len(parts), *some.shape)
+        for into, part in zip(G, parts, strict=True):
+            if part is not None:
+                into.copy_(part)
+        return G.flatten(0, 1)
 
     def _grad_sampled(self, g: Tensor, x: Tensor) -> Tensor:
         if self.sample is None or isinstance(self.product, Convolution):  # whose rows overlap
@@ -144,11 +161,15 @@ class _Product(torch.autograd.Function):
             if needs_bias:
                 channels = call.channels % g.ndim
                 grad_bias = g.sum([d for d in range(g.ndim) if d != channels])
-            G = call.grad_adapted(g, x).contiguous()
+            factors, stats = Factors(A, B, alpha, gamma, beta), Stats(t, lse)
+            live = None if needs_weight else stats.live
+            if live is not None and not any(live):
+                G = g.new_empty(B.shape[0] * B.shape[2], A.shape[2])
+            else:
+                G = call.grad_adapted(g, x, live).contiguous()
             if needs_weight:
                 grad_weight = call.grad_weight(g, x, G).view_as(weight).to(weight.dtype)
-            factors = Factors(A, B, alpha, gamma, beta)
-            adapted, grad_factors = call.build_backward(G, weight, factors, Stats(t, lse), needs_x)
+            adapted, grad_factors = call.build_backward(G, weight, factors, stats, needs_x)
             del G
             if adapted is not None:
                 grad_x = call.grad_input(g, x, adapted, weight).to(ctx.x_dtype)

@@ -8,6 +8,7 @@ A layer holds S matrices on top of each other: A (S, H, n, r/H), B (S, H, m, r/H
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from types import ModuleType
 from typing import NamedTuple, cast
@@ -52,10 +53,21 @@ class Factors(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """Thresholds (S,) and log-sum-exps (S, n), which the backward pass needs besides weight and factors."""
+    """Thresholds (S,) and log-sum-exps (S, n), which the backward pass needs besides weight and factors.
+
+    On the CPU the threshold of a matrix without a budget is infinite: it costs nothing, in either pass.
+    """
 
     t: Tensor | None
     lse: Tensor | None
+
+    @property
+    def live(self) -> tuple[bool, ...] | None:
+        """Return which of the S matrices have an update; None: all may have (elsewhere a GPU would be waited for)."""
+        if self.t is None or self.t.device.type != "cpu":
+            return None
+        live = tuple(map(math.isfinite, self.t.tolist()))
+        return None if all(live) else live
 
     def matrix(self, i: int) -> tuple[Tensor | None, Tensor | None]:
         """Return the threshold (0-d) and the log-sum-exps (n) of one of the S matrices."""
@@ -93,6 +105,11 @@ def build(
     thresholds, lses = [], []
     for i in range(splits):
         A, B, scalars = factors.matrix(i)
+        if spec.gate != "none" and kept.device.type == "cpu" and not kept[i]:
+            adapted[i] = 0 if parts is None else parts[i]
+            thresholds.append(A.new_tensor(math.inf))
+            lses.append(A.new_zeros(n))
+            continue
         backend = _backend(A)
         K = adapted[i] if dtype == A.dtype else A.new_empty(m, n)
         lse = backend.kernel_and_stats(A, B, scalars, K, scale=spec.scale)
@@ -111,17 +128,22 @@ def build_backward(
 ) -> tuple[Tensor | None, Factors]:
     """Return what `build` gave once more, in `dtype` (None: it is not needed), and the gradients of the factors.
 
-    G (S m, n) is the gradient of the adapted weight.
+    G (S m, n) is the gradient of the adapted weight; of matrices that are not live it is not looked at.
     """
     _, _, n, _ = factors.A.shape
     splits, _, m, _ = factors.B.shape
     adapted = None if dtype is None else torch.empty(splits, m, n, dtype=dtype, device=G.device)
     parts = None if weight is None else weight.detach().reshape(splits, m, n)
-    gradients = cast(Factors, Factors._make(None if tensor is None else torch.empty_like(tensor) for tensor in factors))
+    gradients = cast(Factors, Factors._make(None if tensor is None else torch.zeros_like(tensor) for tensor in factors))
+    live = stats.live
     for i, part in enumerate(G.view(splits, m, n)):
         A, B, scalars = factors.matrix(i)
         t, lse = stats.matrix(i)
         into = None if adapted is None else adapted[i]
+        if live is not None and not live[i]:
+            if into is not None:
+                into.copy_(parts[i]) if parts is not None else into.zero_()
+            continue
         grad_A, grad_B, grad_scalars = _backend(A).update_backward(
             part, None if parts is None else parts[i], A, B, scalars, t, lse, into, gate=spec.gate, scale=spec.scale
         )

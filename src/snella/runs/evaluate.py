@@ -14,10 +14,10 @@ from snella.data.loading import ImageBatches
 from snella.errors import UserError
 from snella.files import write_json
 from snella.report.tables import format_metric
-from snella.runs.data import read_run_data, tell
 from snella.runs.devices import make_accelerator
 from snella.runs.folder import read_about, read_config
 from snella.runs.load import LoadedRun, check_options, load_run
+from snella.runs.prepare import read_run_data, tell
 from snella.tasks.registry import task_named
 from snella.training.evaluation import evaluate as evaluate_batches
 from snella.training.interfaces import Evaluation

@@ -16,11 +16,11 @@ from snella.data.dataset import Images
 from snella.data.images import UnreadableImage, image_files, is_image
 from snella.errors import UserError
 from snella.files import write_text, writing
-from snella.runs.data import read_run_data
 from snella.runs.devices import make_accelerator
 from snella.runs.folder import read_about, read_config
 from snella.runs.load import LoadedRun, check_options, load_run
 from snella.runs.pictures import free_name, picture_folder
+from snella.runs.prepare import read_run_data
 from snella.tasks.registry import task_named
 
 EXAMPLES = 3  # images of its own test split that `predict RUN` shows

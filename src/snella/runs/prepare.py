@@ -14,8 +14,8 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from snella.config.method import MethodConfig
-from snella.config.schema import TrainConfig
-from snella.console import print_line
+from snella.config.schema import SMOKE_PER_CLASS, TrainConfig
+from snella.console import checking_images, print_line
 from snella.data.dataset import ImageData
 from snella.data.loading import Examples, ImageBatches
 from snella.data.transforms.images import Preprocessing
@@ -26,7 +26,6 @@ from snella.models.backbone import BackboneSpec, fingerprint
 from snella.models.bundled import BACKBONES
 from snella.models.checkpointing import blocks_of, checkpoint_blocks
 from snella.models.compiling import compile_blocks
-from snella.runs.data import read_run_data, tell
 from snella.runs.devices import lay_out
 from snella.tasks.interface import Spec, Task, TaskLearner
 from snella.tasks.registry import task_named
@@ -38,6 +37,7 @@ ESTIMATED_FROM = 4  # examples, of each class where there are some, of which mem
 class Prepared:
     """All that a training needs."""
 
+    config: TrainConfig
     data: ImageData[Any]
     task: Task[Any, Any, Any]
     spec: Spec
@@ -50,15 +50,34 @@ class Prepared:
     batches: dict[str, ImageBatches]
 
 
-def prepare(config: TrainConfig, device: torch.device, console: Console) -> Prepared:
-    """Read the data, build the model and wrap it by the method; nothing is written but caches.
+def read_run_data(config: TrainConfig, console: Console) -> ImageData:
+    """Return the data of a run, the same at every call: splits come from the seed, --smoke's few images from them."""
+    task = task_named(config.task)
+    with checking_images(console) as progress:
+        data = task.read(config, progress)
+    if config.smoke:
+        data = replace(data, splits={name: task.subset(part, SMOKE_PER_CLASS) for name, part in data.splits.items()})
+    return data
+
+
+def tell(data: ImageData, console: Console) -> None:
+    """Say what was found, with licence and source."""
+    counts = ", ".join(f"{len(images):,} {name}" for name, images in data.splits.items())
+    classes = f" {len(data.classes)} classes," if data.classes else ""
+    print_line(console, f"{data.root}: {data.layout},{classes} {counts} images")
+    for note in data.notes:
+        print_line(console, f"  {note}")
+    if data.skipped:
+        print_line(console, f"  {len(data.skipped)} unreadable images left out, the first: {data.skipped[0]}")
+
+
+def prepare(config: TrainConfig, data: ImageData, device: torch.device, console: Console) -> Prepared:
+    """Build the model of the data and wrap it by the method; nothing is written but caches.
 
     Raises:
         UserError: data, model and method that do not go together, or one of them cannot be had.
     """
     task = task_named(config.task)
-    data = read_run_data(config, console)
-    tell(data, console)
     spec = task.make_spec(config, len(data.classes))
     _tell_backbone(spec.backbone, console)
     base = task.build(spec)
@@ -86,7 +105,7 @@ def prepare(config: TrainConfig, device: torch.device, console: Console) -> Prep
             parameter.data = parameter.data.float()
     lay_out(model, device)
     compile_blocks(blocks)
-    return Prepared(data, task, spec, preprocessing, mark, weights, model, learner, examples, batches)
+    return Prepared(config, data, task, spec, preprocessing, mark, weights, model, learner, examples, batches)
 
 
 def _preprocessing(config: TrainConfig, task: Task[Any, Any, Any], spec: Spec, base: nn.Module) -> Preprocessing:
@@ -109,19 +128,19 @@ def make_batches(
 ) -> dict[str, ImageBatches]:
     """Return the batches of each split: those of train shuffled and augmented."""
     task, data = task_named(config.task), config.data
-    workers = data.workers
+    workers, size = data.workers, data.images_per_batch
     if workers is None:
         workers = min(8, os.cpu_count() or 1) if torch.cuda.is_available() and config.device != "cpu" else 0
     return {
         name: ImageBatches(
             images,
             task.train_transform(preprocessing, config) if name == "train" else task.eval_transform(preprocessing),
-            batch_size=data.batch_size,
+            batch_size=size,
             shuffle=name == "train",
             seed=config.seed,
             workers=workers,
             # one image alone is too little for a batch norm over it; in the next epoch it is another one
-            drop_last=name == "train" and 1 < data.batch_size < len(images) and len(images) % data.batch_size == 1,
+            drop_last=name == "train" and 1 < size < len(images) and len(images) % size == 1,
         )
         for name, images in examples.items()
     }

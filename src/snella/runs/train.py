@@ -20,6 +20,7 @@ from torch import nn
 from snella.config.schema import TrainConfig, run_folder, shrunk
 from snella.config.validation import validate
 from snella.console import print_line, working
+from snella.data.dataset import ImageData
 from snella.data.images import Progress
 from snella.errors import UserError
 from snella.files import read_rows, size_of, write_json, writing
@@ -38,15 +39,17 @@ from snella.runs.folder import (
     claim,
     is_tested,
     read_about,
+    read_config,
     read_summary,
     state_of,
     versions,
     write_summary,
 )
-from snella.runs.prepare import Prepared, make_batches, prepare
+from snella.runs.memory import estimated, fitted
+from snella.runs.prepare import Prepared, read_run_data, tell
 from snella.tasks.registry import task_named
 from snella.training.checkpoint import checkpoints
-from snella.training.estimate import estimate, estimate_table
+from snella.training.estimate import estimate_table
 from snella.training.evaluation import evaluate
 from snella.training.loop import FitResult, fit
 from snella.training.optimiser import check_optimiser
@@ -70,6 +73,8 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     config = shrunk(config) if config.smoke else config
     folder = run_folder(config)
     config = with_precision(config, folder)
+    if config.resume and config.data.batch_size == "auto" and state_of(folder) in ("started", "finished"):
+        config = config.changed(batch_size=read_config(folder).data.batch_size)
     accelerator = _accelerator(config)
     task_named(config.task).check(config)
     if config.estimate:
@@ -83,7 +88,8 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     if trained and not checkpoints(folder):
         raise UserError(f"{folder} has no checkpoints to test; use snella evaluate, or train again with --overwrite")
 
-    ready = prepare(config, accelerator.device, console)
+    ready = fitted(config, _read(config, console), accelerator, console)
+    config = ready.config
     if trained and ready.fingerprint != read_about(folder)["fingerprint"]:
         raise UserError(f"{config.model.backbone} is not what {folder} was trained on; its weights have changed")
     claim(folder, config)
@@ -157,30 +163,17 @@ def _sample_grids(
 
 def _estimate(config: TrainConfig, accelerator: Accelerator, console: Console) -> dict[str, Any]:
     """Print what a training step needs in memory; `peak_memory_bytes` is as in summary.json."""
-    ready = prepare(config, accelerator.device, console)
-
-    def make_batch(images: int) -> dict[str, Any]:
-        small = config.changed(batch_size=images, workers=0)
-        return next(make_batches(small, ready.examples, ready.preprocessing)["train"].epoch(1))
-
-    found = estimate(
-        ready.model,
-        ready.learner,
-        make_batch,
-        accelerator,
-        batch_size=min(config.data.batch_size, _epoch_size(config, ready)),
-        optimizer=config.loop.optimizer,
-        ema=config.loop.ema is not None,
-        seed=config.seed,
-    )
+    data = _read(config, console)
+    ready = fitted(config, data, accelerator, console)
+    found = estimated(ready, data, accelerator)
     console.print(estimate_table(found))
     return {**asdict(found), "peak_memory_bytes": found.total}
 
 
-def _epoch_size(config: TrainConfig, ready: Prepared) -> int:
-    """Return the examples of an epoch: images, or those of the prior, of which there may be more."""
-    own = config.generate
-    return max(len(ready.data.splits["train"]), own.prior_images if own.prior_prompt is not None else 0)
+def _read(config: TrainConfig, console: Console) -> ImageData[Any]:
+    data = read_run_data(config, console)
+    tell(data, console)
+    return data
 
 
 def _trainable(model: nn.Module) -> int:

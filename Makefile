@@ -1,4 +1,4 @@
-# make setup | demo | demo-segment | demo-generate | test | test-all | test-oldest | bench | lint
+# make setup | demo | demo-segment | demo-generate | test | test-all | test-oldest | bench | gpu-check | lint
 # Everything happens in $(VENV) (test-oldest: in $(OLDEST)); nothing else is touched.
 
 PYTHON ?= python3
@@ -16,7 +16,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo demo-segment demo-generate test test-all test-oldest bench lint clean
+.PHONY: setup demo demo-segment demo-generate test test-all test-oldest bench gpu-check lint clean
 
 setup: $(STAMP)
 
@@ -77,6 +77,10 @@ $(OLDEST)/.installed: pyproject.toml requirements/demo.txt
 # Minutes long; BENCH="--methods full,snella --batches 1,2,4,8" and the like choose another comparison.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run $(BENCH)
+
+# Twelve minutes beside a CUDA device; GPU="--sections correct,speed" and the like choose a part, GPU=--dry tries the script.
+gpu-check: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu_check $(GPU)
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -18,11 +18,21 @@ from torch import Tensor, nn
 
 from benchmarks.memory import Memory, kept_bytes, step_memory
 from benchmarks.methods import METHODS
-from benchmarks.timing import Contender, evaluation_time, interleaved, make_contender, synchronize, train_step
+from benchmarks.timing import (
+    Contender,
+    Failures,
+    evaluation_time,
+    interleaved,
+    make_contender,
+    noting,
+    synchronize,
+    train_step,
+)
 from snella.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 EVALUATION_SHARE = 0.25  # of the time given
+MEMORY_SHARE = 0.6  # of the time given, after which no method's memory is begun where methods may be left out
 
 
 @dataclass(frozen=True)
@@ -42,8 +52,10 @@ class Settings:
     seed: int = 0
 
 
-def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
+def compare(settings: Settings, say: Callable[[str], None], failed: Failures | None = None) -> dict[str, Any]:
     """Measure all methods at all batch sizes and return settings, machine and results; `say` gets the progress.
+
+    Where `failed` is given, a method that fails or has no time left is noted there and left out.
 
     Raises:
         UserError: timm has no such model, or a method cannot adapt it.
@@ -54,9 +66,12 @@ def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         base = timm.create_model(settings.model, num_classes=settings.classes)
     except RuntimeError as error:
         raise UserError(f"model {settings.model!r} cannot be made: {error}") from error
+    if settings.device.startswith("cuda"):
+        base.to(settings.device)  # copied and wrapped there, which is quicker
     seconds = 60 * settings.minutes / len(settings.batches)
     results = [
-        {"batch": batch, "methods": _measure_batch(settings, base, batch, seconds, say)} for batch in settings.batches
+        {"batch": batch, "methods": _measure_batch(settings, base, batch, seconds, say, failed)}
+        for batch in settings.batches
     ]
     return {
         "settings": asdict(settings),
@@ -86,9 +101,15 @@ def _cpu_name() -> str:
 
 
 def _measure_batch(
-    settings: Settings, base: nn.Module, batch: int, seconds: float, say: Callable[[str], None]
+    settings: Settings,
+    base: nn.Module,
+    batch: int,
+    seconds: float,
+    say: Callable[[str], None],
+    failed: Failures | None,
 ) -> dict[str, dict[str, Any]]:
     """Measure all methods at one batch size: memory one by one, then times in turn. Return a row for each method."""
+    start = time.monotonic()
     device, dtype = torch.device(settings.device), DTYPES[settings.precision]
     size = resolve_model_data_config(base)["input_size"]
     images = torch.randn(batch, *size, dtype=dtype, device=device)
@@ -99,33 +120,60 @@ def _measure_batch(
 
     rows: dict[str, dict[str, Any]] = {}
     for name in settings.methods:
+        if failed is not None and time.monotonic() > start + MEMORY_SHARE * seconds:
+            failed[name] = "no time was left to measure it"
+            continue
         say(f"batch {batch}: memory of {name}")
-        memory = _memory(contender, name, images, labels)
-        rows[name] = {"summary": METHODS[name].summary, **asdict(memory)}
+        with noting(failed, name):
+            memory = _memory(contender, name, images, labels)
+            rows[name] = {"summary": METHODS[name].summary, **asdict(memory)}
 
-    contenders = [contender(name) for name in settings.methods]
-    until = time.monotonic() + (1 - EVALUATION_SHARE) * seconds
+    contenders: list[Contender] = []
+    for name in list(rows):
+        with noting(failed, name):
+            contenders.append(contender(name))
+    until = (time.monotonic() if failed is None else start) + (1 - EVALUATION_SHARE) * seconds
+    _add_times(settings, rows, contenders, (images, labels), until, EVALUATION_SHARE * seconds, say, failed)
+    return rows
+
+
+def _add_times(
+    settings: Settings,
+    rows: dict[str, dict[str, Any]],
+    contenders: Sequence[Contender],
+    batch: tuple[Tensor, Tensor],
+    until: float,
+    evaluation: float,
+    say: Callable[[str], None],
+    failed: Failures | None,
+) -> None:
+    """Time steps until `until`, then evaluations for so many seconds, in turn, and put them into the methods' rows."""
+    images, labels = batch
     steps = interleaved(
         {c.name: lambda c=c: train_step(c, images, labels) for c in contenders},
         warmup=settings.warmup,
         rounds=settings.rounds,
         deadline=until,
-        say=lambda text: say(f"batch {batch}: training steps, {text}"),
+        say=lambda text: say(f"batch {len(images)}: training steps, {text}"),
+        failed=failed,
     )
     for c in contenders:
         c.model.eval()
+    evaluated = [c for c in contenders if METHODS[c.name].evaluated and c.name in steps]
     evaluations = interleaved(
-        {c.name: lambda c=c: evaluation_time(c.model, images) for c in contenders if METHODS[c.name].evaluated},
+        {c.name: lambda c=c: evaluation_time(c.model, images) for c in evaluated},
         warmup=settings.warmup,
         rounds=settings.rounds,
-        deadline=max(until, time.monotonic()) + EVALUATION_SHARE * seconds,
-        say=lambda text: say(f"batch {batch}: evaluation, {text}"),
+        deadline=(max(until, time.monotonic()) if failed is None else until) + evaluation,
+        say=lambda text: say(f"batch {len(images)}: evaluation, {text}"),
+        failed=failed,
     )
     for name, times in steps.items():
         rows[name]["forward_backward"] = _summary([sample.forward_backward for sample in times])
         rows[name]["step"] = _summary([sample.step for sample in times])
         rows[name]["evaluation"] = _summary(evaluations[name]) if name in evaluations else None
-    return rows
+    for name in rows.keys() - steps.keys():
+        del rows[name]
 
 
 def _memory(contender: Callable[[str], Contender], name: str, images: Tensor, labels: Tensor) -> Memory:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
@@ -15,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.methods import METHODS
-from snella.errors import UserError
+from snella.errors import UserError, short_reason
 from snella.training.interfaces import AfterStep
 from snella.training.optimiser import adamw
 
 MIN_ROUNDS = 2  # that are measured, however long they take
 
 T = TypeVar("T")
+Failures = dict[str, str]  # method -> why it could not be measured, in a line
 
 
 @dataclass(frozen=True)
@@ -99,22 +102,43 @@ def interleaved(
     rounds: int,
     deadline: float = math.inf,
     say: Callable[[str], None] = lambda text: None,
+    failed: Failures | None = None,
 ) -> dict[str, list[T]]:
     """Call each run once a round and return what it gave in the rounds that are measured.
 
     A round takes all in turn, and the next one in the opposite order, so that what else the machine does falls on all
-    alike. After `deadline` (of `time.monotonic`) no round begins, but two are measured in any case.
+    alike. After `deadline` (of `time.monotonic`) no round begins, but two are measured in any case. Where `failed` is
+    given, a run that fails is noted there and left out, and the others go on.
     """
     samples: dict[str, list[T]] = {name: [] for name in runs}
     for i in range(warmup + rounds):
         if i >= warmup + MIN_ROUNDS and time.monotonic() > deadline:
             break
         say(f"round {i + 1} of {warmup + rounds}")
-        for name in list(runs)[:: 1 if i % 2 == 0 else -1]:
-            sample = runs[name]()
-            if i >= warmup:
-                samples[name].append(sample)
+        for name in list(samples)[:: 1 if i % 2 == 0 else -1]:
+            with noting(failed, name):
+                sample = runs[name]()
+                if i >= warmup:
+                    samples[name].append(sample)
+            if failed and name in failed:
+                del samples[name]
     return samples
+
+
+@contextmanager
+def noting(failed: Failures | None, name: str) -> Iterator[None]:
+    """Note in `failed`, where it is given, why what is inside failed (no memory left, for one), and go on behind it."""
+    try:
+        yield
+    except Exception as error:
+        if failed is None:
+            raise
+        failed[name] = short_reason(error)
+    else:
+        return
+    gc.collect()  # behind the handler: the error's frames held tensors
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def paired_ratio(times: list[float], reference: list[float]) -> float:

@@ -14,8 +14,13 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
+from support.golden import DEVICE
 from support.vits import tiny_vit
 from support.warm import warm_python
+
+if DEVICE != "cpu":  # for tests that make all their tensors themselves; golden values are there already
+    torch.set_default_device(DEVICE)
+    torch.backends.cudnn.allow_tf32 = False  # a convolution would be 1e-3 off
 
 CACHE = tempfile.TemporaryDirectory(prefix="snella-tests-")  # of this process, gone with it
 os.environ["SNELLA_CACHE"] = os.path.join(CACHE.name, "snella")

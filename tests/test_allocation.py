@@ -165,3 +165,33 @@ def test_state_goes_on_to_the_bit() -> None:
             resumed.update(golden_factors(tensors, step, 6))
     for key, tensor in straight.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[key]), key
+
+
+def test_all_factors_at_once_are_as_one_by_one() -> None:
+    """What CUDA does, on the CPU: the same averages, and a step that is not finite is left out there too."""
+    torch.manual_seed(0)
+    factors = {f"{i}.A": torch.randn(2, 1, 3 + i, 2).requires_grad_() for i in range(3)}
+    one_by_one, at_once = Importance(), Importance()
+    for step in range(5):
+        for i, factor in enumerate(factors.values()):
+            factor.grad = None if (step, i) == (1, 1) else torch.randn_like(factor)
+        if step == 3:
+            next(iter(factors.values())).grad = torch.full((2, 1, 3, 2), torch.nan)
+        one_by_one.update(factors)
+        with torch.no_grad():
+            for averages in (at_once.mean, at_once.deviation):
+                for name, factor in factors.items():
+                    averages.setdefault(name, torch.zeros_like(factor))
+            at_once._update_at_once(factors)
+    assert at_once.skipped == one_by_one.skipped == 1
+    for key, value in one_by_one.state_dict().items():
+        torch.testing.assert_close(at_once.state_dict()[key], value, msg=key)
+    vector = at_once.mean["0.A"]._base
+    assert all(average._base is vector for average in at_once.mean.values())
+    resumed = Importance()
+    resumed.load_state_dict(at_once.state_dict())
+    with torch.no_grad():
+        resumed._update_at_once(factors)
+    assert resumed.mean.keys() == factors.keys()
+    groups = [[name] for name in factors]
+    assert at_once.scores(groups) == [at_once.score(names) for names in groups]

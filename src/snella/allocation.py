@@ -83,13 +83,20 @@ class Importance:
 
     Factors are named; each has a leading axis over the S matrices of its layer. A step with a gradient that is not
     finite is left out and counted in `skipped`: one NaN would otherwise stay in the averages for good.
+
+    On CUDA an update takes a few operations over all factors at once, and the host waits for none of them.
     """
 
     def __init__(self, beta1: float = 0.85, beta2: float = 0.85) -> None:
         self.beta1, self.beta2 = beta1, beta2
         self.mean: dict[str, Tensor] = {}
         self.deviation: dict[str, Tensor] = {}
-        self.skipped = 0
+        self._skipped: int | Tensor = 0
+
+    @property
+    def skipped(self) -> int:
+        """Steps left out so far; on CUDA this waits for the last one."""
+        return int(self._skipped)
 
     @torch.no_grad()
     def update(self, factors: Mapping[str, Tensor]) -> None:
@@ -100,8 +107,7 @@ class Importance:
         Raises:
             ValueError: no factor has a gradient.
         """
-        finite = [factor.grad.isfinite().all() for factor in factors.values() if factor.grad is not None]
-        if not finite:
+        if all(factor.grad is None for factor in factors.values()):
             raise ValueError(
                 "no adapter weight has a gradient: call update_and_allocate after optimizer.step() "
                 "and before the gradients are cleared"
@@ -111,8 +117,13 @@ class Importance:
                 if name not in averages:
                     averages[name] = torch.zeros_like(factor, dtype=torch.float32)
                 averages[name] = averages[name].to(factor.device)  # what was loaded may lie elsewhere
+        devices = {factor.device for factor in factors.values()}
+        if [device.type for device in devices] == ["cuda"]:
+            self._update_at_once(factors)
+            return
+        finite = [factor.grad.isfinite().all() for factor in factors.values() if factor.grad is not None]
         if not all(flags.all() for flags in _stacked(finite)):
-            self.skipped += 1
+            self._skipped += 1
             return
         for name, factor in factors.items():
             mean, deviation = self.mean[name], self.deviation[name]
@@ -120,10 +131,37 @@ class Importance:
             mean.mul_(self.beta1).add_(importance, alpha=1 - self.beta1)
             deviation.mul_(self.beta2).add_((importance - mean).abs(), alpha=1 - self.beta2)
 
+    def _update_at_once(self, factors: Mapping[str, Tensor]) -> None:
+        """Do as `update` does, for factors of one device, and leave it to the device whether a step counts."""
+        gradients = [torch.zeros_like(f) if f.grad is None else f.grad for f in factors.values()]
+        finite = torch.stack(torch._foreach_norm(gradients, torch.inf)).isfinite().all()
+        products = torch._foreach_mul(list(factors.values()), gradients)
+        importance = torch.cat([product.flatten() for product in products]).abs_().float()
+        mean, deviation = (_as_one(averages, factors) for averages in (self.mean, self.deviation))
+        new_mean = (mean * self.beta1).add_(importance, alpha=1 - self.beta1)
+        far = (importance - new_mean).abs_()
+        new_deviation = (deviation * self.beta2).add_(far, alpha=1 - self.beta2)
+        mean.copy_(torch.where(finite, new_mean, mean))
+        deviation.copy_(torch.where(finite, new_deviation, deviation))
+        self._skipped = self._skipped + ~finite
+
+    def scores(self, groups: Sequence[Sequence[str]]) -> list[list[float]]:
+        """Return for each group of names the score of each of the S matrices that the factors (S, ...) make.
+
+        That is Σ_P mean(I · U) over the factors P. The host waits for the device once.
+        """
+        parts = [
+            (self.mean[name] * self.deviation[name]).flatten(1).mean(1).to(self.mean[groups[0][0]].device)
+            for names in groups
+            for name in names
+        ]
+        values = iter(torch.cat(parts).cpu().split([len(part) for part in parts]))
+        # in float64 on the CPU: Apple's GPUs have none
+        return [torch.stack([next(values) for _ in names]).double().sum(0).tolist() for names in groups]
+
     def score(self, names: Sequence[str]) -> list[float]:
-        """Return the score of each of the S matrices that the named factors (S, ...) make: Σ_P mean(I · U)."""
-        parts = [(self.mean[name] * self.deviation[name]).flatten(1).mean(1) for name in names]
-        return torch.stack(parts).cpu().double().sum(0).tolist()  # Apple's GPUs have no float64
+        """Return the scores of one group, see `scores`."""
+        return self.scores([names])[0]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return everything a resumed run needs, as tensors."""
@@ -133,10 +171,22 @@ class Importance:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state_dict` gave; tensors are copied."""
-        self.skipped = int(state["skipped"])
+        self._skipped = int(state["skipped"])
         for kind, averages in (("mean.", self.mean), ("deviation.", self.deviation)):
             averages.clear()
             averages.update({k.removeprefix(kind): t.clone() for k, t in state.items() if k.startswith(kind)})
+
+
+def _as_one(averages: dict[str, Tensor], factors: Mapping[str, Tensor]) -> Tensor:
+    """Return the averages of the factors as one vector, of which those become views: again at the first call only."""
+    parts = [averages[name] for name in factors]
+    base = parts[0]._base
+    sizes = [part.numel() for part in parts]
+    if base is None or base.shape != (sum(sizes),) or any(part._base is not base for part in parts):
+        base = torch.cat([part.flatten() for part in parts])
+        for (name, factor), part in zip(factors.items(), base.split(sizes), strict=True):
+            averages[name] = part.view(factor.shape)
+    return base
 
 
 def _stacked(flags: Sequence[Tensor]) -> list[Tensor]:

@@ -28,3 +28,8 @@ class ModelConfig:
     gradient_checkpointing: bool = setting(False, free=True)
     """Keep the input of each block alone and compute the rest a second time: far less memory, about a third more
     time, the same results to the bit."""
+    compile: bool = setting(False)
+    """Compile the model's blocks by torch.compile: minutes at the start for faster steps on a GPU, by how much depends
+    on method and model. Adapted layers of snella and snell are compiled from their plain formulas, which keep several
+    matrices of each weight's size for the backward pass: more memory than without. Not together with
+    --gradient-checkpointing."""

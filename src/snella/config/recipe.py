@@ -130,11 +130,15 @@ def to_yaml(config: TrainConfig) -> str:
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """Return what differs between two configs in a way that changes the result, one phrase a setting."""
+    """Return what differs between two configs in a way that changes the result, one phrase a setting.
+
+    A new precision of `auto` goes with any.
+    """
     return [
         f"{flag(name)} was {old.value(name)}, is {new.value(name)}"
         for name, known in settings().items()
         if old.value(name) != new.value(name)
+        and (name, new.value(name)) != ("precision", "auto")
         and not (known.reading.free or known.reading.start)
         and not (known.reading.methods and new.method.name not in known.reading.methods)
     ]

@@ -25,7 +25,7 @@ from snella.config.model import ModelConfig
 from snella.config.tasks import TASKS, ClassifyConfig, GenerateConfig, SegmentConfig
 
 Tested = Literal["best", "both", "none"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,9 @@ class TrainConfig:
     device: str = setting("auto", free=True)
     """auto (a GPU if there is one), cpu, cuda, cuda:N or mps."""
     precision: Precision = setting("fp32")
-    """Arithmetic of the forward pass. fp32 is exact everywhere; bf16 is faster on recent GPUs."""
+    """Arithmetic of the forward pass. fp32 is exact on CPUs; on recent GPUs its matrix products round their factors to
+    TF32, of 10 bits, for several times the speed. bf16 is faster yet there, and takes less memory. auto: bf16 on a GPU
+    that has it, else fp32; a run that is resumed keeps its own."""
     memory: str | None = setting(None, free=True)
     """Bytes that a training step may take, such as 6GB, or auto: what is free on the device, less a tenth. Then the
     first of these that fits is done, from the fastest to the smallest, whatever --rematerialize and

@@ -54,6 +54,10 @@ def _check_run(config: TrainConfig) -> None:
         raise UserError(
             f"--device {config.device} is unknown{nearest(config.device, devices)} (auto, cpu, cuda, cuda:N, mps)"
         )
+    if config.model.compile and config.model.gradient_checkpointing:
+        raise UserError("--compile leaves no block to checkpoint; pass it or --gradient-checkpointing, not both")
+    if config.model.compile and config.memory is not None:
+        raise UserError("--memory may checkpoint blocks, and --compile leaves none to checkpoint; pass one of them")
     if config.memory not in (None, "auto"):
         try:
             read_bytes(config.memory)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import get_args
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import patch_environment
+from torch import nn
 
-from snella.config.schema import Precision
+from snella.config.schema import Precision, TrainConfig
+from snella.config.validation import validate
 from snella.errors import UserError, short_reason
+from snella.runs.folder import read_config, state_of
 
 
 def check_device(device: str, precision: str) -> None:
@@ -37,15 +41,62 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def make_accelerator(device: str, precision: str) -> Accelerator:
-    """Return accelerate's view of `device` ("auto" or a torch device) and `precision` ("fp32", "bf16" or "fp16").
+def best_precision(device: str) -> Precision:
+    """Return what `--precision auto` means on a device: bf16 on a GPU that computes in it, else fp32."""
+    if device == "auto" or device.startswith("cuda"):
+        found = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if found else "fp32"
+    return "fp32"
 
-    A process may make several in turn, one a command; the last one made is the one to use.
+
+def with_precision(config: TrainConfig, folder: Path) -> TrainConfig:
+    """Return the config with the precision that `auto` means; a run that is gone on with keeps its own.
+
+    Raises:
+        UserError: settings that do not go with that precision, or the run's config.yaml is damaged.
+    """
+    if config.precision != "auto":
+        return config
+    known = config.resume and state_of(folder) in ("started", "finished")
+    precision = read_config(folder).precision if known else best_precision(config.device)
+    config = config.changed(precision=precision)
+    validate(config)
+    return config
+
+
+def lay_out(model: nn.Module, device: torch.device) -> None:
+    """Put the convolutions of a model for CUDA channels last, where most of its weights are in convolutions.
+
+    Tensor cores compute so; the images follow from the first layer on. On the CPU the images alone are put so.
+    """
+    if device.type == "cuda" and is_convolutional(model):
+        put_channels_last(model)
+
+
+def is_convolutional(model: nn.Module) -> bool:
+    """Return whether more weights of a model are in convolutions than in linear layers."""
+    convolutions = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d))
+    return convolutions > sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+
+
+def put_channels_last(model: nn.Module) -> None:
+    """Put the weights of all convolutions channels last in memory; values, and all other tensors, stay as they are."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+
+
+def make_accelerator(device: str, precision: str) -> Accelerator:
+    """Return accelerate's view of `device` ("auto" or a torch device) and `precision` ("fp32", "bf16", "fp16", "auto").
+
+    A process may make several in turn, one a command; the last one made is the one to use. On CUDA, matrix products of
+    fp32 may round their factors to TF32 from then on.
 
     Raises:
         UserError: as `check_device`, and for a precision that the device found by "auto" cannot do.
     """
     check_device(device, precision)
+    precision = best_precision(device) if precision == "auto" else precision
     # accelerate keeps the first device and precision of a process for good
     AcceleratorState._reset_state(reset_partial_state=True)
     wanted = {} if device == "auto" else {"ACCELERATE_TORCH_DEVICE": device}
@@ -56,4 +107,6 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
         raise UserError(f"precision {precision} cannot be used here ({error}); use --precision fp32") from error
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("precision fp16 needs a GPU; use --precision bf16 or fp32")
+    if accelerator.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
     return accelerator

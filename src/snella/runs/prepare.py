@@ -24,7 +24,9 @@ from snella.methods.adapters import wrap
 from snella.methods.layers import with_convolutions
 from snella.models.backbone import BackboneSpec, fingerprint
 from snella.models.bundled import BACKBONES
-from snella.models.checkpointing import checkpoint_blocks
+from snella.models.checkpointing import blocks_of, checkpoint_blocks
+from snella.models.compiling import compile_blocks
+from snella.runs.devices import lay_out
 from snella.tasks.interface import Spec, Task, TaskLearner
 from snella.tasks.registry import task_named
 
@@ -93,11 +95,16 @@ def prepare(config: TrainConfig, data: ImageData, device: torch.device, console:
         base.to({"bf16": torch.bfloat16, "fp16": torch.float16}[config.precision])
     if config.model.gradient_checkpointing and not checkpoint_blocks(base):
         raise UserError(f"{spec.backbone.name} has no blocks to checkpoint; leave out --gradient-checkpointing")
+    blocks = blocks_of(base) if config.model.compile else []
+    if config.model.compile and not blocks:
+        raise UserError(f"{spec.backbone.name} has no blocks to compile; leave out --compile")
     steps_per_epoch = math.ceil(len(batches["train"]) / config.loop.accumulate)
     model = wrap(base, _method_config(config, base, steps_per_epoch), total_step=config.loop.epochs * steps_per_epoch)
     for parameter in model.parameters():
         if parameter.requires_grad:  # a copy of the head is made in the base's precision
             parameter.data = parameter.data.float()
+    lay_out(model, device)
+    compile_blocks(blocks)
     return Prepared(config, data, task, spec, preprocessing, mark, weights, model, learner, examples, batches)
 
 

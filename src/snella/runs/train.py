@@ -29,7 +29,7 @@ from snella.report.allocation import allocation_figure
 from snella.report.figures import training_curves_figure
 from snella.report.tables import summary_table
 from snella.report.trackers import check_trackers
-from snella.runs.devices import device_name, make_accelerator
+from snella.runs.devices import device_name, make_accelerator, with_precision
 from snella.runs.folder import (
     ABOUT,
     ADAPTER,
@@ -72,6 +72,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     validate(config)
     config = shrunk(config) if config.smoke else config
     folder = run_folder(config)
+    config = with_precision(config, folder)
     if config.resume and config.data.batch_size == "auto" and state_of(folder) in ("started", "finished"):
         config = config.changed(batch_size=read_config(folder).data.batch_size)
     accelerator = _accelerator(config)

@@ -61,8 +61,13 @@ def moment_bytes(name: str, parameters: Iterable[Tensor]) -> int:
 
 
 def adamw(model: nn.Module, *, lr: float, weight_decay: float, eps: float = EPSILON) -> torch.optim.AdamW:
-    """Return AdamW over the trainable parameters; those with one axis or none (biases, norms, scalars) do not decay."""
-    return torch.optim.AdamW(_groups(model, weight_decay), lr=lr, eps=eps)
+    """Return AdamW over the trainable parameters; those with one axis or none (biases, norms, scalars) do not decay.
+
+    On CUDA it is the fused one, a few kernels for all parameters.
+    """
+    groups = _groups(model, weight_decay)
+    cuda = all(p.is_cuda for group in groups for p in group["params"])
+    return torch.optim.AdamW(groups, lr=lr, eps=eps, fused=True if cuda and groups else None)
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -120,3 +125,7 @@ def load_optimiser_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
         name, _, kind = name.partition(":")
         entry[name] = value.item() if kind else value
     optimizer.load_state_dict({"state": dict(state), "param_groups": optimizer.state_dict()["param_groups"]})
+    for p, entry in optimizer.state.items():  # files hold no memory layout, and a fused step wants that of p
+        for name, value in entry.items():
+            if isinstance(value, Tensor) and value.shape == p.shape and value.stride() != p.stride():
+                entry[name] = torch.empty_like(p, dtype=value.dtype, device=value.device).copy_(value)

@@ -207,7 +207,8 @@ class SnellaModel(BaseTuner):
         budget = _schedule(config, total_step).budget(step, sizes)
         if budget is None:
             return None
-        scores = [s for layer in layers for s in importance.score([f"{layer.name}.A", f"{layer.name}.B"])]
+        groups = [[f"{layer.name}.A", f"{layer.name}.B"] for layer in layers]
+        scores = [score for of_layer in importance.scores(groups) for score in of_layer]
         kept = budgets(budget, scores, sizes)
         names = [matrix for layer in layers for matrix in layer.matrix_names(name)]
         self._set_kept(name, layers, kept)
@@ -221,10 +222,12 @@ class SnellaModel(BaseTuner):
 
     @torch.no_grad()
     def _set_kept(self, adapter_name: str, layers: list[SnellaLayer], kept: list[int]) -> None:
-        start = 0
+        start, on_device = 0, dict[torch.device, Tensor]()  # all of them, sent at once and without a wait
         for layer in layers:
             buffer = layer.kept(adapter_name)
-            buffer.copy_(torch.tensor(kept[start : start + len(buffer)]))
+            if buffer.device not in on_device:
+                on_device[buffer.device] = torch.tensor(kept).to(buffer.device, non_blocking=True)
+            buffer.copy_(on_device[buffer.device][start : start + len(buffer)])
             start += len(buffer)
 
     def allocator_state_dict(self) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from snella.cli.commands import Compare, Data, Evaluate, Merge, Predict, Train, 
 from snella.cli.compare_flags import make_plan
 from snella.cli.exit import Stopped, again, exit_code, explain, terminable
 from snella.cli.flags import check_flags, divided, parse, value_of
+from snella.cli.threads import wait_asleep_if_busy
 from snella.config.fields import flag, nearest
 from snella.config.recipe import read_recipe
 from snella.config.schema import TrainConfig, run_folder
@@ -65,6 +66,8 @@ def _dispatch(args: list[str]) -> int:
     if args[0] not in COMMANDS:
         near = nearest(args[0], COMMANDS)
         raise UserError(f"unknown command {args[0]}{near} (commands: {', '.join(COMMANDS)}; see snella --help)")
+    if "torch" not in sys.modules:
+        wait_asleep_if_busy()
     return COMMANDS[args[0]](args[1:])
 
 

@@ -9,7 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 
-import snella.runs.train
+import snella.runs.memory
 from support.generation_runs import PROMPT, picture, pixels, train, write_flat
 from support.runs import read, rows
 
@@ -104,8 +104,8 @@ def test_the_estimate_is_near_what_the_run_finds(
     method: str, unet: Path, classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: dict[str, Any] = {}
-    estimate = snella.runs.train.estimate
-    monkeypatch.setattr("snella.runs.train.estimate", lambda *a, **k: found.setdefault("estimate", estimate(*a, **k)))
+    estimate = snella.runs.memory.estimate
+    monkeypatch.setattr("snella.runs.memory.estimate", lambda *a, **k: found.setdefault("estimate", estimate(*a, **k)))
     assert train(classes, unet, tmp_path / "run", "--method", method, "--estimate") == 0
     assert not (tmp_path / "run").exists()
     assert train(classes, unet, tmp_path / "run", "--method", method) == 0
@@ -118,8 +118,8 @@ def test_the_estimate_counts_batches_of_a_larger_prior(
     sd: Path, flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: dict[str, Any] = {}
-    estimate = snella.runs.train.estimate
-    monkeypatch.setattr("snella.runs.train.estimate", lambda *a, **k: found.update(k) or estimate(*a, **k))
+    estimate = snella.runs.memory.estimate
+    monkeypatch.setattr("snella.runs.memory.estimate", lambda *a, **k: found.update(k) or estimate(*a, **k))
     prior = tmp_path / "prior"
     flags = ("--prompt", PROMPT, "--prior-prompt", "a photo", "--prior-data", str(prior), "--batch-size", "100")
     assert train(flat, sd, tmp_path / "run", *flags, "--prior-images", "50", "--estimate") == 0

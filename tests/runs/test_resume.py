@@ -59,7 +59,7 @@ def test_stopped_after_an_overwrite_what_was_trained_is_kept(
     monkeypatch.setattr(snella.runs.train, "_finish", stopped)
     assert train(images, spoilable, "--overwrite") == 130
     assert f"this goes on: snella train --recipe {spoilable / 'config.yaml'} --out" in capsys.readouterr().err
-    monkeypatch.setattr(snella.runs.train, "prepare", stopped)
+    monkeypatch.setattr(snella.runs.train, "fitted", stopped)
     assert train(images, spoilable, "--overwrite") == 130
     assert f"this goes on: snella train --data {images} " in capsys.readouterr().err
 

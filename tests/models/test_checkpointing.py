@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm
@@ -42,7 +43,7 @@ def convnext() -> nn.Module:
 
 
 def swin() -> nn.Module:
-    sizes = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 12}
+    sizes: Any = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 12}
     return timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 2), num_heads=(2, 2), num_classes=5, **sizes)
 
 

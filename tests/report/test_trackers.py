@@ -30,7 +30,7 @@ class Diary(GeneralTracker):
     def tracker(self) -> list[Any]:
         return self.told
 
-    def log(self, values: dict[str, Any], step: int | None, **kwargs: object) -> None:
+    def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
         self.told.append((step, values))
 
     def finish(self) -> None:
@@ -48,7 +48,8 @@ def test_a_new_tracker_is_a_row_and_a_switch(tmp_path: Path, monkeypatch: pytest
     start_trackers(accelerator, WithDiary(), tmp_path, done=3)
     accelerator.log({"loss": 0.5}, step=4)
     accelerator.end_training()
-    assert accelerator.get_tracker("diary").tracker == [tmp_path, 3, (4, {"loss": 0.5}), "end"]
+    diary: Any = accelerator.get_tracker("diary")
+    assert diary.tracker == [tmp_path, 3, (4, {"loss": 0.5}), "end"]
 
 
 def test_without_its_package_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

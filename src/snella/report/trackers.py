@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker
-from accelerate.utils import is_tensorboard_available
+from accelerate.utils import LoggerType, is_tensorboard_available
 
 from snella.config.fields import flag
 from snella.config.loop import LoopConfig
@@ -31,7 +31,7 @@ def _tensorboard(folder: Path, done: int) -> GeneralTracker:
     return TensorBoardTracker("tensorboard", folder, purge_step=done + 1)  # hides what a lost part has logged
 
 
-TRACKERS = {"tensorboard": Tracker("tensorboard", is_tensorboard_available, _tensorboard)}
+TRACKERS = {"tensorboard": Tracker("tensorboard", lambda: bool(is_tensorboard_available()), _tensorboard)}
 
 
 def check_trackers(settings: LoopConfig) -> None:
@@ -44,7 +44,8 @@ def check_trackers(settings: LoopConfig) -> None:
 
 def start_trackers(accelerator: Accelerator, settings: LoopConfig, folder: Path, done: int) -> None:
     """Start the trackers that the settings ask for, after `done` optimiser steps; `accelerator.log` feeds them."""
-    accelerator.log_with = [row.make(folder, done) for row in _asked(settings).values()]
+    trackers: list[str | LoggerType | GeneralTracker] = [row.make(folder, done) for row in _asked(settings).values()]
+    accelerator.log_with = trackers
     accelerator.init_trackers("snella")
 
 

@@ -101,7 +101,8 @@ class MethodConfig:
     """Share of samples that do without the update while training, 0 to 1. The published recipes set 0.1."""
     sample_tokens: float | None = setting(None, inside(0, 1), methods=SPARSE)
     """Share of the tokens of which a linear layer's update gets its gradient, for snella and snell: half of them
-    the largest, the others drawn so that the mean is right. With 0.25 a step takes little longer than LoRA's."""
+    the largest, the others drawn so that the mean is right. With 0.25 a step takes little longer than LoRA's.
+    Layers with convolutions, and compiled blocks, take all. None: all."""
     rematerialize: Rematerialize = setting("inputs", free=True)
     """What is computed a second time to save memory, for snella and snell; gradients stay the same to the bit.
     inputs: outputs of normalisations and activations. mlp: also an MLP's first product, for about a tenth more time."""

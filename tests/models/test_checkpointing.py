@@ -143,3 +143,19 @@ def test_a_forward_that_somebody_else_has_put_there_stays() -> None:
     assert checkpoint_blocks(model) == 1
     step(model)
     assert calls == [1]
+
+
+def test_a_network_s_own_switch_is_off_where_some_blocks_are_asked_for() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    sizes = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
+    model = diffusers.UNet2DModel(sample_size=32, norm_num_groups=4, attention_head_dim=8, **sizes).train()
+    kept = []
+    for count in (0, 1, None, 1, 0):
+        assert checkpoint_blocks(model, count) > 1
+        with Storages() as storages:
+            loss = model(IMAGES, timestep=5).sample.square().mean()
+        kept.append(storages.alive((IMAGES, loss, *model.parameters(), *model.buffers())))
+        assert model.is_gradient_checkpointing == (count is None)
+        del loss
+    assert kept[0] > kept[1] > kept[2]
+    assert kept[3:] == [kept[1], kept[0]]

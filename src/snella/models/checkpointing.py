@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import MethodType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,12 +43,17 @@ def checkpoint_blocks(model: nn.Module, count: int | None = None) -> int:
     in training mode runs as it is: its averages would move twice. Networks of diffusers have a switch of their own for
     all blocks.
     """
-    if count is None and hasattr(model, "enable_gradient_checkpointing"):
-        cast(Any, model).enable_gradient_checkpointing()
-        return len(blocks_of(model))
     blocks = [block for block in blocks_of(model) if not _is_replaced(block)]
+    ours = len(blocks) if count is None else count
+    if hasattr(model, "enable_gradient_checkpointing"):
+        network: Any = model
+        if count is None:
+            network.enable_gradient_checkpointing()
+            ours = 0
+        else:
+            network.disable_gradient_checkpointing()
     for i, block in enumerate(blocks):
-        if count is None or i < count:
+        if i < ours:
             block.forward = MethodType(_checkpointed, block)  # a method: a copy of the block gets one of its own
         else:
             vars(block).pop("forward", None)

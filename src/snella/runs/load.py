@@ -27,6 +27,7 @@ from snella.runs.devices import check_device
 from snella.runs.folder import ADAPTER, BASE, read_about, read_config
 from snella.tasks.interface import Task, TaskLearner
 from snella.tasks.registry import task_named
+from snella.tuner import set_base_precision
 
 T = TypeVar("T")
 
@@ -60,6 +61,8 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> LoadedRun:
             f"{folder / ADAPTER} is an adapter for another backbone: the weights of {spec.backbone.name} found here "
             "are not those it was trained on; restore them or train again"
         )
+    set_base_precision(base, config.model.base_precision)
+    set_base_precision(base, "fp32")  # the rounded values, in plain tensors, which are faster
     model = _damage_named(folder / ADAPTER, lambda: load_adapter(saved["method"], base, folder / ADAPTER))
     model.to(device).eval()
     preprocessing = Preprocessing.from_dict(saved["preprocessing"])

@@ -35,6 +35,8 @@ def merge(folder: Path, *, out: str, onnx: str | None = None, console: Console |
     model = merged(run.config.method.name, run.model).eval()
     hint = run.task.save_merged(model, Path(out), run.saved)
     print_line(console, f"merged model in {out}; load it with {hint}")
+    if (precision := run.config.model.base_precision) != "fp32":
+        print_line(console, f"its weights were rounded to {precision} before tuning, as --base-precision asked")
     if onnx:
         difference = export_onnx(model, onnx, image_size=run.preprocessing.image_size)
         print_line(console, f"ONNX model in {onnx}; its logits differ by {difference:.1e} at most")

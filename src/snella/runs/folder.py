@@ -8,7 +8,6 @@ RUN/summary.json    the result; written last: a run folder that has it is finish
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import shutil
@@ -19,14 +18,32 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from snella.config.method import METHODS
 from snella.config.recipe import differences, read_recipe, to_yaml
 from snella.config.schema import Tested, TrainConfig
+from snella.config.tasks import TASKS
+from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
 from snella.files import check_writable, write_json, write_text
+from snella.json_files import Count, Record, read_json
+from snella.models.backbone import BackboneSpec
+from snella.tasks.registry import task_named
 
 CONFIG, SUMMARY, ADAPTER, BASE = "config.yaml", "summary.json", "adapter", "base.safetensors"
 ABOUT = "snella.json"  # in the adapter's folder
 READ = ("data", "checkpoint", "prior_data", "backbone")  # fields that may name files
+SUMMARY_HOLDS = Record(
+    {
+        "val": dict[str, float | None],
+        "selection": Record({"metric": str, "higher_is_better": bool}),
+        **dict.fromkeys(("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seed"), Count),
+        "seconds": float,
+        "images": dict[str, Count],
+        "device": str,
+        "versions": dict[str, str],
+    },
+    {"test": dict[str, float | None], "test_last": dict[str, float | None]},
+)
 PACKAGES = ("snella", "torch", "torchvision", "timm", "peft", "accelerate", "transformers")
 
 
@@ -154,22 +171,16 @@ def read_about(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         unfinished = f"snella train --recipe {folder / CONFIG} --out {folder} --resume"
         raise UserError(f"{folder} has no trained adapter yet; finish its training: {unfinished}")
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"task", "method", "backbone", "classes", "preprocessing", "fingerprint"} - about.keys()
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); train again") from None
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(sorted(missing))}; train again")
-    return about
+    remedy = "restore it, or train again"
+    task = read_json(path, Record({"task": Literal[tuple(TASKS)]}), remedy=remedy)["task"]
+    holds = {"method": Literal[tuple(METHODS)], "backbone": BackboneSpec, "classes": list[str], "fingerprint": str}
+    holds |= {"preprocessing": Preprocessing, **task_named(task).about}
+    return read_json(path, Record(holds, {"versions": dict[str, str]}), remedy=remedy)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """Return summary.json of a finished run. Raises UserError if it is damaged."""
-    try:
-        return json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{folder / SUMMARY} is damaged ({error}); delete it and --resume writes it again") from None
+    return read_json(folder / SUMMARY, SUMMARY_HOLDS, remedy="delete it, and --resume writes it again")
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:

@@ -23,10 +23,11 @@ from snella.console import print_line, working
 from snella.data.dataset import ImageData
 from snella.data.images import Progress
 from snella.errors import UserError
-from snella.files import read_rows, size_of, write_json, writing
+from snella.files import size_of, write_checksums, write_json, writing
 from snella.methods.adapters import after_step, save_adapter
 from snella.report.allocation import allocation_figure
 from snella.report.figures import training_curves_figure
+from snella.report.rows import read_allocations, read_metrics
 from snella.report.tables import summary_table
 from snella.report.trackers import check_trackers
 from snella.runs.devices import device_name, make_accelerator, with_precision
@@ -194,6 +195,7 @@ def _save_adapter(folder: Path, config: TrainConfig, ready: Prepared) -> None:
     with writing(folder / ADAPTER) as partial:
         save_adapter(config.method.name, ready.model, partial)
         write_json(partial / ABOUT, about)
+        write_checksums(partial)
 
 
 def _finish(
@@ -258,11 +260,11 @@ def _tested(
 def _draw(folder: Path, ready: Prepared, result: FitResult) -> None:
     """Draw where the budget went, and how the training went."""
     learner = ready.learner
-    if allocations := read_rows(folder / "allocation.jsonl"):
+    if allocations := read_allocations(folder):
         allocation_figure(allocations, folder / "allocation.png")
     if result.history:  # metrics.jsonl may be lost, where a run folder was copied
         training_curves_figure(
-            read_rows(folder / "metrics.jsonl"),
+            read_metrics(folder, learner.selection),
             folder / "curves.png",
             best_epoch=result.best_epoch,
             metric=learner.selection,

@@ -154,6 +154,7 @@ class Task(ABC, Generic[SpecT, DataT, SplitT]):
     pictures: ClassVar[tuple[str, ...]] = ()  # kinds of pictures that a prediction makes
     exports_onnx: ClassVar[bool] = False  # whether a merged model can be written as ONNX too
     generates: ClassVar[bool] = False  # whether its models make images, and do not look at any
+    about: ClassVar[Mapping[str, Any]] = {}  # its own part of snella.json: key -> hint (`snella.json_files`)
 
     def check(self, config: TrainConfig) -> None:
         """Refuse a config that cannot be trained, before anything is read, built or downloaded. Raises UserError."""

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from snella.config.fields import check_intervals
 from snella.config.loop import LoopConfig
 from snella.errors import UserError
+from snella.report.rows import read_metrics
 from snella.report.trackers import start_trackers
 from snella.training.checkpoint import checkpoints
 from snella.training.evaluation import evaluate, on_device, seed_step
@@ -111,7 +112,7 @@ def finish(run: TrainState) -> FitResult:
         steps=at.step,
         seconds=at.seconds,
         peak_memory_bytes=at.peak_memory_bytes,
-        history=tuple(row for row in run.metrics.read() if row["kind"] == "val"),
+        history=tuple(row for row in read_metrics(run.folder) if row["kind"] == "val"),
         last=last,
     )
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from snella.config.loop import LoopConfig
 from snella.errors import UserError
 from snella.files import Records
+from snella.report.rows import ALLOCATION, METRICS
 from snella.training.checkpoint import Tensors, newest_checkpoint, read_checkpoint, write_checkpoint
 from snella.training.interfaces import AfterStep
 from snella.training.memory import PeakMemory
@@ -139,8 +140,8 @@ def start_run(
         batches_per_epoch=batches_per_epoch,
         steps=steps,
         position=position,
-        metrics=Records(folder / "metrics.jsonl", position.metrics_rows),
-        allocation=Records(folder / "allocation.jsonl", position.allocation_rows),
+        metrics=Records(folder / METRICS, position.metrics_rows),
+        allocation=Records(folder / ALLOCATION, position.allocation_rows),
         clock=time.perf_counter() - position.seconds,
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -28,6 +29,8 @@ from snella.files import check_writable, write_json, write_text
 from snella.json_files import Count, Record, read_json
 from snella.models.backbone import BackboneSpec
 from snella.tasks.registry import task_named
+from snella.training.checkpoint import read_divergences
+from snella.training.train_state import RATES
 
 CONFIG, SUMMARY, ADAPTER, BASE = "config.yaml", "summary.json", "adapter", "base.safetensors"
 ABOUT = "snella.json"  # in the adapter's folder
@@ -78,13 +81,31 @@ def check_claim(folder: Path, config: TrainConfig) -> None:
         if path.name and path.exists() and path.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"--overwrite would delete {path}, which this run reads; move it, or choose another --out")
     if config.resume and state != "absent":
-        differ = differences(read_recipe(str(folder / CONFIG)), config)
-        if differ:
-            raise other_settings(folder, differ, "resume with the same ones, or choose another --out")
+        check_same(folder, config)
     check_writable(folder)
     if state != "absent":
         with alone_in(folder, "training"):
             pass
+
+
+def check_same(folder: Path, config: TrainConfig) -> None:
+    """Refuse to go on with a run whose settings were others; one that has diverged must have a lower rate.
+
+    Raises:
+        UserError: what differs, or where it has diverged.
+    """
+    old = read_recipe(str(folder / CONFIG))
+    diverged = [found for found in read_divergences(folder) if found["lr"] == old.loop.lr]
+    if diverged and not (folder / SUMMARY).is_file():
+        if config.loop.lr >= old.loop.lr:
+            step, rate = diverged[-1]["step"], diverged[-1]["learning_rate"]
+            raise UserError(
+                f"diverged: at step {step} with learning rate {rate:.3g}, as it would again; "
+                f"go on with --resume --lr {old.loop.lr / 10:.3g}, or another rate below {old.loop.lr:g}"
+            )
+        old = old.changed(**{name: config.value(name) for name in RATES})
+    if differ := differences(old, config):
+        raise other_settings(folder, differ, "resume with the same ones, or choose another --out")
 
 
 def other_settings(folder: Path, differ: list[str], remedy: str) -> UserError:
@@ -160,6 +181,11 @@ def read_config(folder: Path) -> TrainConfig:
     return read_recipe(str(folder / CONFIG))
 
 
+def resume_command(folder: Path) -> str:
+    """Return the command that goes on with a run."""
+    return shlex.join(["snella", "train", "--recipe", str(folder / CONFIG), "--out", str(folder), "--resume"])
+
+
 def read_about(folder: Path) -> dict[str, Any]:
     """Return adapter/snella.json of a run: task, method, backbone, classes, preprocessing, fingerprint, versions.
 
@@ -169,8 +195,8 @@ def read_about(folder: Path) -> dict[str, Any]:
     read_config(folder)
     path = folder / ADAPTER / ABOUT
     if not path.is_file():
-        unfinished = f"snella train --recipe {folder / CONFIG} --out {folder} --resume"
-        raise UserError(f"{folder} has no trained adapter yet; finish its training: {unfinished}")
+        lower = " --lr LOWER" if read_divergences(folder) else ""
+        raise UserError(f"{folder} has no trained adapter yet; finish its training: {resume_command(folder)}{lower}")
     remedy = "restore it, or train again"
     task = read_json(path, Record({"task": Literal[tuple(TASKS)]}), remedy=remedy)["task"]
     holds = {"method": Literal[tuple(METHODS)], "backbone": BackboneSpec, "classes": list[str], "fingerprint": str}

@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "segmenter": MODELS - {"report"},
     "diffusion": MODELS - {"report"},
     "methods": {"config", "errors", "files", "json_files", "training", "tuner"},
-    "tasks": {"config", "data", "data.transforms", "models", "training"},
+    "tasks": {"config", "data", "data.transforms", "errors", "models", "training"},
     "tasks.classification": TASKS,
     "tasks.segmentation": TASKS | {"segmenter"},
     "tasks.generation": TASKS | {"diffusion"},

@@ -171,3 +171,34 @@ def test_a_type_is_named_with_its_file(run: Path, capsys: pytest.CaptureFixture[
     good = json.loads(path.read_text())
     path.write_text(json.dumps({**good, "backbone": {**good["backbone"], "image_size": "32"}}))
     assert f'{path}: backbone.image_size is "32", and should be a whole number or null' in refused(run, capsys)
+
+
+def test_a_model_that_gives_what_is_not_finite_predicts_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights that are finite, and so large that their products are not."""
+    changed(run, lambda state: [state[name].fill_(3e38) for name in state if "head.weight" in name])
+    line = refused(run, capsys, "predict")
+    assert "what the model gives is not finite; its training has diverged" in line
+    capsys.readouterr()
+    assert main(["evaluate", str(run)]) == 0
+    assert json.loads((run / "evaluation" / "test.json").read_text())["metrics"]["loss"] is None
+
+
+def test_a_run_that_diverges_keeps_its_best_epoch_and_goes_on(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    flags = ("--epochs", "4", "--lr", "3e30", "--min-lr", "0", "--warmup", "0.95")
+    assert train(images, run, *flags) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    found = re.fullmatch(r"snella: (diverged: .* not finite|the loss is \w+) at step [23] with learning rate .*", said)
+    assert found
+    assert f"the best epoch before, 1, is in {run / 'adapter'}; --resume --lr 3e+29 goes on from step 1" in said
+    assert main(["predict", str(run)]) == 0
+    assert main(["merge", str(run), "--out", str(tmp_path / "merged")]) == 0
+    capsys.readouterr()
+    assert train(images, run, *flags, "--resume") == 2
+    assert "snella: diverged: at step " in capsys.readouterr().err
+    assert main(["train", "--out", str(run), "--resume", "--lr", "0.003"]) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert [found["lr"] for found in summary["diverged"]] == [3e30]
+    assert main(["train", "--out", str(run), "--resume"]) == 0  # it is finished

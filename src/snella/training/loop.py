@@ -240,11 +240,11 @@ def validate(
 
     try:
         with run.ema.applied(run.model) if run.ema is not None else nullcontext():
+            if broken := not_finite(tuned_state(run.model)):
+                raise run.diverged(f"diverged: {broken} is not finite")
             evaluation = evaluate(run.model, learner, val, run.accelerator, seed=run.seed, seen=seen)
             metrics = {name: float(value) for name, value in evaluation.metrics.items()}
             score = metrics[learner.selection]
-            if broken := not_finite(tuned_state(run.model)):
-                raise run.diverged(f"diverged: {broken} is not finite")
             better = is_better(score, at.best_metric, learner.higher_is_better)
             finite = math.isfinite(metrics.get("loss", score))  # else some image is beyond what it can do
             better = better and finite

@@ -10,7 +10,7 @@ import pytest
 from support.architecture import SOURCE, arrows, circles, files, floors, folders, functions, imported_by, modules
 
 GROUND = {"errors", "console", "delta", "version"}
-LOW = GROUND | {"files", "config", "allocation", "ops", "report"}
+LOW = GROUND | {"json_files", "files", "config", "allocation", "ops", "report"}
 DATA = LOW | {"data", "data.masks", "data.transforms"}
 MODELS = DATA | {"data.bundled", "models"}
 TASKS = MODELS | {"tasks", "training", "data.readers", "data.summaries"}
@@ -20,13 +20,14 @@ ALLOWED: dict[str, set[str]] = {
     "": {"delta", "integrations", "tuner", "version"},  # the package's face
     "__main__": {"cli"},
     "allocation": {"delta"},
-    "files": {"errors"},
+    "json_files": {"errors"},
+    "files": {"errors", "json_files"},
     "config": {"errors"},
-    "report": {"config", "errors", "files"},
+    "report": {"config", "errors", "files", "json_files"},
     "ops": {"delta", "errors", "files"},
     "tuner": {"allocation", "delta", "errors", "ops"},
     "integrations": {"errors", "files", "ops", "tuner"},
-    "training": {"config", "errors", "files", "report"},
+    "training": {"config", "errors", "files", "json_files", "report"},
     "data": {"errors", "files"},
     "data.masks": {"data", "errors"},
     "data.transforms": {"data", "data.masks", "errors"},
@@ -37,8 +38,8 @@ ALLOWED: dict[str, set[str]] = {
     "models": DATA - {"report"} | {"data.bundled"},
     "segmenter": MODELS - {"report"},
     "diffusion": MODELS - {"report"},
-    "methods": {"config", "errors", "files", "training", "tuner"},
-    "tasks": {"config", "data", "data.transforms", "models", "training"},
+    "methods": {"config", "errors", "files", "json_files", "training", "tuner"},
+    "tasks": {"config", "data", "data.transforms", "errors", "models", "training"},
     "tasks.classification": TASKS,
     "tasks.segmentation": TASKS | {"segmenter"},
     "tasks.generation": TASKS | {"diffusion"},

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,13 +20,13 @@ from snella.files import (
     cache_folder,
     check_writable,
     failures_of,
-    read_rows,
     usual_permissions,
     write_json,
     write_text,
     writing,
     writing_into,
 )
+from snella.json_files import Record, read_rows
 from snella.ops import native
 
 LINKS = pytest.mark.skipif(os.name != "posix", reason="links need rights on other systems")
@@ -287,16 +289,27 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
 # ---- records
 
 
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return read_rows(path, Record({}), remedy="delete it")
+
+
 def test_rows_are_added_and_read(tmp_path: Path) -> None:
     records = Records(tmp_path / "run" / "metrics.jsonl")
-    assert records.read() == []
+    assert rows_of(records.path) == []
     rows = [{"step": 1, "name": "é\u2028"}, {"step": 2}]
     for row in rows:
         records.append(row)
     records.sync()
     assert records.rows == 2
-    assert records.read() == read_rows(records.path) == rows
-    assert read_rows(tmp_path / "nowhere.jsonl") == []
+    assert rows_of(records.path) == rows
+    assert rows_of(tmp_path / "nowhere.jsonl") == []
+
+
+def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
+    Records(tmp_path / "rows.jsonl").append({"loss": math.nan, "of": [math.inf, 1.5]})
+    write_json(tmp_path / "value.json", {"loss": -math.inf})
+    assert rows_of(tmp_path / "rows.jsonl") == [{"loss": None, "of": [None, 1.5]}]
+    assert json.loads((tmp_path / "value.json").read_text()) == {"loss": None}
 
 
 def test_rows_behind_those_that_count_are_cut_off(tmp_path: Path) -> None:
@@ -304,12 +317,13 @@ def test_rows_behind_those_that_count_are_cut_off(tmp_path: Path) -> None:
     path.write_text("".join(f"{json.dumps({'step': step})}\n" for step in range(5)) + '{"step": 5, "lo')
     whole = Records(path, rows=9)  # a row that was cut short is none
     assert whole.rows == 5
-    assert len(whole.read()) == 5
+    assert len(rows_of(path)) == 5
     records = Records(path, rows=3)
     assert records.rows == 3
     records.append({"step": "new"})
-    assert [row["step"] for row in records.read()] == [0, 1, 2, "new"]
-    assert Records(path).read() == []
+    assert [row["step"] for row in rows_of(path)] == [0, 1, 2, "new"]
+    assert Records(path).rows == 0
+    assert rows_of(path) == []
 
 
 def test_rows_that_cannot_be_written_tell_how_to_go_on(tmp_path: Path) -> None:

@@ -49,7 +49,12 @@ def shares(budget: float, scores: Sequence[float], sizes: Sequence[int]) -> list
 
     Whole shares first, truncated; what is left goes to the matrices that are not full, by score and as real
     numbers, until none is left or all are full. Where only zero scores remain the shares are equal.
+
+    Raises:
+        FloatingPointError: a score is not finite.
     """
+    if not all(map(math.isfinite, scores)):
+        raise FloatingPointError("diverged: the importance of the weights is not finite")
     weights = list(scores) if math.fsum(scores) > 0 else [1.0] * len(sizes)
     total = math.fsum(weights)
     given = [float(min(size, int(budget * weight / total))) for weight, size in zip(weights, sizes, strict=True)]

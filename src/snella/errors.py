@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 LONGEST = 200  # characters of a reason
+SHOWN = 60  # characters of a value
 
 
 class UserError(ValueError):
@@ -18,3 +19,16 @@ def short_reason(error: BaseException) -> str:
         return error.strerror.lower()
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: in a few characters, whatever it is."""
+    if isinstance(value, int) and value.bit_length() > 200:  # Python refuses to write thousands of digits
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+
+
+def named(value: object) -> str:
+    """Return a key or a name as a message has it: as it is where it is short text, else as `shown` does."""
+    return value if isinstance(value, str) and value.isprintable() and len(value) <= SHOWN else shown(value)

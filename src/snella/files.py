@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read back, and where they belong. Nothing else in the package writes.
+"""Files: written whole or not at all, and where they belong. Nothing else in the package writes.
 
 writing ....... a file or a folder that takes its place when it is whole
 writing_into .. several files that are moved into a folder together
@@ -14,17 +14,20 @@ import os
 import shutil
 import tempfile
 import threading
+import zlib
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snella.errors import UserError, short_reason
+from snella.json_files import Count, read_json, without_nan
 
 if TYPE_CHECKING:
     from PIL import Image
 
 MAKE_ROOM = "make room or make it writable"
+CHECKSUMS = "checksums.json"  # in a folder of files that belong together: file -> CRC-32
 
 
 def cache_folder() -> Path:
@@ -214,8 +217,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a JSON file as `write_text` does."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write a JSON file as `write_text` does; numbers that are not finite are null in it."""
+    write_text(path, json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def save_picture(picture: Image.Image, path: Path, *, shared: bool = False) -> None:
@@ -224,12 +227,36 @@ def save_picture(picture: Image.Image, path: Path, *, shared: bool = False) -> N
         picture.save(partial, "PNG")
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a .jsonl file; none where there is no file."""
-    if not path.is_file():
-        return []
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+def write_checksums(folder: Path) -> None:
+    """Write the CRC-32 of each file of a folder into it, but of texts for people (.md), which may be edited."""
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and file.suffix != ".md"]
+    write_json(folder / CHECKSUMS, {file.name: checksum(file) for file in files if file.name != CHECKSUMS})
+
+
+def check_checksums(folder: Path, *, remedy: str) -> bool:
+    """Return whether a folder has checksums, after its files were compared with them.
+
+    Raises:
+        UserError: a file is missing, cut short or altered; the message names the file and ends with the remedy.
+    """
+    if not (folder / CHECKSUMS).is_file():
+        return False
+    for name, expected in read_json(folder / CHECKSUMS, dict[str, Count], remedy=remedy).items():
+        file = folder / Path(name).name
+        if not file.is_file():
+            raise UserError(f"{file} is missing; {remedy}")
+        if checksum(file) != expected:
+            raise UserError(f"{file} was altered: it does not match its checksum in {CHECKSUMS}; {remedy}")
+    return True
+
+
+def checksum(file: Path) -> int:
+    """Return the CRC-32 of a file."""
+    total = 0
+    with open(file, "rb") as opened:
+        while block := opened.read(1 << 20):
+            total = zlib.crc32(block, total)
+    return total
 
 
 def size_of(folder: Path) -> int:
@@ -259,9 +286,9 @@ class Records:
                 file.truncate(end)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row."""
+        """Write one row; numbers that are not finite are null in it."""
         with failures_of(self.path, self.REMEDY), open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(without_nan(row), allow_nan=False) + "\n")
             file.flush()
         self.rows += 1
 
@@ -270,7 +297,3 @@ class Records:
         if self.rows:
             with failures_of(self.path, self.REMEDY):
                 _sync(self.path)
-
-    def read(self) -> list[dict[str, Any]]:
-        """Return all rows."""
-        return read_rows(self.path)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from torch import nn
 
+from snella.errors import UserError
 from snella.training.loop import FitResult, Interrupted
 from support.toy import SETTINGS, Classification, Metrics, interrupt_at, train
 
@@ -41,7 +42,7 @@ def result_of(folder: Path, scores: Sequence[float], *, higher: bool = True, pat
         ([0.9, 0.4, 0.9, 0.9, 0.2], True, 4),  # of equals the last
         ([0.4, 0.2, 0.2], False, 3),
         ([math.nan, 0.1, math.nan], True, 2),
-        ([math.nan, math.nan], True, 1),
+        ([math.nan, math.inf, 0.1, math.nan], True, 3),
     ],
 )
 def test_the_best_epoch(scores, higher, best, tmp_path):
@@ -49,6 +50,11 @@ def test_the_best_epoch(scores, higher, best, tmp_path):
     assert result.best_epoch == best
     assert result.epochs_done == len(scores)
     assert result.best_metric == pytest.approx(scores[best - 1], nan_ok=True)
+
+
+def test_where_no_epoch_has_a_finite_score_none_is_the_best(tmp_path):
+    with pytest.raises(UserError, match=r"^diverged: no epoch of .* has a finite score on val"):
+        result_of(tmp_path, [math.nan, math.inf])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ What loads torch is imported inside the command that needs it, so that help and 
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -74,6 +73,7 @@ def _dispatch(args: list[str]) -> int:
 def _train(args: list[str]) -> int:
     config = _in_benchmark(parse_train(args, "train", _defaults(args)), args)
     validate(config)
+    from snella.runs.folder import resume_command
     from snella.runs.train import train
     from snella.training.interrupt import Interrupted
 
@@ -225,8 +225,3 @@ def _parse(command: type[C], args: Sequence[str]) -> C:
     name = command.__name__.lower()
     check_flags(args, get_type_hints(command), name)
     return parse(command, args, name)
-
-
-def resume_command(folder: Path) -> str:
-    """Return the command that goes on with a run."""
-    return shlex.join(["snella", "train", "--recipe", str(folder / "config.yaml"), "--out", str(folder), "--resume"])

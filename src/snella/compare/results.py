@@ -10,7 +10,7 @@ from statistics import fmean, geometric_mean, median
 from typing import Any
 
 from snella.compare.statistics import Difference, Spread, mean_of_pairs, spread
-from snella.files import read_rows
+from snella.report.rows import read_metrics
 from snella.runs.folder import read_config, read_summary
 
 REFERENCE = "lora"  # what the other methods are compared with
@@ -133,18 +133,23 @@ def mean_result(results: Sequence[TaskResult]) -> TaskResult:
 def read_result(folder: Path) -> RunResult:
     """Read the result of a finished run; of the grid only what was chosen is tested."""
     config, summary = read_config(folder), read_summary(folder)
-    metrics = {name: summary.get(name, {}) for name in ("test", "test_last", "val")}
+    metrics = {name: _numbers(summary.get(name, {})) for name in ("test", "test_last", "val")}
     names = ("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "images", "device", "versions")
     images = min(config.data.images_per_batch, summary["images"]["train"]) * config.loop.accumulate
     return RunResult(
         str(folder),
         lr=config.loop.lr,
         seed=config.seed,
-        step_seconds=step_seconds(read_rows(folder / "metrics.jsonl"), images),
+        step_seconds=step_seconds(read_metrics(folder), images),
         **summary["selection"],
         **metrics,
         **{name: summary[name] for name in names},
     )
+
+
+def _numbers(metrics: dict[str, float | None]) -> dict[str, float]:
+    """Return metrics with NaN where JSON has null."""
+    return {name: math.nan if value is None else value for name, value in metrics.items()}
 
 
 def step_seconds(rows: list[dict[str, Any]], images: int) -> float:
@@ -152,7 +157,8 @@ def step_seconds(rows: list[dict[str, Any]], images: int) -> float:
 
     No validation is in it. NaN where there are no rows.
     """
-    seconds = [images / row["images_per_second"] for row in rows if row["kind"] == "train"]
+    speeds = (row["images_per_second"] for row in rows if row["kind"] == "train")
+    seconds = [images / speed for speed in speeds if speed > 0]
     return median(seconds) if seconds else math.nan
 
 

@@ -47,7 +47,8 @@ from snella.runs.folder import (
 )
 from snella.runs.prepare import read_run_data
 from snella.tasks.registry import task_named
-from snella.training.loop import DIVERGED, is_better
+from snella.training.interrupt import DIVERGED
+from snella.training.loop import is_better
 
 if TYPE_CHECKING:
     from snella.config.suites import Suite

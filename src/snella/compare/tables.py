@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -133,20 +132,11 @@ def csv_row(result: TaskResult, row: MethodResult) -> dict[str, Any]:
 
 def as_json(result: TaskResult) -> dict[str, Any]:
     """Return all that is known of a task, each seed's run with it, as JSON holds it."""
-    report = _without_nan(asdict(result))
+    report = asdict(result)
     for row, entry in zip(result.methods, report["methods"], strict=True):
         entry["grid"] = [{"lr": lr, "val": value} for lr, value in entry["grid"].items()]
-        entry["summary"] = _without_nan(csv_row(result, row))
+        entry["summary"] = csv_row(result, row)
     return report
-
-
-def _without_nan(value: Any) -> Any:
-    """Put None in the place of each NaN and infinity, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # ---- a suite of tasks
@@ -270,7 +260,7 @@ def write_suite(suite: Suite, results: Sequence[TaskResult], folder: Path) -> No
         }
         for method in _methods(results)
     }
-    report = {"suite": suite.name, "published": published, "means": _without_nan(means), "tasks": tasks}
+    report = {"suite": suite.name, "published": published, "means": means, "tasks": tasks}
     write_json(folder / f"{NAME}.json", report)
     parts = [f"# {suite.title}", "", *(_markdown(*table) for table in suite_tables(suite, results))]
     lines = [f"- {line}" for line in suite_lines(suite, results)]

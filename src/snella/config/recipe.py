@@ -13,8 +13,10 @@ import yaml
 from snella.config.fields import flag, nearest
 from snella.config.schema import TrainConfig, recipe_keys, settings
 from snella.config.validation import typed
-from snella.errors import UserError
+from snella.config.yaml_text import read_yaml
+from snella.errors import UserError, named
 
+LONGEST_FILE = 1_000_000  # bytes
 _SUITE = re.compile(r"^suite\s*:", re.MULTILINE)  # what only a suite of tasks has (`snella.config.suites`)
 
 
@@ -40,7 +42,9 @@ def is_suite(recipe: str) -> bool:
     if recipe in suite_names():
         return True
     try:
-        return bool(_SUITE.search(Path(recipe).read_text(encoding="utf-8")))
+        return Path(recipe).stat().st_size <= LONGEST_FILE and bool(
+            _SUITE.search(Path(recipe).read_text(encoding="utf-8"))
+        )
     except (OSError, ValueError):  # no file, or none of text
         return False
 
@@ -56,7 +60,7 @@ def read_recipe(recipe: str) -> TrainConfig:
         raise UserError(f"recipe {recipe} is a suite of tasks; name one of them, {recipe}/TASK")
     try:
         return TrainConfig.of(**config_values(mapping(text)))
-    except UserError as error:
+    except ValueError as error:  # also of Python itself, for numbers of thousands of digits
         raise UserError(f"recipe {recipe}: {error}") from None
 
 
@@ -66,6 +70,8 @@ def recipe_text(recipe: str) -> str:
     if recipe in packaged:
         return packaged[recipe]
     if Path(recipe).is_file():
+        if Path(recipe).stat().st_size > LONGEST_FILE:
+            raise UserError(f"recipe {recipe} is of {Path(recipe).stat().st_size:,} bytes: that is no recipe")
         try:
             return Path(recipe).read_text(encoding="utf-8")
         except UnicodeDecodeError:
@@ -81,12 +87,7 @@ def recipe_text(recipe: str) -> str:
 
 def mapping(text: str) -> dict[Any, Any]:
     """Return the YAML of `key: value` lines. Raises UserError if it is anything else."""
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        raise UserError(f"no valid YAML{where}: {getattr(error, 'problem', None) or error}") from None
+    values = read_yaml(text)
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -103,7 +104,7 @@ def config_values(values: Mapping[Any, Any]) -> dict[str, Any]:
     found, known = {}, settings()
     for key, value in _renamed(values).items():
         if key not in known:
-            raise UserError(f"unknown key {key}{nearest(str(key), recipe_keys())}")
+            raise UserError(f"unknown key {named(key)}{nearest(named(key), recipe_keys())}")
         if known[key].reading.start:
             raise UserError(f"{key} belongs on the command line ({flag(key)}), not in a recipe")
         found[key] = typed(key, value, known[key].hint, parse=True)

@@ -23,7 +23,7 @@ from snella.config.fields import nearest
 from snella.config.recipe import config_values, is_suite, mapping, recipe_text
 from snella.config.schema import TrainConfig
 from snella.config.validation import typed
-from snella.errors import UserError
+from snella.errors import UserError, named, shown
 
 __all__ = [
     "Published",
@@ -85,7 +85,7 @@ def read_suite(recipe: str, data: str | None = None) -> Suite:
         raise UserError(f"recipe {recipe} is not a suite of tasks: it has no `suite:`")
     try:
         suite = _suite(Path(recipe).stem, mapping(text))
-    except UserError as error:
+    except ValueError as error:  # also of Python itself, for numbers of thousands of digits
         raise UserError(f"suite {recipe}: {error}") from None
     if data is None:
         return suite
@@ -151,7 +151,7 @@ def _below(data: str, config: TrainConfig) -> TrainConfig:
 def _suite(name: str, values: dict[Any, Any]) -> Suite:
     for key in values:
         if key not in _KEYS:
-            raise UserError(f"unknown key {key}{nearest(str(key), _KEYS)} (there are {', '.join(_KEYS)})")
+            raise UserError(f"unknown key {named(key)}{nearest(named(key), _KEYS)} (there are {', '.join(_KEYS)})")
     common = _table("common", values.get("common"))
     settings = {
         str(key): _table(f"setting {key}", value) for key, value in _table("settings", values.get("settings")).items()
@@ -199,7 +199,9 @@ def _published(value: Any) -> Published:
     mark = _table("published", value)
     for key in mark:
         if key not in _MARK:
-            raise UserError(f"published: unknown key {key}{nearest(str(key), _MARK)} (there are {', '.join(_MARK)})")
+            raise UserError(
+                f"published: unknown key {named(key)}{nearest(named(key), _MARK)} (there are {', '.join(_MARK)})"
+            )
     if "method" not in mark:
         raise UserError("published: a mark has no method; name it")
     found = {key: typed(key, mark.get(key), hint, parse=True) for key, hint in _MARK.items() if key in mark}
@@ -208,11 +210,11 @@ def _published(value: Any) -> Published:
 
 def _table(name: str, value: Any) -> dict[Any, Any]:
     if not isinstance(value, dict | None):
-        raise UserError(f"{name}: {value!r} is not a table of `key: value`")
+        raise UserError(f"{name}: {shown(value)} is not a table of `key: value`")
     return value or {}
 
 
 def _list(name: str, value: Any) -> list[Any]:
     if not isinstance(value, list | None):
-        raise UserError(f"{name}: {value!r} is not a list")
+        raise UserError(f"{name}: {shown(value)} is not a list")
     return value or []

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import types
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from snella.config.fields import check_intervals, flag, nearest, read_bytes
 from snella.config.schema import TrainConfig, settings
 from snella.config.tasks import TASKS
-from snella.errors import UserError
+from snella.errors import UserError, named, shown
 
 # methods for which weights cannot be kept in fewer bits, and why
 NOT_PACKED = {"full": "trains all weights", "shira": "writes into copies of the frozen weights"}
 SECTIONS = tuple(dict.fromkeys(known.section for known in settings().values() if known.section))
+
+MOST = 2**63  # whole numbers below it, as tensors hold them
 
 
 def validate(config: TrainConfig) -> None:
@@ -115,7 +117,7 @@ def typed(name: str, value: Any, hint: Any, *, parse: bool = False) -> Any:
             return tuple(value)
         raise _type_error(name, value, "a list of names")
     if hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, float) or _is_whole(value):
             return float(value)
         if parse and isinstance(value, str):  # YAML 1.1 reads 1e-3, without a dot, as text
             try:
@@ -123,16 +125,20 @@ def typed(name: str, value: Any, hint: Any, *, parse: bool = False) -> Any:
             except ValueError:
                 pass
         raise _type_error(name, value, "a number")
-    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    if isinstance(value, hint) and not (hint is int and not _is_whole(value)):
         return value
     raise _type_error(name, value, {int: "a whole number", bool: "true or false", str: "text"}[hint])
 
 
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < MOST
+
+
 def choice_error(name: str, value: Any, choices: tuple[str, ...]) -> UserError:
     """Return the error for a value that is none of the choices, with the nearest of them."""
-    near = nearest(str(value), choices)
-    return UserError(f"{flag(name)} {value} is unknown{near} (choose from {', '.join(choices)})")
+    near = nearest(named(value), choices)
+    return UserError(f"{flag(name)} {named(value)} is unknown{near} (choose from {', '.join(choices)})")
 
 
 def _type_error(name: str, value: Any, wanted: str) -> UserError:
-    return UserError(f"{name}: {value!r} is not {wanted}")
+    return UserError(f"{name}: {shown(value)} is not {wanted}")

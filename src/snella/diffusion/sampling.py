@@ -176,6 +176,8 @@ def _by_ddim(
     if frozen.vae is not None:
         config = frozen.vae.config
         x = frozen.vae.decode(x / config.scaling_factor + (config.get("shift_factor") or 0.0)).sample
+    if not x.isfinite().all():
+        raise UserError("what the model makes is not finite; its training has diverged: lower --lr")
     pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(one.squeeze(-1) if one.shape[-1] == 1 else one).convert("RGB") for one in pixels]
 

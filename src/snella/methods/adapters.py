@@ -19,18 +19,22 @@ from __future__ import annotations
 import difflib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, get_type_hints
 
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model, get_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from snella.config.method import METHODS, Method, MethodConfig
 from snella.errors import UserError, short_reason
+from snella.files import check_checksums
+from snella.json_files import Record, read_json
 from snella.methods.budgets import left_ranks
 from snella.training.interfaces import AfterStep
 from snella.tuner.targets import head_names
@@ -96,25 +100,79 @@ def load_adapter(method: str, base: nn.Module, folder: str | os.PathLike[str]) -
     """Put a saved adapter onto a freshly built model, which is changed.
 
     Raises:
-        UserError: nothing saved there, or it was saved from another model.
+        UserError: nothing saved there, it was saved from another model or by another method, tensors are missing, too
+            many or not finite, or the folder's files do not match its checksums.
     """
-    plain = method_named(method).build is None
+    plain, folder = method_named(method).build is None, Path(folder)
     for file in (PLAIN_FILE,) if plain else PEFT_FILES:  # PEFT would ask the hub for what is missing
-        if not os.path.isfile(os.path.join(folder, file)):
+        if not (folder / file).is_file():
             raise UserError(f"{folder} has no {file}: no adapter of {method} was saved there")
+    file = folder / (PLAIN_FILE if plain else PEFT_FILES[1])
+    check_checksums(folder, remedy="restore it, or train again")
+    state = read_tensors(file)
+    if not plain:
+        _check_config(method, folder / PEFT_FILES[0])
     try:
         if not plain:
-            with _expected_warnings():
-                return PeftModel.from_pretrained(base, os.fspath(folder))  # type: ignore[arg-type]
+            return _with_peft(base, folder, state)
         _train_part(method, base)
-        state, expected = load_file(os.path.join(folder, PLAIN_FILE)), _trained_state(base)
-        if odd := sorted(state.keys() ^ expected.keys()):
-            raise ValueError(f"{len(odd)} names differ, such as {odd[0]}")
+        _check_names(file, state, _trained_state(base))
         base.load_state_dict(state, strict=False)
         return base
-    except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever PEFT makes of a configuration that was altered
         reason = short_reason(error)
         raise UserError(f"the adapter in {folder} does not fit this {type(base).__name__} ({reason})") from error
+
+
+def _with_peft(base: nn.Module, folder: Path, state: Mapping[str, Tensor]) -> PeftModel:
+    """Do as `PeftModel.from_pretrained` does, which says nothing of tensors that are missing or too many."""
+    config = PeftConfig.from_pretrained(os.fspath(folder))
+    config.inference_mode = True
+    with _expected_warnings():
+        model = PeftModel(base, config)  # type: ignore[arg-type]
+        _check_names(folder / PEFT_FILES[1], state, get_peft_model_state_dict(model, save_embedding_layers=False))
+        model.load_adapter(os.fspath(folder), str(model.active_adapter))
+    return model
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file. Raises UserError, which names it, where it is damaged or not all are finite."""
+    try:
+        state = load_file(file)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise UserError(
+            f"{file} is damaged or incomplete ({short_reason(error)}); restore it, or train again"
+        ) from None
+    if broken := next((name for name, tensor in state.items() if not is_finite(tensor)), None):
+        raise UserError(f"{file}: {broken} has values that are not finite; restore it, or train again")
+    return state
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether a tensor has neither NaN nor infinity."""
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+
+
+def _check_names(file: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse a file that lacks tensors or has others. Raises ValueError, which names the first of them."""
+    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    for names, what in ((missing, "lacks"), (unknown, "has, without a place in the model,")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(f"{file.name} {what} {names[0]}{more}")
+
+
+def _check_config(method: str, file: Path) -> None:
+    """Refuse an adapter_config.json whose values are of another type, or of another method. Raises UserError."""
+    remedy = "restore it, or train again"
+    kind = str(read_json(file, Record({"peft_type": str}), remedy=remedy)["peft_type"])
+    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise UserError(f"{file}: peft_type is {kind}, and should be a method of PEFT; {remedy}")
+    hints = get_type_hints(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)])
+    known = {name: hint for name, hint in hints.items() if name not in ("peft_type", "task_type")}
+    read_json(file, Record({}, known), remedy=remedy)
 
 
 def merged(method: str, model: nn.Module) -> nn.Module:

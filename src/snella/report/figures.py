@@ -127,7 +127,7 @@ def training_curves_figure(
     figure = new_figure(width, height)
     left, right = (figure.add_axes((x / width, 0.5 / height, 3.45 / width, 2.15 / height)) for x in (0.6, 4.9))
     _loss_curves(left, train, val, both=metric != "loss")
-    is_share = higher_is_better and all(0 <= row[metric] <= 1 for row in val)
+    is_share = higher_is_better and all(0 <= row[metric] <= 1 or math.isnan(row[metric]) for row in val)
     best = next((row for row in val if row["epoch"] == best_epoch), None)
     _score_curve(right, val, metric, best, title=f"validation {name or metric}", is_share=is_share)
     text = f"best epoch: {best_epoch} of {val[-1]['epoch']}"

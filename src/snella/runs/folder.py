@@ -8,9 +8,9 @@ RUN/summary.json    the result; written last: a run folder that has it is finish
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -19,14 +19,34 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from snella.config.method import METHODS
 from snella.config.recipe import differences, read_recipe, to_yaml
 from snella.config.schema import Tested, TrainConfig
+from snella.config.tasks import TASKS
+from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
 from snella.files import check_writable, write_json, write_text
+from snella.json_files import Count, Record, read_json
+from snella.models.backbone import BackboneSpec
+from snella.tasks.registry import task_named
+from snella.training.checkpoint import read_divergences
+from snella.training.train_state import RATES
 
 CONFIG, SUMMARY, ADAPTER, BASE = "config.yaml", "summary.json", "adapter", "base.safetensors"
 ABOUT = "snella.json"  # in the adapter's folder
 READ = ("data", "checkpoint", "prior_data", "backbone")  # fields that may name files
+SUMMARY_HOLDS = Record(
+    {
+        "val": dict[str, float | None],
+        "selection": Record({"metric": str, "higher_is_better": bool}),
+        **dict.fromkeys(("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seed"), Count),
+        "seconds": float,
+        "images": dict[str, Count],
+        "device": str,
+        "versions": dict[str, str],
+    },
+    {"test": dict[str, float | None], "test_last": dict[str, float | None]},
+)
 PACKAGES = ("snella", "torch", "torchvision", "timm", "peft", "accelerate", "transformers")
 
 
@@ -61,13 +81,31 @@ def check_claim(folder: Path, config: TrainConfig) -> None:
         if path.name and path.exists() and path.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"--overwrite would delete {path}, which this run reads; move it, or choose another --out")
     if config.resume and state != "absent":
-        differ = differences(read_recipe(str(folder / CONFIG)), config)
-        if differ:
-            raise other_settings(folder, differ, "resume with the same ones, or choose another --out")
+        check_same(folder, config)
     check_writable(folder)
     if state != "absent":
         with alone_in(folder, "training"):
             pass
+
+
+def check_same(folder: Path, config: TrainConfig) -> None:
+    """Refuse to go on with a run whose settings were others; one that has diverged must have a lower rate.
+
+    Raises:
+        UserError: what differs, or where it has diverged.
+    """
+    old = read_recipe(str(folder / CONFIG))
+    diverged = [found for found in read_divergences(folder) if found["lr"] == old.loop.lr]
+    if diverged and not (folder / SUMMARY).is_file():
+        if config.loop.lr >= old.loop.lr:
+            step, rate = diverged[-1]["step"], diverged[-1]["learning_rate"]
+            raise UserError(
+                f"diverged: at step {step} with learning rate {rate:.3g}, as it would again; "
+                f"go on with --resume --lr {old.loop.lr / 10:.3g}, or another rate below {old.loop.lr:g}"
+            )
+        old = old.changed(**{name: config.value(name) for name in RATES})
+    if differ := differences(old, config):
+        raise other_settings(folder, differ, "resume with the same ones, or choose another --out")
 
 
 def other_settings(folder: Path, differ: list[str], remedy: str) -> UserError:
@@ -143,6 +181,11 @@ def read_config(folder: Path) -> TrainConfig:
     return read_recipe(str(folder / CONFIG))
 
 
+def resume_command(folder: Path) -> str:
+    """Return the command that goes on with a run."""
+    return shlex.join(["snella", "train", "--recipe", str(folder / CONFIG), "--out", str(folder), "--resume"])
+
+
 def read_about(folder: Path) -> dict[str, Any]:
     """Return adapter/snella.json of a run: task, method, backbone, classes, preprocessing, fingerprint, versions.
 
@@ -152,24 +195,18 @@ def read_about(folder: Path) -> dict[str, Any]:
     read_config(folder)
     path = folder / ADAPTER / ABOUT
     if not path.is_file():
-        unfinished = f"snella train --recipe {folder / CONFIG} --out {folder} --resume"
-        raise UserError(f"{folder} has no trained adapter yet; finish its training: {unfinished}")
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"task", "method", "backbone", "classes", "preprocessing", "fingerprint"} - about.keys()
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); train again") from None
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(sorted(missing))}; train again")
-    return about
+        lower = " --lr LOWER" if read_divergences(folder) else ""
+        raise UserError(f"{folder} has no trained adapter yet; finish its training: {resume_command(folder)}{lower}")
+    remedy = "restore it, or train again"
+    task = read_json(path, Record({"task": Literal[tuple(TASKS)]}), remedy=remedy)["task"]
+    holds = {"method": Literal[tuple(METHODS)], "backbone": BackboneSpec, "classes": list[str], "fingerprint": str}
+    holds |= {"preprocessing": Preprocessing, **task_named(task).about}
+    return read_json(path, Record(holds, {"versions": dict[str, str]}), remedy=remedy)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """Return summary.json of a finished run. Raises UserError if it is damaged."""
-    try:
-        return json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{folder / SUMMARY} is damaged ({error}); delete it and --resume writes it again") from None
+    return read_json(folder / SUMMARY, SUMMARY_HOLDS, remedy="delete it, and --resume writes it again")
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:

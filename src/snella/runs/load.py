@@ -14,17 +14,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from snella.config.schema import TrainConfig
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError, short_reason
-from snella.methods.adapters import load_adapter
+from snella.methods.adapters import load_adapter, read_tensors
 from snella.models.backbone import fingerprint
 from snella.runs.devices import check_device
-from snella.runs.folder import ADAPTER, BASE, read_about, read_config
+from snella.runs.folder import ABOUT, ADAPTER, BASE, read_about, read_config
 from snella.tasks.interface import Task, TaskLearner
 from snella.tasks.registry import task_named
 from snella.tuner import set_base_precision
@@ -51,11 +49,14 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> LoadedRun:
         UserError: no finished run, damaged files, or the backbone found is not the one that was trained on.
     """
     config, saved = read_config(folder), read_about(folder)
-    task = task_named(saved["task"])
-    spec = task.spec_from(saved)
-    base = task.build(spec)
+    task, about = task_named(saved["task"]), folder / ADAPTER / ABOUT
+    spec = _made_of(about, lambda: task.spec_from(saved))
+    preprocessing = _made_of(about, lambda: Preprocessing.from_dict(saved["preprocessing"]))
+    learner = _made_of(about, lambda: task.learner_from(saved))
+    base = _made_of(about, lambda: task.build(spec))
     if (folder / BASE).is_file():
-        _damage_named(folder / BASE, lambda: base.load_state_dict(load_file(folder / BASE)))
+        weights = read_tensors(folder / BASE)
+        _made_of(folder / BASE, lambda: base.load_state_dict(weights))
     if fingerprint(base) != saved["fingerprint"]:
         raise UserError(
             f"{folder / ADAPTER} is an adapter for another backbone: the weights of {spec.backbone.name} found here "
@@ -63,21 +64,19 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> LoadedRun:
         )
     set_base_precision(base, config.model.base_precision)
     set_base_precision(base, "fp32")  # the rounded values, in plain tensors, which are faster
-    model = _damage_named(folder / ADAPTER, lambda: load_adapter(saved["method"], base, folder / ADAPTER))
+    model = load_adapter(saved["method"], base, folder / ADAPTER)
     model.to(device).eval()
-    preprocessing = Preprocessing.from_dict(saved["preprocessing"])
-    return LoadedRun(config, saved, task, task.learner_from(saved), preprocessing, model)
+    return LoadedRun(config, saved, task, learner, preprocessing, model)
 
 
-def _damage_named(path: Path, read: Callable[[], T]) -> T:
-    """Return what is read. Raises UserError, which names the path, where it is damaged."""
+def _made_of(path: Path, make: Callable[[], T]) -> T:
+    """Return what is made of a file's values. Raises UserError, which names the file, where nothing can be."""
     try:
-        return read()
+        return make()
     except UserError:
         raise
-    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
-        reason = short_reason(error)
-        raise UserError(f"{path} is damaged or incomplete ({reason}); train again") from error
+    except Exception as error:  # values of the right types that no library function takes
+        raise UserError(f"{path} is damaged or incomplete ({short_reason(error)}); train again") from error
 
 
 def check_options(batch_size: int, device: str) -> None:

@@ -23,10 +23,11 @@ from snella.console import print_line, working
 from snella.data.dataset import ImageData
 from snella.data.images import Progress
 from snella.errors import UserError
-from snella.files import read_rows, size_of, write_json, writing
+from snella.files import size_of, write_checksums, write_json, writing
 from snella.methods.adapters import after_step, save_adapter
 from snella.report.allocation import allocation_figure
 from snella.report.figures import training_curves_figure
+from snella.report.rows import read_allocations, read_metrics
 from snella.report.tables import summary_table
 from snella.report.trackers import check_trackers
 from snella.runs.devices import device_name, make_accelerator, with_precision
@@ -48,9 +49,10 @@ from snella.runs.folder import (
 from snella.runs.memory import estimated, fitted
 from snella.runs.prepare import Prepared, read_run_data, tell
 from snella.tasks.registry import task_named
-from snella.training.checkpoint import checkpoints
+from snella.training.checkpoint import checkpoints, newest_checkpoint, read_divergences, step_of
 from snella.training.estimate import estimate_table
 from snella.training.evaluation import evaluate
+from snella.training.interrupt import Diverged
 from snella.training.loop import FitResult, fit
 from snella.training.optimiser import check_optimiser
 from snella.training.tuned_weights import load_tuned_state
@@ -127,25 +129,40 @@ def _train(
     if not checkpoints(folder):
         with working(console, "generating samples") as progress:
             show("before", progress)
-    result = fit(
-        ready.model,
-        ready.learner,
-        ready.batches["train"],
-        ready.batches["val"],
-        config.loop,
-        folder,
-        accelerator=accelerator,
-        seed=config.seed,
-        after_step=after_step(config.method.name, ready.model),
-        after_epoch=after_epoch,
-        resume=config.resume,
-        console=console,
-    )
+    try:
+        result = fit(
+            ready.model,
+            ready.learner,
+            ready.batches["train"],
+            ready.batches["val"],
+            config.loop,
+            folder,
+            accelerator=accelerator,
+            seed=config.seed,
+            after_step=after_step(config.method.name, ready.model),
+            after_epoch=after_epoch,
+            resume=config.resume,
+            console=console,
+        )
+    except Diverged as error:
+        raise _with_best_epoch(error, folder, config, ready) from error
     if not trained:
         _save_adapter(folder, config, ready)
         with working(console, "generating samples") as progress:
             show("after", progress)
     return _finish(folder, config, ready, result, accelerator, console)
+
+
+def _with_best_epoch(error: Diverged, folder: Path, config: TrainConfig, ready: Prepared) -> UserError:
+    """Save the best epoch before a divergence, and return the error that says so and how to go on."""
+    saved = ""
+    if error.best_epoch:
+        _save_adapter(folder, config, ready)
+        saved = f"; the best epoch before, {error.best_epoch}, is in {folder / ADAPTER}"
+    lower = f"--resume --lr {config.loop.lr / 10:.3g}"
+    last = newest_checkpoint(folder)
+    goes_on = f"{lower} goes on from step {step_of(last)}" if last else f"{lower} starts again"
+    return UserError(f"{error}{saved}; {goes_on}")
 
 
 def _sample_grids(
@@ -194,6 +211,7 @@ def _save_adapter(folder: Path, config: TrainConfig, ready: Prepared) -> None:
     with writing(folder / ADAPTER) as partial:
         save_adapter(config.method.name, ready.model, partial)
         write_json(partial / ABOUT, about)
+        write_checksums(partial)
 
 
 def _finish(
@@ -223,6 +241,8 @@ def _finish(
         "seed": config.seed,
         "versions": versions(),
     }
+    if diverged := read_divergences(folder):  # it went on with a lower rate
+        summary["diverged"] = diverged
     write_summary(folder, summary)
     if tested and len(ready.data.classes) <= LISTED:
         console.print(learner.table(tested))
@@ -258,11 +278,11 @@ def _tested(
 def _draw(folder: Path, ready: Prepared, result: FitResult) -> None:
     """Draw where the budget went, and how the training went."""
     learner = ready.learner
-    if allocations := read_rows(folder / "allocation.jsonl"):
+    if allocations := read_allocations(folder):
         allocation_figure(allocations, folder / "allocation.png")
     if result.history:  # metrics.jsonl may be lost, where a run folder was copied
         training_curves_figure(
-            read_rows(folder / "metrics.jsonl"),
+            read_metrics(folder, learner.selection),
             folder / "curves.png",
             best_epoch=result.best_epoch,
             metric=learner.selection,

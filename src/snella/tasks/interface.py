@@ -10,6 +10,7 @@ alone.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from snella.data.dataset import ImageData, Transform
 from snella.data.images import Progress, UnreadableImage
 from snella.data.loading import Examples
 from snella.data.transforms.images import Preprocessing
+from snella.errors import UserError
 from snella.models.backbone import BackboneSpec
 from snella.training.interfaces import DeviceBatch, DeviceBatches, Evaluation
 
@@ -45,6 +47,12 @@ class Prediction:
 
     row: dict[str, Any]  # as --json prints it; "image" is its name
     pictures: dict[str, Image.Image] = field(default_factory=dict)  # kind -> a picture to write, such as a mask
+
+
+def check_finite(image: str, total: float) -> None:
+    """Refuse what a model says of an image where the sum of it is not finite. Raises UserError."""
+    if not math.isfinite(total):
+        raise UserError(f"{image}: what the model gives is not finite; its training has diverged: lower --lr")
 
 
 EvaluationT = TypeVar("EvaluationT", bound=Evaluation)
@@ -154,6 +162,7 @@ class Task(ABC, Generic[SpecT, DataT, SplitT]):
     pictures: ClassVar[tuple[str, ...]] = ()  # kinds of pictures that a prediction makes
     exports_onnx: ClassVar[bool] = False  # whether a merged model can be written as ONNX too
     generates: ClassVar[bool] = False  # whether its models make images, and do not look at any
+    about: ClassVar[Mapping[str, Any]] = {}  # its own part of snella.json: key -> hint (`snella.json_files`)
 
     def check(self, config: TrainConfig) -> None:
         """Refuse a config that cannot be trained, before anything is read, built or downloaded. Raises UserError."""

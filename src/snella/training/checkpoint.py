@@ -21,9 +21,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from snella.errors import UserError
-from snella.files import Records, discard, failures_of, writing
+from snella.errors import UserError, short_reason
+from snella.files import CHECKSUMS, Records, discard, failures_of, write_json, writing
+from snella.json_files import Count, Record, parse_json, read_json, without_nan
 
+DIVERGENCES = "diverged.json"  # in a run folder, where its training has
+_DIVERGENCE = Record({"step": Count, "learning_rate": float, "lr": float})
 KEPT = 2  # the newest, and one before it in case that one turns out to be damaged
 
 Tensors = dict[str, dict[str, Tensor]]  # file name without suffix: name: tensor
@@ -32,12 +35,12 @@ Tensors = dict[str, dict[str, Tensor]]  # file name without suffix: name: tensor
 def checkpoints(folder: Path) -> list[Path]:
     """Return the whole checkpoints of a run folder, oldest first."""
     found = (folder / "checkpoints").glob("step-*")
-    return sorted((p for p in found if re.fullmatch(r"step-\d{8,}", p.name)), key=_step)
+    return sorted((p for p in found if re.fullmatch(r"step-\d{8,}", p.name)), key=step_of)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the checkpoint that a run would be resumed from, or None."""
-    return max(checkpoints(folder), key=_step, default=None)
+    return max(checkpoints(folder), key=step_of, default=None)
 
 
 def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Any) -> Path:
@@ -54,36 +57,54 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Mapping[str,
         for name, group in tensors.items():
             content = safetensors.torch.save({key: _plain(value) for key, value in group.items()})
             sums[f"{name}.safetensors"] = _write(partial / f"{name}.safetensors", content)
-        sums["state.json"] = _write(partial / "state.json", json.dumps(state).encode())
-        _write(partial / "checksums.json", json.dumps(sums).encode())
+        sums["state.json"] = _write(partial / "state.json", json.dumps(without_nan(state), allow_nan=False).encode())
+        _write(partial / CHECKSUMS, json.dumps(sums).encode())
     for old in checkpoints(folder)[:-KEPT]:
         with failures_of(folder, Records.REMEDY):
             discard(old, folder / ".checkpoint.discarded")
     return final
 
 
-def read_checkpoint(path: Path) -> tuple[Tensors, Any]:
+def read_divergences(folder: Path) -> list[dict[str, Any]]:
+    """Return where a run has diverged: the step, the learning rate there, and the one of the settings ("lr").
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not (folder / DIVERGENCES).is_file():
+        return []
+    return read_json(folder / DIVERGENCES, list[_DIVERGENCE], remedy="delete it")
+
+
+def write_divergence(folder: Path, step: int, rate: float, lr: float) -> None:
+    """Add a divergence to those of a run, unless it is there."""
+    found, new = read_divergences(folder), {"step": step, "learning_rate": rate, "lr": lr}
+    if new not in found:
+        write_json(folder / DIVERGENCES, [*found, new])
+
+
+def read_checkpoint(path: Path, hint: Any = Any) -> tuple[Tensors, Any]:
     """Return the tensors (on the CPU) and the state of a checkpoint folder.
 
     Raises:
-        UserError: a file is missing, cut short or altered.
+        UserError: a file is missing, cut short or altered, or the state is not what the hint says.
     """
+    remedy = "delete that folder to resume from the one before it"
     try:
-        sums = json.loads((path / "checksums.json").read_bytes())
-        content = {name: (path / name).read_bytes() for name in sums}
+        sums = read_json(path / CHECKSUMS, dict[str, Count], remedy=remedy)
+        content = {name: (path / Path(name).name).read_bytes() for name in sums}
         damaged = [name for name, data in content.items() if zlib.crc32(data) != sums[name]]
         if damaged:
             raise ValueError(f"{damaged[0]} does not match its checksum")
-        state = json.loads(content.pop("state.json"))
+        state = content.pop("state.json").decode()
         tensors = {name.removesuffix(".safetensors"): safetensors.torch.load(d) for name, d in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, SafetensorError) as error:
-        raise UserError(
-            f"checkpoint {path} is damaged ({error}); delete that folder to resume from the one before it"
-        ) from error
-    return tensors, state
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise UserError(f"checkpoint {path} is damaged ({short_reason(error)}); {remedy}") from error
+    return tensors, parse_json(state, hint, f"{path / 'state.json'}", remedy=remedy)
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """Return the optimiser steps done at a checkpoint."""
     return int(path.name.removeprefix("step-"))
 
 

@@ -1,4 +1,7 @@
-"""Stopping at a good moment: the first Ctrl-C, SIGTERM or SIGHUP asks, the second one stops at once."""
+"""How a training stops before its end: asked to by a signal, at a good moment, or because it has diverged.
+
+The first Ctrl-C, SIGTERM or SIGHUP asks, the second one stops at once.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import signal
 import threading
 from pathlib import Path
 from types import FrameType
+
+from snella.errors import UserError
 
 
 class Interrupted(Exception):  # noqa: N818 — not an error
@@ -21,6 +26,28 @@ class Interrupted(Exception):  # noqa: N818 — not an error
         self.step = step
         self.checkpoint = checkpoint
         self.signal_number = signal_number
+
+
+DIVERGED = ("the loss is", "diverged:")  # how such a message begins
+
+
+class Diverged(UserError):  # noqa: N818 (named as the other ends)
+    """Training cannot go on: the loss or what is tuned is not finite. What was written before is as it was.
+
+    Args:
+        what: what is not finite, as the message begins.
+        step: the optimiser step, from 1, at or after which that was found.
+        rate: the learning rate of that step.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, what: str, step: int, rate: float, remedy: str) -> None:
+        super().__init__(f"{what} at step {step} with learning rate {rate:.3g}; {remedy}")
+        self.what = what
+        self.step = step
+        self.rate = rate
+        self.remedy = remedy
+        self.best_epoch = 0  # the best one before, from 1; 0: there is none
 
 
 class StopSignals:

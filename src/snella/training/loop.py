@@ -26,17 +26,17 @@ from torch import Tensor, nn
 
 from snella.config.fields import check_intervals
 from snella.config.loop import LoopConfig
-from snella.errors import UserError
+from snella.errors import UserError, short_reason
+from snella.report.rows import read_metrics
 from snella.report.trackers import start_trackers
-from snella.training.checkpoint import checkpoints
+from snella.training.checkpoint import checkpoints, write_divergence
 from snella.training.evaluation import evaluate, on_device, seed_step
 from snella.training.interfaces import AfterStep, Batches, Learner
-from snella.training.interrupt import Interrupted, StopSignals
+from snella.training.interrupt import DIVERGED, Diverged, Interrupted, StopSignals
 from snella.training.progress import Progress, Speed
-from snella.training.train_state import TrainState, start_run
+from snella.training.train_state import TrainState, not_finite, start_run
 from snella.training.tuned_weights import copied, load_tuned_state, train_mode, tuned_state
 
-DIVERGED = "the loss is"  # how the message begins
 ROWS_PER_EPOCH = 10  # of metrics.jsonl, besides the validation's
 
 
@@ -81,7 +81,8 @@ def fit(
 
     Raises:
         Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was written.
-        UserError: the loss is not finite, the folder cannot be written or holds another run, the newest checkpoint
+        Diverged: the loss or the weights are not finite; the model has the best epoch so far, if there is one.
+        UserError: the folder cannot be written or holds another run, the newest checkpoint
             is damaged or of other settings, or a setting is out of its range.
     """
     check_intervals(settings)
@@ -91,15 +92,27 @@ def fit(
         raise UserError(f"{folder} holds a run already; go on with --resume, or choose another folder")
     run = start_run(folder, model, settings, accelerator, after_step, len(train), seed=seed, resume=resume)
     if not run.position.finished:
-        train_epochs(run, learner, train, val, after_epoch, console)
-    return finish(run)
+        try:
+            train_epochs(run, learner, train, val, after_epoch, console)
+        except Diverged as error:
+            write_divergence(folder, error.step, error.rate, settings.lr)
+            if run.best is not None:
+                load_tuned_state(model, run.best)
+                error.best_epoch = run.position.best_epoch
+            raise
+    return finish(run, learner)
 
 
-def finish(run: TrainState) -> FitResult:
-    """Load the best epoch's tuned state, and return what the training came to."""
+def finish(run: TrainState, learner: Learner) -> FitResult:
+    """Load the best epoch's tuned state, and return what the training came to.
+
+    Raises:
+        UserError: no epoch had a finite metric.
+    """
     at = run.position
-    assert run.best is not None  # a finished run has seen an epoch
-    assert at.best_metric is not None
+    if run.best is None or at.best_metric is None:
+        no_epoch = f"{DIVERGED[1]} no epoch of {run.folder} has a finite {learner.selection} on val"
+        raise UserError(f"{no_epoch}; train again with --overwrite and a lower --lr")
     last = None
     if at.best_epoch != at.epochs:
         last = copied(run.ema.shadow if run.ema is not None else tuned_state(run.model), device="cpu")
@@ -111,7 +124,7 @@ def finish(run: TrainState) -> FitResult:
         steps=at.step,
         seconds=at.seconds,
         peak_memory_bytes=at.peak_memory_bytes,
-        history=tuple(row for row in run.metrics.read() if row["kind"] == "val"),
+        history=tuple(row for row in read_metrics(run.folder) if row["kind"] == "val"),
         last=last,
     )
 
@@ -150,7 +163,7 @@ def train_epoch(run: TrainState, learner: Learner, train: Batches, progress: Pro
         seed_step(run.seed, step)
         run.schedule.step_update(at.step)
         loss = optimiser_step(run, learner, group)
-        record = run.after_step(step) if run.after_step is not None else None
+        record = after_step_of(run, step)
         run.optimizer.zero_grad()
         if run.ema is not None:
             run.ema.update(run.model)
@@ -173,6 +186,15 @@ def train_epoch(run: TrainState, learner: Learner, train: Batches, progress: Pro
                 raise Interrupted(step, checkpoint, stop.requested)
 
 
+def after_step_of(run: TrainState, step: int) -> dict[str, Any] | None:
+    """Do the method's part of a step. Raises Diverged where it finds that the weights are not finite."""
+    try:
+        return run.after_step(step) if run.after_step is not None else None
+    except FloatingPointError as error:
+        run.position.step = step
+        raise run.diverged(short_reason(error)) from error
+
+
 def optimiser_step(run: TrainState, learner: Learner, group: list[dict[str, Tensor]]) -> float:
     """Do one step on the mean loss of a group of batches, which is returned; gradients stay, unscaled and clipped.
 
@@ -188,9 +210,8 @@ def optimiser_step(run: TrainState, learner: Learner, group: list[dict[str, Tens
         losses.append(loss.detach().float())
     mean = float(torch.stack(losses).mean())
     if not math.isfinite(mean):
-        lr = run.optimizer.param_groups[0]["lr"]
-        remedy = "lower --lr" + (" or use --precision bf16" if accelerator.mixed_precision == "fp16" else "")
-        raise UserError(f"{DIVERGED} {mean} at step {step} with learning rate {lr:.3g}; {remedy}")
+        run.position.step = step
+        raise run.diverged(f"the loss is {mean}")
     if settings.clip_grad is not None:
         trained = [p for p in run.model.parameters() if p.requires_grad]
         accelerator.clip_grad_norm_(trained, settings.clip_grad)  # unscales first
@@ -219,11 +240,17 @@ def validate(
 
     try:
         with run.ema.applied(run.model) if run.ema is not None else nullcontext():
+            if broken := not_finite(tuned_state(run.model)):
+                raise run.diverged(f"diverged: {broken} is not finite")
             evaluation = evaluate(run.model, learner, val, run.accelerator, seed=run.seed, seen=seen)
             metrics = {name: float(value) for name, value in evaluation.metrics.items()}
             score = metrics[learner.selection]
             better = is_better(score, at.best_metric, learner.higher_is_better)
-            best = better or score == at.best_metric  # of equals the later epoch: learning rate and budgets went on
+            finite = math.isfinite(metrics.get("loss", score))  # else some image is beyond what it can do
+            better = better and finite
+            best = better or (
+                finite and score == at.best_metric
+            )  # of equals the later epoch: learning rate and budgets went on
             if best:
                 run.best = copied(tuned_state(run.model), device="cpu")
     except _StopValidation:  # the checkpoint stands before the validation, which a resume does again
@@ -254,9 +281,9 @@ class _StopValidation(Exception):  # noqa: N818 — not an error
 
 
 def is_better(metric: float, best: float | None, higher_is_better: bool) -> bool:
-    """Return whether a metric beats the best so far; a tie does not, and NaN only if there is nothing else."""
-    if best is None or math.isnan(best):
-        return best is None or not math.isnan(metric)
+    """Return whether a metric beats the best so far; a tie does not, and what is not finite never does."""
+    if best is None or not math.isfinite(metric):
+        return math.isfinite(metric)
     return metric > best if higher_is_better else metric < best
 
 

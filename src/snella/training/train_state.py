@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,24 @@ from torch import Tensor, nn
 from snella.config.loop import LoopConfig
 from snella.errors import UserError
 from snella.files import Records
-from snella.training.checkpoint import Tensors, newest_checkpoint, read_checkpoint, write_checkpoint
+from snella.json_files import Count, Record
+from snella.report.rows import ALLOCATION, METRICS
+from snella.training.checkpoint import (
+    Tensors,
+    newest_checkpoint,
+    read_checkpoint,
+    read_divergences,
+    step_of,
+    write_checkpoint,
+)
 from snella.training.interfaces import AfterStep
+from snella.training.interrupt import Diverged
 from snella.training.memory import PeakMemory
 from snella.training.optimiser import cosine_schedule, load_optimiser_tensors, make_optimiser, optimiser_tensors
 from snella.training.tuned_weights import Ema, load_tuned_state, tuned_state
 
 FORMAT = 1  # of what a checkpoint holds
+RATES = ("lr", "min_lr", "warmup_lr")  # what a run that has diverged may go on with at lower values
 FREE = {part.name for part in fields(LoopConfig) if part.metadata["reading"].free}
 
 
@@ -30,19 +42,22 @@ FREE = {part.name for part in fields(LoopConfig) if part.metadata["reading"].fre
 class Position:
     """How far a run is; goes into the checkpoint as JSON."""
 
-    step: int = 0  # optimiser steps done
-    epochs: int = 0  # epochs done, with their validation
-    batches: int = 0  # batches done of the epoch under way
+    step: Count = 0  # optimiser steps done
+    epochs: Count = 0  # epochs done, with their validation
+    batches: Count = 0  # batches done of the epoch under way
     loss_sum: float = 0.0  # since the last row of metrics.jsonl
-    loss_count: int = 0
+    loss_count: Count = 0
     best_metric: float | None = None
-    best_epoch: int = 0
-    stale: int = 0  # epochs since one was better than all before, not only as good
+    best_epoch: Count = 0
+    stale: Count = 0  # epochs since one was better than all before, not only as good
     seconds: float = 0.0
-    peak_memory_bytes: int = 0
-    metrics_rows: int = 0
-    allocation_rows: int = 0
+    peak_memory_bytes: Count = 0
+    metrics_rows: Count = 0
+    allocation_rows: Count = 0
     finished: bool = False
+
+
+STATE_HOLDS = Record({"position": Position, "conditions": dict[str, Any]}, {"scaler": dict[str, Any] | None})
 
 
 @dataclass
@@ -69,7 +84,11 @@ class TrainState:
     clock: float  # when a run without interruption would have started
 
     def save(self) -> Path:
-        """Write a checkpoint of this moment, which must lie between two steps."""
+        """Write a checkpoint of this moment, which must lie between two steps.
+
+        Raises:
+            Diverged: something in it is not finite; nothing is written.
+        """
         at = self.position
         at.seconds = time.perf_counter() - self.clock
         at.peak_memory_bytes = self.memory.bytes
@@ -90,7 +109,20 @@ class TrainState:
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
         present = {name: group for name, group in tensors.items() if group is not None}
+        if broken := not_finite({f"{name} {key}": t for name, group in present.items() for key, t in group.items()}):
+            raise self.diverged(f"diverged: {broken} is not finite")
         return write_checkpoint(self.folder, at.step, present, state)
+
+    def diverged(self, what: str) -> Diverged:
+        """Return the error that something is not finite after the last step done."""
+        remedy = "lower --lr" + (" or use --precision bf16" if self.accelerator.mixed_precision == "fp16" else "")
+        return Diverged(what, self.position.step, self.optimizer.param_groups[0]["lr"], remedy)
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first tensor with NaN or infinity, None where there is none."""
+    flags = {name: t.isfinite().all() for name, t in tensors.items() if t.is_floating_point()}
+    return next((name for name, flag in flags.items() if not flag), None)
 
 
 def start_run(
@@ -110,10 +142,11 @@ def start_run(
         UserError: the checkpoint is damaged, or was made with other settings, data or another model.
     """
     checkpoint = newest_checkpoint(folder) if resume else None
-    tensors, state = read_checkpoint(checkpoint) if checkpoint is not None else ({}, {})
+    tensors, state = read_checkpoint(checkpoint, STATE_HOLDS) if checkpoint is not None else ({}, {})
+    position = Position(**state.get("position", {}))
     if checkpoint is not None:
         _check_conditions(checkpoint, state, conditions_of(settings, accelerator, seed, batches_per_epoch))
-    position = Position(**state.get("position", {}))
+        _check_position(checkpoint, position, settings, batches_per_epoch, "best" in tensors)
 
     model.to(accelerator.device)
     steps = settings.epochs * math.ceil(batches_per_epoch / settings.accumulate)
@@ -139,8 +172,8 @@ def start_run(
         batches_per_epoch=batches_per_epoch,
         steps=steps,
         position=position,
-        metrics=Records(folder / "metrics.jsonl", position.metrics_rows),
-        allocation=Records(folder / "allocation.jsonl", position.allocation_rows),
+        metrics=Records(folder / METRICS, position.metrics_rows),
+        allocation=Records(folder / ALLOCATION, position.allocation_rows),
         clock=time.perf_counter() - position.seconds,
     )
 
@@ -184,9 +217,29 @@ def conditions_of(settings: LoopConfig, accelerator: Accelerator, seed: int, bat
     }
 
 
+def _check_position(checkpoint: Path, at: Position, settings: LoopConfig, batches: int, has_best: bool) -> None:
+    """Refuse a position that no training of these settings can be at. Raises UserError."""
+    steps = at.epochs * math.ceil(batches / settings.accumulate) + math.ceil(at.batches / settings.accumulate)
+    ended = at.epochs == settings.epochs or 0 < settings.early_stopping <= at.stale
+    possible = {
+        f"step {at.step}": at.step == steps == step_of(checkpoint),
+        f"epochs {at.epochs}": at.epochs <= settings.epochs and at.batches <= batches,
+        f"finished {at.finished}": at.finished == ended,
+        f"best_epoch {at.best_epoch}": at.best_epoch <= at.epochs and bool(at.best_epoch) == has_best,
+    }
+    if wrong := [name for name, is_possible in possible.items() if not is_possible]:
+        raise UserError(
+            f"{checkpoint / 'state.json'}: {wrong[0]} does not fit the rest of it and the settings; "
+            "delete that folder to resume from the one before it"
+        )
+
+
 def _check_conditions(checkpoint: Path, state: dict[str, Any], now: dict[str, Any]) -> None:
     then = state["conditions"]
+    lowered = any(found["lr"] > now["lr"] for found in read_divergences(checkpoint.parent.parent))
     for name, value in now.items():
+        if lowered and name in RATES:
+            continue
         before = then.get(name, getattr(LoopConfig, name, None))  # its default, if it is newer than the checkpoint
         if before != value:
             raise UserError(

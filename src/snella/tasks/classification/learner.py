@@ -28,7 +28,7 @@ from snella.models.backbone import (
 )
 from snella.report.figures import confusion_figure
 from snella.tasks.classification.class_rows import ClassRow, class_rows, class_table, prediction_table
-from snella.tasks.interface import Prediction, TaskLearner
+from snella.tasks.interface import Prediction, TaskLearner, check_finite
 from snella.training.interfaces import DeviceBatch, DeviceBatches
 
 
@@ -115,7 +115,7 @@ class Classify(TaskLearner[ClassEvaluation, ImageData[Images], Images]):
         count = len(self.classes)
         confusion = MulticlassConfusionMatrix(count)
         top5 = MulticlassAccuracy(count, top_k=min(5, count), average="micro")
-        loss = MeanMetric()
+        loss = MeanMetric(nan_strategy="disable")  # else an image beyond what the model can do would be left out
         empty = True
         for batch in batches:
             empty = False
@@ -169,6 +169,7 @@ class Classify(TaskLearner[ClassEvaluation, ImageData[Images], Images]):
                 yield example if isinstance(example, UnreadableImage) else self._prediction(name, next(shares))
 
     def _prediction(self, name: str, probabilities: list[float]) -> Prediction:
+        check_finite(name, sum(probabilities))
         best = max(range(len(self.classes)), key=probabilities.__getitem__)
         row = {"image": name, "class": self.classes[best], "probability": probabilities[best]}
         return Prediction({**row, "probabilities": dict(zip(self.classes, probabilities, strict=True))})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from rich.console import RenderableType
 from torch import nn
@@ -28,6 +29,7 @@ from snella.diffusion.pipeline import (
 )
 from snella.diffusion.sampling import SampleSettings
 from snella.errors import UserError
+from snella.json_files import From, Record
 from snella.models.backbone import BackboneSpec
 from snella.tasks.generation.examples import drawn
 from snella.tasks.generation.fidelity import check_features
@@ -52,6 +54,13 @@ class GeneratorSpec:
 class GenerationTask(Task[GeneratorSpec, CaptionedData, CaptionedImages]):
     """Images made from noise."""
 
+    about: ClassVar[Mapping[str, Any]] = {
+        "adapt_convs": bool,
+        "condition": Literal["text", "class", "none"],
+        "prompt": str | None,
+        "prompts": list[str],
+        "sampling": Record({"steps": Annotated[int, From(1)], "guidance": float | None}, others=None),
+    }
     metrics: ClassVar[dict[str, str]] = {"denoising_loss": "denoising loss"}
     resize = "crop"
     pictures = ("image",)

@@ -27,7 +27,7 @@ from snella.data.masks.files import IGNORE, RGB, MaskCode, MaskData, MaskedImage
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
 from snella.report.figures import confusion_figure
-from snella.tasks.interface import Prediction, TaskLearner
+from snella.tasks.interface import Prediction, TaskLearner, check_finite
 from snella.tasks.segmentation.overlays import Example, overlays_figure, painted
 from snella.tasks.segmentation.regions import RegionRow, area_table, mean_share, region_rows, region_table
 from snella.tasks.segmentation.windows import windowed_logits
@@ -199,6 +199,7 @@ class Segment(TaskLearner[RegionEvaluation, MaskData, MaskedImages]):
                     continue
                 picture: Image.Image = example["picture"]
                 logits = _resized(next(found), (picture.height, picture.width))
+                check_finite(name, float(logits.sum()))
                 yield self._prediction(name, picture, logits[0].argmax(dim=0).cpu())
 
     def _prediction(self, name: str, picture: Image.Image, mask: Tensor) -> Prediction:

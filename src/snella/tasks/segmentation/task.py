@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from torch import nn
 from snella.config.schema import TrainConfig
 from snella.data.dataset import Transform, inverse_frequency
 from snella.data.images import Progress
-from snella.data.masks.files import MaskCode, MaskData, MaskedImages
+from snella.data.masks.files import RGB, MaskCode, MaskData, MaskedImages
 from snella.data.readers.masked import is_masked, read_masked_data, read_masked_test_data
 from snella.data.summaries.masked import describe_masked
 from snella.data.transforms.images import Augmentation, Preprocessing
@@ -35,6 +36,12 @@ from snella.tasks.segmentation.learner import Segment, dice_loss, spread
 class SegmentationTask(Task[SegmenterSpec, MaskData, MaskedImages]):
     """One class for each pixel."""
 
+    about: ClassVar[Mapping[str, Any]] = {
+        "decoder": str | None,
+        "adapt_decoder": bool,
+        "masks": MaskCode,
+        "palette": list[RGB],
+    }
     metrics: ClassVar[dict[str, str]] = {"miou": "mIoU", "mdice": "mDice", "pixel_accuracy": "pixel accuracy"}
     resize = "squash"
     pictures = ("mask", "overlay")

@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors"},
     "report": {"config", "errors", "files"},
     "ops": {"delta", "errors", "files"},
-    "tuner": {"allocation", "delta", "errors", "ops"},
+    "tuner": {"allocation", "delta", "errors", "files", "ops"},
     "integrations": {"errors", "files", "ops", "tuner"},
     "training": {"config", "errors", "files", "report"},
     "data": {"errors", "files"},

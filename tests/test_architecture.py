@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors"},
     "report": {"config", "errors", "files", "json_files"},
     "ops": {"delta", "errors", "files"},
-    "tuner": {"allocation", "delta", "errors", "ops"},
+    "tuner": {"allocation", "delta", "errors", "files", "ops"},
     "integrations": {"errors", "files", "ops", "tuner"},
     "training": {"config", "errors", "files", "json_files", "report"},
     "data": {"errors", "files"},

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from peft import PeftConfig, PeftType
 
 from snella.delta import GATES, KERNELS
 from snella.errors import UserError
+from snella.tuner.model_card import describe
 
 PEFT_TYPE = "SNELLA"
 
@@ -104,11 +106,24 @@ class SnellaConfig(PeftConfig):
         },
     )
 
+    versions: dict[str, str] | None = field(
+        default=None, metadata={"help": "Versions of the libraries that the adapter was made with; filled in."}
+    )
+    requires: str = field(
+        default="pip install snella, and import snella before PEFT loads this adapter",
+        metadata={"help": "For who reads the file: PEFT knows the method once snella is imported."},
+    )
+
     @classmethod
     def published(cls, **settings: Any) -> SnellaConfig:
         """Return a config with the published constants of update and start, and the settings given."""
         constants: dict[str, Any] = {"scale": 0.1, "init_alpha": 1.0}
         return cls(**constants | settings)
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Save as PEFT does, and describe the adapter that lies there in its model card."""
+        super().save_pretrained(save_directory, **kwargs)
+        describe(Path(save_directory), self.target_sparsity, self.versions, selects=self.gate != "none")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -165,6 +165,11 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         for name in self.active_adapters:
             self.set_scale(name, 1.0 if scale is None else self.scaling.get(name, 1.0) / scale)
 
+    def tensor_names(self, adapter_name: str) -> list[str]:
+        """Return the names of an adapter's tensors in this layer's state dict."""
+        kinds = (*self.adapter_layer_names, "snella_kept", "snella_scale")
+        return [f"{kind}.{adapter_name}" for kind in kinds if adapter_name in getattr(self, kind)]
+
     def matrix_names(self, adapter_name: str) -> list[str]:
         """Return the names of the S matrices: the layer's, with [0] … [S-1] behind where it holds several."""
         splits = len(self.kept(adapter_name))

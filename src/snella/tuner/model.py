@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
@@ -18,6 +19,9 @@ from snella.errors import UserError
 from snella.ops import recomputable, unwatch, watch
 from snella.tuner.config import SnellaConfig
 from snella.tuner.layer import SnellaLayer
+from snella.tuner.loading import unwatch_loading, watch_loading, with_adapter_name
+from snella.tuner.model_card import Kept
+from snella.tuner.names import renamed_targets, versions
 from snella.tuner.targets import adaptable, candidates, default_targets, head_names
 
 
@@ -57,15 +61,24 @@ class SnellaModel(BaseTuner):
         by_weight = Counter(layer.get_base_layer().weight for layer in self._layers())
         for layer in self._layers():
             layer.tied = by_weight[layer.get_base_layer().weight] > 1
+        watch_loading(model)
         if self.peft_config[adapter_name].rematerialize:
             for module in filter(recomputable, model.modules()):
                 watch(module)
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:  # pyright: ignore[reportIncompatibleMethodOverride] PEFT says None
         model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)  # type: ignore[assignment]
+        unwatch_loading(model)
         for module in model.modules():
             unwatch(module)
         return model
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Name all that was saved after the adapter, as PEFT 0.20 does: what does not fit is seen in `loading`."""
+        return with_adapter_name(state_dict, adapter_name)
 
     def _prepare_adapter_config(self, peft_config: SnellaConfig, model_config: dict) -> SnellaConfig:  # type: ignore[override]
         heads = head_names(self.model)
@@ -76,7 +89,10 @@ class SnellaModel(BaseTuner):
             _fill_in(peft_config, "target_modules", default_targets(self.model))
         elif targets == "all-linear":
             _fill_in(peft_config, "target_modules", self._all_linear(heads))
+        if peft_config.versions is None:
+            peft_config.versions = versions()
         names = [name for name, _ in self.model.named_modules()]
+        _rename_targets(peft_config, names)
         if not any(self._check_target_module_exists(peft_config, name) for name in names):
             besides = {"modules_to_save": peft_config.modules_to_save, "exclude_modules": peft_config.exclude_modules}
             apart = ", ".join(f"{name}={value!r}" for name, value in besides.items() if value)
@@ -220,6 +236,29 @@ class SnellaModel(BaseTuner):
             "skipped": importance.skipped,
         }
 
+    def kept_share(self) -> Kept | None:
+        """Return what the active adapter's update keeps of its entries; None where its gate selects nothing."""
+        name, layers = self._active_layers()
+        config = self.peft_config[name]
+        if config.gate == "none":
+            return None
+        size = sum(layer.matrix_size(name) * len(layer.kept(name)) for layer in layers)
+        kept = torch.cat([layer.kept(name).cpu() for layer in layers]).sum()
+        return Kept(int(kept), size, 1 - config.target_sparsity)
+
+    def cut_to_target(self) -> None:
+        """Set the budgets to the target, each matrix's in proportion to what it has, and the smallest entries to zero.
+
+        For an adapter whose training ended early. Nothing is trained: evaluate it again.
+        """
+        name, layers = self._active_layers()
+        config = self.peft_config[name]
+        if config.gate == "none":
+            raise UserError("gate='none' selects no entries, and there is nothing to cut")
+        now = [kept for layer in layers for kept in layer.kept(name).tolist()]
+        sizes = [layer.matrix_size(name) for layer in layers for _ in layer.matrix_names(name)]
+        self._set_kept(name, layers, budgets((1 - config.target_sparsity) * sum(sizes), [float(k) for k in now], sizes))
+
     @torch.no_grad()
     def _set_kept(self, adapter_name: str, layers: list[SnellaLayer], kept: list[int]) -> None:
         start, on_device = 0, dict[torch.device, Tensor]()  # all of them, sent at once and without a wait
@@ -237,6 +276,17 @@ class SnellaModel(BaseTuner):
     def load_allocator_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `allocator_state_dict` gave, for the active adapter."""
         self._importance(self._active_layers()[0]).load_state_dict(state)
+
+
+def _rename_targets(config: SnellaConfig, names: list[str]) -> None:
+    """Take the layers of names that another version of transformers has, where the model has none so called."""
+    targets = config.target_modules
+    if not isinstance(targets, set | list) or not (renamed := renamed_targets(targets, names)):
+        return
+    told = ", ".join(f"{target!r} is {' and '.join(map(repr, others))}" for target, others in renamed.items())
+    warnings.warn(f"target_modules of another version of transformers: here {told}", stacklevel=2)
+    kept = {target for target in targets if target not in renamed}
+    _fill_in(config, "target_modules", kept.union(*renamed.values()))
 
 
 def _requested(config: SnellaConfig, name: str) -> Any:

@@ -27,7 +27,7 @@ class Family:
 # Attention's q, k, v and output and both MLP layers, as published for ViT, Swin and ConvNeXt (there fc1 and fc2 only).
 _QKV = r"attn\.(qkv|[qkv]_proj|proj)"
 _HF_ATTENTION = r"attention\.([qkvo]_proj|(attention|self)\.(query|key|value)|output\.dense)"  # transformers 5, before
-_HF_MLP = r"mlp\.(fc\d|weights_in|weights_out)|(intermediate|output)\.dense"
+_HF_MLP = r"mlp\.(fc\d|weights_in|weights_out|(gate|up|down)_proj)|(intermediate|output)\.dense"
 
 BACKBONES = (
     Family(

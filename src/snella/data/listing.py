@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from PIL import Image
 
+from snella.data.checks import ImageFacts, check_images
 from snella.data.dataset import SPLITS, Images
-from snella.data.images import Progress, UnreadableImage, check_images, open_image
+from snella.data.images import Progress, UnreadableImage, open_image
 from snella.errors import UserError
 
 Entry = tuple[str, int]  # an image's name, relative to its listing's folder, and its label
@@ -31,6 +32,7 @@ class Listing:
     read: Callable[[str], Image.Image] = open_image
     notes: tuple[str, ...] = ()
     skipped: tuple[UnreadableImage, ...] = ()  # found unreadable while listing
+    facts: Mapping[str, ImageFacts] = field(default_factory=dict)  # by path, once the images are checked
     fixed_classes: bool = False  # published label set: a class may have no image in train
     caveat: str = ""  # what belongs beside a result on these data
 
@@ -99,7 +101,8 @@ def relabel(data: str, listing: Listing, classes: Sequence[str]) -> Listing:
 def drop_unreadable(data: str, listing: Listing, progress: Progress | None) -> Listing:
     """Return the listing without the images that cannot be read. Raises UserError where that leaves a split empty."""
     paths = list(dict.fromkeys(listing.path(name) for entries in listing.splits.values() for name, _ in entries))
-    skipped = check_images(paths, read=listing.read, progress=progress)
+    checked = check_images(paths, read=listing.read, progress=progress)
+    skipped = checked.unreadable
     if len(skipped) == len(paths):
         raise UserError(
             f"{data}: none of the {len(paths)} images can be read, the first: {skipped[0]}; check the files"
@@ -113,7 +116,7 @@ def drop_unreadable(data: str, listing: Listing, progress: Progress | None) -> L
     if empty:
         first = next(error for error in skipped if error.path in set(listing.images(empty).paths))
         raise UserError(f"{data}: no image of {empty} can be read, the first: {first}; check the files")
-    return replace(listing, splits=splits, skipped=(*listing.skipped, *skipped))
+    return replace(listing, splits=splits, skipped=(*listing.skipped, *skipped), facts=checked.facts)
 
 
 def note_absent_classes(listing: Listing) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from snella.data.dataset import SPLITS, ImageData, Images
 from snella.data.images import Progress, UnreadableImage
@@ -42,7 +43,7 @@ def read_data(
     listing = complete_splits(listing, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
     notes = (*listing.notes, *note_absent_classes(listing))
     splits = {split: listing.images(split) for split in SPLITS}
-    return ImageData(listing.layout, data, listing.classes, splits, listing.skipped, notes, listing.caveat)
+    return _data(data, replace(listing, notes=notes), splits)
 
 
 def read_test_data(
@@ -58,8 +59,7 @@ def read_test_data(
     """
     listing = _listing(data, seed)
     listing = drop_unreadable(data, relabel(data, keep_test_split(listing), classes), progress)
-    splits = {"test": listing.images("test")}
-    return ImageData(listing.layout, data, tuple(classes), splits, listing.skipped, listing.notes, listing.caveat)
+    return _data(data, listing, {"test": listing.images("test")})
 
 
 def _listing(data: str, seed: int) -> Listing:
@@ -67,6 +67,12 @@ def _listing(data: str, seed: int) -> Listing:
     if not any(listing.splits.values()):
         raise UserError(f"{data} names no image; add images")
     return listing
+
+
+def _data(data: str, listing: Listing, splits: dict[str, Images]) -> ImageData[Images]:
+    return ImageData(
+        listing.layout, data, listing.classes, splits, listing.skipped, listing.notes, listing.caveat, listing.facts
+    )
 
 
 def _check_classes(data: str, listing: Listing) -> None:

@@ -104,7 +104,7 @@ def _drop_unusable(
     if not listing.files:
         return listing, {}, []
     pairs = [pair for entries in listing.splits.values() for pair in entries]
-    found, whole = scan_pairs([(listing.path(image), listing.path(mask)) for image, mask in pairs], progress)
+    found, whole, seen = scan_pairs([(listing.path(image), listing.path(mask)) for image, mask in pairs], progress)
     faults = {pair: fault for pair, fault in zip(pairs, found, strict=True) if isinstance(fault, UnreadableImage)}
     facts = {pair[1]: known for pair, known in zip(pairs, found, strict=True) if isinstance(known, MaskFacts)}
     splits = {split: [pair for pair in entries if pair not in faults] for split, entries in listing.splits.items()}
@@ -117,7 +117,7 @@ def _drop_unusable(
     notes = listing.notes
     if not whole:
         notes = (*notes, f"more than 20,000 pairs: values and pixels are those of {len(facts)} masks, evenly chosen")
-    return replace(listing, splits=splits, notes=notes), facts, list(faults.values())
+    return replace(listing, splits=splits, notes=notes, facts=seen), facts, list(faults.values())
 
 
 def _complete(data: str, listing: MaskListing, fractions: Mapping[str, float], seed: int) -> MaskListing:
@@ -163,7 +163,7 @@ def _data(
             pixels[split] = _count_pixels(images[split], len(classes))
     return MaskData(
         listing.layout, data, tuple(classes), images, tuple(skipped), listing.notes, listing.caveat,
-        code=code, palette=tuple(palette), pixels=pixels,
+        listing.facts, code=code, palette=tuple(palette), pixels=pixels,
     )  # fmt: skip
 
 

@@ -116,7 +116,7 @@ COLORS: dict[str, tuple[tuple[str, Make], tuple[int, int, int], int]] = {
     "16-bit grey with a clear level": (png(rgb(700), 16, 0, (b"tRNS", struct.pack(">H", 700))), (255, 255, 255), 0),
     "16-bit grey png": (array(wide(25_700), ".png"), (100, 100, 100), 0),
     "16-bit grey tif": (array(wide(25_700), ".tif"), (100, 100, 100), 0),
-    "16-bit grey tif, big endian": (saved(Image.frombytes("I;16B", (5, 6), b"\x64\x64" * 30), ".tif"), (100, 100, 100), 0),
+    "16-bit tif, big endian": (saved(Image.frombytes("I;16B", (5, 6), b"\x64\x64" * 30), ".tif"), (100, 100, 100), 0),
     "16-bit grey pgm": (netpbm(".pgm", b"P5\n5 6\n65535\n", b"\x64\x64" * 30), (100, 100, 100), 0),
     "12-bit grey pgm": (netpbm(".pgm", b"P5\n5 6\n4095\n", struct.pack(">H", 1606) * 30), (100, 100, 100), 1),
     "12-bit ppm": (netpbm(".ppm", b"P6\n5 6\n4095\n", struct.pack(">HHH", 4095, 0, 1606) * 30), (255, 0, 100), 1),

@@ -12,7 +12,8 @@ from PIL import Image
 
 from snella.data.checks import ImageFacts, check_images
 from snella.data.dataset import SPLITS, Images
-from snella.data.images import Progress, UnreadableImage, open_image
+from snella.data.images import ImageFiles, Progress, UnreadableImage, open_image
+from snella.data.paths import composed
 from snella.errors import UserError
 
 Entry = tuple[str, int]  # an image's name, relative to its listing's folder, and its label
@@ -66,7 +67,11 @@ def natural_order(name: str) -> tuple[list[str | int], str]:
 
 
 def label_entries(names: Sequence[str], labels: Sequence[str]) -> tuple[tuple[str, ...], list[Entry]]:
-    """Return the classes, the different labels in natural order, and the entries."""
+    """Return the classes, the different labels in natural order, and the entries.
+
+    Labels whose letters are the same in different forms of Unicode are one class.
+    """
+    labels = [composed(label) for label in labels]
     classes = tuple(sorted(set(labels), key=natural_order))
     for name in classes:
         try:
@@ -86,15 +91,15 @@ def keep_test_split(listing: SplitListingT) -> SplitListingT:
 
 def relabel(data: str, listing: Listing, classes: Sequence[str]) -> Listing:
     """Label the split "test" by the model's classes. Raises UserError for a class that the model does not have."""
-    position = {name: label for label, name in enumerate(classes)}
+    position = {composed(name): label for label, name in enumerate(classes)}
     entries = []
     for name, label in listing.splits["test"]:
-        if listing.classes[label] not in position:
+        if composed(listing.classes[label]) not in position:
             raise UserError(
                 f"{data}: class {listing.classes[label]!r} of {name} is not among the model's {len(classes)} classes "
                 f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}); rename or remove it"
             )
-        entries.append((name, position[listing.classes[label]]))
+        entries.append((name, position[composed(listing.classes[label])]))
     return replace(listing, classes=tuple(classes), splits={"test": entries})
 
 
@@ -106,6 +111,14 @@ def drop_unreadable(data: str, listing: Listing, progress: Progress | None) -> L
     if len(skipped) == len(paths):
         raise UserError(
             f"{data}: none of the {len(paths)} images can be read, the first: {skipped[0]}; check the files"
+        )
+    if len(skipped) > len(paths) // 2:
+        files = isinstance(listing.read, ImageFiles)
+        missing = [error for error in skipped if files and not os.path.exists(error.path)]
+        count, what = (len(missing), "do not exist") if missing else (len(skipped), "cannot be read")
+        first = (missing or skipped)[0]
+        raise UserError(
+            f"{data}: {count} of {len(paths)} images {what}, the first: {first}; mend the names or the files"
         )
     bad = {error.path for error in skipped}
     splits = {
@@ -125,7 +138,7 @@ def note_absent_classes(listing: Listing) -> list[str]:
     for split in SPLITS:
         present = {label for _, label in listing.splits[split]}
         absent = [name for label, name in enumerate(listing.classes) if label not in present]
-        if absent:
+        if absent and present:
             names = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
             notes.append(f"{len(absent)} of {len(listing.classes)} classes have no image in {split}: {names}")
     return notes

@@ -214,7 +214,8 @@ def _table(code: MaskCode) -> np.ndarray:
     """Return the class of every value, (65536,) int16."""
     table = np.full(MAX_VALUE + 1, _UNKNOWN, dtype=np.int16)
     if code.binary:
-        table[:] = np.arange(len(table)) > max(code.values) / 2
+        high = int(np.argmax(code.values))  # the class of the upper level
+        table[:] = np.where(np.arange(len(table)) > max(code.values) / 2, high, 1 - high)
     else:
         table[list(code.values)] = np.arange(len(code.values))
     table[list(code.ignore)] = IGNORE

@@ -20,6 +20,7 @@ def read_data(
     seed: int,
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
+    needs_test: bool = True,
     progress: Progress | None = None,
 ) -> ImageData[Images]:
     """Read a labelled image data set of any layout into train, val and test.
@@ -30,6 +31,7 @@ def read_data(
     Args:
         data: a path, or a name of the table `registry.LABELLED`: a bundled set, `hfds/...`, `torch/...`, `wds/...`.
         val_fraction, test_fraction: share of the images for a missing split, above 0 and together below 1.
+        needs_test: whether anything will be tested; else a test split that cannot be had is empty.
         progress: called with (images checked, images in all).
 
     Raises:
@@ -40,7 +42,8 @@ def read_data(
     _check_classes(data, listing)
     listing = drop_unreadable(data, listing, progress)
     _check_classes(data, listing)
-    listing = complete_splits(listing, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
+    fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
+    listing = complete_splits(listing, seed=seed, **fractions, needs_test=needs_test)
     notes = (*listing.notes, *note_absent_classes(listing))
     splits = {split: listing.images(split) for split in SPLITS}
     return _data(data, replace(listing, notes=notes), splits)

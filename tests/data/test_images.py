@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import os
 import pickle
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from snella.data import images as images_module
-from snella.data.images import UnreadableImage, check_images, image_files, image_size, images_below, open_image, to_rgb
+from snella.data.images import UnreadableImage, image_files, image_size, images_below, open_image, to_rgb
 from snella.errors import UserError
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds no pixels."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+from support.broken_images import broken_files
 
 
 def test_an_ordinary_image_is_read_unchanged(tmp_path: Path) -> None:
@@ -75,40 +62,6 @@ def test_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
     assert np.asarray(image).min() >= 253
 
 
-def broken_files(folder: Path) -> dict[str, str]:
-    """File name -> what the reason must say."""
-    good = folder / "good.jpg"
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(good)
-    Image.fromarray(pixels).save(folder / "whole.png")
-    (folder / "empty.jpg").write_bytes(b"")
-    (folder / "text.png").write_text("not an image")
-    (folder / "short.jpg").write_bytes(good.read_bytes()[:-300])
-    (folder / "short.png").write_bytes((folder / "whole.png").read_bytes()[:2000])
-    (folder / "huge.png").write_bytes(png_header(20_000, 6_000))
-    (folder / "bomb.png").write_bytes(png_header(60_000, 60_000))
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
-    frames[0].save(folder / "pages.tif", save_all=True, append_images=frames[1:])
-    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(folder / "float.tif")
-    Image.fromarray(np.full((4, 4), 70_000, np.int32)).save(folder / "wide.tif")
-    good.unlink()
-    (folder / "whole.png").unlink()
-    return {
-        "empty.jpg": "0 bytes",
-        "text.png": "not an image",
-        "short.jpg": "truncated",
-        "short.png": "truncated",
-        "huge.png": "20000 x 6000 pixels",
-        "bomb.png": "100 megapixels",
-        "moving.gif": "2 frames",
-        "pages.tif": "2 frames",
-        "float.tif": "floating-point",
-        "wide.tif": "32-bit",
-        "missing.jpg": "no such file",
-    }
-
-
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_each_unreadable_file_says_why(tmp_path: Path) -> None:
     for name, reason in broken_files(tmp_path).items():
@@ -117,24 +70,6 @@ def test_each_unreadable_file_says_why(tmp_path: Path) -> None:
         assert reason in caught.value.reason, name
         assert str(caught.value) == f"{tmp_path / name}: {caught.value.reason}"
         assert "\n" not in str(caught.value)
-
-
-def test_check_finds_exactly_what_opening_refuses(tmp_path: Path, picture, recwarn) -> None:
-    broken = list(broken_files(tmp_path))
-    good = [picture(tmp_path / "a.png"), picture(tmp_path / "b.jpg", (90, 70))]
-    paths = [good[0], *(str(tmp_path / name) for name in broken), good[1]]
-    calls: list[tuple[int, int]] = []
-    found = check_images(paths, progress=lambda done, total: calls.append((done, total)))
-    assert [os.path.basename(error.path) for error in found] == broken
-    assert calls == [(i, len(paths)) for i in range(1, len(paths) + 1)]
-    assert not recwarn.list
-
-
-def test_above_the_limit_only_headers_are_read(tmp_path: Path, monkeypatch) -> None:
-    broken_files(tmp_path)
-    monkeypatch.setattr(images_module, "CHECK_ALL", 1)
-    found = check_images([str(tmp_path / "short.jpg"), str(tmp_path / "empty.jpg")])
-    assert [os.path.basename(error.path) for error in found] == ["empty.jpg"]
 
 
 def test_unreadable_image_survives_pickling() -> None:
@@ -152,7 +87,7 @@ def test_images_below_are_sorted_and_without_hidden_ones(tmp_path: Path, picture
 
 def test_image_files_takes_files_and_folders(tmp_path: Path, picture) -> None:
     single, below = picture(tmp_path / "x.png"), picture(tmp_path / "d" / "y.png")
-    assert image_files([single, tmp_path / "d", single]) == (single, below)
+    assert image_files([single, tmp_path / "d", single]) == (single, below, single)
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="holds no image"):
         image_files([tmp_path / "none"])

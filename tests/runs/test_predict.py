@@ -52,7 +52,7 @@ def test_predict_as_csv_to_a_file_and_as_a_table(
     with open(out, newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 30
-    assert rows[0].keys() == {"image", "class", "probability", "c0", "c1", "c2"}
+    assert rows[0].keys() == {"image", "class", "probability", "probability:c0", "probability:c1", "probability:c2"}
     capsys.readouterr()
     assert main(["predict", str(snella_run)]) == 0  # three of its own test images
     assert capsys.readouterr().out.count(".png") == 3

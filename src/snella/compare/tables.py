@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +25,7 @@ from snella.compare.results import (
 )
 from snella.compare.statistics import Difference, Spread
 from snella.files import write_json, write_text
-from snella.report.tables import NOTHING, decimal_bytes, duration, is_share
+from snella.report.tables import NOTHING, csv_text, decimal_bytes, duration, is_share
 
 if TYPE_CHECKING:
     from snella.config.suites import Suite
@@ -288,13 +286,3 @@ def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     rule = ["---", *["---:"] * (len(heads) - 1)]
     lines = ("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (heads, rule, *rows))
     return "\n".join(lines) + "\n"
-
-
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write rows as CSV, with the columns of all of them."""
-    text = io.StringIO()
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

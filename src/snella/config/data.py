@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from snella.config.fields import at_least, from_below, inside, setting
+from snella.config.fields import at_least, between, from_below, inside, setting
 from snella.config.tasks import LABELLED
 
 
@@ -43,6 +43,9 @@ class DataConfig:
     """Share of the target spread over the other classes, to classify and to segment, 0 to 1. Off as published."""
     class_weights: bool = setting(False, tasks=LABELLED)
     """Weigh classes by the inverse of their frequency, for unbalanced data, to classify and to segment."""
+    white: int | None = setting(None, between(1, 65535))
+    """The value of 16-bit grey images that is white; no image may have a larger one. It is kept with the run.
+    None: the largest value of the bits that the data set uses (4095 for 12 of 16), which is said."""
     val_fraction: float = setting(0.15, inside(0, 1))
     """Share of each class set aside for choosing the epoch, where the data has no such split. 0 to 1."""
     test_fraction: float = setting(0.15, inside(0, 1))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from snella.data.images import UnreadableImage, open_image
+from snella.data.checks import ImageFacts, white_of
+from snella.data.images import WHITE, ImageFiles, UnreadableImage, open_image
 
 # "image", a PIL image and a float32 tensor once transformed, with "label" (int), "mask" (Mask) or "caption" (str); open
 # as the dicts that torchvision's transforms take and give are
@@ -71,6 +72,7 @@ class ImageData(Generic[Split]):
         splits: `Images`, or what another task has in their place.
         notes: licence, source and how splits were made.
         caveat: what belongs beside a result on these data, such as a published baseline.
+        facts: what a look at the images found, by path.
     """
 
     layout: str
@@ -80,6 +82,32 @@ class ImageData(Generic[Split]):
     skipped: tuple[UnreadableImage, ...] = ()
     notes: tuple[str, ...] = ()
     caveat: str = ""
+    facts: Mapping[str, ImageFacts] = field(default_factory=dict)
+
+
+def with_white(data: ImageData[Any], white: int | None) -> ImageData[Any]:
+    """Return the data with their 16-bit greys scaled so that `white` becomes 255, and a note where that is a choice.
+
+    None: the largest value of the bits that they use. Images that are not files stay as they are.
+    """
+    wide = [found.widest for found in data.facts.values() if found.widest is not None]
+    chosen = white_of(data.facts) if white is None else white
+    splits = {
+        name: replace(split, read=ImageFiles(chosen)) if isinstance(split.read, ImageFiles) else split
+        for name, split in data.splits.items()
+    }
+    notes = data.notes
+    if wide and white is None and chosen != WHITE:
+        bits = f"use {chosen.bit_length()} of 16 bits (values up to {max(wide)}): {chosen} is taken for white"
+        notes = (*notes, f"{len(wide)} images of 16-bit greys {bits}; --white {WHITE} takes their whole range")
+    return replace(data, splits=splits, notes=notes)
+
+
+def white_in(data: ImageData[Any]) -> int | None:
+    """Return the value of 16-bit greys that is white in the data; None where no image has such."""
+    if all(found.widest is None for found in data.facts.values()):
+        return None
+    return next((split.read.white for split in data.splits.values() if isinstance(split.read, ImageFiles)), None)
 
 
 def class_weights(images: Images, classes: Sequence[str]) -> Tensor:

@@ -7,20 +7,26 @@ rather than half read, because a silent wrong picture costs more than a missing 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, ImageStat, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from snella.data.paths import check_exists
 from snella.errors import UserError, short_reason
 
 MAX_PIXELS = 100_000_000  # beyond this a decode takes seconds and several hundred MB
-CHECK_ALL = 20_000  # more images than this: only their headers are read before training
+WHITE = 65_535  # the value of 16-bit greys that becomes 255, unless others are named
+DARKEST = 16  # of 256: 16-bit colours that stay below are not colours of that range
+ORIENTATION = 0x0112  # EXIF and TIFF: 1 to 8
+PHOTOMETRIC = 0x0106  # TIFF: 0 where the value 0 is white
 
 # what Pillow does not read is looked for too (.heic), so that it is named and not passed over in silence
 SUFFIXES = (*IMG_EXTENSIONS, ".gif", ".avif", ".jp2", ".heic", ".heif")
@@ -40,98 +46,127 @@ class UnreadableImage(Exception):  # noqa: N818 (a finding to report, seldom a f
         return f"{self.path}: {self.reason}"
 
 
-def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read an image file as 8-bit RGB with its EXIF orientation applied.
+@dataclass(frozen=True)
+class ImageFiles:
+    """Reads image files as 8-bit RGB, as a person would see them: `open_image(path)`.
 
-    16-bit greys are scaled to 8 bits over their whole range, CMYK and palettes are converted, transparency is
-    dropped (as torchvision does). Of a JPEG that carries further views (MPO) the main one is read.
+    The EXIF orientation is applied, 16-bit greys are scaled to 8 bits, CMYK and palettes are converted, and what is
+    transparent shows white. Of a JPEG that carries further views (MPO) the main one is read.
+
+    Args:
+        white: the value of 16-bit greys that becomes 255: that of the data set, so that all are scaled alike.
 
     Raises:
-        UnreadableImage: missing, empty, broken, truncated, several frames, 32-bit values, over 100 megapixels.
+        UnreadableImage: missing, empty, broken, truncated, several frames, values above white, over 100 megapixels.
     """
-    return decode(path, str(path))
+
+    white: int = WHITE
+
+    def __call__(self, path: str | os.PathLike[str]) -> Image.Image:
+        return decode(path, str(path), white=self.white)
 
 
-def decode(file: str | os.PathLike[str] | BinaryIO, name: str, *, draft: bool = False) -> Image.Image:
-    """Read a path or an open binary file as `open_image` does; `name` is what the error calls it.
+open_image = ImageFiles()
 
-    A draft may be smaller than the image (JPEG at 1/8 of its size): all of the file is read in a third of the time.
-    """
+
+def decode(file: str | os.PathLike[str] | BinaryIO, name: str, *, white: int = WHITE) -> Image.Image:
+    """Read a path or an open binary file as `open_image` does; `name` is what the error calls it."""
+    with decoding(file, name) as image:
+        return to_rgb(upright(image, name), name, white=white)
+
+
+@contextmanager
+def decoding(file: str | os.PathLike[str] | BinaryIO, name: str) -> Iterator[Image.Image]:
+    """Open an image and close it; whatever goes wrong with it inside is an UnreadableImage."""
     try:
         with open_checked(file, name) as image:
-            if draft:
-                image.draft(None, (1, 1))  # pyright: ignore[reportArgumentType] (None keeps the mode)
-            return to_rgb(ImageOps.exif_transpose(image), name)
+            yield image
     except UnreadableImage:
         raise
     except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
         raise UnreadableImage(name, decode_failure(error)) from None
 
 
-def to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Convert any Pillow mode to 8-bit RGB. 16-bit greys are scaled, 65535 to 255; Pillow itself would clip them."""
-    if image.mode.startswith("I"):  # I;16, I;16B, and I: how Pillow holds 16-bit PNG (before 11) and PGM
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise UnreadableImage(name, "32-bit values; save as 8 or 16 bits")
-        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    elif image.mode == "F":
+def upright(image: Image.Image, name: str) -> Image.Image:
+    """Decode an open file's image, turned as its EXIF orientation says.
+
+    Raises:
+        UnreadableImage: a 16-bit file of which Pillow would give other values than those that it holds.
+    """
+    if isinstance(image, TiffImageFile) and is_wide(image) and image.tag_v2.get(PHOTOMETRIC) == 0:
+        raise UnreadableImage(name, "16-bit TIFF whose value 0 is white; save it with 0 as black")
+    tile = getattr(image, "tile", None)  # of files alone, until they are decoded
+    codec = tile[0][3] if tile else ""
+    layout = codec if isinstance(codec, str) else str(codec[0]) if codec else ""
+    if ";16" in layout and not is_wide(image):  # colours: Pillow keeps the upper eight bits of each value
+        highest = [high for _, high in ImageStat.Stat(image.convert("RGB")).extrema]
+        if max(highest) < DARKEST:
+            raise UnreadableImage(name, "16-bit colours that use 12 bits or fewer; save as 8 bits a channel")
+    return ImageOps.exif_transpose(image)
+
+
+def to_rgb(image: Image.Image, name: str, *, white: int = WHITE) -> Image.Image:
+    """Convert any Pillow mode to 8-bit RGB. 16-bit greys are scaled, white to 255; Pillow itself would clip them."""
+    if is_wide(image):
+        values = wide_values(image, name)
+        if values.max(initial=0) > white:
+            raise UnreadableImage(name, f"values up to {values.max()}, and {white} is white in these data; see --white")
+        scaled = _to_8_bits(white)[values]
+        if isinstance(clear := image.info.get("transparency"), int):
+            scaled[values == clear] = 255
+        return Image.fromarray(scaled).convert("RGB")
+    if image.mode == "F":
         raise UnreadableImage(name, "floating-point values have no fixed range; save as 8 or 16 bits")
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # straight to RGB would warn about the palette's transparency
-    return image.convert("RGB")
+    if not is_transparent(image):
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    if image.getchannel("A").getextrema() == (255, 255):
+        return image.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def is_wide(image: Image.Image) -> bool:
+    """Tell whether values are grey levels of 16 bits: I;16, I;16B, and I, as Pillow has 16-bit PGM and old PNG."""
+    return image.mode.startswith("I")
+
+
+def wide_values(image: Image.Image, name: str) -> np.ndarray:
+    """Return the grey levels of a wide image, (h, w) uint16. Raises UnreadableImage where they are more or less."""
+    values = np.asarray(image)
+    if values.dtype.itemsize > 2:
+        if values.min(initial=0) < 0:
+            raise UnreadableImage(name, "values below 0; save as 8 or 16 bits without a sign")
+        if values.max(initial=0) > WHITE:
+            raise UnreadableImage(name, "32-bit values; save as 8 or 16 bits")
+    return values.astype(np.uint16, copy=False)
+
+
+@lru_cache(maxsize=4)
+def _to_8_bits(white: int) -> np.ndarray:
+    """Return the 8-bit value of each 16-bit one, (65536,) uint8; those above white are not asked for."""
+    return np.minimum((np.arange(WHITE + 1, dtype=np.int64) * 255 + white // 2) // white, 255).astype(np.uint8)
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Tell whether an image may have pixels that do not cover: by a channel, or by a colour that stands for none."""
+    return image.mode.endswith(("A", "a")) or "transparency" in image.info
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Return width and height as displayed, in pixels, from the header alone. Raises UnreadableImage."""
-    try:
-        with open_checked(path, str(path)) as image:
-            # EXIF orientations 5 to 8 swap the sides; of a TIFF Pillow has done so (`exif_transpose` knows)
-            turned = image.format != "TIFF" and image.getexif().get(0x0112, 1) >= 5
-            return (image.height, image.width) if turned else image.size
-    except UnreadableImage:
-        raise
-    except Exception as error:
-        raise UnreadableImage(str(path), decode_failure(error)) from None
+    with decoding(path, str(path)) as image:
+        return shown_size(image)
 
 
-def check_images(
-    paths: Sequence[str],
-    *,
-    read: Callable[[str], Image.Image] = open_image,
-    progress: Progress | None = None,
-) -> list[UnreadableImage]:
-    """Return the images among `paths` that cannot be read, in order.
-
-    Images are decoded in threads (Pillow releases the lock). Above 20,000 only headers are read, and nothing is checked
-    where the images are not files.
-    """
-    files = read is open_image
-    many = len(paths) > CHECK_ALL
-    if many and not files:
-        return []
-    check: Callable[[str], object] = image_size if many else check_file if files else read
-
-    def failure(path: str) -> UnreadableImage | None:
-        try:
-            check(path)
-        except UnreadableImage as error:
-            return error
-        return None
-
-    unreadable = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata, one for each file
-        for done, error in enumerate(pool.map(failure, paths), start=1):
-            if error:
-                unreadable.append(error)
-            if progress:
-                progress(done, len(paths))
-    return unreadable
+def shown_size(image: Image.Image) -> tuple[int, int]:
+    """Return width and height of an open file's image as displayed."""
+    # EXIF orientations 5 to 8 swap the sides; of a TIFF Pillow has done so (`exif_transpose` knows)
+    turned = image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+    return (image.height, image.width) if turned else image.size
 
 
 def image_files(paths: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
-    """Return files as they are given, folders as the images below them in sorted order.
+    """Return files as they are given, twice where they are named twice, folders as the images below them, sorted.
 
     Raises:
         UserError: a path that does not exist (with near names), a folder without images.
@@ -146,7 +181,7 @@ def image_files(paths: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
             found += [os.path.join(path, name) for name in below]
         else:
             found.append(path)
-    return tuple(dict.fromkeys(found))
+    return tuple(found)
 
 
 def images_below(folder: str) -> list[str]:
@@ -179,8 +214,12 @@ def is_hidden(name: str) -> bool:
 
 
 def open_checked(file: str | os.PathLike[str] | BinaryIO, name: str) -> Image.Image:
-    if isinstance(file, (str, os.PathLike)) and os.path.isfile(file) and os.path.getsize(file) == 0:
-        raise UnreadableImage(name, "empty file (0 bytes)")
+    if isinstance(file, (str, os.PathLike)):
+        found = os.stat(file)
+        if not stat.S_ISREG(found.st_mode):  # to open a pipe or a device would wait for ever
+            raise UnreadableImage(name, "not a file" if not stat.S_ISDIR(found.st_mode) else "a folder, not a file")
+        if found.st_size == 0:
+            raise UnreadableImage(name, "empty file (0 bytes)")
     image = Image.open(file)
     try:
         if image.width * image.height > MAX_PIXELS:
@@ -192,10 +231,6 @@ def open_checked(file: str | os.PathLike[str] | BinaryIO, name: str) -> Image.Im
         image.close()
         raise
     return image
-
-
-def check_file(path: str) -> None:
-    decode(path, path, draft=True)
 
 
 def decode_failure(error: Exception) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from PIL import Image
 
+from snella.data.checks import ImageFacts, check_images
 from snella.data.dataset import SPLITS, Images
-from snella.data.images import Progress, UnreadableImage, check_images, open_image
+from snella.data.images import ImageFiles, Progress, UnreadableImage, open_image
+from snella.data.paths import composed
 from snella.errors import UserError
 
 Entry = tuple[str, int]  # an image's name, relative to its listing's folder, and its label
@@ -31,6 +33,7 @@ class Listing:
     read: Callable[[str], Image.Image] = open_image
     notes: tuple[str, ...] = ()
     skipped: tuple[UnreadableImage, ...] = ()  # found unreadable while listing
+    facts: Mapping[str, ImageFacts] = field(default_factory=dict)  # by path, once the images are checked
     fixed_classes: bool = False  # published label set: a class may have no image in train
     caveat: str = ""  # what belongs beside a result on these data
 
@@ -64,7 +67,11 @@ def natural_order(name: str) -> tuple[list[str | int], str]:
 
 
 def label_entries(names: Sequence[str], labels: Sequence[str]) -> tuple[tuple[str, ...], list[Entry]]:
-    """Return the classes, the different labels in natural order, and the entries."""
+    """Return the classes, the different labels in natural order, and the entries.
+
+    Labels whose letters are the same in different forms of Unicode are one class.
+    """
+    labels = [composed(label) for label in labels]
     classes = tuple(sorted(set(labels), key=natural_order))
     for name in classes:
         try:
@@ -84,25 +91,34 @@ def keep_test_split(listing: SplitListingT) -> SplitListingT:
 
 def relabel(data: str, listing: Listing, classes: Sequence[str]) -> Listing:
     """Label the split "test" by the model's classes. Raises UserError for a class that the model does not have."""
-    position = {name: label for label, name in enumerate(classes)}
+    position = {composed(name): label for label, name in enumerate(classes)}
     entries = []
     for name, label in listing.splits["test"]:
-        if listing.classes[label] not in position:
+        if composed(listing.classes[label]) not in position:
             raise UserError(
                 f"{data}: class {listing.classes[label]!r} of {name} is not among the model's {len(classes)} classes "
                 f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}); rename or remove it"
             )
-        entries.append((name, position[listing.classes[label]]))
+        entries.append((name, position[composed(listing.classes[label])]))
     return replace(listing, classes=tuple(classes), splits={"test": entries})
 
 
 def drop_unreadable(data: str, listing: Listing, progress: Progress | None) -> Listing:
     """Return the listing without the images that cannot be read. Raises UserError where that leaves a split empty."""
     paths = list(dict.fromkeys(listing.path(name) for entries in listing.splits.values() for name, _ in entries))
-    skipped = check_images(paths, read=listing.read, progress=progress)
+    checked = check_images(paths, read=listing.read, progress=progress)
+    skipped = checked.unreadable
     if len(skipped) == len(paths):
         raise UserError(
             f"{data}: none of the {len(paths)} images can be read, the first: {skipped[0]}; check the files"
+        )
+    if len(skipped) > len(paths) // 2:
+        files = isinstance(listing.read, ImageFiles)
+        missing = [error for error in skipped if files and not os.path.exists(error.path)]
+        count, what = (len(missing), "do not exist") if missing else (len(skipped), "cannot be read")
+        first = (missing or skipped)[0]
+        raise UserError(
+            f"{data}: {count} of {len(paths)} images {what}, the first: {first}; mend the names or the files"
         )
     bad = {error.path for error in skipped}
     splits = {
@@ -113,7 +129,7 @@ def drop_unreadable(data: str, listing: Listing, progress: Progress | None) -> L
     if empty:
         first = next(error for error in skipped if error.path in set(listing.images(empty).paths))
         raise UserError(f"{data}: no image of {empty} can be read, the first: {first}; check the files")
-    return replace(listing, splits=splits, skipped=(*listing.skipped, *skipped))
+    return replace(listing, splits=splits, skipped=(*listing.skipped, *skipped), facts=checked.facts)
 
 
 def note_absent_classes(listing: Listing) -> list[str]:
@@ -122,7 +138,7 @@ def note_absent_classes(listing: Listing) -> list[str]:
     for split in SPLITS:
         present = {label for _, label in listing.splits[split]}
         absent = [name for label, name in enumerate(listing.classes) if label not in present]
-        if absent:
+        if absent and present:
             names = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
             notes.append(f"{len(absent)} of {len(listing.classes)} classes have no image in {split}: {names}")
     return notes

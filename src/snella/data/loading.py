@@ -11,7 +11,7 @@ import random
 import signal
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from snella.data.dataset import Example, Transform
-from snella.data.images import UnreadableImage
+from snella.data.dataset import Example, Pictures, Transform
+from snella.data.images import ImageFiles, UnreadableImage, image_size
+from snella.data.threads import IN_FLIGHT, in_threads
 from snella.errors import UserError
 
 Key = tuple[int, int]  # epoch, index of an example
@@ -159,18 +160,21 @@ def seeded(entropy: tuple[int, ...]) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-def transformed(examples: Examples, transform: Transform, batch_size: int) -> Iterator[list[Example | UnreadableImage]]:
+def transformed(images: Pictures, transform: Transform, batch_size: int) -> Iterator[list[Example | UnreadableImage]]:
     """Yield lists of `batch_size` transformed examples in order, loaded in threads; what is unreadable says why."""
 
     def load(index: int) -> Example | UnreadableImage:
+        path = images.paths[index]
         try:
-            return transform(examples[index])
+            width, height = image_size(path) if isinstance(images.read, ImageFiles) else (0, 0)
+            with IN_FLIGHT.holding(width * height):
+                return transform(images[index])
         except UnreadableImage as error:
             return error
 
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(examples), batch_size):
-            yield list(pool.map(load, range(start, min(start + batch_size, len(examples)))))
+    loaded = in_threads(load, range(len(images)))
+    while batch := list(islice(loaded, batch_size)):
+        yield batch
 
 
 def _collate(

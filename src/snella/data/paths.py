@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
 from snella.errors import UserError
+
+
+def composed(text: str) -> str:
+    """Return a name in the one form (NFC) in which equal letters are equal: macOS writes é as e and an accent."""
+    return unicodedata.normalize("NFC", text)
+
+
+def same_file_key(path: str) -> object:
+    """Return what is equal for all names of one file: links, other cases on systems that tell none apart, a//./b."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return os.path.normpath(path)
+    return found.st_dev, found.st_ino
 
 
 def check_exists(path: str, *, others: tuple[str, ...] = (), remedy: str = "check the path") -> str:
@@ -51,6 +66,8 @@ def explain_hidden_set(data: str, names: Container[str]) -> Iterator[None]:
 
 def read_text(path: str) -> str:
     """Return the text of a UTF-8 file, without the byte-order mark that some editors write. Raises UserError."""
+    if not os.path.isfile(path):  # to open a pipe would wait for ever
+        raise UserError(f"{path} is not a file; put a text file in its place")
     try:
         with open(path, encoding="utf-8-sig") as file:
             return file.read()

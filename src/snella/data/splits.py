@@ -6,6 +6,7 @@ one image more or less moves hardly any other.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +15,8 @@ from typing import TypeVar
 
 from snella.data.listing import Entry, Listing
 from snella.errors import UserError
+
+COPY = re.compile(r"(?P<source>.+)\.rf\.\w{16,}\.\w+")
 
 Stratum = TypeVar("Stratum", bound=Hashable)
 
@@ -27,8 +30,12 @@ def check_fractions(val_fraction: float, test_fraction: float) -> None:
         raise UserError(f"val_fraction + test_fraction is {val_fraction + test_fraction}; keep it below 1")
 
 
-def complete_splits(listing: Listing, *, seed: int, val_fraction: float, test_fraction: float) -> Listing:
+def complete_splits(
+    listing: Listing, *, seed: int, val_fraction: float, test_fraction: float, needs_test: bool = True
+) -> Listing:
     """Take the splits that are missing out of train (or out of the one split there is) and say so in the notes.
+
+    Where nothing will be tested, a test split that cannot be had is empty.
 
     Raises:
         UserError: no train split, or too few images for a split.
@@ -41,10 +48,17 @@ def complete_splits(listing: Listing, *, seed: int, val_fraction: float, test_fr
     before = len(splits["train"])
     splits |= split_off(splits["train"], fractions, seed=seed)
     for split in fractions:
-        if not splits[split]:
-            raise UserError(f"{before} images are too few to take a {split} split out of them; add images")
-    note = note_taken({split: len(splits[split]) for split in fractions}, before, seed=seed, by_class=True)
+        if not splits[split] and (split != "test" or needs_test):
+            raise UserError(too_few(before, split, len({label for _, label in splits["train"]})))
+    taken = {split: len(splits[split]) for split in fractions if splits[split]}
+    note = note_taken(taken, before, seed=seed, by_class=True)
     return replace(listing, splits=splits, notes=(*listing.notes, note))
+
+
+def too_few(images: int, split: str, classes: int = 1) -> str:
+    """Return the refusal of data out of which a split cannot be taken, since each class keeps an image in train."""
+    of = f" of {classes} classes" if classes > 1 else ""
+    return f"{images} images{of} are too few to take a {split} split out of them; add images, or a {split} split"
 
 
 def rename_all_to_train(listing: Listing) -> dict[str, list[Entry]]:
@@ -68,19 +82,34 @@ def note_taken(counts: Mapping[str, int], before: int, *, seed: int, by_class: b
 def split_off(entries: Sequence[Entry], fractions: Mapping[str, float], *, seed: int) -> dict[str, list[Entry]]:
     """Divide entries into the named parts and "train"; each class keeps at least one image in train.
 
-    A class gives each part `fraction` of its images, rounded, at least one if it has more images than parts.
+    A class gives each part `fraction` of its images, rounded, at least one if it has more images than parts. Copies of
+    one photograph (`source_of`) stay together.
     """
     part_of: dict[int, str] = {}
     for members in _strata([label for _, label in entries]).values():
-        left = _ranked([entries[i][0] for i in members], seed)
+        copies: dict[str, list[int]] = {}
+        for i in members:
+            copies.setdefault(source_of(entries[i][0]), []).append(i)
+        groups = list(copies.values())
+        left = [groups[k] for k in _ranked(list(copies), seed)]
         start = 0
-        for part, count in _part_sizes(len(members), fractions).items():
-            part_of |= {members[k]: part for k in left[start : start + count]}
+        for part, count in _part_sizes(len(groups), fractions).items():
+            part_of |= {i: part for group in left[start : start + count] for i in group}
             start += count
     parts: dict[str, list[Entry]] = {"train": [], **{part: [] for part in fractions}}
     for i, entry in enumerate(entries):
         parts[part_of.get(i, "train")].append(entry)
     return parts
+
+
+def source_of(name: str) -> str:
+    """Return the photograph that an image is a copy of, by the names that Roboflow gives augmented copies; else itself.
+
+    >>> source_of("dogs/photo_jpg.rf.0123456789abcdef0123456789abcdef.jpg")
+    'photo_jpg'
+    """
+    found = COPY.fullmatch(name.rpartition("/")[2])
+    return found["source"] if found else name
 
 
 def split_counts(

@@ -1,7 +1,9 @@
-"""Tables for a terminal (rich). Names of classes and files are shown as they are, never read as markup."""
+"""Tables: for a terminal (rich), where names of classes and files are never read as markup, and CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 NOTHING = "–"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet runs
 
 
 def is_share(metric: str) -> bool:
@@ -77,3 +80,24 @@ def duration(seconds: float) -> str:
 def share(part: int, whole: int) -> float | None:
     """Return a part of the whole, from 0 to 1; None where there is nothing to divide by."""
     return part / whole if whole else None
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write rows as CSV, with the columns of all of them.
+
+    A text that a spreadsheet would run as a formula gets an apostrophe before it, which spreadsheets do not show.
+
+    >>> print(csv_text([{"image": "=1+1.png", "difference": -0.5}]), end="")
+    image,difference
+    '=1+1.png,-0.5
+    """
+    text = io.StringIO()
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(_inert, columns))
+    writer.writerows([_inert(row.get(name, "")) for name in columns] for row in rows)
+    return text.getvalue()
+
+
+def _inert(cell: object) -> object:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell

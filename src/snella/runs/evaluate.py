@@ -10,6 +10,8 @@ from rich.console import Console
 
 from snella.config.schema import source_name
 from snella.console import checking_images, print_line
+from snella.data.dataset import with_white
+from snella.data.images import WHITE
 from snella.data.loading import ImageBatches
 from snella.errors import UserError
 from snella.files import write_json
@@ -95,15 +97,15 @@ def _check_features(folder: Path, task: str, features: str, samples: int) -> Non
 
 def _images_of(folder: Path, data: str | None, split: str, saved: dict[str, Any], console: Console) -> tuple[Any, str]:
     """Return the images to test on, and what to call them."""
-    config = read_config(folder)
+    config, white = read_config(folder), saved.get("white", WHITE)
     if data is None:
-        own = read_run_data(config, console)
+        own = read_run_data(config.changed(white=white), console)
         if own.classes != tuple(saved["classes"]):
             raise UserError(f"{own.root} has other classes than when {folder} was trained; name data by --data")
         tell(own, console)
         return own.splits[split], split
     with checking_images(console) as progress:
-        found = task_named(saved["task"]).read_test(data, saved, seed=config.seed, progress=progress)
+        found = with_white(task_named(saved["task"]).read_test(data, saved, seed=config.seed, progress=progress), white)
     tell(found, console)
     name = source_name(data)
     return found.splits["test"], f"data-{name}" if name in ("train", "val", "test") else name

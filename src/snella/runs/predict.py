@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import csv as csv_format
-import io
 import json as json_format
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from snella.console import print_line
+from snella.data.checks import white_of, wide_facts
 from snella.data.dataset import Images
-from snella.data.images import UnreadableImage, image_files, is_image
+from snella.data.images import WHITE, ImageFiles, UnreadableImage, image_files, is_image
 from snella.errors import UserError
-from snella.files import write_text, writing
+from snella.files import write_text
+from snella.report.tables import csv_text
 from snella.runs.devices import make_accelerator
 from snella.runs.folder import read_about, read_config
 from snella.runs.load import LoadedRun, check_options, load_run
-from snella.runs.pictures import free_name, picture_folder
+from snella.runs.pictures import picture_folder, write_pictures
 from snella.runs.prepare import read_run_data
 from snella.tasks.registry import task_named
 
@@ -54,11 +55,12 @@ def predict(
     if task_named(read_about(folder)["task"]).generates:
         raise UserError(f"{folder} makes images and predicts none; snella predict {folder} --prompt TEXT")
     run = load_run(folder, make_accelerator(device, "fp32").device)
+    chosen = _scaled(chosen, run.saved.get("white", WHITE))
     rows, unreadable = _predictions(run, chosen, batch_size, gallery)
     if json or (out and out.endswith(".json") and not csv):
         text = json_format.dumps(rows, indent=2, ensure_ascii=False) + "\n"
     elif csv or out:
-        text = _csv_text([run.learner.csv_row(row) for row in rows])
+        text = csv_text([run.learner.csv_row(row) for row in rows])
     else:
         console = console or Console()
         console.print(run.learner.prediction_table(rows))
@@ -83,15 +85,29 @@ def _predictions(run: LoadedRun, images: Images, batch_size: int, gallery: Path)
             unreadable += 1
             print_line(Console(stderr=True), f"snella: not predicted: {found}")
             continue
-        stem = free_name(Path(found.row["image"]).stem, taken)
-        files = {kind: gallery / f"{stem}-{kind}.png" for kind in found.pictures}
-        for kind, picture in found.pictures.items():
-            with writing(files[kind]) as partial:
-                picture.save(partial, "PNG")
-        rows.append({**found.row, **{kind: str(file) for kind, file in files.items()}})
+        rows.append({**found.row, **write_pictures(found.pictures, found.row["image"], gallery, taken)})
     if not rows:
         raise UserError("none of the images can be read; give PNG, JPEG, WebP, BMP or TIFF files")
     return rows, unreadable
+
+
+def _scaled(images: Images, white: int | None) -> Images:
+    """Return the images with 16-bit greys read as the run's; say so where these have no use for their range.
+
+    None: the run saw none, and the bits that these use are taken for theirs.
+    """
+    facts = wide_facts(images.paths) if isinstance(images.read, ImageFiles) else {}
+    if not facts:
+        return images
+    used = white_of(facts)
+    white = white or used
+    if used < WHITE and used != white:
+        first = next(iter(facts))
+        text = f"{len(facts)} images of 16-bit greys use {used.bit_length()} bits, the first: {first}"
+        print_line(Console(stderr=True), f"snella: {text}; in this run {white} is white, so they are dark")
+    elif used < WHITE:
+        print_line(Console(stderr=True), f"snella: {len(facts)} images of 16-bit greys: {white} is taken for white")
+    return replace(images, read=ImageFiles(white))
 
 
 def _own_examples(folder: Path) -> Any:
@@ -99,11 +115,3 @@ def _own_examples(folder: Path) -> Any:
     test: Any = read_run_data(read_config(folder), Console(stderr=True)).splits["test"]
     chosen = [i * len(test) // EXAMPLES for i in range(min(EXAMPLES, len(test)))]
     return Images(tuple(test.paths[i] for i in chosen), read=test.read)
-
-
-def _csv_text(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv_format.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

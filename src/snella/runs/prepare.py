@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from snella.config.method import MethodConfig
 from snella.config.schema import SMOKE_PER_CLASS, TrainConfig
 from snella.console import checking_images, print_line
-from snella.data.dataset import ImageData
+from snella.data.dataset import ImageData, with_white
 from snella.data.loading import Examples, ImageBatches
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
@@ -55,7 +55,7 @@ def read_run_data(config: TrainConfig, console: Console) -> ImageData:
     """Return the data of a run, the same at every call: splits come from the seed, --smoke's few images from them."""
     task = task_named(config.task)
     with checking_images(console) as progress:
-        data = task.read(config, progress)
+        data = with_white(task.read(config, progress), config.data.white)
     if config.smoke:
         data = replace(data, splits={name: task.subset(part, SMOKE_PER_CLASS) for name, part in data.splits.items()})
     return data

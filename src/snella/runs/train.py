@@ -20,7 +20,7 @@ from torch import nn
 from snella.config.schema import TrainConfig, run_folder, shrunk
 from snella.config.validation import validate
 from snella.console import print_line, working
-from snella.data.dataset import ImageData
+from snella.data.dataset import ImageData, white_in
 from snella.data.images import Progress
 from snella.errors import UserError
 from snella.files import size_of, write_checksums, write_json, writing
@@ -205,6 +205,7 @@ def _save_adapter(folder: Path, config: TrainConfig, ready: Prepared) -> None:
         "classes": list(ready.data.classes),
         **ready.task.facts(config, ready.data),
         "preprocessing": ready.preprocessing.to_dict(),
+        "white": white_in(ready.data),
         "fingerprint": ready.fingerprint,
         "versions": versions(),
     }

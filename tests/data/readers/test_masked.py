@@ -154,11 +154,15 @@ def test_data_reads_with_the_models_code(tmp_path: Path) -> None:
     assert f"{path}: value 7 stands for no class (0 to 2)" in str(caught.value)
     write_pairs(tmp_path / "split" / "train", 3)
     write_pairs(tmp_path / "split" / "val", 2)
-    (tmp_path / "split" / "classes.json").write_text('["x", "y", "z"]')
+    (tmp_path / "split" / "classes.json").write_text('["a", "b", "z"]')
+    with pytest.raises(UserError, match="class 'z' is not among the model's 3 classes"):
+        read(str(tmp_path / "split"))
+    (tmp_path / "split" / "classes.json").write_text('["c", "a", "b"]')
     data = read(str(tmp_path / "split"))
     assert sizes(data) == {"test": 2}
-    assert data.notes[0] == "no test split: val is used"
-    assert "names other classes" in data.notes[1]
+    assert data.notes == ("no test split: val is used",)
+    assert (data.classes, data.code.values) == (("a", "b", "c"), (1, 2, 0))  # by name: 0 is c and 1 is a
+    assert int(data.splits["test"][0]["mask"][0, 0]) == 2
     write_pairs(tmp_path / "split" / "test", 1)
     assert sizes(read(str(tmp_path / "split"))) == {"test": 1}
 

@@ -14,11 +14,14 @@ from itertools import islice
 
 from snella.data.layouts.class_folders import SPLIT_NAMES
 from snella.data.listing import Entry, Listing, label_entries
+from snella.data.paths import same_file_key
 from snella.errors import UserError
 
 PATH_COLUMNS = ("path", "image", "file_name")
 LABEL_COLUMNS = ("label", "class")
 SUFFIXES = (".csv", ".jsonl")
+NOT_LABELS = ("nan", "null", "<na>", "nat")  # "none" and "n/a" may be classes: `data.suspicions` asks
+FILL_IN = "fill it in or remove the row"
 
 Row = tuple[int, dict[str, object]]  # line number in the file, values by column
 
@@ -41,12 +44,13 @@ def manifest(path: str) -> Listing:
     label_column = find_column(LABEL_COLUMNS, columns, path, "labels")
     names: list[str] = []
     labels: list[str] = []
-    line_of: dict[str, int] = {}
+    first: dict[object, tuple[int, str]] = {}  # a file -> the line that names it, and how
     for line, row in rows:
         name = text_value(row, image_column, path, line)
-        if name in line_of:
-            raise UserError(f"{path} line {line}: {name} is already in line {line_of[name]}; remove one of the two")
-        line_of[name] = line
+        before, other = first.setdefault(same_file_key(os.path.join(os.path.dirname(path), name)), (line, name))
+        if before != line:
+            as_what = "" if other == name else f" as {other}"
+            raise UserError(f"{path} line {line}: {name} is already in line {before}{as_what}; remove one of the two")
         names.append(name)
         labels.append(_label(row, label_column, path, line))
     classes, entries = label_entries(names, labels)
@@ -62,6 +66,8 @@ def read_table(path: str, *, first: bool = False) -> list[Row]:
     Raises:
         UserError: not UTF-8, not CSV or JSONL, no row.
     """
+    if not os.path.isfile(path):  # to open a pipe would wait for ever
+        raise UserError(f"{path} is not a file; give a CSV or JSONL file")
     rows = _csv_rows(path) if path.lower().endswith(".csv") else _jsonl_rows(path)
     try:
         found = list(islice(rows, 1 if first else None))
@@ -93,7 +99,11 @@ def split_value(row: dict[str, object], path: str, line: int) -> str:
 
 
 def _label(row: dict[str, object], column: str, path: str, line: int) -> str:
-    label = text_value(row, column, path, line)
+    label = text_value(row, column, path, line).strip()
+    if not label:
+        raise UserError(f"{path} line {line}: {column} is blank; {FILL_IN}")
+    if label.lower() in NOT_LABELS:
+        raise UserError(f"{path} line {line}: {column} is {label!r}, as programs write a missing value; {FILL_IN}")
     if label.startswith("-") and label[1:].isdecimal():
         raise UserError(f"{path} line {line}: label {label} is out of range; number the classes from 0, or name them")
     return label
@@ -104,7 +114,7 @@ def text_value(row: dict[str, object], column: str, path: str, line: int) -> str
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if value is None or value == "":
-        raise UserError(f"{path} line {line}: {column} is missing; fill it in or remove the row")
+        raise UserError(f"{path} line {line}: {column} is missing; {FILL_IN}")
     if not isinstance(value, str):
         raise UserError(f"{path} line {line}: {column} is {value!r}; write a text or a whole number")
     return value

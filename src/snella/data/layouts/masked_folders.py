@@ -15,6 +15,7 @@ from snella.data.images import images_below, is_hidden, is_image
 from snella.data.layouts.class_folders import SPLIT_NAMES
 from snella.data.masks.class_names import names_file
 from snella.data.masks.listing import MaskListing, Pair
+from snella.data.paths import composed
 from snella.errors import UserError
 
 IMAGES = ("images", "image", "imgs", "img", "jpegimages", "original")
@@ -106,7 +107,7 @@ def _match(images: list[str], masks: list[str], image_folder: str, mask_folder: 
 def _by_stem(names: list[str]) -> dict[str, list[str]]:
     found: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:
-        found[os.path.splitext(name)[0]].append(name)
+        found[composed(os.path.splitext(name)[0])].append(name)
     return dict(found)
 
 

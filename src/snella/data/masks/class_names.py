@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from snella.data.masks.files import MAX_VALUE, RGB
-from snella.data.paths import read_text
-from snella.errors import UserError
+from snella.data.paths import composed, read_text
+from snella.errors import UserError, short_reason
 
 Item = TypeVar("Item")
 
@@ -61,10 +61,11 @@ def names_file(folders: Sequence[str]) -> ClassNames | None:
     if path is None:
         return None
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}; it must hold a JSON list of class names") from None
+        content = json.loads(read_text(path))
+    except (OSError, json.JSONDecodeError, RecursionError) as error:
+        raise UserError(
+            f"{path} cannot be read: {short_reason(error)}; it must hold a JSON list of class names"
+        ) from None
     return _names(path, content)
 
 
@@ -142,13 +143,13 @@ def _names(path: str, content: object) -> ClassNames:
     colors = _given_for_all(path, "color", entries, [entry.color for entry in entries])
     if values is None:
         values = list(range(len(entries)))
-    _check_once(path, "name", entries, [entry.name for entry in entries])
+    _check_once(path, "name", entries, [composed(entry.name.strip()) for entry in entries])
     _check_once(path, "value", entries, values)
     _check_once(path, "color", entries, colors or [])
     order = sorted(range(len(entries)), key=values.__getitem__)
     return ClassNames(
         path,
-        tuple(entries[i].name.strip() for i in order),
+        tuple(composed(entries[i].name.strip()) for i in order),
         tuple(values[i] for i in order),
         None if colors is None else tuple(colors[i] for i in order),
     )

@@ -44,6 +44,49 @@ def find_code(
     return names.names, code, colors, notes
 
 
+def code_by_name(names: ClassNames, classes: Sequence[str], code: MaskCode) -> tuple[MaskCode, tuple[str, ...]]:
+    """Return the code of the masks of other data in the order of a model's classes, and notes.
+
+    Args:
+        names: of the other data.
+        classes, code: the model's. Classes that no file named keep the model's code.
+
+    Raises:
+        UserError: a class that the model does not have.
+    """
+    kept = [k for k, value in enumerate(names.values) if value not in code.ignore]
+    at = {names.names[k]: k for k in kept}
+    unknown = [name for name in at if name not in classes]
+    if unknown and _is_unnamed(classes, code):
+        return code, (f"{names.source} names classes, the model's have no names: masks are read by the model's values",)
+    if unknown:
+        raise UserError(
+            f"{names.source}: class {unknown[0]!r} is not among the model's {len(classes)} classes "
+            f"({format_names(classes)}); rename it, or remove it and set its pixels to a value that is ignored"
+        )
+    spare = (value for value in range(MAX_VALUE, -1, -1) if value not in {*names.values, *code.ignore})
+    values = tuple(names.values[at[name]] if name in at else next(spare) for name in classes)
+    if names.colors is not None and code.colors is not None:
+        if len(at) < len(classes):
+            raise UserError(
+                f"{names.source} has no colour for {len(classes) - len(at)} of the model's classes; add them"
+            )
+        return replace(code, colors=tuple(names.colors[at[name]] for name in classes)), ()
+    if code.binary and len(at) == 2:
+        return replace(code, values=tuple(255 if value == max(values) else 0 for value in values)), ()
+    return MaskCode(values, None, tuple(dict.fromkeys((*code.ignore, *names.ignore)))), ()
+
+
+def _is_unnamed(classes: Sequence[str], code: MaskCode) -> bool:
+    """Tell whether the classes are called by their values, or as two levels are."""
+    return tuple(classes) in (tuple(map(str, code.values)), BINARY)
+
+
+def format_names(names: Sequence[str], most: int = 5) -> str:
+    """Put the first names in a row: "sky, sea, ..."."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
 def _by_color(
     data: str, mask: MaskFacts, names: ClassNames | None, ignore: tuple[int, ...]
 ) -> tuple[ClassNames, MaskCode]:

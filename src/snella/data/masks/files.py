@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.tv_tensors import Mask
 
 from snella.data.dataset import Example, ImageData
-from snella.data.images import UnreadableImage, decode_failure, open_checked, open_image
+from snella.data.images import UnreadableImage, decoding, is_wide, open_image, upright, wide_values
 from snella.errors import UserError
 
 IGNORE = -1  # in a mask as tensors hold it: not trained on, not evaluated
@@ -80,14 +80,9 @@ def mask_pixels(path: str) -> tuple[np.ndarray, bool]:
     Of a palette file the values are the indices; a 1-bit file has 0 and 255; three equal channels are one. Raises
     UnreadableImage.
     """
-    try:
-        with open_checked(path, path) as image:
-            jpeg = image.format in ("JPEG", "MPO")
-            pixels = _values(ImageOps.exif_transpose(image), path, JPEG_TINT if jpeg else 0)
-    except UnreadableImage:
-        raise
-    except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
-        raise UnreadableImage(path, decode_failure(error)) from None
+    with decoding(path, path) as image:
+        jpeg = image.format in ("JPEG", "MPO")
+        pixels = _values(upright(image, path), path, JPEG_TINT if jpeg else 0)
     if jpeg and pixels.ndim == 3:
         raise UnreadableImage(path, "a coloured JPEG, whose colours are not exact; save masks as PNG")
     return pixels, jpeg
@@ -96,7 +91,7 @@ def mask_pixels(path: str) -> tuple[np.ndarray, bool]:
 def mask_palette(path: str) -> tuple[RGB, ...]:
     """Read the colours of a palette file's indices; none where it has no palette or cannot be read."""
     try:
-        with open_checked(path, path) as image:
+        with decoding(path, path) as image:
             values = (image.getpalette("RGB") or []) if image.mode == "P" else []
     except Exception:  # the mask itself is read, and reported, elsewhere
         return ()
@@ -219,7 +214,8 @@ def _table(code: MaskCode) -> np.ndarray:
     """Return the class of every value, (65536,) int16."""
     table = np.full(MAX_VALUE + 1, _UNKNOWN, dtype=np.int16)
     if code.binary:
-        table[:] = np.arange(len(table)) > max(code.values) / 2
+        high = int(np.argmax(code.values))  # the class of the upper level
+        table[:] = np.where(np.arange(len(table)) > max(code.values) / 2, high, 1 - high)
     else:
         table[list(code.values)] = np.arange(len(code.values))
     table[list(code.ignore)] = IGNORE
@@ -265,11 +261,10 @@ def pack_colors(colors: np.ndarray) -> np.ndarray:
 def _values(image: Image.Image, path: str, tint: int) -> np.ndarray:
     if image.mode == "1":
         return np.asarray(image).astype(np.uint16) * 255
-    if image.mode in ("P", "L") or image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.size and (values.min() < 0 or values.max() > MAX_VALUE):
-            raise UnreadableImage(path, "32-bit values; save as 8 or 16 bits")
-        return values.astype(np.uint16)
+    if is_wide(image):
+        return wide_values(image, path)
+    if image.mode in ("P", "L"):
+        return np.asarray(image).astype(np.uint16)
     if image.mode in ("LA", "PA"):
         return np.asarray(image)[..., 0].astype(np.uint16)
     if image.mode == "F":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from PIL import Image
 from torch import Tensor
 
-from snella.data.images import open_image
+from snella.data.checks import ImageFacts
+from snella.data.images import ImageFiles, open_image
 from snella.data.masks.class_names import ClassNames
 from snella.data.masks.files import MaskCode, read_mask
 
@@ -28,11 +29,12 @@ class MaskListing:
     read: Callable[[str], Image.Image] = open_image
     read_mask: Callable[[str, MaskCode], Tensor] = read_mask
     caveat: str = ""
+    facts: Mapping[str, ImageFacts] = field(default_factory=dict)  # of the images, once they are checked
 
     @property
     def files(self) -> bool:
         """Tell whether images and masks are files; those of a package are names that `read` and `read_mask` know."""
-        return self.read is open_image
+        return isinstance(self.read, ImageFiles)
 
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
-from snella.data.images import CHECK_ALL, Progress, UnreadableImage, check_file, image_size
+from snella.data.checks import CHECK_ALL, ImageFacts, look_at_file
+from snella.data.images import Progress, UnreadableImage, image_size
 from snella.data.masks.files import IGNORE, MaskCode, check_sizes, mask_pixels, pack_colors, to_classes
+from snella.data.threads import in_threads
 from snella.errors import UserError
 
 SCANNED = 5_000  # masks read where there are more than 20,000 pairs
@@ -58,31 +58,34 @@ def mask_facts(path: str) -> tuple[MaskFacts, tuple[int, int]]:
 
 def scan_pairs(
     pairs: Sequence[tuple[str, str]], progress: Progress | None = None
-) -> tuple[list[MaskFacts | UnreadableImage | None], bool]:
+) -> tuple[list[MaskFacts | UnreadableImage | None], bool, dict[str, ImageFacts]]:
     """Return the mask's facts for each (image, mask), why the pair cannot be used, or None where only the mask's header
-    was read; and whether every mask was read.
+    was read; whether every mask was read; and the facts of the images that were read, by path.
 
     Up to 20,000 pairs every file is read, in threads; beyond that headers, and 5,000 evenly chosen masks.
     """
     whole = len(pairs) <= CHECK_ALL
     chosen = set(range(len(pairs)) if whole else np.linspace(0, len(pairs) - 1, SCANNED).astype(int).tolist())
 
+    facts: dict[str, ImageFacts] = {}
+
     def look(index: int) -> MaskFacts | UnreadableImage | None:
         image, mask = pairs[index]
         try:
-            if whole:
-                check_file(image)
-            facts, size = mask_facts(mask) if index in chosen else (None, image_size(mask))
+            seen = look_at_file(image) if index in chosen else None
+            found, size = mask_facts(mask) if index in chosen else (None, image_size(mask))
             check_sizes(image, image_size(image), size)
         except UnreadableImage as error:
             return error
-        return facts
+        if seen is not None:
+            facts[image] = seen
+        return found
 
-    found = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    results = []
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata, one for each file
-        for facts in pool.map(look, range(len(pairs))):
-            found.append(facts)
+        for result in in_threads(look, range(len(pairs))):
+            results.append(result)
             if progress:
-                progress(len(found), len(pairs))
-    return found, whole
+                progress(len(results), len(pairs))
+    return results, whole, facts

@@ -177,7 +177,9 @@ def _data(data: str, listing: Listing, captions: Captions, splits: Sequence[str]
             tuple(label for _, label in entries) if listing.classes else (),
             listing.read,
         )
-    return ImageData(listing.layout, data, listing.classes, images, listing.skipped, listing.notes, listing.caveat)
+    return ImageData(
+        listing.layout, data, listing.classes, images, listing.skipped, listing.notes, listing.caveat, listing.facts
+    )
 
 
 __all__ = ["CaptionedImages", "is_captioned", "read_captioned_data", "read_captioned_test_data"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from snella.data.dataset import SPLITS, ImageData, Images
 from snella.data.images import Progress, UnreadableImage
@@ -19,6 +20,7 @@ def read_data(
     seed: int,
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
+    needs_test: bool = True,
     progress: Progress | None = None,
 ) -> ImageData[Images]:
     """Read a labelled image data set of any layout into train, val and test.
@@ -29,6 +31,7 @@ def read_data(
     Args:
         data: a path, or a name of the table `registry.LABELLED`: a bundled set, `hfds/...`, `torch/...`, `wds/...`.
         val_fraction, test_fraction: share of the images for a missing split, above 0 and together below 1.
+        needs_test: whether anything will be tested; else a test split that cannot be had is empty.
         progress: called with (images checked, images in all).
 
     Raises:
@@ -39,10 +42,11 @@ def read_data(
     _check_classes(data, listing)
     listing = drop_unreadable(data, listing, progress)
     _check_classes(data, listing)
-    listing = complete_splits(listing, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
+    fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
+    listing = complete_splits(listing, seed=seed, **fractions, needs_test=needs_test)
     notes = (*listing.notes, *note_absent_classes(listing))
     splits = {split: listing.images(split) for split in SPLITS}
-    return ImageData(listing.layout, data, listing.classes, splits, listing.skipped, notes, listing.caveat)
+    return _data(data, replace(listing, notes=notes), splits)
 
 
 def read_test_data(
@@ -58,8 +62,7 @@ def read_test_data(
     """
     listing = _listing(data, seed)
     listing = drop_unreadable(data, relabel(data, keep_test_split(listing), classes), progress)
-    splits = {"test": listing.images("test")}
-    return ImageData(listing.layout, data, tuple(classes), splits, listing.skipped, listing.notes, listing.caveat)
+    return _data(data, listing, {"test": listing.images("test")})
 
 
 def _listing(data: str, seed: int) -> Listing:
@@ -67,6 +70,12 @@ def _listing(data: str, seed: int) -> Listing:
     if not any(listing.splits.values()):
         raise UserError(f"{data} names no image; add images")
     return listing
+
+
+def _data(data: str, listing: Listing, splits: dict[str, Images]) -> ImageData[Images]:
+    return ImageData(
+        listing.layout, data, listing.classes, splits, listing.skipped, listing.notes, listing.caveat, listing.facts
+    )
 
 
 def _check_classes(data: str, listing: Listing) -> None:

@@ -11,11 +11,11 @@ from snella.data.dataset import SPLITS
 from snella.data.images import Progress, UnreadableImage
 from snella.data.layouts import registry
 from snella.data.listing import keep_test_split
-from snella.data.masks.codes import find_code
+from snella.data.masks.codes import code_by_name, find_code
 from snella.data.masks.files import IGNORE, RGB, MaskCode, MaskData, MaskedImages
 from snella.data.masks.listing import MaskListing, Pair
 from snella.data.masks.scan import MaskFacts, scan_pairs
-from snella.data.splits import check_fractions, note_taken, split_off
+from snella.data.splits import check_fractions, note_taken, split_off, too_few
 from snella.errors import UserError
 
 
@@ -31,6 +31,7 @@ def read_masked_data(
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
     ignore_index: int | None = None,
+    needs_test: bool = True,
     progress: Progress | None = None,
 ) -> MaskData:
     """Read images with masks of any layout into train, val and test.
@@ -42,6 +43,7 @@ def read_masked_data(
         data: a folder, or a bundled name of the table `registry.MASKED`.
         val_fraction, test_fraction: share of the images for a missing split, above 0 and together below 1.
         ignore_index: a value of the mask files that stands for no class.
+        needs_test: whether anything will be tested; else a test split that cannot be had is empty.
         progress: called with (pairs checked, pairs in all).
 
     Raises:
@@ -57,7 +59,7 @@ def read_masked_data(
     classes, code, palette, notes = find_code(data, found, listing.names, ignore_index)
     listing = replace(listing, notes=(*listing.notes, *notes))
     counts = {mask: known.pixels(code) for mask, known in facts.items()}
-    listing = _complete(data, listing, {"val": val_fraction, "test": test_fraction}, seed)
+    listing = _complete(data, listing, {"val": val_fraction, "test": test_fraction}, seed, needs_test)
     result = _data(data, listing, SPLITS, classes, code, palette, counts, skipped)
     _check_train(result)
     return replace(result, notes=(*result.notes, *_note_absent_classes(result)))
@@ -74,19 +76,21 @@ def read_masked_test_data(
 ) -> MaskData:
     """Read data to evaluate a trained model on: only the split "test", its masks read with the model's code.
 
-    Of data without a test split the only split is taken whole, of train and val the val.
+    Of data without a test split the only split is taken whole, of train and val the val. Where both name their classes,
+    masks are read by the names, whatever values or colours stand for them.
 
     Args:
         classes, code, palette: the model's.
         seed: draws nothing for images with masks; evaluation calls every reader alike.
 
     Raises:
-        UserError: data that cannot be read; a mask value that the model's code does not know.
+        UserError: data that cannot be read; a mask value that the model's code does not know; a class that the model
+            does not have.
     """
     listing = keep_test_split(_listing(data, seed))
-    if listing.files and listing.names and listing.names.names != tuple(classes):
-        note = f"{listing.names.source} names other classes; masks are read as the model's classes"
-        listing = replace(listing, notes=(*listing.notes, note))
+    if listing.files and listing.names:
+        code, notes = code_by_name(listing.names, classes, code)
+        listing = replace(listing, notes=(*listing.notes, *notes))
     listing, facts, skipped = _drop_unusable(data, listing, progress)
     counts = {mask: known.pixels(code) for mask, known in facts.items()}
     return _data(data, listing, ("test",), classes, code, palette, counts, skipped)
@@ -104,7 +108,7 @@ def _drop_unusable(
     if not listing.files:
         return listing, {}, []
     pairs = [pair for entries in listing.splits.values() for pair in entries]
-    found, whole = scan_pairs([(listing.path(image), listing.path(mask)) for image, mask in pairs], progress)
+    found, whole, seen = scan_pairs([(listing.path(image), listing.path(mask)) for image, mask in pairs], progress)
     faults = {pair: fault for pair, fault in zip(pairs, found, strict=True) if isinstance(fault, UnreadableImage)}
     facts = {pair[1]: known for pair, known in zip(pairs, found, strict=True) if isinstance(known, MaskFacts)}
     splits = {split: [pair for pair in entries if pair not in faults] for split, entries in listing.splits.items()}
@@ -117,10 +121,12 @@ def _drop_unusable(
     notes = listing.notes
     if not whole:
         notes = (*notes, f"more than 20,000 pairs: values and pixels are those of {len(facts)} masks, evenly chosen")
-    return replace(listing, splits=splits, notes=notes), facts, list(faults.values())
+    return replace(listing, splits=splits, notes=notes, facts=seen), facts, list(faults.values())
 
 
-def _complete(data: str, listing: MaskListing, fractions: Mapping[str, float], seed: int) -> MaskListing:
+def _complete(
+    data: str, listing: MaskListing, fractions: Mapping[str, float], seed: int, needs_test: bool
+) -> MaskListing:
     """Take the splits that are missing out of train, by a hash of seed and image name, and note it."""
     splits = dict(listing.splits)
     if "all" in splits:
@@ -132,12 +138,13 @@ def _complete(data: str, listing: MaskListing, fractions: Mapping[str, float], s
     before = len(mask_of)
     parts = split_off([(image, 0) for image in mask_of], lacking, seed=seed)  # one stratum
     for split in lacking:
-        if not parts[split]:
-            raise UserError(f"{data}: {before} images are too few to take a {split} split out of them; add images")
+        if not parts[split] and (split != "test" or needs_test):
+            raise UserError(f"{data}: {too_few(before, split)}")
     pairs: dict[str, list[Pair]] = {
         split: [(image, mask_of[image]) for image, _ in part] for split, part in parts.items()
     }
-    note = note_taken({split: len(pairs[split]) for split in lacking}, before, seed=seed, by_class=False)
+    taken = {split: len(pairs[split]) for split in lacking if pairs[split]}
+    note = note_taken(taken, before, seed=seed, by_class=False)
     return replace(listing, splits=splits | pairs, notes=(*listing.notes, note))
 
 
@@ -163,7 +170,7 @@ def _data(
             pixels[split] = _count_pixels(images[split], len(classes))
     return MaskData(
         listing.layout, data, tuple(classes), images, tuple(skipped), listing.notes, listing.caveat,
-        code=code, palette=tuple(palette), pixels=pixels,
+        listing.facts, code=code, palette=tuple(palette), pixels=pixels,
     )  # fmt: skip
 
 
@@ -178,7 +185,7 @@ def _note_absent_classes(data: MaskData) -> list[str]:
     notes = []
     for split, counts in data.pixels.items():
         absent = [name for name, count in zip(data.classes, counts, strict=True) if not count]
-        if absent:
+        if absent and data.splits[split]:
             names = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
             notes.append(f"{len(absent)} of {len(data.classes)} classes have no pixel in {split}: {names}")
     return notes

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from snella.data.dataset import SPLITS, ImageData, Images, Pictures
-from snella.data.images import Progress, UnreadableImage, image_size, open_image
+from snella.data.images import ImageFiles, Progress, UnreadableImage, image_size
 from snella.data.readers.captioned import CaptionedImages
 from snella.data.readers.labelled import read_data
 
@@ -69,7 +69,7 @@ def measure_images(data: ImageData[Pictures]) -> tuple[list[tuple[str, tuple[int
     for part, i in chosen:
         path = part.paths[i]
         try:
-            found.append((path, image_size(path) if part.read is open_image else part.read(path).size))
+            found.append((path, image_size(path) if isinstance(part.read, ImageFiles) else part.read(path).size))
         except UnreadableImage:  # found only where headers alone were checked
             continue
     return found, len(chosen) == len(images)

@@ -178,5 +178,6 @@ class Classify(TaskLearner[ClassEvaluation, ImageData[Images], Images]):
         return prediction_table(rows)
 
     def csv_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the columns image, class, probability, and one for each class."""
-        return {**{name: row[name] for name in ("image", "class", "probability")}, **row["probabilities"]}
+        """Return the columns image, class, probability, and `probability:NAME` for each class."""
+        found = {name: row[name] for name in ("image", "class", "probability")}
+        return found | {f"probability:{name}": share for name, share in row["probabilities"].items()}

@@ -52,7 +52,9 @@ class ClassificationTask(Task[ClassifierSpec, ImageData[Images], Images]):
         data = config.data
         assert data.source is not None  # validated
         fractions = {"val_fraction": data.val_fraction, "test_fraction": data.test_fraction}
-        return read_data(data.source, seed=config.seed, **fractions, progress=progress)
+        return read_data(
+            data.source, seed=config.seed, **fractions, needs_test=config.test != "none", progress=progress
+        )
 
     def read_test(self, data: str, saved: Saved, *, seed: int, progress: Progress | None) -> ImageData[Images]:
         return read_test_data(data, saved["classes"], seed=seed, progress=progress)

@@ -218,8 +218,8 @@ class Segment(TaskLearner[RegionEvaluation, MaskData, MaskedImages]):
         return area_table(rows)
 
     def csv_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the columns image, width, height, the pictures' files, and each class's pixels."""
-        areas = {name: area["pixels"] for name, area in row["areas"].items()}
+        """Return the columns image, width, height, the pictures' files, and `pixels:NAME` for each class."""
+        areas = {f"pixels:{name}": area["pixels"] for name, area in row["areas"].items()}
         return {name: value for name, value in row.items() if name != "areas"} | areas
 
 

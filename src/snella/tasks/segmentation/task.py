@@ -65,6 +65,7 @@ class SegmentationTask(Task[SegmenterSpec, MaskData, MaskedImages]):
             val_fraction=data.val_fraction,
             test_fraction=data.test_fraction,
             ignore_index=config.segment.ignore_index,
+            needs_test=config.test != "none",
             progress=progress,
         )
 

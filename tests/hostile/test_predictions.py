@@ -1,0 +1,99 @@
+"""Hostile names and files among those to predict: the row that is written is right, or a line says what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from snella.cli.main import main
+
+NAMES = ("image", "text", "probability")  # as in conftest.py
+
+
+def picture(path: Path, shade: int = 60) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(shade).integers(0, 90, (40, 36, 3))
+    pixels[..., 0] += shade
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return str(path)
+
+
+def predicted(capsys: pytest.CaptureFixture[str], *args: object) -> list[dict[str, str]]:
+    """The rows that `predict --csv` prints."""
+    capsys.readouterr()
+    assert main(["predict", *map(str, args), "--csv", "--device", "cpu"]) == 0
+    return list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+
+
+# The class's probability stood in the image's column, and the path was gone.
+def test_classes_that_are_called_like_columns_keep_them(run: Path, tmp_path: Path, capsys) -> None:
+    path = picture(tmp_path / "a.png")
+    (row,) = predicted(capsys, run, path)
+    assert row.keys() == {
+        "image",
+        "class",
+        "probability",
+        *(f"probability:{n}" for n in ("image", "text", "probability")),
+    }
+    assert row["image"] == path
+    assert row["class"] in ("image", "text", "probability")
+    assert float(row["probability"]) == max(float(row[f"probability:{n}"]) for n in ("image", "text", "probability"))
+
+
+def test_areas_of_classes_that_are_called_like_columns(segmenter: Path, tmp_path: Path, capsys) -> None:
+    path = picture(tmp_path / "a.png")
+    (row,) = predicted(capsys, segmenter, path, "--pictures", tmp_path / "out")
+    assert (row["image"], row["width"], row["mask"]) == (path, "36", str(tmp_path / "out" / "a-mask.png"))
+    assert sum(int(row[f"pixels:{name}"]) for name in ("sky", "mask", "width")) == 36 * 40
+
+
+# A spreadsheet runs a cell that begins with one of these.
+@pytest.mark.parametrize("name", ["=1+1.png", "+1.png", "-1.png", "@SUM(A1).png"])
+def test_a_name_is_no_formula(name: str, run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture(Path(name))
+    (row,) = predicted(capsys, run, "--", name) if name.startswith("-") else predicted(capsys, run, name)
+    assert row["image"] == f"'{name}"
+
+
+# A file named twice gave one row.
+def test_each_name_has_its_row(run: Path, tmp_path: Path, capsys) -> None:
+    a, b = picture(tmp_path / "d" / "a.png"), picture(tmp_path / "d" / "b.png", 90)
+    assert [row["image"] for row in predicted(capsys, run, b, a, a, tmp_path / "d")] == [b, a, a, a, b]
+
+
+# The later of two images of one name lost the first one's mask.
+def test_images_of_one_name_have_masks_of_their_own(segmenter: Path, tmp_path: Path, capsys) -> None:
+    first, second = picture(tmp_path / "1" / "a.png"), picture(tmp_path / "2" / "a.png", 90)
+    masks = [row["mask"] for path in (first, second, first) for row in predicted(capsys, segmenter, path)]
+    assert masks[0] == masks[2] != masks[1]
+    assert all(Path(mask).is_file() for mask in masks)
+    together = predicted(capsys, segmenter, first, second, "--pictures", tmp_path / "out")
+    assert len({row["mask"] for row in together}) == 2
+
+
+# A name as long as the system allows ended the whole prediction when "-mask" came to it.
+def test_a_name_as_long_as_can_be(segmenter: Path, tmp_path: Path, capsys) -> None:
+    paths = [picture(tmp_path / f"{'n' * 245}{i}.png") for i in range(2)]
+    rows = predicted(capsys, segmenter, *paths, "--pictures", tmp_path / "out")
+    assert [row["image"] for row in rows] == paths
+    assert len({row["mask"] for row in rows}) == 2
+    assert all(Path(row["mask"]).is_file() for row in rows)
+
+
+# Values of 12 bits in files of 16 reached the model as 0 to 15 of 255.
+def test_values_of_12_bits_are_said(run: Path, tmp_path: Path, capsys) -> None:
+    values = np.random.default_rng(0).integers(0, 4_000, (40, 36)).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "wide.png")
+    Image.fromarray((values * 255 // 4095).astype(np.uint8)).save(tmp_path / "narrow.png")
+    assert main(["predict", str(run), str(tmp_path / "wide.png"), str(tmp_path / "narrow.png"), "--json"]) == 0
+    shown = capsys.readouterr()
+    wide, narrow = json.loads(shown.out)
+    assert wide["probability"] == pytest.approx(narrow["probability"], abs=0.02)
+    assert "1 images of 16-bit greys: 4095 is taken for white" in shown.err

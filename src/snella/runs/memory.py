@@ -6,10 +6,8 @@ Nothing that is chosen here but the batch size changes a result: what is made a 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import psutil
 from accelerate import Accelerator
 from rich.console import Console
 
@@ -23,6 +21,7 @@ from snella.models.checkpointing import blocks_of, checkpoint_blocks
 from snella.report.tables import decimal_bytes
 from snella.runs.prepare import Prepared, make_batches, prepare
 from snella.training.estimate import Estimate, estimate
+from snella.training.memory import free_memory
 
 SPARE = 0.1  # of what is free: for workspace and gaps of the allocator, which nothing counts
 LEVELS: tuple[Rematerialize, ...] = ("none", "inputs", "mlp")  # from the fastest to the smallest
@@ -78,7 +77,7 @@ class _Search:
 
     def __init__(self, config: TrainConfig, data: ImageData[Any], accelerator: Accelerator) -> None:
         self._config, self._data, self._accelerator = config, data, accelerator
-        self._free = _available()  # before a trial takes some of it
+        self._free = free_memory()  # before a trial takes some of it
         self._trial: Prepared | None = None
         self.limit = 0 if config.memory in (None, "auto") else read_bytes(config.memory)
 
@@ -163,7 +162,7 @@ def estimated(ready: Prepared, data: ImageData[Any], accelerator: Accelerator) -
     config = ready.config
 
     def make_batch(images: int) -> dict[str, Any]:
-        small = config.changed(batch_size=images, workers=0)
+        small = config.changed(batch_size=images, workers=0, cache_images="off")
         return next(make_batches(small, ready.examples, ready.preprocessing)["train"].epoch(1))
 
     own = config.generate
@@ -178,14 +177,3 @@ def estimated(ready: Prepared, data: ImageData[Any], accelerator: Accelerator) -
         ema=config.loop.ema is not None,
         seed=config.seed,
     )
-
-
-def _available() -> int:
-    """Return the bytes of main memory that this process may still take, by the machine and by its control group."""
-    free = psutil.virtual_memory().available
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return free if limit == "max" else min(free, max(0, int(limit) - int(used)))
-    except (OSError, ValueError):
-        return free

@@ -17,6 +17,7 @@ from snella.config.method import MethodConfig
 from snella.config.schema import SMOKE_PER_CLASS, TrainConfig
 from snella.console import checking_images, print_line
 from snella.data.dataset import ImageData, with_white
+from snella.data.kept_images import keep_images
 from snella.data.loading import Examples, ImageBatches
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
@@ -29,8 +30,10 @@ from snella.models.compiling import compile_blocks
 from snella.runs.devices import lay_out
 from snella.tasks.interface import Spec, Task, TaskLearner
 from snella.tasks.registry import task_named
+from snella.training.memory import free_memory
 from snella.tuner import set_base_precision
 
+KEPT_SHARE = 0.25  # of the memory that is free, for decoded images
 ESTIMATED_FROM = 4  # examples, of each class where there are some, of which memory is estimated
 
 
@@ -132,8 +135,14 @@ def make_batches(
     """Return the batches of each split: those of train shuffled and augmented."""
     task, data = task_named(config.task), config.data
     workers, size = data.workers, data.images_per_batch
+    beside_gpu = torch.cuda.is_available() and config.device != "cpu"
     if workers is None:
-        workers = min(8, os.cpu_count() or 1) if torch.cuda.is_available() and config.device != "cpu" else 0
+        workers = min(8, os.cpu_count() or 1) if beside_gpu else 0
+    must = data.cache_images == "on"
+    if must or (data.cache_images == "auto" and beside_gpu):
+        limit = free_memory() if must else round(KEPT_SHARE * free_memory())
+        every_epoch = {name: part for name, part in examples.items() if name != "test"}
+        examples = {**examples, **keep_images(every_epoch, workers=workers, limit=limit, must=must)}
     return {
         name: ImageBatches(
             images,

@@ -30,7 +30,7 @@ from snella.ops import (
     source_of,
     unpacked,
 )
-from snella.tuner.base_product import BaseLayer, is_hooked, multiply, split_padding
+from snella.tuner.base_layers import BaseLayer, is_hooked, multiply, split_padding
 from snella.tuner.cached_weight import CachedWeight, is_cacheable, keep
 from snella.tuner.config import SnellaConfig
 from snella.tuner.scale import choose_scale, saved_scales

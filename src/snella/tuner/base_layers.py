@@ -1,13 +1,41 @@
-"""Frozen weights in fewer bits: which of a model's weights take part, and there and back."""
+"""The frozen base layers, Linear and Conv2d: the product that one makes, and the bits in which weights are kept."""
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from snella.errors import UserError
-from snella.ops import FORMATS, is_packed, pack, unpacked
+from snella.ops import FORMATS, Convolution, Linear, is_packed, pack, unpacked
 from snella.tuner.targets import head_names
+
+BaseLayer = nn.Linear | nn.Conv2d
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Return whether a module's call does more than its class's forward: hooks, or offloaded weights (accelerate)."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
+
+
+def multiply(base: BaseLayer, x: Tensor, weight: Tensor, bias: bool = True) -> Tensor:
+    """Return the base layer's output of x with another weight of its shape, with or without its bias."""
+    if isinstance(base, nn.Conv2d):
+        return base._conv_forward(x, weight, base.bias if bias else None)  # knows padding modes
+    return F.linear(x, weight, base.bias if bias else None)
+
+
+def split_padding(base: BaseLayer, x: Tensor) -> tuple[Tensor, Linear | Convolution, bool]:
+    """Return x, padded where the convolution alone could not; the product; and whether x was padded."""
+    if isinstance(base, nn.Linear):
+        return x, Linear(), False
+    kernel = (base.kernel_size[0], base.kernel_size[1])
+    if base.padding_mode == "zeros" and not isinstance(base.padding, str):
+        return x, Convolution(kernel, base.stride, base.padding, base.dilation), False
+    mode = "constant" if base.padding_mode == "zeros" else base.padding_mode
+    x = F.pad(x, base._reversed_padding_repeated_twice, mode=mode)
+    return x, Convolution(kernel, base.stride, (0, 0), base.dilation), True
 
 
 def set_base_precision(model: nn.Module, precision: str) -> int:

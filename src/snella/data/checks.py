@@ -29,7 +29,7 @@ from snella.data.images import (
 )
 from snella.data.threads import IN_FLIGHT, in_threads
 
-CHECK_ALL = 20_000  # more images than this: only their headers are read before training
+CHECK_ALL = 10_000  # more images than this: only their headers are read before training
 SAMPLED = 2_000  # of these all the same
 DEPTHS = (1, 8, 10, 12, 14, 16)  # bits that a device or a program gives the values of a file
 FLAT = 2  # of 255: the least contrast of an image that shows anything
@@ -66,7 +66,7 @@ class Checked:
 def check_images(paths: Sequence[str], *, read: Callable[[str], Image.Image], progress: Progress | None) -> Checked:
     """Read the images, each once, in threads (Pillow releases the lock).
 
-    Above 20,000 the headers alone are read, but for 2,000 images evenly chosen; of images that are not files, none.
+    Above 10,000 the headers alone are read, but for 2,000 images evenly chosen; of images that are not files, none.
     """
     files = isinstance(read, ImageFiles)
     if len(paths) > CHECK_ALL and not files:

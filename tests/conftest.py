@@ -8,12 +8,14 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
+from support.figures import drawn_once
 from support.golden import DEVICE
 from support.vits import tiny_vit
 from support.warm import warm_python
@@ -25,6 +27,8 @@ if DEVICE != "cpu":  # for tests that make all their tensors themselves; golden 
 CACHE = tempfile.TemporaryDirectory(prefix="snella-tests-")  # of this process, gone with it
 os.environ["SNELLA_CACHE"] = os.path.join(CACHE.name, "snella")
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = os.path.join(CACHE.name, "hypothesis")
+
+TRAIN = ("runs", "hostile", "cli")  # folders of tests that train
 
 settings.register_profile("snella", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("snella")
@@ -67,6 +71,13 @@ def _frozen_heap() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _figures_drawn_once(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Draw each kind of figure once a process, in the tests that train whole runs."""
+    with drawn_once() if request.path.parent.name in TRAIN else nullcontext():
+        yield
 
 
 @pytest.fixture

@@ -51,6 +51,6 @@ def test_evaluate_where_the_precision_cannot_be_used(
     images: Path, spoilable: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = spoilable / "config.yaml"
-    config.write_text(config.read_text().replace("precision: fp32", "precision: fp16"))
+    config.write_text(config.read_text().replace("\nprecision: fp32", "\nprecision: fp16"))
     assert main(["evaluate", str(spoilable), "--device", "cpu"]) == 0
     assert "fp16, in which it was trained, cannot be used here; evaluated in fp32" in capsys.readouterr().out

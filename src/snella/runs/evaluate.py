@@ -13,7 +13,7 @@ from snella.console import checking_images, print_line
 from snella.data.dataset import ImageData
 from snella.data.loading import ImageBatches
 from snella.errors import UserError
-from snella.files import write_json
+from snella.files import refuse_link, write_json
 from snella.report.tables import format_metric
 from snella.runs.check import check_data, read_start
 from snella.runs.devices import make_accelerator
@@ -48,6 +48,7 @@ def evaluate(
     console = console or Console()
     saved = read_about(folder)
     check_options(batch_size, device)
+    refuse_link(folder / EVALUATION)
     if features is not None:
         _check_features(folder, saved["task"], features, samples)
     images, name = _images_of(folder, data, split, saved, console)

@@ -25,7 +25,7 @@ from snella.config.schema import Tested, TrainConfig
 from snella.config.tasks import TASKS
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
-from snella.files import check_writable, write_json, write_text
+from snella.files import check_writable, clear_leftovers, refuse_link, write_json, write_text
 from snella.json_files import Count, Record, read_json
 from snella.models.backbone import BackboneSpec
 from snella.tasks.registry import task_named
@@ -86,6 +86,8 @@ def check_claim(folder: Path, config: TrainConfig) -> None:
     if config.resume and state != "absent":
         check_same(folder, config)
     check_writable(folder)
+    for path in folder.iterdir() if config.resume and state != "absent" else ():
+        refuse_link(path)
     if state != "absent":
         with alone_in(folder, "training"):
             pass
@@ -156,11 +158,14 @@ def claim(folder: Path, config: TrainConfig) -> None:
     check_claim(folder, config)
     state = state_of(folder)
     if state != "absent" and config.resume:
+        clear_leftovers(folder)
         write_text(folder / CONFIG, to_yaml(placed(config)))  # workers, device ... may have changed
         return
     folder = folder.resolve()  # "." has no name, and a link is none to move or delete
     old = folder.with_name(f".{folder.name}.replaced")
     if state != "absent":
+        if old.is_symlink() or state_of(old) == "foreign":
+            raise UserError(f"{old} is in the way and is not a run folder; move it, or choose another --out")
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
     try:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from itertools import chain, count
 from pathlib import Path
 
+from rich.console import Console
+
+from snella.console import print_line
 from snella.errors import UserError
+from snella.files import refuse_link
 from snella.runs.folder import read_about
 from snella.tasks.registry import task_named
 
@@ -16,6 +20,10 @@ def picture_folder(folder: Path, pictures: str | None) -> Path:
     """Return the folder for pictures: the given one, which must be new, or the run's own."""
     saved = read_about(folder)
     if pictures is None:
+        refuse_link(folder / PREDICTIONS)
+        if any(folder.glob(f"{PREDICTIONS}/*")):
+            note = f"{folder / PREDICTIONS} has pictures already; those of the same names are replaced"
+            print_line(Console(stderr=True), f"snella: {note} (--pictures names another folder)")
         return folder / PREDICTIONS
     if not task_named(saved["task"]).pictures:
         raise UserError(f"--pictures: {folder} makes no pictures (its task is {saved['task']}); leave it out")

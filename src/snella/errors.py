@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 LONGEST = 200  # characters of a reason
+# what libraries advise to switch off, so that a file may run code, which nobody here does -> what is said instead
+UNSAFE = {
+    "weights_only": "it holds Python objects besides tensors; save the model's state_dict() alone",
+    "trust_remote_code": "it needs code of its own, which is not run",
+}
 SHOWN = 60  # characters of a value
 
 
@@ -18,6 +23,9 @@ def short_reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    for word, instead in UNSAFE.items():
+        if word in text:
+            return instead
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 

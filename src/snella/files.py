@@ -160,6 +160,19 @@ def usual_permissions() -> int:
         return file.stat().st_mode & 0o666
 
 
+def clear_leftovers(folder: Path) -> None:
+    """Delete what a process that was killed has left half-written in a folder: `writing`'s temporary paths."""
+    for path in folder.glob(".*"):
+        if path.suffix in (".partial", ".discarded"):
+            _remove(path)
+
+
+def refuse_link(path: Path) -> None:
+    """Refuse to write to a link: what it points to is somewhere else. Raises UserError."""
+    if path.is_symlink():
+        raise UserError(f"{path} is a link, and what it points to would be written to; delete it")
+
+
 def discard(path: Path, discarded: Path) -> None:
     """Delete a folder; no part of it ever stands under its name, but under the name `discarded`."""
     _remove(discarded)

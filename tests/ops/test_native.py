@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from snella.errors import UserError
 from snella.ops import blocks, native
 
 COMPILER = native.library() is not None
@@ -58,10 +59,58 @@ def test_a_cache_that_cannot_be_written(fresh: Path) -> None:
     assert native.library() is not None
 
 
+@pytest.mark.skipif(not COMPILER, reason="no C compiler")
+@pytest.mark.parametrize("spoil", ["cut", "empty", "altered", "link", "others may write", "another's"])
+def test_a_library_that_is_not_what_was_put_there_is_made_again(
+    spoil: str, fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A file that was cut short would end every process that loads it (SIGBUS); another user's could do anything."""
+    assert native.library() is not None
+    (made,) = fresh.iterdir()
+    content = made.read_bytes()
+    made.unlink()
+    if spoil == "link":
+        (tmp_path / "elsewhere.so").write_bytes(content)
+        made.symlink_to(tmp_path / "elsewhere.so")
+    else:
+        changed = {"cut": content[: len(content) // 2], "empty": b"", "altered": content[:-1] + b"x"}
+        made.write_bytes(changed.get(spoil, content))
+        made.chmod(0o666 if spoil == "others may write" else 0o644)
+    if spoil == "another's":
+        if not os.stat(made).st_uid:
+            os.chown(made, 12345, -1)  # root's own are anybody's to run
+        monkeypatch.setattr(native.os, "getuid", lambda: 54321)
+    compiled = []
+    run = native.subprocess.run
+    monkeypatch.setattr(native.subprocess, "run", lambda *a, **k: compiled.append(a) or run(*a, **k))
+    assert native.library() is not None
+    assert len(compiled) == 1
+    assert made.read_bytes() == content
+    assert not made.is_symlink()
+    assert not made.stat().st_mode & 0o022
+
+
+@pytest.mark.skipif(not COMPILER, reason="no C compiler")
+def test_what_is_loaded_stays_whole_when_the_file_in_the_cache_is_cut(fresh: Path) -> None:
+    assert native.library() is not None
+    loaded = native.library()
+    (made,) = fresh.iterdir()
+    made.write_bytes(b"")
+    assert loaded is not None
+    assert loaded.snella_kernel is not None
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "library", native.library.__wrapped__)
+    monkeypatch.setattr(native, "cache_folder", lambda: (_ for _ in ()).throw(UserError("no home folder")))
+    assert (native.library() is not None) == COMPILER
+
+
 def test_without_a_compiler(fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     assert native.library() is None
+    assert native.arithmetic() == "torch operations"
     assert not native.available(torch.randn(2, 3, 4))
     assert not fresh.exists()
 

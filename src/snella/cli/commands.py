@@ -36,7 +36,7 @@ class Compare:
     """Tune by several methods on the same data: the learning rate of each is chosen on val, then come more seeds.
 
     Flags of snella train may follow, for all runs alike: --data, --epochs, --backbone ... but not what is set for each
-    run: --method, --lr, --seed, --test, --resume, --overwrite, --estimate."""
+    run: --method, --lr, --seed, --test, --resume, --overwrite, --accept-data, --estimate."""
 
     recipe: str | None = None
     """Defaults of the runs, as for snella train, or a suite of tasks, all of which are run."""
@@ -122,6 +122,15 @@ class Merge:
     """Folder for the checkpoint. Needed; has no default."""
     onnx: str | None = None
     """Also write an ONNX model to this file and check it (needs onnx, onnxruntime, onnxscript, torch 2.8)."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Verify a run folder: that its files are whole and finite, and its backbone and data those of the training.
+    Exits with 0 where all is well, and with 1 where something is wrong; says what to do about it."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")] = ""
+    """Run folder that snella train wrote."""
 
 
 @dataclass(frozen=True)

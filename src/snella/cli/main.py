@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from snella.cli.commands import Compare, Data, Evaluate, Merge, Predict, Train, parse_train, train_hints
+from snella.cli.commands import Check, Compare, Data, Evaluate, Merge, Predict, Train, parse_train, train_hints
 from snella.cli.compare_flags import make_plan
 from snella.cli.exit import Stopped, again, exit_code, explain, terminable
 from snella.cli.flags import check_flags, divided, parse, value_of
@@ -33,6 +33,7 @@ snella {__version__}: fine-tune pre-trained vision backbones by a sparse update 
   snella evaluate RUN             test a run: metrics, per-class table, figures
   snella predict RUN [IMAGE...]   predict images, or the images of a folder
   snella merge RUN --out FOLDER   write a checkpoint that loads without snella, and ONNX with --onnx
+  snella check RUN                verify a run folder: what is wrong with it, and what to do
   snella data PATH                show what is found in a data set
 
 snella COMMAND --help lists a command's flags with their defaults. --debug, with any command, shows tracebacks.
@@ -178,10 +179,18 @@ def _merge(args: list[str]) -> int:
     folder = _run(command.run, "merge")
     if not command.out:
         raise UserError("no folder for the checkpoint: snella merge RUN --out FOLDER")
-    from snella.runs.merge import merge
+    from snella.runs.load import merge
 
     merge(folder, **_options(command))
     return 0
+
+
+def _check(args: list[str]) -> int:
+    command = _parse(Check, args)
+    folder = _run(command.run, "check")
+    from snella.runs.check import check
+
+    return 1 if check(folder) else 0
 
 
 def _data(args: list[str]) -> int:
@@ -206,6 +215,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": _evaluate,
     "predict": _predict,
     "merge": _merge,
+    "check": _check,
     "data": _data,
 }
 

@@ -16,6 +16,8 @@ from snella.config.validation import typed
 from snella.config.yaml_text import read_yaml
 from snella.errors import UserError, named
 
+PLACES = ("data", "checkpoint", "prior_data", "backbone")  # settings that may name files or folders
+FOLDER_PREFIXES = ("hf:", "local-dir:")  # of backbones in a folder
 LONGEST_FILE = 1_000_000  # bytes
 _SUITE = re.compile(r"^suite\s*:", re.MULTILINE)  # what only a suite of tasks has (`snella.config.suites`)
 
@@ -130,15 +132,32 @@ def to_yaml(config: TrainConfig) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
+def placed(config: TrainConfig) -> TrainConfig:
+    """Return the config with the whole paths of what it reads, so that they are found from another folder too."""
+    found = {name: whole_path(config, name) for name in PLACES}
+    return config.changed(**{name: path for name, path in found.items() if path is not None})
+
+
+def whole_path(config: TrainConfig, name: str) -> str | None:
+    """Return a setting that names a place, with its whole path; None where it does not name one that is there."""
+    value = config.value(name) or ""
+    prefix = next((word for word in FOLDER_PREFIXES if name == "backbone" and value.startswith(word)), "")
+    if name == "backbone" and not prefix and config.task != "generate":  # a name, whatever folder is called so
+        return None
+    path = Path(value.removeprefix(prefix)).expanduser()
+    return f"{prefix}{path.absolute()}" if value and path.exists() else None
+
+
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """Return what differs between two configs in a way that changes the result, one phrase a setting.
 
-    A new precision of `auto` goes with any.
+    A new precision of `auto` goes with any, and a place may be written in several ways.
     """
+    old_places, new_places = placed(old), placed(new)
     return [
         f"{flag(name)} was {old.value(name)}, is {new.value(name)}"
         for name, known in settings().items()
-        if old.value(name) != new.value(name)
+        if old_places.value(name) != new_places.value(name)
         and (name, new.value(name)) != ("precision", "auto")
         and not (known.reading.free or known.reading.start)
         and not (known.reading.methods and new.method.name not in known.reading.methods)

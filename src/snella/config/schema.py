@@ -66,6 +66,8 @@ class TrainConfig:
     """Go on from the newest checkpoint of the run folder; from the beginning if it has none."""
     overwrite: bool = setting(False, start=True)
     """Replace an existing run folder, once data and model are ready."""
+    accept_data: bool = setting(False, start=True)
+    """With --resume: go on although the images or labels are not those that the run was started with."""
     estimate: bool = setting(False, start=True)
     """Print the memory that a training step needs, and train nothing; no run folder is written."""
 

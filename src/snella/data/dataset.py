@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
@@ -125,3 +126,28 @@ def inverse_frequency(counts: Tensor) -> Tensor:
     weights = torch.where(occurs, 1 / counts.clamp(min=1), 0)
     weights = weights / weights[occurs].mean()
     return torch.where(occurs, weights, 1).float()
+
+
+def entries_of(data: ImageData[Any]) -> dict[str, dict[str, str]]:
+    """Return split -> the name of each image, below the data's folder -> what is known of it.
+
+    That is the size of its file, its label by name, its caption, and its mask's name and size.
+    """
+    folder = data.root if os.path.isdir(data.root) else os.path.dirname(data.root)
+
+    def named(path: str) -> tuple[str, str]:
+        is_file = os.path.isfile(path)
+        name = os.path.relpath(path, folder or ".") if is_file else path
+        return name.replace(os.sep, "/"), f"{os.path.getsize(path)} bytes" if is_file else ""
+
+    found: dict[str, dict[str, str]] = {}
+    for split, images in data.splits.items():
+        known = found.setdefault(split, {})
+        labels, masks, captions = (getattr(images, name, ()) for name in ("labels", "masks", "captions"))
+        for i, path in enumerate(images.paths):
+            name, size = named(path)
+            label = data.classes[labels[i]] if labels and data.classes else ""
+            mask = " ".join(named(masks[i])) if masks else ""
+            facts = [fact for fact in (size, label, mask, captions[i] if captions else "") if fact]
+            known[name] = "; ".join([*filter(None, [known.get(name)]), *facts])  # a manifest may have it twice
+    return found

@@ -188,10 +188,7 @@ def _from_file(name: str, options: dict[str, Any], file: str, seed: int) -> nn.M
     try:
         state = timm.models.load_state_dict(file, weights_only=True)
     except Exception as error:  # pickle's, torch's, safetensors'
-        reason = short_reason(error)
-        if "weights_only" in reason:  # timm's advice is to unpickle it, which nobody here does
-            reason = "it holds Python objects besides tensors; save the model's state_dict() alone"
-        raise UserError(f"{file} cannot be read as weights: {reason}") from error
+        raise UserError(f"{file} cannot be read as weights: {short_reason(error)}") from error
     expected = _create(name, options)
     classes = _classes(state, expected)
     # At the file's own number of classes timm loads strictly, so nothing that is missing stays random unseen.

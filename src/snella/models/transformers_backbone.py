@@ -114,8 +114,10 @@ def preprocessing_of(name: str, model: nn.Module) -> Preprocessing:
     size = size if isinstance(size, int | None) else size[0]
     try:
         with quiet_transformers():
-            processor: Any = AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError):
+            processor: Any = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):  # its normalisation is not known then
+            raise UserError(f"hf:{name} cannot be loaded ({short_reason(error)}); {REMEDY}") from error
         _log.warning("hf:%s has no preprocessor_config.json; images are normalised with ImageNet's mean and std", name)
         return Preprocessing(size or 224)
     if getattr(processor, "do_flip_channel_order", None):
@@ -134,7 +136,7 @@ def _config(name: str, num_classes: int, drop_path: float) -> PretrainedConfig:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)  # else it asks, and runs code on a yes
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"hf:{name} cannot be loaded ({short_reason(error)}); {REMEDY}") from error
     config.num_labels = num_classes
@@ -169,7 +171,7 @@ def _at_size(config: PretrainedConfig, image_size: int | None) -> PretrainedConf
 
 def _from_config(config: PretrainedConfig, name: str, kind: Kind) -> PreTrainedModel:
     try:
-        return kind.library_class.from_config(config, dtype=torch.float32)
+        return kind.library_class.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except ValueError as error:
         raise _refusal(error, config, name, kind) from error
 
@@ -192,7 +194,12 @@ def _check_size(config: PretrainedConfig, name: str, image_size: int, kind: Kind
 def _load(config: PretrainedConfig, name: str, kind: Kind) -> PreTrainedModel:
     try:
         model, report = kind.library_class.from_pretrained(
-            name, config=config, ignore_mismatched_sizes=True, output_loading_info=True, dtype=torch.float32
+            name,
+            config=config,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            trust_remote_code=False,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise _refusal(error, config, name, kind) from error

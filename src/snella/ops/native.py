@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from functools import lru_cache
@@ -80,28 +81,61 @@ def library() -> ctypes.CDLL | None:
     return loaded
 
 
+def arithmetic() -> str:
+    """Return by what updates are computed on the CPU: the two agree in all but their last bits."""
+    return "torch operations" if library() is None else "compiled passes"
+
+
 def _compile_and_load(compiler: str) -> ctypes.CDLL | None:
     """Return the library from the user's cache folder, or made now and put there; None if the compiler refuses."""
     texts = (source.read_text() for source in SOURCES)
     key = hashlib.sha256("\0".join((*texts, compiler, *_FLAGS, _processor())).encode()).hexdigest()[:16]
-    cached = cache_folder() / f"native-{key}.so"
-    if cached.is_file():
-        return ctypes.CDLL(str(cached))
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / cached.name
+    try:
+        folder = cache_folder()
+    except UserError:  # a user without a home: made again in each process
+        folder = None
+    with tempfile.TemporaryDirectory() as temporary:
+        made = Path(temporary) / f"native-{key}.so"
+        if folder is not None and (content := _cached(folder, key)) is not None:
+            made.write_bytes(content)  # a copy that no other process can cut short while it is in use
+            return ctypes.CDLL(str(made))  # stays when the file goes
         for variant in _VARIANTS:
             command = [compiler, *_FLAGS, *variant, str(SOURCES[0]), "-o", str(made), "-lm"]
             if subprocess.run(command, capture_output=True, check=False).returncode == 0:
                 break
         else:
             return None
-        loaded = ctypes.CDLL(str(made))  # stays when the file goes
-        try:
-            with writing(cached, shared=True) as partial:
-                shutil.copy(made, partial)
-        except UserError:  # a home that cannot be written: made again in the next process
-            pass
+        loaded = ctypes.CDLL(str(made))
+        if folder is not None:
+            content = made.read_bytes()
+            try:
+                with writing(folder / _cache_name(key, content), shared=True, durable=True) as partial:
+                    partial.write_bytes(content)
+            except UserError:  # a home that cannot be written: made again in the next process
+                pass
         return loaded
+
+
+def _cache_name(key: str, content: bytes) -> str:
+    return f"native-{key}-{hashlib.sha256(content).hexdigest()[:32]}.so"
+
+
+def _cached(folder: Path, key: str) -> bytes | None:
+    """Return the library of that key, whole and nobody else's; None where there is none.
+
+    A file that is not what its name says, is a link, or is another user's or one that others may write to, is not run.
+    """
+    for file in sorted(folder.glob(f"native-{key}-*.so")):
+        try:
+            with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW), "rb") as opened:
+                status = os.fstat(opened.fileno())
+                ours = status.st_uid in (os.getuid(), 0) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+                content = opened.read() if ours and stat.S_ISREG(status.st_mode) else b""
+        except OSError:
+            continue
+        if file.name == _cache_name(key, content):
+            return content
+    return None
 
 
 def _processor() -> str:

@@ -8,14 +8,15 @@ from typing import Any
 from accelerate import Accelerator
 from rich.console import Console
 
-from snella.config.schema import source_name
+from snella.config.schema import TrainConfig, source_name
 from snella.console import checking_images, print_line
-from snella.data.dataset import with_white
+from snella.data.dataset import ImageData, with_white
 from snella.data.images import WHITE
 from snella.data.loading import ImageBatches
 from snella.errors import UserError
-from snella.files import write_json
+from snella.files import refuse_link, write_json
 from snella.report.tables import format_metric
+from snella.runs.check import check_data, read_start
 from snella.runs.devices import make_accelerator
 from snella.runs.folder import read_about, read_config
 from snella.runs.load import LoadedRun, check_options, load_run
@@ -48,10 +49,9 @@ def evaluate(
     console = console or Console()
     saved = read_about(folder)
     check_options(batch_size, device)
+    refuse_link(folder / EVALUATION)
     if features is not None:
         _check_features(folder, saved["task"], features, samples)
-    if data is not None and split != "test":
-        raise UserError("--split chooses from the run's own data; of --data the test split is taken, or all")
     images, name = _images_of(folder, data, split, saved, console)
     if features is not None and len(images) < 2:
         raise UserError(f"--features compares with 2 images or more, and there are {len(images)}; name more by --data")
@@ -102,13 +102,32 @@ def _images_of(folder: Path, data: str | None, split: str, saved: dict[str, Any]
         own = read_run_data(config.changed(white=white), console)
         if own.classes != tuple(saved["classes"]):
             raise UserError(f"{own.root} has other classes than when {folder} was trained; name data by --data")
+        check_data(folder, own)
         tell(own, console)
         return own.splits[split], split
+    own = _own_elsewhere(folder, config, data)
+    if own is not None:
+        print_line(console, f"{data} has the images that {folder} was trained on: of them, {split} alone is taken")
+        tell(own, console)
+        return own.splits[split], split
+    if split != "test":
+        raise UserError("--split chooses from the run's own data; of --data the test split is taken, or all")
     with checking_images(console) as progress:
         found = with_white(task_named(saved["task"]).read_test(data, saved, seed=config.seed, progress=progress), white)
     tell(found, console)
     name = source_name(data)
     return found.splits["test"], f"data-{name}" if name in ("train", "val", "test") else name
+
+
+def _own_elsewhere(folder: Path, config: TrainConfig, data: str) -> ImageData[Any] | None:
+    """Return the run's own data where `data` is them, moved or not; None where it is not known that it is."""
+    if read_start(folder) is None:
+        return None
+    try:
+        own = read_run_data(config.changed(data=data), Console(quiet=True))
+        return own if check_data(folder, own) else None
+    except UserError:
+        return None
 
 
 def _accelerator(device: str, precision: str, console: Console) -> Accelerator:

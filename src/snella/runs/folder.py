@@ -20,12 +20,12 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from snella.config.method import METHODS
-from snella.config.recipe import differences, read_recipe, to_yaml
+from snella.config.recipe import PLACES, differences, placed, read_recipe, to_yaml, whole_path
 from snella.config.schema import Tested, TrainConfig
 from snella.config.tasks import TASKS
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
-from snella.files import check_writable, write_json, write_text
+from snella.files import check_writable, clear_leftovers, refuse_link, write_json, write_text
 from snella.json_files import Count, Record, read_json
 from snella.models.backbone import BackboneSpec
 from snella.tasks.registry import task_named
@@ -34,7 +34,8 @@ from snella.training.train_state import RATES
 
 CONFIG, SUMMARY, ADAPTER, BASE = "config.yaml", "summary.json", "adapter", "base.safetensors"
 ABOUT = "snella.json"  # in the adapter's folder
-READ = ("data", "checkpoint", "prior_data", "backbone")  # fields that may name files
+LEFT_BY_A_KILL = (f".{CONFIG}.partial", ".lock")  # where it came before config.yaml stood
+START = "start.json"  # what it was started with, see `snella.runs.check`
 SUMMARY_HOLDS = Record(
     {
         "val": dict[str, float | None],
@@ -52,13 +53,15 @@ PACKAGES = ("snella", "torch", "torchvision", "timm", "peft", "accelerate", "tra
 
 def state_of(folder: Path) -> str:
     """Return what is at a path: "absent" (or an empty folder), "finished", "started", or "foreign" (anything else)."""
+    if folder.is_symlink() and not folder.exists():
+        return "foreign"
     if not folder.exists():
         return "absent"
     if not folder.is_dir():
         return "foreign"
     if (folder / CONFIG).is_file():
         return "finished" if (folder / SUMMARY).is_file() else "started"
-    return "foreign" if any(folder.iterdir()) else "absent"
+    return "foreign" if any(entry.name not in LEFT_BY_A_KILL for entry in folder.iterdir()) else "absent"
 
 
 def check_claim(folder: Path, config: TrainConfig) -> None:
@@ -76,13 +79,15 @@ def check_claim(folder: Path, config: TrainConfig) -> None:
         raise UserError(f"{folder} exists: --resume goes on with it, --overwrite replaces it, --out chooses another")
     if config.overwrite and state != "absent" and Path.cwd().is_relative_to(folder.resolve()):
         raise UserError(f"{folder} cannot be replaced from inside it; go to another folder, or choose another --out")
-    for name in READ if config.overwrite and state != "absent" else ():
+    for name in PLACES if config.overwrite and state != "absent" else ():
         path = Path((config.value(name) or "").removeprefix("hf:")).expanduser()
         if path.name and path.exists() and path.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"--overwrite would delete {path}, which this run reads; move it, or choose another --out")
     if config.resume and state != "absent":
         check_same(folder, config)
     check_writable(folder)
+    for path in folder.iterdir() if config.resume and state != "absent" else ():
+        refuse_link(path)
     if state != "absent":
         with alone_in(folder, "training"):
             pass
@@ -104,6 +109,10 @@ def check_same(folder: Path, config: TrainConfig) -> None:
                 f"go on with --resume --lr {old.loop.lr / 10:.3g}, or another rate below {old.loop.lr:g}"
             )
         old = old.changed(**{name: config.value(name) for name in RATES})
+    started, trained = (folder / START).is_file(), (folder / ADAPTER / ABOUT).is_file()
+    for name, known in (("data", started), ("backbone", started or trained), ("checkpoint", started or trained)):
+        if known and whole_path(config, name):  # it may have moved; that it is the same is checked when it is read
+            old = old.changed(**{name: config.value(name)})
     if differ := differences(old, config):
         raise other_settings(folder, differ, "resume with the same ones, or choose another --out")
 
@@ -149,16 +158,19 @@ def claim(folder: Path, config: TrainConfig) -> None:
     check_claim(folder, config)
     state = state_of(folder)
     if state != "absent" and config.resume:
-        write_text(folder / CONFIG, to_yaml(config))  # workers, device ... may have changed
+        clear_leftovers(folder)
+        write_text(folder / CONFIG, to_yaml(placed(config)))  # workers, device ... may have changed
         return
     folder = folder.resolve()  # "." has no name, and a link is none to move or delete
     old = folder.with_name(f".{folder.name}.replaced")
     if state != "absent":
+        if old.is_symlink() or state_of(old) == "foreign":
+            raise UserError(f"{old} is in the way and is not a run folder; move it, or choose another --out")
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / CONFIG, to_yaml(config))
+        write_text(folder / CONFIG, to_yaml(placed(config)))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         if state != "absent":

@@ -1,4 +1,4 @@
-"""Load the tuned model of a finished run.
+"""Load the tuned model of a finished run, and merge it into its backbone.
 
 RUN/adapter ─┐
              ├─ fingerprint agrees? ─ tuned model ─┬─ evaluate ─ table, RUN/evaluation/
@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from rich.console import Console
 from torch import nn
 
 from snella.config.schema import TrainConfig
+from snella.console import print_line
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError, short_reason
-from snella.methods.adapters import load_adapter, read_tensors
+from snella.methods.adapters import load_adapter, merged, read_tensors
 from snella.models.backbone import fingerprint
+from snella.models.export import check_onnx, export_onnx
 from snella.runs.devices import check_device
 from snella.runs.folder import ABOUT, ADAPTER, BASE, read_about, read_config
 from snella.tasks.interface import Task, TaskLearner
@@ -84,3 +87,29 @@ def check_options(batch_size: int, device: str) -> None:
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size} is below 1")
     check_device(device, "fp32")
+
+
+def merge(folder: Path, *, out: str, onnx: str | None = None, console: Console | None = None) -> None:
+    """Write the run's model as a plain timm or transformers checkpoint, and as ONNX where asked.
+
+    Raises:
+        UserError: no finished run, a target that exists already, missing packages for ONNX, or a task without it.
+    """
+    console = console or Console()
+    saved = read_about(folder)
+    if onnx and not task_named(saved["task"]).exports_onnx:
+        raise UserError(f"--onnx: {folder} is not a single model to export (its task is {saved['task']}); leave it out")
+    for path in (Path(out), Path(onnx) if onnx else None):
+        if path is not None and path.exists():
+            raise UserError(f"{path} exists already; choose another name")
+    if onnx:
+        check_onnx()
+    run = load_run(folder, torch.device("cpu"))
+    model = merged(run.config.method.name, run.model).eval()
+    hint = run.task.save_merged(model, Path(out), run.saved)
+    print_line(console, f"merged model in {out}; load it with {hint}")
+    if (precision := run.config.model.base_precision) != "fp32":
+        print_line(console, f"its weights were rounded to {precision} before tuning, as --base-precision asked")
+    if onnx:
+        difference = export_onnx(model, onnx, image_size=run.preprocessing.image_size)
+        print_line(console, f"ONNX model in {onnx}; its logits differ by {difference:.1e} at most")

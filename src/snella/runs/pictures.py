@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from snella.errors import UserError
-from snella.files import writing
+from snella.files import refuse_link, writing
 from snella.runs.folder import read_about
 from snella.tasks.registry import task_named
 
@@ -25,6 +25,7 @@ def picture_folder(folder: Path, pictures: str | None) -> Path:
     """Return the folder for pictures: the given one, which must be new, or the run's own."""
     saved = read_about(folder)
     if pictures is None:
+        refuse_link(folder / PREDICTIONS)
         return folder / PREDICTIONS
     if not task_named(saved["task"]).pictures:
         raise UserError(f"--pictures: {folder} makes no pictures (its task is {saved['task']}); leave it out")

@@ -17,24 +17,28 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
 
+from snella.config.recipe import placed
 from snella.config.schema import TrainConfig, run_folder, shrunk
 from snella.config.validation import validate
 from snella.console import print_line, working
 from snella.data.dataset import ImageData, white_in
 from snella.data.images import Progress
 from snella.errors import UserError
-from snella.files import size_of, write_checksums, write_json, writing
+from snella.files import CHECKSUMS, size_of, write_checksums, write_json, writing
 from snella.methods.adapters import after_step, save_adapter
+from snella.ops import native
 from snella.report.allocation import allocation_figure
 from snella.report.figures import training_curves_figure
 from snella.report.rows import read_allocations, read_metrics
 from snella.report.tables import summary_table
 from snella.report.trackers import check_trackers
+from snella.runs.check import arithmetic_note, check_backbone, check_data, moved, write_start
 from snella.runs.devices import device_name, make_accelerator, with_precision
 from snella.runs.folder import (
     ABOUT,
     ADAPTER,
     BASE,
+    START,
     alone_in,
     check_claim,
     claim,
@@ -83,19 +87,32 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         return _estimate(config, accelerator, console)
     check_claim(folder, config)
     trained = config.resume and state_of(folder) == "finished"
-    if trained and is_tested(summary := read_summary(folder), config.test):
+    tested = trained and is_tested(read_summary(folder), config.test)
+    if tested and not moved(folder, config):
         print_line(console, f"{folder} is finished; --overwrite trains it again")
-        return summary
-
-    if trained and not checkpoints(folder):
+        return read_summary(folder)
+    if trained and not tested and not checkpoints(folder):
         raise UserError(f"{folder} has no checkpoints to test; use snella evaluate, or train again with --overwrite")
 
-    ready = fitted(config, _read(config, console), accelerator, console)
+    data = _read(config, console)
+    goes_on = config.resume and state_of(folder) in ("started", "finished")
+    if goes_on and not config.accept_data:
+        check_data(folder, data)
+    ready = fitted(config, data, accelerator, console)
     config = ready.config
-    if trained and ready.fingerprint != read_about(folder)["fingerprint"]:
-        raise UserError(f"{config.model.backbone} is not what {folder} was trained on; its weights have changed")
+    if goes_on:
+        check_backbone(folder, ready.fingerprint, config.model.backbone)
+        if note := arithmetic_note(folder):
+            print_line(console, note)
     claim(folder, config)
     with alone_in(folder, "training"):
+        if not goes_on or config.accept_data or not (folder / START).is_file():
+            write_start(folder, ready, data)
+        if trained:
+            _move(folder, config, ready)
+        if tested:
+            print_line(console, f"{folder} is finished; what it reads is written down anew")
+            return read_summary(folder)
         return _train(config, ready, folder, trained, accelerator, console)
 
 
@@ -197,17 +214,33 @@ def _trainable(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+def _spec(config: TrainConfig, ready: Prepared) -> dict[str, Any]:
+    """Return how to build the model again, as snella.json holds it: with whole paths."""
+    spec = ready.task.make_spec(placed(config), ready.spec.backbone.num_classes)
+    return asdict(spec)  # pyright: ignore[reportArgumentType] (dataclasses, all of them)
+
+
+def _move(folder: Path, config: TrainConfig, ready: Prepared) -> None:
+    """Write down where the backbone of a finished run is now."""
+    about = read_about(folder)
+    if about["backbone"] != _spec(config, ready)["backbone"]:
+        write_json(folder / ADAPTER / ABOUT, {**about, **_spec(config, ready)})
+        if (folder / ADAPTER / CHECKSUMS).is_file():
+            write_checksums(folder / ADAPTER)
+
+
 def _save_adapter(folder: Path, config: TrainConfig, ready: Prepared) -> None:
     about = {
         "task": config.task,
         "method": config.method.name,
-        **asdict(ready.spec),  # pyright: ignore[reportArgumentType] (dataclasses, all of them)
+        **_spec(config, ready),
         "classes": list(ready.data.classes),
         **ready.task.facts(config, ready.data),
         "preprocessing": ready.preprocessing.to_dict(),
         "white": white_in(ready.data),
         "fingerprint": ready.fingerprint,
         "versions": versions(),
+        "arithmetic": native.arithmetic(),
     }
     with writing(folder / ADAPTER) as partial:
         save_adapter(config.method.name, ready.model, partial)

@@ -244,13 +244,10 @@ def validate(
                 raise run.diverged(f"diverged: {broken} is not finite")
             evaluation = evaluate(run.model, learner, val, run.accelerator, seed=run.seed, seen=seen)
             metrics = {name: float(value) for name, value in evaluation.metrics.items()}
-            score = metrics[learner.selection]
+            in_reach = math.isfinite(metrics.get("loss", 0))  # else some image is beyond what the model can do
+            score = metrics[learner.selection] if in_reach else math.nan
             better = is_better(score, at.best_metric, learner.higher_is_better)
-            finite = math.isfinite(metrics.get("loss", score))  # else some image is beyond what it can do
-            better = better and finite
-            best = better or (
-                finite and score == at.best_metric
-            )  # of equals the later epoch: learning rate and budgets went on
+            best = better or score == at.best_metric  # of equals the later epoch: learning rate and budgets went on
             if best:
                 run.best = copied(tuned_state(run.model), device="cpu")
     except _StopValidation:  # the checkpoint stands before the validation, which a resume does again

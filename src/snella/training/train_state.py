@@ -147,7 +147,6 @@ def start_run(
     if checkpoint is not None:
         _check_conditions(checkpoint, state, conditions_of(settings, accelerator, seed, batches_per_epoch))
         _check_position(checkpoint, position, settings, batches_per_epoch, "best" in tensors)
-
     model.to(accelerator.device)
     steps = settings.epochs * math.ceil(batches_per_epoch / settings.accumulate)
     adam = make_optimiser(settings, model)

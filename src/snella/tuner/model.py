@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from snella.allocation import Importance, Schedule, budgets
 from snella.errors import UserError
@@ -21,7 +23,7 @@ from snella.tuner.config import SnellaConfig
 from snella.tuner.layer import SnellaLayer
 from snella.tuner.loading import unwatch_loading, watch_loading, with_adapter_name
 from snella.tuner.model_card import Kept
-from snella.tuner.names import renamed_targets, versions
+from snella.tuner.names import renamed_targets, uncompiled, versions
 from snella.tuner.targets import adaptable, candidates, default_targets, head_names
 
 
@@ -46,9 +48,19 @@ class SnellaModel(BaseTuner):
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  (see `targets.FAMILIES`)
     peft_config: dict[str, SnellaConfig]  # pyright: ignore[reportIncompatibleVariableOverride]
 
+    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        """Adapt what is inside a model that torch.compile has wrapped, so that names and files are the same."""
+        if isinstance(inner := vars(model).get("_modules", {}).get("_orig_mod"), nn.Module):
+            watch_loading(model)  # whose handle the caller still has
+            self.model = inner
+
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Wrap the targeted layers, as PEFT does; convolutions that a pattern matched, but not `adaptable`, stay."""
+        """Wrap the targeted layers, as PEFT does; convolutions that a pattern matched, but not `adaptable`, stay.
+
+        Batch norms that do not train keep their statistics from here on, see `train`.
+        """
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        _hold_statistics(model)
         modules = dict(model.named_modules())
         self.targeted_module_names = [
             name for name in self.targeted_module_names if isinstance(modules[name], SnellaLayer)
@@ -58,13 +70,28 @@ class SnellaModel(BaseTuner):
                 f"target_modules={self.peft_config[adapter_name].target_modules!r} matches convolutions only "
                 f"that cannot be adapted; choose from: {', '.join(candidates(model))}"
             )
-        by_weight = Counter(layer.get_base_layer().weight for layer in self._layers())
+        owners: Counter[Tensor | None] = Counter(
+            parameter for module in model.modules() for parameter in module._parameters.values()
+        )
         for layer in self._layers():
-            layer.tied = by_weight[layer.get_base_layer().weight] > 1
+            layer.tied = owners[layer.get_base_layer().weight] > 1
         watch_loading(model)
         if self.peft_config[adapter_name].rematerialize:
             for module in filter(recomputable, model.modules()):
                 watch(module)
+
+    def train(self, mode: bool = True) -> SnellaModel:
+        """Set the mode, except in batch norms without a trainable parameter, whose statistics must not move.
+
+        They belong to the frozen base, and are not saved with an adapter. Name them in modules_to_save to train them.
+        """
+        super().train(mode)
+        _hold_statistics(self.model)
+        return self
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: PeftConfig, key: str) -> bool | re.Match[str] | None:
+        return BaseTuner._check_target_module_exists(peft_config, uncompiled(key))
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:  # pyright: ignore[reportIncompatibleMethodOverride] PEFT says None
         model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)  # type: ignore[assignment]
@@ -104,11 +131,17 @@ class SnellaModel(BaseTuner):
         return peft_config
 
     def _all_linear(self, heads: list[str]) -> set[str]:
-        """Return the names of all Linear layers but the head's; PEFT's shorthand would take timm's heads."""
+        """Return the names of all Linear layers but the head's and the output embedding's.
+
+        PEFT's own shorthand would take timm's heads.
+        """
+        get_output: Any = getattr(self.model, "get_output_embeddings", None)
+        output = get_output() if callable(get_output) else None
         return {
-            name
+            uncompiled(name)
             for name, module in self.model.named_modules()
             if adaptable(module)
+            and module is not output
             and isinstance(module.get_base_layer() if isinstance(module, BaseTunerLayer) else module, nn.Linear)
             and not name.endswith("base_layer")
             and not any(name == head or name.startswith(f"{head}.") for head in heads)
@@ -276,6 +309,12 @@ class SnellaModel(BaseTuner):
     def load_allocator_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `allocator_state_dict` gave, for the active adapter."""
         self._importance(self._active_layers()[0]).load_state_dict(state)
+
+
+def _hold_statistics(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, _NormBase) and not any(part.requires_grad for part in module.parameters()):
+            module.eval()
 
 
 def _rename_targets(config: SnellaConfig, names: list[str]) -> None:

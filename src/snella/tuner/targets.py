@@ -13,6 +13,7 @@ from timm.layers import Linear as TimmLinear
 from torch import nn
 
 from snella.errors import UserError
+from snella.tuner.names import uncompiled
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def adaptable(module: nn.Module) -> bool:
 def candidates(model: nn.Module) -> list[str]:
     """Return the names of the layers that can be adapted, with `*` for numbers, in the model's order."""
     names = [
-        re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+        re.sub(r"(?<![^.])\d+(?![^.])", "*", uncompiled(name))
         for name, module in model.named_modules()
         if adaptable(module) and not name.endswith("base_layer")
     ]
@@ -163,7 +164,8 @@ def default_targets(model: nn.Module) -> str:
     """
     patterns: list[str] = []
     below: list[str] = []  # prefixes of the names that a family's pattern already covers
-    for path, module in model.named_modules():
+    for name, module in model.named_modules():
+        path = uncompiled(f"{name}.").removesuffix(".")
         if any(path.startswith(prefix) for prefix in below):
             continue
         family = next((family for family in FAMILIES if _is_of_family(module, family)), None)

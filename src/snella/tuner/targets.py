@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import peft
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from timm.layers import Linear as TimmLinear
@@ -14,6 +15,13 @@ from torch import nn
 
 from snella.errors import UserError
 from snella.tuner.names import uncompiled
+
+# PEFT 0.21 and newer have an error of this meaning
+_PEFTS_NO_MATCH: Any = getattr(peft, "NoMatchingPeftModuleError", ValueError)
+
+
+class NoMatchError(UserError, _PEFTS_NO_MATCH):
+    """No layer of the model is to be adapted."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +181,7 @@ def default_targets(model: nn.Module) -> str:
             below.append(f"{path}." if path else "")
             patterns.append(re.escape(below[-1]) + f"(?:{family.pattern})")
     if not patterns:
-        raise UserError(
+        raise NoMatchError(
             f"no default targets for {type(model).__name__}; name them, "
             f"target_modules=[...], from: {', '.join(candidates(model)) or 'nothing here can be adapted'}"
         )

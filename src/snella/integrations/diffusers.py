@@ -92,7 +92,7 @@ def unload_from_pipeline(pipe: Any) -> None:
 def _network(pipe: Any) -> nn.Module:
     for name in ("unet", "transformer"):
         if isinstance(network := getattr(pipe, name, None), nn.Module):
-            return network
+            return getattr(network, "_orig_mod", network)  # what torch.compile has wrapped
     raise UserError(f"{type(pipe).__name__} has neither a unet nor a transformer that an adapter could go into")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,13 @@ from snella.errors import UserError
 from snella.tuner.model_card import describe
 
 PEFT_TYPE = "SNELLA"
+
+
+class UniqueNames(list[str]):
+    """A list that takes no name twice: PEFT's models for tasks add the names of heads that are there already."""
+
+    def extend(self, names: Iterable[str]) -> None:
+        super().extend(name for name in dict.fromkeys(names) if name not in self)
 
 
 @dataclass
@@ -131,6 +139,8 @@ class SnellaConfig(PeftConfig):
         for name in ("target_modules", "exclude_modules"):
             if isinstance(value := getattr(self, name), list):
                 setattr(self, name, set(value))
+        if isinstance(self.modules_to_save, list | tuple):
+            self.modules_to_save = UniqueNames(self.modules_to_save)
         _check_numbers(self)
         _check_choice("kernel", self.kernel, KERNELS)
         _check_choice("gate", self.gate, GATES)

@@ -33,8 +33,7 @@ from snella.ops import (
 from snella.tuner.base_layers import BaseLayer, is_hooked, multiply, split_padding
 from snella.tuner.cached_weight import CachedWeight, is_cacheable, keep
 from snella.tuner.config import SnellaConfig
-from snella.tuner.scale import choose_scale, saved_scales
-from snella.tuner.update_settings import UpdateSettings, update_settings
+from snella.tuner.scale import UpdateSettings, choose_scale, saved_scales, update_settings
 
 
 def _use_saved_scales(layer: nn.Module, _: object = None) -> None:

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
-from snella.allocation import Importance, Schedule, budgets
 from snella.errors import UserError
 from snella.ops import recomputable, unwatch, watch
-from snella.tuner.config import SnellaConfig
+from snella.tuner.allocator import AllocatingTuner
+from snella.tuner.config import SnellaConfig, UniqueNames
 from snella.tuner.layer import SnellaLayer
 from snella.tuner.loading import unwatch_loading, watch_loading, with_adapter_name
-from snella.tuner.model_card import Kept
-from snella.tuner.names import renamed_targets, versions
-from snella.tuner.targets import adaptable, candidates, default_targets, head_names
+from snella.tuner.names import renamed_targets, uncompiled, versions
+from snella.tuner.targets import NoMatchError, adaptable, candidates, default_targets, head_names
 
 
-class SnellaModel(BaseTuner):
+class SnellaModel(AllocatingTuner):
     """The model under a `peft.PeftModel` with `SnellaConfig`: reach it as `model.base_model`.
 
     Example:
@@ -44,27 +44,51 @@ class SnellaModel(BaseTuner):
     prefix = "snella_"
     tuner_layer_cls = SnellaLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  (see `targets.FAMILIES`)
-    peft_config: dict[str, SnellaConfig]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        """Adapt what is inside a model that torch.compile has wrapped, so that names and files are the same."""
+        if isinstance(inner := vars(model).get("_modules", {}).get("_orig_mod"), nn.Module):
+            watch_loading(model)  # whose handle the caller still has
+            self.model = inner
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Wrap the targeted layers, as PEFT does; convolutions that a pattern matched, but not `adaptable`, stay."""
+        """Wrap the targeted layers, as PEFT does; convolutions that a pattern matched, but not `adaptable`, stay.
+
+        Batch norms that do not train keep their statistics from here on, see `train`.
+        """
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        _hold_statistics(model)
         modules = dict(model.named_modules())
         self.targeted_module_names = [
             name for name in self.targeted_module_names if isinstance(modules[name], SnellaLayer)
         ]
-        if not any(adapter_name in layer.settings for layer in self._layers()):
-            raise UserError(
+        if not any(adapter_name in layer.settings for layer in self.layers()):
+            raise NoMatchError(
                 f"target_modules={self.peft_config[adapter_name].target_modules!r} matches convolutions only "
                 f"that cannot be adapted; choose from: {', '.join(candidates(model))}"
             )
-        by_weight = Counter(layer.get_base_layer().weight for layer in self._layers())
-        for layer in self._layers():
-            layer.tied = by_weight[layer.get_base_layer().weight] > 1
+        owners: Counter[Tensor | None] = Counter(
+            parameter for module in model.modules() for parameter in module._parameters.values()
+        )
+        for layer in self.layers():
+            layer.tied = owners[layer.get_base_layer().weight] > 1
         watch_loading(model)
         if self.peft_config[adapter_name].rematerialize:
             for module in filter(recomputable, model.modules()):
                 watch(module)
+
+    def train(self, mode: bool = True) -> SnellaModel:
+        """Set the mode, except in batch norms without a trainable parameter, whose statistics must not move.
+
+        They belong to the frozen base, and are not saved with an adapter. Name them in modules_to_save to train them.
+        """
+        super().train(mode)
+        _hold_statistics(self.model)
+        return self
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: PeftConfig, key: str) -> bool | re.Match[str] | None:
+        return BaseTuner._check_target_module_exists(peft_config, uncompiled(key))
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:  # pyright: ignore[reportIncompatibleMethodOverride] PEFT says None
         model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)  # type: ignore[assignment]
@@ -83,7 +107,7 @@ class SnellaModel(BaseTuner):
     def _prepare_adapter_config(self, peft_config: SnellaConfig, model_config: dict) -> SnellaConfig:  # type: ignore[override]
         heads = head_names(self.model)
         if _requested(peft_config, "modules_to_save") is None:
-            _fill_in(peft_config, "modules_to_save", heads)
+            _fill_in(peft_config, "modules_to_save", UniqueNames(heads))
         targets = _requested(peft_config, "target_modules")
         if targets is None:
             _fill_in(peft_config, "target_modules", default_targets(self.model))
@@ -96,7 +120,7 @@ class SnellaModel(BaseTuner):
         if not any(self._check_target_module_exists(peft_config, name) for name in names):
             besides = {"modules_to_save": peft_config.modules_to_save, "exclude_modules": peft_config.exclude_modules}
             apart = ", ".join(f"{name}={value!r}" for name, value in besides.items() if value)
-            raise UserError(
+            raise NoMatchError(
                 f"target_modules={(targets or peft_config.target_modules)!r} matches no layer of "
                 f"{type(self.model).__name__} that is to be adapted{apart and f' (left out: {apart})'}; "
                 f"choose from: {', '.join(candidates(self.model))}"
@@ -104,11 +128,17 @@ class SnellaModel(BaseTuner):
         return peft_config
 
     def _all_linear(self, heads: list[str]) -> set[str]:
-        """Return the names of all Linear layers but the head's; PEFT's shorthand would take timm's heads."""
+        """Return the names of all Linear layers but the head's and the output embedding's.
+
+        PEFT's own shorthand would take timm's heads.
+        """
+        get_output: Any = getattr(self.model, "get_output_embeddings", None)
+        output = get_output() if callable(get_output) else None
         return {
-            name
+            uncompiled(name)
             for name, module in self.model.named_modules()
             if adaptable(module)
+            and module is not output
             and isinstance(module.get_base_layer() if isinstance(module, BaseTunerLayer) else module, nn.Linear)
             and not name.endswith("base_layer")
             and not any(name == head or name.startswith(f"{head}.") for head in heads)
@@ -167,115 +197,22 @@ class SnellaModel(BaseTuner):
         super().delete_adapter(adapter_name)
         vars(self).get("_importance_by_adapter", {}).pop(adapter_name, None)
 
-    def _layers(self) -> list[SnellaLayer]:
-        return [module for module in self.model.modules() if isinstance(module, SnellaLayer)]
-
-    def _active_layers(self) -> tuple[str, list[SnellaLayer]]:
-        """Return the one active adapter and the layers that have it."""
-        active = [self.active_adapter] if isinstance(self.active_adapter, str) else list(self.active_adapter)
-        if len(active) != 1:
-            raise UserError(f"budgets are allocated to one active adapter, not {len(active)}: {active}")
-        return active[0], [layer for layer in self._layers() if active[0] in layer.settings]
-
-    def _importance(self, adapter_name: str) -> Importance:
-        # not made in __init__: PEFT's own __init__ injects before a subclass could set anything
-        by_adapter = vars(self).setdefault("_importance_by_adapter", {})
-        if adapter_name not in by_adapter:
-            config = self.peft_config[adapter_name]
-            by_adapter[adapter_name] = Importance(config.beta1, config.beta2)
-        return by_adapter[adapter_name]
-
-    def update_and_allocate(self, step: int, total_step: int | None = None) -> dict[str, Any] | None:
-        """Update the importance and, when it is time, the budgets of the active adapter.
-
-        Call it after `optimizer.step()` and before the gradients are cleared, with gradients that are not scaled.
-
-        Args:
-            step: optimiser steps done, from 1.
-            total_step: optimiser steps of the training, where the adapter's config leaves it open.
-
-        Returns:
-            None, or when budgets changed a record: step, budget (entries, all matrices), kept and size (entries, by
-            matrix) and skipped (steps left out so far for a gradient that was not finite).
-
-        Raises:
-            ValueError: no adapter weight has a gradient.
-            UserError: several adapters are active.
-        """
-        name, layers = self._active_layers()
-        config = self.peft_config[name]
-        importance = self._importance(name)
-        importance.update(
-            {f"{layer.name}.{factor}": getattr(layer, f"snella_{factor}")[name] for layer in layers for factor in "AB"}
+    def add_weighted_adapter(self, adapters: list[str], weights: list[float], *args: Any, **kwargs: Any) -> None:
+        """Refuse: the sum of several updates is in general not one of this kind."""
+        scales = ", ".join(
+            f'layer.set_scale("{name}", {weight})' for name, weight in zip(adapters, weights, strict=False)
         )
-        if config.gate == "none":
-            return None  # nothing is selected
-        total_step = total_step if config.total_step is None else config.total_step
-        if total_step is None:
-            if config.init_sparsity != config.target_sparsity and step == 1:
-                warnings.warn(
-                    f"total_step is None: budgets stay at init_sparsity={config.init_sparsity}; "
-                    f"set total_step to reach target_sparsity={config.target_sparsity}",
-                    stacklevel=2,
-                )
-            return None
-        sizes = [layer.matrix_size(name) for layer in layers for _ in layer.matrix_names(name)]
-        budget = _schedule(config, total_step).budget(step, sizes)
-        if budget is None:
-            return None
-        groups = [[f"{layer.name}.A", f"{layer.name}.B"] for layer in layers]
-        scores = [score for of_layer in importance.scores(groups) for score in of_layer]
-        kept = budgets(budget, scores, sizes)
-        names = [matrix for layer in layers for matrix in layer.matrix_names(name)]
-        self._set_kept(name, layers, kept)
-        return {
-            "step": step,
-            "budget": int(budget),
-            "kept": dict(zip(names, kept, strict=True)),
-            "size": dict(zip(names, sizes, strict=True)),
-            "skipped": importance.skipped,
-        }
+        raise UserError(
+            "the weighted sum of SNELLA updates is no SNELLA update: have the adapters in force together, "
+            f"model.base_model.set_adapter({list(adapters)}), each with its weight, {scales} for layer in "
+            "model.base_model.layers(); merge_adapter() then adds them to the weights"
+        )
 
-    def kept_share(self) -> Kept | None:
-        """Return what the active adapter's update keeps of its entries; None where its gate selects nothing."""
-        name, layers = self._active_layers()
-        config = self.peft_config[name]
-        if config.gate == "none":
-            return None
-        size = sum(layer.matrix_size(name) * len(layer.kept(name)) for layer in layers)
-        kept = torch.cat([layer.kept(name).cpu() for layer in layers]).sum()
-        return Kept(int(kept), size, 1 - config.target_sparsity)
 
-    def cut_to_target(self) -> None:
-        """Set the budgets to the target, each matrix's in proportion to what it has, and the smallest entries to zero.
-
-        For an adapter whose training ended early. Nothing is trained: evaluate it again.
-        """
-        name, layers = self._active_layers()
-        config = self.peft_config[name]
-        if config.gate == "none":
-            raise UserError("gate='none' selects no entries, and there is nothing to cut")
-        now = [kept for layer in layers for kept in layer.kept(name).tolist()]
-        sizes = [layer.matrix_size(name) for layer in layers for _ in layer.matrix_names(name)]
-        self._set_kept(name, layers, budgets((1 - config.target_sparsity) * sum(sizes), [float(k) for k in now], sizes))
-
-    @torch.no_grad()
-    def _set_kept(self, adapter_name: str, layers: list[SnellaLayer], kept: list[int]) -> None:
-        start, on_device = 0, dict[torch.device, Tensor]()  # all of them, sent at once and without a wait
-        for layer in layers:
-            buffer = layer.kept(adapter_name)
-            if buffer.device not in on_device:
-                on_device[buffer.device] = torch.tensor(kept).to(buffer.device, non_blocking=True)
-            buffer.copy_(on_device[buffer.device][start : start + len(buffer)])
-            start += len(buffer)
-
-    def allocator_state_dict(self) -> dict[str, Tensor]:
-        """Return the running averages of the active adapter's importance. Budgets are part of the model's state."""
-        return self._importance(self._active_layers()[0]).state_dict()
-
-    def load_allocator_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `allocator_state_dict` gave, for the active adapter."""
-        self._importance(self._active_layers()[0]).load_state_dict(state)
+def _hold_statistics(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, _NormBase) and not any(part.requires_grad for part in module.parameters()):
+            module.eval()
 
 
 def _rename_targets(config: SnellaConfig, names: list[str]) -> None:
@@ -300,14 +237,3 @@ def _fill_in(config: SnellaConfig, name: str, value: Any) -> None:
     """Set a field to what suits the model at hand, and remember what the user gave."""
     vars(config).setdefault("_filled_in", {})[name] = (_requested(config, name), copy.copy(value))
     setattr(config, name, value)
-
-
-def _schedule(config: SnellaConfig, total_step: int) -> Schedule:
-    return Schedule(
-        init_sparsity=config.init_sparsity,
-        target_sparsity=config.target_sparsity,
-        total_step=total_step,
-        allocate_every=config.allocate_every,
-        init_warmup=config.init_warmup,
-        final_warmup=config.final_warmup,
-    )

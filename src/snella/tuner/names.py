@@ -16,6 +16,7 @@ LIBRARIES = ("transformers", "timm", "torch", "peft", "snella")
 RENAMES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        (r"\b_orig_mod\.", ""),  # of torch.compile
         (r"attention\.(?:attention|self)\.(query|key|value)\b", r"attention.\1"),
         (r"attention\.([qkv])_proj\b", lambda match: f"attention.{dict(q='query', k='key', v='value')[match[1]]}"),
         (r"attention\.output\.dense\b", "attention.o_proj"),
@@ -49,6 +50,11 @@ RENAMED_TARGETS = {
     "fc1": ("intermediate.dense", "dense1"),
     "fc2": ("output.dense", "dense2"),
 }
+
+
+def uncompiled(name: str) -> str:
+    """Return a name without what torch.compile puts into it."""
+    return name.replace("_orig_mod.", "")
 
 
 def canonical(name: str) -> str:

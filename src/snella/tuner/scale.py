@@ -1,4 +1,4 @@
-"""A layer's constant c before the distances: one for all layers, or relative to the layer's frozen weight W.
+"""The settings of a layer's updates, and their constant c before the distances: one for all layers, or relative to W.
 
     c = scale                                        where `SnellaConfig.scale` is given (0.1 as published)
     c = relative_scale · √rms(W)                     gates that square K: `published` and `soft`
@@ -12,14 +12,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from snella.ops import UpdateSpec
 from snella.tuner.config import SnellaConfig
 
 SCALE_UNIT = 2.0**-32
+
+# The published code drops no inputs of the update of attention's output projection.
+NO_INPUT_DROPOUT = ("proj", "o_proj", "out_proj")
 
 # What gates that do not square multiply entries by, over the root of the weight's rms: what the others do where the
 # update is a hundredth of the weight. Without it an update is as large as the weight after a few steps.
@@ -59,3 +64,27 @@ def _rms(weight: Tensor) -> float:
     """Return the root mean square; a weight of zeros, or without values yet (meta), counts as a new layer's."""
     size = 0.0 if weight.is_meta else torch.linalg.vector_norm(weight, dtype=torch.float32).item()
     return size / math.sqrt(weight.numel()) or 1 / math.sqrt(3 * weight[0].numel())
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """What a layer's forward pass has to know of an adapter besides its tensors."""
+
+    spec: UpdateSpec
+    dropout: float
+    drop_path: float
+    rematerialize: bool | Literal["mlp"]
+    sample_tokens: float | None
+    scalars_in_units_of_scale: bool
+
+
+def update_settings(config: SnellaConfig, last_name: str, scale: LayerScale) -> UpdateSettings:
+    """Return the settings of a layer, of whose name `last_name` is the last part."""
+    return UpdateSettings(
+        spec=UpdateSpec(config.kernel, config.gate, scale.c),
+        dropout=0.0 if last_name in NO_INPUT_DROPOUT else config.update_dropout,
+        drop_path=config.update_drop_path,
+        rematerialize=config.rematerialize,
+        sample_tokens=config.sample_tokens,
+        scalars_in_units_of_scale=scale.in_scalars,
+    )

@@ -7,12 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import peft
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from timm.layers import Linear as TimmLinear
 from torch import nn
 
 from snella.errors import UserError
+from snella.tuner.names import uncompiled
+
+# PEFT 0.21 and newer have an error of this meaning
+_PEFTS_NO_MATCH: Any = getattr(peft, "NoMatchingPeftModuleError", ValueError)
+
+
+class NoMatchError(UserError, _PEFTS_NO_MATCH):
+    """No layer of the model is to be adapted."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +157,7 @@ def adaptable(module: nn.Module) -> bool:
 def candidates(model: nn.Module) -> list[str]:
     """Return the names of the layers that can be adapted, with `*` for numbers, in the model's order."""
     names = [
-        re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+        re.sub(r"(?<![^.])\d+(?![^.])", "*", uncompiled(name))
         for name, module in model.named_modules()
         if adaptable(module) and not name.endswith("base_layer")
     ]
@@ -163,7 +172,8 @@ def default_targets(model: nn.Module) -> str:
     """
     patterns: list[str] = []
     below: list[str] = []  # prefixes of the names that a family's pattern already covers
-    for path, module in model.named_modules():
+    for name, module in model.named_modules():
+        path = uncompiled(f"{name}.").removesuffix(".")
         if any(path.startswith(prefix) for prefix in below):
             continue
         family = next((family for family in FAMILIES if _is_of_family(module, family)), None)
@@ -171,7 +181,7 @@ def default_targets(model: nn.Module) -> str:
             below.append(f"{path}." if path else "")
             patterns.append(re.escape(below[-1]) + f"(?:{family.pattern})")
     if not patterns:
-        raise UserError(
+        raise NoMatchError(
             f"no default targets for {type(model).__name__}; name them, "
             f"target_modules=[...], from: {', '.join(candidates(model)) or 'nothing here can be adapted'}"
         )

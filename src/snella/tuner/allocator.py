@@ -1,0 +1,174 @@
+"""Budgets of the adapters in a model: which share of its update each matrix keeps, as training goes on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from torch import Tensor, nn
+
+from snella.allocation import Importance, Schedule, budgets
+from snella.errors import UserError
+from snella.tuner.config import SnellaConfig
+from snella.tuner.layer import SnellaLayer
+from snella.tuner.model_card import Kept
+
+
+class AllocatingTuner(BaseTuner):
+    """A PEFT tuner whose layers' matrices compete for a budget, of each adapter by itself."""
+
+    peft_config: dict[str, SnellaConfig]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def layers(self) -> list[SnellaLayer]:
+        """Return the adapted layers."""
+        return [module for module in self.model.modules() if isinstance(module, SnellaLayer)]
+
+    def _layers_of(self, adapter_name: str) -> list[SnellaLayer]:
+        return [layer for layer in self.layers() if adapter_name in layer.settings]
+
+    def _allocated(self) -> list[str]:
+        """Return the active adapters that train; all active ones where none does."""
+        active = self.active_adapters
+        trains = [name for name in active if any(layer.snella_A[name].requires_grad for layer in self._layers_of(name))]
+        return trains or list(active)
+
+    def _importance(self, adapter_name: str) -> Importance:
+        # not made in __init__: PEFT's own __init__ injects before a subclass could set anything
+        by_adapter = vars(self).setdefault("_importance_by_adapter", {})
+        if adapter_name not in by_adapter:
+            config = self.peft_config[adapter_name]
+            by_adapter[adapter_name] = Importance(config.beta1, config.beta2)
+        return by_adapter[adapter_name]
+
+    def update_and_allocate(self, step: int, total_step: int | None = None) -> dict[str, Any] | None:
+        """Update the importance and, when it is time, the budgets of the active adapter.
+
+        Call it after `optimizer.step()` and before the gradients are cleared, with gradients that are not scaled.
+        Several active adapters have each their own budget.
+
+        Args:
+            step: optimiser steps done, from 1.
+            total_step: optimiser steps of the training, where the adapter's config leaves it open.
+
+        Returns:
+            None, or when budgets changed a record: step, budget (entries, all matrices), kept and size (entries, by
+            matrix) and skipped (steps left out so far for a gradient that was not finite). Where several adapters are
+            active: such records by adapter.
+
+        Raises:
+            ValueError: no adapter weight has a gradient.
+        """
+        names = self._allocated()
+        records = {name: self._update_and_allocate(name, step, total_step) for name in names}
+        changed = {name: record for name, record in records.items() if record is not None}
+        return changed.get(names[0]) if len(names) == 1 else changed or None
+
+    def _update_and_allocate(self, name: str, step: int, total_step: int | None) -> dict[str, Any] | None:
+        layers, config, importance = self._layers_of(name), self.peft_config[name], self._importance(name)
+        factors = {
+            f"{layer.name}.{factor}": getattr(layer, f"snella_{factor}")[name] for layer in layers for factor in "AB"
+        }
+        if all(factor.grad is None for factor in factors.values()) and _is_checkpointed(self.model):
+            raise UserError(
+                "no adapter weight has a gradient: blocks are checkpointed by re-entry, and their inputs have none; "
+                "call model.enable_input_require_grads() before training, or checkpoint with use_reentrant=False"
+            )
+        importance.update(factors)
+        if config.gate == "none":
+            return None  # nothing is selected
+        total_step = total_step if config.total_step is None else config.total_step
+        if total_step is None:
+            if config.init_sparsity != config.target_sparsity and step == 1:
+                warnings.warn(
+                    f"total_step is None: budgets stay at init_sparsity={config.init_sparsity}; "
+                    f"set total_step to reach target_sparsity={config.target_sparsity}",
+                    stacklevel=4,
+                )
+            return None
+        sizes = [layer.matrix_size(name) for layer in layers for _ in layer.matrix_names(name)]
+        budget = _schedule(config, total_step).budget(step, sizes)
+        if budget is None:
+            return None
+        groups = [[f"{layer.name}.A", f"{layer.name}.B"] for layer in layers]
+        scores = [score for of_layer in importance.scores(groups) for score in of_layer]
+        kept = budgets(budget, scores, sizes)
+        names = [matrix for layer in layers for matrix in layer.matrix_names(name)]
+        self._set_kept(name, layers, kept)
+        return {
+            "step": step,
+            "budget": int(budget),
+            "kept": dict(zip(names, kept, strict=True)),
+            "size": dict(zip(names, sizes, strict=True)),
+            "skipped": importance.skipped,
+        }
+
+    def kept_share(self) -> Kept | None:
+        """Return what the active adapter's update keeps of its entries; None where its gate selects nothing."""
+        name = self._allocated()[0]
+        layers, config = self._layers_of(name), self.peft_config[name]
+        if config.gate == "none":
+            return None
+        size = sum(layer.matrix_size(name) * len(layer.kept(name)) for layer in layers)
+        kept = torch.cat([layer.kept(name).cpu() for layer in layers]).sum()
+        return Kept(int(kept), size, 1 - config.target_sparsity)
+
+    def cut_to_target(self) -> None:
+        """Set the budgets to the target, each matrix's in proportion to what it has, and the smallest entries to zero.
+
+        For an adapter whose training ended early. Nothing is trained: evaluate it again.
+        """
+        for name in self._allocated():
+            layers, config = self._layers_of(name), self.peft_config[name]
+            if config.gate == "none":
+                raise UserError("gate='none' selects no entries, and there is nothing to cut")
+            now = [float(kept) for layer in layers for kept in layer.kept(name).tolist()]
+            sizes = [layer.matrix_size(name) for layer in layers for _ in layer.matrix_names(name)]
+            self._set_kept(name, layers, budgets((1 - config.target_sparsity) * sum(sizes), now, sizes))
+
+    @torch.no_grad()
+    def _set_kept(self, adapter_name: str, layers: list[SnellaLayer], kept: list[int]) -> None:
+        start, on_device = 0, dict[torch.device, Tensor]()  # all of them, sent at once and without a wait
+        for layer in layers:
+            buffer = layer.kept(adapter_name)
+            if buffer.device not in on_device:
+                on_device[buffer.device] = torch.tensor(kept).to(buffer.device, non_blocking=True)
+            buffer.copy_(on_device[buffer.device][start : start + len(buffer)])
+            start += len(buffer)
+
+    def allocator_state_dict(self) -> dict[str, Tensor]:
+        """Return the running averages of the active adapter's importance. Budgets are part of the model's state.
+
+        Those of several adapters have the adapter's name and a / before theirs.
+        """
+        names = self._allocated()
+        if len(names) == 1:
+            return self._importance(names[0]).state_dict()
+        states = {name: self._importance(name).state_dict() for name in names}
+        return {f"{name}/{key}": tensor for name, state in states.items() for key, tensor in state.items()}
+
+    def load_allocator_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `allocator_state_dict` gave, for the active adapters."""
+        names = self._allocated()
+        for name in names:
+            prefix = "" if len(names) == 1 else f"{name}/"
+            own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+            self._importance(name).load_state_dict(own)
+
+
+def _is_checkpointed(model: nn.Module) -> bool:
+    """Return whether blocks are checkpointed, as transformers marks it."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def _schedule(config: SnellaConfig, total_step: int) -> Schedule:
+    return Schedule(
+        init_sparsity=config.init_sparsity,
+        target_sparsity=config.target_sparsity,
+        total_step=total_step,
+        allocate_every=config.allocate_every,
+        init_warmup=config.init_warmup,
+        final_warmup=config.final_warmup,
+    )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -171,8 +172,7 @@ def test_a_crop_that_is_not_taken_says_no_size(hf_vit, tmp_path):
     pytest.importorskip("transformers")
     settings = {"image_processor_type": "CLIPImageProcessor", "do_center_crop": False, "crop_size": 24, "size": 48}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
-    model = nn.Module()
-    model.config = SimpleNamespace()
+    model: Any = SimpleNamespace(config=SimpleNamespace())  # it says no size of its own
     hf_vit[1].config.save_pretrained(tmp_path)
     assert transformers_backbone.preprocessing_of(str(tmp_path), model).image_size == 48
 

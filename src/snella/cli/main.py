@@ -188,15 +188,14 @@ def _data(args: list[str]) -> int:
     command = _parse(Data, args)
     if not command.data:
         raise UserError("no data: snella data PATH names a folder, a manifest or a known data set")
-    from rich.console import Console
 
-    from snella.console import checking_images
+    from snella.console import Terminal, checking_images
     from snella.tasks.registry import task_for, task_named
 
     task = task_named(command.task) if command.task else task_for(command.data)
-    with checking_images(Console(stderr=True)) as progress:
+    with checking_images(Terminal(stderr=True)) as progress:
         report = task.describe(command.data, seed=command.seed, progress=progress)
-    Console().print(report, soft_wrap=True)  # a path that is broken over lines cannot be copied
+    Terminal().print(report, soft_wrap=True)  # a path that is broken over lines cannot be copied
     return 0
 
 

@@ -162,9 +162,9 @@ def _normalisation(processor: Any) -> tuple[Channels, Channels]:
 def _channels(values: Any, default: float) -> Channels:
     """Return a setting for each of three channels, given as one number or as three; the default where it is not."""
     if values is None or isinstance(values, int | float):
-        return (default if values is None else float(values),) * 3
-    values = tuple(values)
-    return values if len(values) == 3 else (values[0], values[0], values[0])
+        values = [default if values is None else values]
+    red, green, blue = values if len(values) == 3 else [values[0]] * 3
+    return red, green, blue
 
 
 def _check_values(name: str, processor: Any, found: Preprocessing) -> None:

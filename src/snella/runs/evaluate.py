@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from snella.config.schema import source_name
-from snella.console import checking_images, print_line
+from snella.console import Terminal, checking_images, print_line
 from snella.data.dataset import with_white
 from snella.data.images import WHITE
 from snella.data.loading import ImageBatches
@@ -45,7 +45,7 @@ def evaluate(
     Raises:
         UserError: no finished run, data that cannot be read or is not of its classes, or another backbone.
     """
-    console = console or Console()
+    console = console or Terminal()
     saved = read_about(folder)
     check_options(batch_size, device)
     if features is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from snella.console import print_line
+from snella.console import Terminal, print_line
 from snella.errors import UserError
 from snella.methods.adapters import merged
 from snella.models.export import check_onnx, export_onnx
@@ -22,7 +22,7 @@ def merge(folder: Path, *, out: str, onnx: str | None = None, console: Console |
     Raises:
         UserError: no finished run, a target that exists already, missing packages for ONNX, or a task without it.
     """
-    console = console or Console()
+    console = console or Terminal()
     saved = read_about(folder)
     if onnx and not task_named(saved["task"]).exports_onnx:
         raise UserError(f"--onnx: {folder} is not a single model to export (its task is {saved['task']}); leave it out")

@@ -19,7 +19,7 @@ from torch import nn
 
 from snella.config.schema import TrainConfig, run_folder, shrunk
 from snella.config.validation import validate
-from snella.console import print_line, working
+from snella.console import Terminal, print_line, working
 from snella.data.dataset import ImageData, white_in
 from snella.data.images import Progress
 from snella.errors import UserError
@@ -68,7 +68,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         UserError: something given is wrong; the message names it and the remedy.
         snella.training.interrupt.Interrupted: Ctrl-C or SIGTERM during training; a checkpoint was written.
     """
-    console = console or Console()
+    console = console or Terminal()
     validate(config)
     config = shrunk(config) if config.smoke else config
     folder = run_folder(config)

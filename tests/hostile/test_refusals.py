@@ -3,85 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import unicodedata
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from snella.cli.main import main
+from support.hostile import Case, check, folders, images, linked, pipe, table, text, together
 from support.masked_runs import write_pairs
-
-Make = Callable[[Path], object]
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is made in an empty folder, the command in it, its exit code, and what its output holds and does not."""
-
-    make: Make
-    command: str
-    code: int
-    said: tuple[str, ...]
-    never: tuple[str, ...] = ()
-
-
-def picture(path: Path, seed: int = 0, size: tuple[int, int] = (12, 10)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng([seed, *os.fsencode(str(path))]).integers(0, 256, (size[1], size[0], 3))
-    Image.fromarray(pixels.astype(np.uint8)).save(path)
-
-
-def images(*names: str) -> Make:
-    """Different pictures of these names."""
-
-    def make(root: Path) -> None:
-        for name in names:
-            picture(root / name)
-
-    return make
-
-
-def folders(**counts: int) -> Make:
-    """d/CLASS/0.png ..."""
-    return images(*(f"d/{name}/{i}.png" for name, count in counts.items() for i in range(count)))
-
-
-def together(*makes: Make) -> Make:
-    def make(root: Path) -> None:
-        for part in makes:
-            part(root)
-
-    return make
-
-
-def text(name: str, content: str | bytes) -> Make:
-    def make(root: Path) -> None:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-
-    return make
-
-
-def table(*rows: tuple[str, ...], columns: str = "path,label") -> Make:
-    """m.csv."""
-    return text("m.csv", "\n".join([columns, *(",".join(row) for row in rows)]) + "\n")
-
-
-def linked(name: str, target: str) -> Make:
-    return lambda root: (root / name).symlink_to(target)
-
-
-def pipe(name: str) -> Make:
-    def make(root: Path) -> None:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        os.mkfifo(root / name)
-
-    return make
 
 
 def PAIRS(root: Path) -> None:  # noqa: N802 (as the others)
@@ -222,20 +150,4 @@ CASES: dict[str, Case] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_line_says_it(name: str, tmp_path: Path, monkeypatch, capsys) -> None:
-    case = CASES[name]
-    case.make(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    before = sorted(tmp_path.rglob("*"))
-    code = main(case.command.split(" "))
-    shown = capsys.readouterr()
-    said = shown.out + shown.err
-    assert code == case.code, said
-    for part in case.said:
-        assert part in said
-    for part in (*case.never, "fault in snella", "Traceback"):
-        assert part not in said
-    if code == 2:
-        (line,) = shown.err.splitlines()
-        assert len(line) <= 1_010
-    assert sorted(tmp_path.rglob("*")) == before
+    check(CASES[name], tmp_path, monkeypatch, capsys)

@@ -46,7 +46,7 @@ from snella.runs.folder import (
     write_summary,
 )
 from snella.runs.memory import estimated, fitted
-from snella.runs.prepare import Prepared, read_run_data, tell
+from snella.runs.prepare import Prepared, doubts, read_run_data, tell
 from snella.tasks.registry import task_named
 from snella.training.checkpoint import checkpoints
 from snella.training.estimate import estimate_table
@@ -173,6 +173,8 @@ def _estimate(config: TrainConfig, accelerator: Accelerator, console: Console) -
 def _read(config: TrainConfig, console: Console) -> ImageData[Any]:
     data = read_run_data(config, console)
     tell(data, console)
+    for line in doubts(config, data):
+        print_line(console, f"  {line}")
     return data
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 LONGEST = 200  # characters of a reason
 # what libraries advise to switch off, so that a file may run code, which nobody here does -> what is said instead
 UNSAFE = {
@@ -9,6 +11,10 @@ UNSAFE = {
     "trust_remote_code": "it needs code of its own, which is not run",
 }
 SHOWN = 60  # characters of a value
+LONGEST_LINE = 1_000  # of a message: a name may be a file's whole content
+
+# what a terminal obeys or reorders, and the halves of characters that names in other encodings become
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(ValueError):
@@ -16,6 +22,27 @@ class UserError(ValueError):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """Return text as one line of bounded length, cut in the middle: a remedy stands at its end."""
+    line = text.replace("\n", "\\n")
+    if len(line) <= LONGEST_LINE:
+        return line
+    half = (LONGEST_LINE - 5) // 2
+    return f"{line[:half]} ... {line[-half:]}"
+
+
+def printable(text: str) -> str:
+    r"""Return text with control characters written out, as names of classes and files may hold any.
+
+    >>> printable("\x1b[2Jcat")
+    '\\x1b[2Jcat'
+    """
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def short_reason(error: BaseException) -> str:

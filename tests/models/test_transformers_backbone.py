@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image, ImageOps
 from safetensors.torch import save_file
 from torch import nn
 
-from snella.data.transforms.images import Preprocessing
+from snella.data.transforms.images import Preprocessing, eval_transform
 from snella.errors import UserError
+from snella.models import transformers_backbone
 from snella.models.backbone import fingerprint, preprocessing_of
 from support.backbones import build, images, logits, spec
 
@@ -128,3 +132,59 @@ def test_an_image_processor_that_does_not_normalise(tmp_path, caplog):
     found = preprocessing_of(spec(f"hf:{folder}", pretrained=True), model)
     assert found == Preprocessing(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
     assert "in the order blue, green, red" in caplog.text
+
+
+# type of the processor, its settings
+PROCESSORS = [
+    ("ViTImageProcessor", {}),
+    ("ViTImageProcessor", {"image_mean": [0.2, 0.3, 0.4], "image_std": [0.1, 0.2, 0.3]}),
+    ("ViTImageProcessor", {"do_rescale": False, "do_normalize": False}),
+    ("ViTImageProcessor", {"do_rescale": False, "image_mean": [120, 110, 100], "image_std": [60, 61, 62]}),
+    ("ViTImageProcessor", {"do_normalize": False}),
+    ("ViTImageProcessor", {"rescale_factor": 1 / 127.5, "image_mean": [1, 1, 1], "image_std": [1, 1, 1]}),
+    ("ViTImageProcessor", {"do_resize": False}),
+    ("ConvNextImageProcessor", {"crop_pct": 0.875, "size": {"shortest_edge": 32}}),
+    ("CLIPImageProcessor", {"do_center_crop": False, "size": {"height": 32, "width": 32}}),
+    ("BitImageProcessor", {"resample": 2, "crop_size": 32}),
+    ("EfficientNetImageProcessor", {"image_std": [0.47, 0.47, 0.48]}),
+    ("EfficientNetImageProcessor", {"include_top": False}),
+    ("EfficientNetImageProcessor", {"rescale_offset": True, "rescale_factor": 1 / 127.5, "do_normalize": False}),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings"), PROCESSORS)
+def test_colours_are_prepared_as_the_image_processor_does(kind, settings, hf_vit, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    _, model = hf_vit
+    square = {"size": {"height": 32, "width": 32}, "image_processor_type": kind}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**square, **settings}))
+    model.config.save_pretrained(tmp_path)
+    found = preprocessing_of(spec(f"hf:{tmp_path}"), model)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    picture = Image.new("RGB", (32, 32), (250, 128, 3))
+    own = eval_transform(replace(found, resize="squash"))({"image": picture})["image"]
+    given = processor(images=picture, return_tensors="pt")["pixel_values"][0].float()
+    assert own[:, 16, 16].tolist() == pytest.approx(given[:, 16, 16].tolist(), rel=1e-4, abs=1e-4)
+    assert found.interpolation == ("bilinear" if processor.resample == 2 else "bicubic")
+
+
+def test_a_crop_that_is_not_taken_says_no_size(hf_vit, tmp_path):
+    pytest.importorskip("transformers")
+    settings = {"image_processor_type": "CLIPImageProcessor", "do_center_crop": False, "crop_size": 24, "size": 48}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    model: Any = SimpleNamespace(config=SimpleNamespace())  # it says no size of its own
+    hf_vit[1].config.save_pretrained(tmp_path)
+    assert transformers_backbone.preprocessing_of(str(tmp_path), model).image_size == 48
+
+
+def test_a_processor_that_does_more_is_refused(hf_vit, tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    folder, model = hf_vit
+
+    class Inverting(transformers.ViTImageProcessor):
+        def __call__(self, images, **options):
+            return super().__call__(ImageOps.invert(images), **options)
+
+    monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", Inverting.from_pretrained)
+    with pytest.raises(UserError, match=r"its image processor \(Inverting\) prepares colours in a way"):
+        preprocessing_of(spec(f"hf:{folder}"), model)

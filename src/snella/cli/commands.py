@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from snella.cli.flags import check_flags, parse
+from snella.config.data import Suspected
 from snella.config.fields import descriptions
 from snella.config.schema import DEFAULTS, TrainConfig, settings
 from snella.config.tasks import TASKS
@@ -143,6 +144,10 @@ class Data:
     """What the data is for. None: what its layout looks like."""
     seed: int = 0
     """Seed of the splits, where the data has none of its own."""
+    trust: tuple[Suspected, ...] | None = None
+    """Suspicions that are not said, as snella train --trust takes them."""
+    strict: bool = False
+    """Exit with code 1 where there is a suspicion."""
 
 
 def parse_train(args: Sequence[str], command: str, defaults: Train) -> Train:

@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 
-from snella.errors import UserError, short_reason
+from snella.errors import UserError, printable, short_reason
 
 
 class Terminated(KeyboardInterrupt):
@@ -102,5 +102,5 @@ def explain(error: BaseException, args: Sequence[str], *, debug: bool) -> int:
 
 
 def _say(message: str, code: int) -> int:
-    print(f"snella: {message}", file=sys.stderr)
+    print(f"snella: {printable(message)}", file=sys.stderr)
     return code

@@ -197,16 +197,19 @@ def _data(args: list[str]) -> int:
     command = _parse(Data, args)
     if not command.data:
         raise UserError("no data: snella data PATH names a folder, a manifest or a known data set")
-    from rich.console import Console
 
-    from snella.console import checking_images
+    from snella.console import Terminal, print_line
+    from snella.runs.prepare import doubts, read_run_data
     from snella.tasks.registry import task_for, task_named
 
-    task = task_named(command.task) if command.task else task_for(command.data)
-    with checking_images(Console(stderr=True)) as progress:
-        report = task.describe(command.data, seed=command.seed, progress=progress)
-    Console().print(report, soft_wrap=True)  # a path that is broken over lines cannot be copied
-    return 0
+    name = command.task or task_for(command.data)
+    config = TrainConfig.of(data=command.data, task=name, seed=command.seed, trust=command.trust)
+    found = read_run_data(config, Terminal(stderr=True))
+    Terminal().print(task_named(name).describe(found), soft_wrap=True)  # a path broken over lines cannot be copied
+    suspected = doubts(config, found)
+    for line in suspected:
+        print_line(Terminal(), line)
+    return 1 if command.strict and suspected else 0
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

@@ -33,7 +33,7 @@ from snella.compare.tables import NAME, suite_report, task_report, with_spread, 
 from snella.config.method import METHODS
 from snella.config.recipe import differences, to_yaml
 from snella.config.schema import TrainConfig
-from snella.console import print_line
+from snella.console import Terminal, print_line
 from snella.errors import UserError
 from snella.files import check_writable, write_text
 from snella.runs.folder import (
@@ -67,7 +67,7 @@ def compare(plan: Plan, *, workers: int = 1, console: Console | None = None) -> 
             written to, or in which another comparison is at work.
         KeyboardInterrupt: Ctrl-C; the runs under way have written checkpoints, and the same call goes on with them.
     """
-    console = console or Console()
+    console = console or Terminal()
     _check_plan(plan)
     failed: Failures = {}
     tasks = _with_data(plan, failed, console)

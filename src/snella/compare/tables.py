@@ -24,6 +24,7 @@ from snella.compare.results import (
     paired_tasks,
 )
 from snella.compare.statistics import Difference, Spread
+from snella.console import shown
 from snella.files import write_json, write_text
 from snella.report.tables import NOTHING, csv_text, decimal_bytes, duration, is_share
 
@@ -269,7 +270,7 @@ def write_suite(suite: Suite, results: Sequence[TaskResult], folder: Path) -> No
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:
-    table = Table(title=Text(title) if title else None, title_justify="left")
+    table = Table(title=shown(title) if title else None, title_justify="left")
     for i, head in enumerate(heads):
         table.add_column(head, justify="right" if i else "left", no_wrap=not i)
     for row in rows:
@@ -278,7 +279,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | 
 
 
 def _lines(protocol: Sequence[str], notes: Sequence[str]) -> list[Text]:
-    return [Text(f"  {line}") for line in (*protocol, *notes)]
+    return [shown(f"  {line}") for line in (*protocol, *notes)]
 
 
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

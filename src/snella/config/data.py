@@ -8,6 +8,10 @@ from typing import Literal
 from snella.config.fields import at_least, between, from_below, inside, setting
 from snella.config.tasks import LABELLED
 
+Suspected = Literal[
+    "copies", "lookalikes", "split-names", "spelling", "labels", "one-split", "imbalance", "empty", "dark"
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -46,6 +50,11 @@ class DataConfig:
     white: int | None = setting(None, between(1, 65535))
     """The value of 16-bit grey images that is white; no image may have a larger one. It is kept with the run.
     None: the largest value of the bits that the data set uses (4095 for 12 of 16), which is said."""
+    trust: tuple[Suspected, ...] | None = setting(None, free=True)
+    """Suspicions that are not said, since what looks wrong is meant: copies (equal files in two splits or classes),
+    lookalikes (images of two splits that look the same), split-names (classes called train or test), spelling (names
+    that differ in case, spaces or zeros), labels (classes called none or n/a), one-split (classes in one split only),
+    imbalance (one class above 95 %), empty (images that show nothing), dark (values far below their range)."""
     val_fraction: float = setting(0.15, inside(0, 1))
     """Share of each class set aside for choosing the epoch, where the data has no such split. 0 to 1."""
     test_fraction: float = setting(0.15, inside(0, 1))

@@ -9,10 +9,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageStat
+from PIL import Image
 
 from snella.data.images import (
     WHITE,
@@ -32,6 +32,8 @@ from snella.data.threads import IN_FLIGHT, in_threads
 CHECK_ALL = 10_000  # more images than this: only their headers are read before training
 SAMPLED = 2_000  # of these all the same
 DEPTHS = (1, 8, 10, 12, 14, 16)  # bits that a device or a program gives the values of a file
+LEAST = 32  # pixels of a side that are enough to see what an image shows
+LEAST_COVER = 0.001  # share of an image that has to be seen
 FLAT = 2  # of 255: the least contrast of an image that shows anything
 
 Looked = TypeVar("Looked")
@@ -44,12 +46,14 @@ class ImageFacts:
     Args:
         fingerprint: 64 bits, whether each of 8 x 8 places is darker than the one to its right (dHash); equal, or
             nearly so, for copies of one picture whatever their size and format. None where it shows nothing.
+        thumbnail: 16 x 16 greys.
         brightest: the largest value of 8 bits.
         widest: the largest value of 16-bit greys; None for other images.
         empty: it shows nothing: one colour, or transparent all over.
     """
 
     fingerprint: int | None
+    thumbnail: bytes
     brightest: int
     widest: int | None = None
     empty: bool = False
@@ -107,23 +111,30 @@ def looks(
 
 
 def look_at_file(path: str) -> ImageFacts:
-    """Read all of a file, a JPEG at 1/8 of its size, which takes a third of the time. Raises UnreadableImage."""
+    """Read all of a file, a JPEG at up to 1/8 of its size, which takes a third of the time. Raises UnreadableImage."""
     with decoding(path, path) as image, IN_FLIGHT.holding(image.width * image.height):
-        image.draft(None, (1, 1))  # pyright: ignore[reportArgumentType] (None keeps the mode)
+        image.draft(None, (LEAST, LEAST))  # pyright: ignore[reportArgumentType] (None keeps the mode)
         image = upright(image, path)
         widest = int(wide_values(image, path).max(initial=0)) if is_wide(image) else None
-        clear = is_transparent(image) and image.convert("RGBA").getchannel("A").getextrema() == (0, 0)
+        clear = is_transparent(image) and _cover(image) < LEAST_COVER
         return facts_of(to_rgb(image, path), widest=widest, clear=clear)
+
+
+def _cover(image: Image.Image) -> float:
+    """Return the share of an image that is not transparent."""
+    return float(np.asarray(image.convert("RGBA").getchannel("A")).mean()) / 255
 
 
 def facts_of(image: Image.Image, *, widest: int | None = None, clear: bool = False) -> ImageFacts:
     """Return the facts of a decoded image, 8-bit RGB."""
-    extremes = ImageStat.Stat(image).extrema  # of each channel
+    extremes: Any = image.getextrema()  # of each of the three channels
     empty = clear or max(high - low for low, high in extremes) <= FLAT
-    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX)).astype(np.int16)  # (8, 9)
+    greys = image.convert("L")
+    grey = np.asarray(greys.resize((9, 8), Image.Resampling.BOX)).astype(np.int16)  # (8, 9)
+    thumbnail = greys.resize((16, 16), Image.Resampling.BOX).tobytes()
     bits = np.packbits(grey[:, 1:] > grey[:, :-1])
     fingerprint = None if empty else int.from_bytes(bits.tobytes(), "big")
-    return ImageFacts(fingerprint, int(max(high for _, high in extremes)), widest, empty)
+    return ImageFacts(fingerprint, thumbnail, max(high for _, high in extremes), widest, empty)
 
 
 def wide_facts(paths: Sequence[str]) -> dict[str, ImageFacts]:

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from PIL.Image import Resampling
 from torch import nn
 
@@ -23,6 +24,8 @@ from snella.models.hub import check_input_size, require_hub
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
     from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+Channels = tuple[float, float, float]
 
 REMEDY = "name a local folder, hf:FOLDER, or another backbone"
 
@@ -106,7 +109,11 @@ def build(
 def preprocessing_of(name: str, model: nn.Module) -> Preprocessing:
     """Return the preprocessing of the model's image processor; ImageNet's, with a warning, where it has none.
 
-    The size is the model's own, else the processor's, else 224.
+    The size is the model's own, else the processor's, else 224. How images become square is not the processor's to say
+    (its crop_pct, do_center_crop), but what a value becomes is, whatever its settings.
+
+    Raises:
+        UserError: a processor that changes values otherwise than by a factor and a term for each channel.
     """
     from transformers import AutoImageProcessor
 
@@ -122,14 +129,65 @@ def preprocessing_of(name: str, model: nn.Module) -> Preprocessing:
         return Preprocessing(size or 224)
     if getattr(processor, "do_flip_channel_order", None):
         _log.warning("hf:%s was trained on images in the order blue, green, red; here they are RGB", name)
-    normalises = getattr(processor, "do_normalize", True)  # else values stay in 0..1, whatever mean and std are there
-    sides: Any = getattr(processor, "crop_size", None) or processor.size
-    return Preprocessing(
+    crops = getattr(processor, "do_center_crop", True) and getattr(processor, "crop_size", None)
+    sides: Any = crops or getattr(processor, "size", None) or {}
+    mean, std = _normalisation(processor)
+    resample = getattr(processor, "resample", None)
+    found = Preprocessing(
         image_size=size or sides.get("height") or sides.get("shortest_edge") or 224,
-        mean=tuple(processor.image_mean) if normalises else (0.0, 0.0, 0.0),
-        std=tuple(processor.image_std) if normalises else (1.0, 1.0, 1.0),
-        interpolation=Resampling(int(processor.resample)).name.lower(),
+        mean=mean,
+        std=std,
+        interpolation="bicubic" if resample is None else Resampling(int(resample)).name.lower(),
     )
+    _check_values(name, processor, found)
+    return found
+
+
+def _normalisation(processor: Any) -> tuple[Channels, Channels]:
+    """Return mean and std for values in 0..1 that give what the processor's settings give.
+
+    It computes y = v * factor - offset of a value v in 0..255, (y - mean) / std, and with EfficientNet's include_top
+    that / std once more.
+    """
+    factor = 255 * (getattr(processor, "rescale_factor", 1 / 255) if getattr(processor, "do_rescale", True) else 1)
+    factor = 1.0 if abs(factor - 1) < 1e-9 else factor
+    offset = 1.0 if getattr(processor, "rescale_offset", False) else 0.0
+    normalises = getattr(processor, "do_normalize", True)  # else mean and std count for nothing
+    mean = _channels(getattr(processor, "image_mean", None), 0.0) if normalises else (0.0, 0.0, 0.0)
+    own_std = _channels(getattr(processor, "image_std", None), 1.0)
+    std = own_std if normalises else (1.0, 1.0, 1.0)
+    again = own_std if getattr(processor, "include_top", False) else (1.0, 1.0, 1.0)
+    r, g, b = (((m + offset) / factor, s * t / factor) for m, s, t in zip(mean, std, again, strict=True))
+    return (r[0], g[0], b[0]), (r[1], g[1], b[1])
+
+
+def _channels(values: Any, default: float) -> Channels:
+    """Return a setting for each of three channels, given as one number or as three; the default where it is not."""
+    if values is None or isinstance(values, int | float):
+        values = [default if values is None else values]
+    red, green, blue = values if len(values) == 3 else [values[0]] * 3
+    return red, green, blue
+
+
+def _check_values(name: str, processor: Any, found: Preprocessing) -> None:
+    """Let the processor prepare two images of one colour, and compare. Raises UserError where it gives other values."""
+    for color in ((200, 30, 90), (15, 240, 120)):
+        try:
+            given: Any = processor(images=Image.new("RGB", (64, 64), color), return_tensors="pt")["pixel_values"]
+        except Exception as error:  # whatever a processor needs besides an image
+            _log.warning("hf:%s: its image processor cannot be tried (%s)", name, short_reason(error))
+            return
+        own = [(c / 255 - m) / s for c, m, s in zip(color, found.mean, found.std, strict=True)]
+        if getattr(processor, "do_flip_channel_order", None):
+            own.reverse()
+        centre = given.float()[..., given.shape[-2] // 2, given.shape[-1] // 2].flatten()[
+            :3
+        ]  # beside it may be padding
+        if given.shape[-3] != 3 or not torch.allclose(centre, torch.tensor(own), 1e-3, 1e-3):
+            raise UserError(
+                f"hf:{name}: its image processor ({type(processor).__name__}) prepares colours in a way that snella "
+                "does not know; use another backbone, or mend its preprocessor_config.json"
+            )
 
 
 def _config(name: str, num_classes: int, drop_path: float) -> PretrainedConfig:

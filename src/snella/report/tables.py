@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
+
+from snella.console import shown
 
 NOTHING = "–"
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet runs
@@ -32,7 +33,7 @@ def summary_table(summary: Mapping[str, Any], metrics: Mapping[str, str], *, tit
         metrics: those to show, of the test split, or of val where nothing was tested -> what to call them.
         title: what was trained on what.
     """
-    table = Table(title=Text(title), title_justify="left", show_header=False)
+    table = Table(title=shown(title), title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
     split = "test" if "test" in summary else "val"

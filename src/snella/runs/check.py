@@ -17,7 +17,7 @@ from rich.console import Console
 
 from snella.config.recipe import PLACES, differences
 from snella.config.schema import TrainConfig
-from snella.console import print_line
+from snella.console import Terminal, print_line
 from snella.data.dataset import ImageData, entries_of
 from snella.errors import UserError
 from snella.files import CHECKSUMS, check_checksums, write_json
@@ -151,7 +151,7 @@ def check(folder: Path, *, console: Console | None = None) -> int:
     Raises:
         UserError: it is not a run folder, or its config.yaml is damaged.
     """
-    console, wrong = console or Console(), 0
+    console, wrong = console or Terminal(), 0
     config = read_config(folder)
     parts: dict[str, Callable[[Path, TrainConfig], list[str]]] = {
         "run": _state,

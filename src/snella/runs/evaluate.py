@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from snella.config.schema import TrainConfig, source_name
-from snella.console import checking_images, print_line
+from snella.console import Terminal, checking_images, print_line
 from snella.data.dataset import ImageData, with_white
 from snella.data.images import WHITE
 from snella.data.loading import ImageBatches
@@ -46,7 +46,7 @@ def evaluate(
     Raises:
         UserError: no finished run, data that cannot be read or is not of its classes, or another backbone.
     """
-    console = console or Console()
+    console = console or Terminal()
     saved = read_about(folder)
     check_options(batch_size, device)
     refuse_link(folder / EVALUATION)
@@ -124,7 +124,9 @@ def _own_elsewhere(folder: Path, config: TrainConfig, data: str) -> ImageData[An
     if read_start(folder) is None:
         return None
     try:
-        own = read_run_data(config.changed(data=data), Console(quiet=True))
+        own = read_run_data(
+            config.changed(data=data, white=read_about(folder).get("white", WHITE)), Console(quiet=True)
+        )
         return own if check_data(folder, own) else None
     except UserError:
         return None

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from snella.console import print_line, working
+from snella.console import Terminal, print_line, print_text, working
 from snella.errors import UserError
 from snella.files import save_picture
 from snella.runs.devices import check_device, make_accelerator
@@ -59,7 +59,7 @@ def generate(
     taken = set[str]()
     stems = {text: free_name(_file_name(text), taken) for text in prompts}  # two prompts may begin alike
     made = run.learner.generate(run.model, asked, seeds, steps=steps, guidance=guidance)
-    with working(Console(stderr=True), "generating images") as progress:
+    with working(Terminal(stderr=True), "generating images") as progress:
         for text, own, picture in zip(asked, seeds, made, strict=True):
             file = gallery / f"{stems[text]}-{own}.png"
             save_picture(picture, file)
@@ -71,9 +71,9 @@ def generate(
 
 def _report(rows: list[dict[str, Any]], gallery: Path, json: bool, console: Console | None) -> None:
     if json:
-        print(json_format.dumps(rows, indent=2, ensure_ascii=False))
+        print_text(json_format.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     else:
-        print_line(console or Console(), f"{len(rows)} images in {gallery}")
+        print_line(console or Terminal(), f"{len(rows)} images in {gallery}")
 
 
 def _check_numbers(*numbers: tuple[str, float | None, int]) -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import nn
 
 from snella.config.schema import TrainConfig
-from snella.console import print_line
+from snella.console import Terminal, print_line
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError, short_reason
 from snella.methods.adapters import load_adapter, merged, read_tensors
@@ -95,7 +95,7 @@ def merge(folder: Path, *, out: str, onnx: str | None = None, console: Console |
     Raises:
         UserError: no finished run, a target that exists already, missing packages for ONNX, or a task without it.
     """
-    console = console or Console()
+    console = console or Terminal()
     saved = read_about(folder)
     if onnx and not task_named(saved["task"]).exports_onnx:
         raise UserError(f"--onnx: {folder} is not a single model to export (its task is {saved['task']}); leave it out")

@@ -14,7 +14,7 @@ from rich.console import Console
 from snella.config.fields import read_bytes
 from snella.config.method import SPARSE, Rematerialize
 from snella.config.schema import TrainConfig
-from snella.console import print_line, working
+from snella.console import Terminal, print_line, working
 from snella.data.dataset import ImageData
 from snella.errors import UserError
 from snella.models.checkpointing import blocks_of, checkpoint_blocks
@@ -136,7 +136,7 @@ class _Search:
         """Build a trial model by these settings and estimate its step."""
         self._trial = None  # not two at once
         few = config.changed(estimate=True, workers=0)
-        self._trial = prepare(few, self._data, self._accelerator.device, Console(quiet=True))
+        self._trial = prepare(few, self._data, self._accelerator.device, Terminal(quiet=True))
         found = self._estimate()
         if not self.limit:
             free = self._free + found.weights if found.free is None else found.free

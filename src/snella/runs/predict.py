@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from snella.console import print_line
+from snella.console import Terminal, print_line, print_text
 from snella.data.checks import white_of, wide_facts
 from snella.data.dataset import Images
 from snella.data.images import WHITE, ImageFiles, UnreadableImage, image_files, is_image
@@ -62,16 +62,16 @@ def predict(
     elif csv or out:
         text = csv_text([run.learner.csv_row(row) for row in rows])
     else:
-        console = console or Console()
+        console = console or Terminal()
         console.print(run.learner.prediction_table(rows))
         if run.task.pictures:
             print_line(console, f"pictures in {gallery}")
         return unreadable
     if out:
         write_text(Path(out), text)
-        print_line(console or Console(), f"{len(rows)} predictions in {out}")
+        print_line(console or Terminal(), f"{len(rows)} predictions in {out}")
     else:
-        print(text, end="")
+        print_text(text)
     return unreadable
 
 
@@ -83,7 +83,7 @@ def _predictions(run: LoadedRun, images: Images, batch_size: int, gallery: Path)
     for found in run.learner.predict(run.model, images, transform, batch_size=batch_size):
         if isinstance(found, UnreadableImage):
             unreadable += 1
-            print_line(Console(stderr=True), f"snella: not predicted: {found}")
+            print_line(Terminal(stderr=True), f"snella: not predicted: {found}")
             continue
         rows.append({**found.row, **write_pictures(found.pictures, found.row["image"], gallery, taken)})
     if not rows:
@@ -104,14 +104,14 @@ def _scaled(images: Images, white: int | None) -> Images:
     if used < WHITE and used != white:
         first = next(iter(facts))
         text = f"{len(facts)} images of 16-bit greys use {used.bit_length()} bits, the first: {first}"
-        print_line(Console(stderr=True), f"snella: {text}; in this run {white} is white, so they are dark")
+        print_line(Terminal(stderr=True), f"snella: {text}; in this run {white} is white, so they are dark")
     elif used < WHITE:
-        print_line(Console(stderr=True), f"snella: {len(facts)} images of 16-bit greys: {white} is taken for white")
+        print_line(Terminal(stderr=True), f"snella: {len(facts)} images of 16-bit greys: {white} is taken for white")
     return replace(images, read=ImageFiles(white))
 
 
 def _own_examples(folder: Path) -> Any:
     """Return a few test images of the run's own data, spread over it, without their labels."""
-    test: Any = read_run_data(read_config(folder), Console(stderr=True)).splits["test"]
+    test: Any = read_run_data(read_config(folder), Terminal(stderr=True)).splits["test"]
     chosen = [i * len(test) // EXAMPLES for i in range(min(EXAMPLES, len(test)))]
     return Images(tuple(test.paths[i] for i in chosen), read=test.read)

@@ -19,6 +19,7 @@ from snella.console import checking_images, print_line
 from snella.data.dataset import ImageData, with_white
 from snella.data.kept_images import keep_images
 from snella.data.loading import Examples, ImageBatches
+from snella.data.readers.suspicions import suspicions
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
 from snella.methods.adapters import wrap
@@ -73,6 +74,11 @@ def tell(data: ImageData, console: Console) -> None:
         print_line(console, f"  {note}")
     if data.skipped:
         print_line(console, f"  {len(data.skipped)} unreadable images left out, the first: {data.skipped[0]}")
+
+
+def doubts(config: TrainConfig, data: ImageData) -> list[str]:
+    """Return a line for each thing in the data that looks wrong and is not trusted."""
+    return [str(suspicion) for suspicion in suspicions(data, config.data.trust or ())]
 
 
 def prepare(config: TrainConfig, data: ImageData, device: torch.device, console: Console) -> Prepared:

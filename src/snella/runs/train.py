@@ -20,7 +20,7 @@ from torch import nn
 from snella.config.recipe import placed
 from snella.config.schema import TrainConfig, run_folder, shrunk
 from snella.config.validation import validate
-from snella.console import print_line, working
+from snella.console import Terminal, print_line, working
 from snella.data.dataset import ImageData, white_in
 from snella.data.images import Progress
 from snella.errors import UserError
@@ -51,7 +51,7 @@ from snella.runs.folder import (
     write_summary,
 )
 from snella.runs.memory import estimated, fitted
-from snella.runs.prepare import Prepared, read_run_data, tell
+from snella.runs.prepare import Prepared, doubts, read_run_data, tell
 from snella.tasks.registry import task_named
 from snella.training.checkpoint import checkpoints, newest_checkpoint, read_divergences, step_of
 from snella.training.estimate import estimate_table
@@ -74,7 +74,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         UserError: something given is wrong; the message names it and the remedy.
         snella.training.interrupt.Interrupted: Ctrl-C or SIGTERM during training; a checkpoint was written.
     """
-    console = console or Console()
+    console = console or Terminal()
     validate(config)
     config = shrunk(config) if config.smoke else config
     folder = run_folder(config)
@@ -207,6 +207,8 @@ def _estimate(config: TrainConfig, accelerator: Accelerator, console: Console) -
 def _read(config: TrainConfig, console: Console) -> ImageData[Any]:
     data = read_run_data(config, console)
     tell(data, console)
+    for line in doubts(config, data):
+        print_line(console, f"  {line}")
     return data
 
 

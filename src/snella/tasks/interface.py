@@ -185,7 +185,7 @@ class Task(ABC, Generic[SpecT, DataT, SplitT]):
         """Return only the split "test", with the classes of a trained model."""
 
     @abstractmethod
-    def describe(self, data: str, *, seed: int, progress: Progress | None) -> RenderableType:
+    def describe(self, data: DataT) -> RenderableType:
         """Return what `snella data` prints."""
 
     @abstractmethod

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from snella.data.readers.labelled import read_data, read_test_data
-from snella.data.summaries.labelled import data_report, describe
+from snella.data.summaries.labelled import describe
 from snella.errors import UserError
 from support.printed import rows, text
 
@@ -16,7 +16,7 @@ def test_counts_sizes_and_unreadable_files(tmp_path: Path, class_folders, pictur
     picture(tmp_path / "pets" / "dog" / "small.png", (4, 3))
     picture(tmp_path / "pets" / "dog" / "large.png", (40, 30))
     (tmp_path / "pets" / "cat" / "[bold]bad.png").write_bytes(b"")
-    report = text(data_report(root, seed=0))
+    report = text(describe(read_data(root, seed=0)))
     assert "image folder, 2 classes" in report
     table = rows(report)
     assert table["class"] == ["train", "val", "test", "all"]
@@ -48,4 +48,4 @@ def test_the_caveat_comes_after_the_notes(tmp_path: Path, class_folders) -> None
 
 def test_errors_come_through(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is empty"):
-        data_report(str(tmp_path), seed=0)
+        read_data(str(tmp_path), seed=0)

@@ -22,6 +22,7 @@ from snella.errors import UserError
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 FILE_COLUMNS = ("file_name",)
+CAPTION_SUFFIXES = (".txt", ".caption")
 TEXT_COLUMNS = ("text", "caption", "prompt")
 
 Captions = dict[str, str]  # by the image's name in the listing
@@ -127,27 +128,36 @@ def _below(root: str, folder: str, name: str, place: str) -> str:
 
 
 def _from_texts(root: str, images: list[str]) -> tuple[Captions, tuple[str, ...]]:
-    captions = {image: _read_caption(os.path.join(root, text)) for image, text in _texts_beside(root, images)}
+    texts = dict(_texts_beside(root, images))
+    captions = {image: _read_caption(os.path.join(root, text)) for image, text in texts.items()}
     if not captions:
         return {}, ()
-    used = {f"{os.path.splitext(image)[0]}.txt" for image in captions}
+    used = set(texts.values())
     folders = sorted({os.path.dirname(name) for name in images})
-    lone = [name for folder in folders for name in _names(root, folder) if name.endswith(".txt") and name not in used]
+    lone = [name for folder in folders for name in _names(root, folder) if _is_text(name) and name not in used]
     if not lone:
         return captions, ()
     return captions, (f"text files that are not an image's caption, left out: {lone[0]}{_more(len(lone) - 1)}",)
 
 
 def _texts_beside(root: str, images: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield images that have a text file of their name beside them, and that file."""
-    files: dict[str, set[str]] = {}
+    """Yield images that have a text file of their name beside them, and that file. Raises UserError for two."""
+    files: dict[str, dict[str, list[str]]] = {}  # folder -> stem -> text files
     for image in images:
         folder = os.path.dirname(image)
         if folder not in files:
-            files[folder] = set(_names(root, folder))
-        text = f"{os.path.splitext(image)[0]}.txt"
-        if text in files[folder]:
-            yield image, text
+            files[folder] = {}
+            for name in filter(_is_text, _names(root, folder)):
+                files[folder].setdefault(os.path.splitext(name)[0], []).append(name)
+        texts = files[folder].get(os.path.splitext(image)[0], [])
+        if len(texts) > 1:
+            raise UserError(f"{root}: {image} has two captions, {texts[0]} and {texts[1]}; keep one")
+        if texts:
+            yield image, texts[0]
+
+
+def _is_text(name: str) -> bool:
+    return name.lower().endswith(CAPTION_SUFFIXES)
 
 
 def _read_caption(path: str) -> str:

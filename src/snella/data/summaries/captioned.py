@@ -6,8 +6,8 @@ import os
 import textwrap
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
+from snella.console import shown
 from snella.data.dataset import ImageData
 from snella.data.readers.captioned import CaptionedImages
 from snella.data.summaries.labelled import class_counts, describe_sizes, measure_images
@@ -22,9 +22,9 @@ def describe_captioned(data: ImageData[CaptionedImages]) -> RenderableType:
     if data.skipped:
         lines += [f"{len(data.skipped)} unreadable images left out:", *(f"  {error}" for error in data.skipped)]
     lines += [note for note in (*data.notes, data.caveat) if note]
-    counts = class_counts(data) if data.classes else Text(_counts(data))
+    counts = class_counts(data) if data.classes else shown(_counts(data))
     classes = f", {_number(len(data.classes), 'class', 'classes')}" if data.classes else ""
-    return Group(Text(f"{data.root}: {data.layout}{classes}"), counts, *map(Text, lines))
+    return Group(shown(f"{data.root}: {data.layout}{classes}"), counts, *map(shown, lines))
 
 
 def _counts(data: ImageData[CaptionedImages]) -> str:

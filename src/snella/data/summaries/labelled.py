@@ -6,29 +6,26 @@ from collections import Counter
 
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
+from snella.console import shown
 from snella.data.dataset import SPLITS, ImageData, Images, Pictures
-from snella.data.images import ImageFiles, Progress, UnreadableImage, image_size
+from snella.data.images import ImageFiles, UnreadableImage, image_size
 from snella.data.readers.captioned import CaptionedImages
-from snella.data.readers.labelled import read_data
 
 SIZES_OF = 5_000  # images whose sizes are read
 
 
-def data_report(data: str, *, seed: int, progress: Progress | None = None) -> RenderableType:
-    """Read a data set and describe it. Raises UserError as `read_data` does."""
-    return describe(read_data(data, seed=seed, progress=progress))
-
-
 def describe(data: ImageData[Images]) -> RenderableType:
     """Show layout, counts per class and split, image sizes, unreadable images by name, notes."""
-    parts: list[RenderableType] = [Text(f"{data.root}: {data.layout}, {len(data.classes)} classes"), class_counts(data)]
-    parts.append(Text(describe_sizes(data)))
+    parts: list[RenderableType] = [
+        shown(f"{data.root}: {data.layout}, {len(data.classes)} classes"),
+        class_counts(data),
+    ]
+    parts.append(shown(describe_sizes(data)))
     if data.skipped:
-        parts.append(Text(f"{len(data.skipped)} unreadable images left out:"))
-        parts += [Text(f"  {error}") for error in data.skipped]
-    parts += [Text(note) for note in (*data.notes, data.caveat) if note]
+        parts.append(shown(f"{len(data.skipped)} unreadable images left out:"))
+        parts += [shown(f"  {error}") for error in data.skipped]
+    parts += [shown(note) for note in (*data.notes, data.caveat) if note]
     return Group(*parts)
 
 
@@ -43,7 +40,7 @@ def class_counts(data: ImageData[Images] | ImageData[CaptionedImages]) -> Table:
     table.columns[0].footer = "all"
     for label, name in enumerate(data.classes):
         row = [counts[split][label] for split in splits]
-        table.add_row(Text(name), *map(str, row), str(sum(row)))
+        table.add_row(shown(name), *map(str, row), str(sum(row)))
     return table
 
 

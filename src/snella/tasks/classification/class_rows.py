@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
+from snella.console import shown
 from snella.report.tables import new_table, percent, share
 
 
@@ -18,7 +18,7 @@ def class_table(rows: Sequence[ClassRow]) -> Table:
     table = new_table("by class", left=("class",), right=("images", "recall", "precision", "F1"))
     for row in rows:
         shares = (percent(share) for share in (row.recall, row.precision, row.f1))
-        table.add_row(Text(row.name), f"{row.count:,}", *shares)
+        table.add_row(shown(row.name), f"{row.count:,}", *shares)
     return table
 
 
@@ -35,7 +35,7 @@ def prediction_table(rows: Sequence[Mapping[str, Any]], *, runners_up: int = 2) 
         others = {name: share for name, share in row["probabilities"].items() if name != row["class"]}
         best = sorted(others, key=lambda name: -others[name])[:runners_up]
         following = ", ".join(f"{name} {percent(others[name])}" for name in best)
-        table.add_row(Text(row["image"]), Text(row["class"]), percent(row["probability"]), Text(following))
+        table.add_row(shown(row["image"]), shown(row["class"]), percent(row["probability"]), shown(following))
     return table
 
 

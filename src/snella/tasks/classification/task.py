@@ -14,7 +14,7 @@ from snella.config.schema import TrainConfig
 from snella.data.dataset import ImageData, Images, Transform, class_weights
 from snella.data.images import Progress
 from snella.data.readers.labelled import read_data, read_test_data
-from snella.data.summaries.labelled import data_report
+from snella.data.summaries.labelled import describe
 from snella.data.transforms.images import Augmentation, Preprocessing, eval_transform, train_transform
 from snella.errors import UserError
 from snella.models.backbone import BackboneSpec, build_backbone, check_backbone_name, preprocessing_of
@@ -59,8 +59,8 @@ class ClassificationTask(Task[ClassifierSpec, ImageData[Images], Images]):
     def read_test(self, data: str, saved: Saved, *, seed: int, progress: Progress | None) -> ImageData[Images]:
         return read_test_data(data, saved["classes"], seed=seed, progress=progress)
 
-    def describe(self, data: str, *, seed: int, progress: Progress | None) -> RenderableType:
-        return data_report(data, seed=seed, progress=progress)
+    def describe(self, data: ImageData[Images]) -> RenderableType:
+        return describe(data)
 
     def subset(self, images: Images, count: int) -> Images:
         """Return the first `count` images of each class."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
-from rich.text import Text
 
+from snella.console import shown
 from snella.report.style import BLUE, INK, heading, new_figure, save_figure, style_axes
 from snella.report.tables import new_table
 
@@ -76,5 +76,5 @@ def noise_level_table(rows: Sequence[LevelRow]) -> Table:
     table = new_table("denoising loss by noise", left=("images",), right=("count", *shares, "all"))
     for row in rows:
         losses = (*row.losses, sum(row.losses) / parts)
-        table.add_row(Text(row.name), f"{row.images:,}", *(f"{loss:.4f}" for loss in losses))
+        table.add_row(shown(row.name), f"{row.images:,}", *(f"{loss:.4f}" for loss in losses))
     return table

@@ -108,8 +108,8 @@ class GenerationTask(Task[GeneratorSpec, CaptionedData, CaptionedImages]):
         check_asked(saved["condition"], found.splits["test"], data, "the run")
         return found
 
-    def describe(self, data: str, *, seed: int, progress: Progress | None) -> RenderableType:
-        return describe_captioned(read_captioned_data(data, seed=seed, progress=progress))
+    def describe(self, data: CaptionedData) -> RenderableType:
+        return describe_captioned(data)
 
     def subset(self, images: CaptionedImages, count: int) -> CaptionedImages:
         """Return `count` images, spread evenly."""

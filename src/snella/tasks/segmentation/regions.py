@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
+from snella.console import shown
 from snella.report.tables import NOTHING, new_table, percent, share
 
 
@@ -54,7 +54,7 @@ def region_table(rows: Sequence[RegionRow]) -> Table:
     table = new_table("by class", left=("class",), right=("pixels", "IoU", "Dice", "recall", "precision"))
     for row in rows:
         shares = (percent(share) for share in (row.iou, row.dice, row.recall, row.precision))
-        table.add_row(Text(row.name), f"{row.pixels:,}", *shares)
+        table.add_row(shown(row.name), f"{row.pixels:,}", *shares)
     return table
 
 
@@ -70,5 +70,5 @@ def area_table(rows: Sequence[Mapping[str, Any]], *, most: int = 4) -> Table:
         areas = sorted(row["areas"].items(), key=lambda item: -item[1]["pixels"])
         texts = [f"{name} {percent(area['share'])}" for name, area in areas if area["pixels"]]
         more = f", {len(texts) - most} more" if len(texts) > most else ""
-        table.add_row(Text(row["image"]), Text(", ".join(texts[:most]) + more), Text(str(row.get("mask", NOTHING))))
+        table.add_row(shown(row["image"]), shown(", ".join(texts[:most]) + more), shown(str(row.get("mask", NOTHING))))
     return table

@@ -75,8 +75,8 @@ class SegmentationTask(Task[SegmenterSpec, MaskData, MaskedImages]):
             data, classes=saved["classes"], code=code, palette=palette, seed=seed, progress=progress
         )
 
-    def describe(self, data: str, *, seed: int, progress: Progress | None) -> RenderableType:
-        return describe_masked(read_masked_data(data, seed=seed, progress=progress))
+    def describe(self, data: MaskData) -> RenderableType:
+        return describe_masked(data)
 
     def subset(self, images: MaskedImages, count: int) -> MaskedImages:
         """Return `count` images, spread evenly."""

@@ -193,10 +193,13 @@ def _data(args: list[str]) -> int:
     from snella.console import checking_images
     from snella.tasks.registry import task_for, task_named
 
-    task = task_named(command.task) if command.task else task_for(command.data)
+    given = dataclasses.asdict(command)
+    config = TrainConfig.of(**given | {"task": command.task or task_for(command.data)})
+    validate(config)
+    task = task_named(config.task)
     with checking_images(Console(stderr=True)) as progress:
-        report = task.describe(command.data, seed=command.seed, progress=progress)
-    Console().print(report, soft_wrap=True)  # a path that is broken over lines cannot be copied
+        found = task.read(config, progress)
+    Console().print(task.describe(found), soft_wrap=True)  # a path that is broken over lines cannot be copied
     return 0
 
 

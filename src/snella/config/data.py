@@ -21,6 +21,10 @@ class DataConfig:
     To segment: a folder with images and masks, an ADE20K or Pascal VOC folder, or brain (in a package).
     To generate: a folder with metadata.jsonl or with a .txt beside each image, class folders, images alone;
     photos or photos-new (in packages)."""
+    classes: Literal["leaf", "top", "path", "names"] | None = setting(None, tasks=("classify", "generate"))
+    """What the class of an image is, where folders can be read in several ways: leaf, the folder that it lies in; top,
+    the first folder below that of the data or of its split; path, all folders between; names, the beginning of its own
+    file's name (cat.1.jpg, cat_2.jpg). None: as the folders say, which stops where they can be read in several ways."""
     resize: Literal["squash", "crop", "none"] | None = setting(None)
     """How an image becomes square: squash resizes both sides, as VTAB-1k does; nothing is cut off.
     crop resizes the short side and cuts out the centre, as FGVC does. To segment, crop and none (pixels as they are)

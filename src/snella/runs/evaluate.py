@@ -103,7 +103,7 @@ def _images_of(folder: Path, data: str | None, split: str, saved: dict[str, Any]
         tell(own, console)
         return own.splits[split], split
     with checking_images(console) as progress:
-        found = task_named(saved["task"]).read_test(data, saved, seed=config.seed, progress=progress)
+        found = task_named(saved["task"]).read_test(config.changed(data=data), saved, progress)
     tell(found, console)
     name = source_name(data)
     return found.splits["test"], f"data-{name}" if name in ("train", "val", "test") else name

@@ -17,6 +17,6 @@ def task_named(name: str) -> Task[Any, Any, Any]:
     return found
 
 
-def task_for(data: str) -> Task[Any, Any, Any]:
-    """Return the task whose data this looks like; the first one takes any, and so is asked last."""
-    return next(task for task in map(task_named, reversed(TASKS)) if task.recognises(data))
+def task_for(data: str) -> str:
+    """Return the name of the task whose data this looks like; the first one takes any, and so is asked last."""
+    return next(name for name in reversed(TASKS) if task_named(name).recognises(data))

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from snella.data.layouts.class_folders import SPLIT_NAMES
+from snella.data.folder_names import SPLIT_NAMES
 from snella.data.listing import Entry, Listing, label_entries
 from snella.errors import UserError
 

@@ -11,8 +11,8 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
+from snella.data.folder_names import SPLIT_NAMES
 from snella.data.images import images_below, is_hidden, is_image
-from snella.data.layouts.class_folders import SPLIT_NAMES
 from snella.data.masks.class_names import names_file
 from snella.data.masks.listing import MaskListing, Pair
 from snella.errors import UserError

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from snella.data.bundled import brain, digits, elpv, photos, textiles
+from snella.data.choices import NO_CHOICE, Choices
+from snella.data.hubs import hub_datasets, torchvision_datasets, webdataset
 from snella.data.images import is_image
-from snella.data.layouts import hub_datasets, torchvision_datasets, webdataset
 from snella.data.layouts.caption_folders import Captions, caption_folder, is_captioned
 from snella.data.layouts.class_folders import image_folder
 from snella.data.layouts.manifests import is_manifest, manifest
@@ -35,14 +36,15 @@ class Layout(Generic[Listed]):
     Args:
         name: how refusals offer it, after "give".
         recognises: whether a path (its tilde expanded) or a name is of this layout. No image is opened.
-        list: the listing of such a path or name; the seed is for splits that the layout itself draws.
+        list: the listing of such a path or name; the seed is for splits that the layout itself draws, the choices
+            say which of several readings is meant.
         bundled: `name` is a set that an installed package carries.
         any_folder: lists a folder that no row recognises too, or says what it lacks; one row of a table.
     """
 
     name: str
     recognises: Callable[[str], bool]
-    list: Callable[[str, int], Listed]
+    list: Callable[[str, int, Choices], Listed]
     bundled: bool = False
     any_folder: bool = False
 
@@ -59,8 +61,19 @@ class ListSet(Protocol[Listed]):
 def at_path(
     name: str, recognises: Callable[[str], bool], list_path: Callable[[str], Listed], *, any_folder: bool = False
 ) -> Layout[Listed]:
-    """Return the row of a file or folder, whose listing draws nothing."""
-    return Layout(name, recognises, lambda path, seed: list_path(path), any_folder=any_folder)
+    """Return the row of a file or folder, whose listing draws nothing and can be read in one way."""
+    return Layout(name, recognises, lambda path, seed, choices: list_path(path), any_folder=any_folder)
+
+
+def with_choices(
+    name: str,
+    recognises: Callable[[str], bool],
+    list_path: Callable[[str, Choices], Listed],
+    *,
+    any_folder: bool = False,
+) -> Layout[Listed]:
+    """Return the row of a file or folder that may have several readings."""
+    return Layout(name, recognises, lambda path, seed, choices: list_path(path, choices), any_folder=any_folder)
 
 
 def bundled_set(name: str, list_set: ListSet[Listed]) -> Layout[Listed]:
@@ -68,7 +81,7 @@ def bundled_set(name: str, list_set: ListSet[Listed]) -> Layout[Listed]:
     return Layout(
         name,
         lambda data: data == name and not os.path.exists(data),
-        lambda data, seed: list_set(data, seed=seed),
+        lambda data, seed, choices: list_set(data, seed=seed),
         bundled=True,
     )
 
@@ -76,7 +89,7 @@ def bundled_set(name: str, list_set: ListSet[Listed]) -> Layout[Listed]:
 def below_prefix(prefix: str, list_name: Callable[[str], Listed]) -> Layout[Listed]:
     """Return the row of the data sets `PREFIX/NAME`; the listing is given NAME."""
 
-    def list_below(data: str, seed: int) -> Listed:
+    def list_below(data: str, seed: int, choices: Choices) -> Listed:
         name = data.partition("/")[2]
         if not name:
             raise UserError(f"{data} names no data set; write {prefix}/NAME")
@@ -108,17 +121,17 @@ CAPTIONED: Table[tuple[Listing, Captions]] = (
 )
 
 
-def _class_folders(path: str) -> Listing:
+def _class_folders(path: str, choices: Choices) -> Listing:
     """List class folders; images and masks are not two classes."""
     if recognised(MASKED, path):
         raise UserError(f"{path} holds images with masks; add --task segment")
-    return image_folder(path)
+    return image_folder(path, choices)
 
 
 LABELLED: Table[Listing] = (
     at_path("the folder of a VTAB-1k task", is_vtab, vtab),
     at_path("a folder of VPT's FGVC splits", is_fgvc, fgvc),
-    at_path("a folder of class folders", os.path.isdir, _class_folders, any_folder=True),
+    with_choices("a folder of class folders", os.path.isdir, _class_folders, any_folder=True),
     at_path("a manifest (.csv, .jsonl)", is_manifest, manifest),
     *(bundled_set(name, elpv.elpv) for name in elpv.CLASSES),
     bundled_set(textiles.NAME, textiles.textiles),
@@ -140,11 +153,12 @@ def bundled_names(table: Table[Listed]) -> tuple[str, ...]:
     return tuple(layout.name for layout in table if layout.bundled)
 
 
-def list_data(table: Table[Listed], data: str, *, seed: int, holder: str) -> Listed:
+def list_data(table: Table[Listed], data: str, *, seed: int, holder: str, choices: Choices = NO_CHOICE) -> Listed:
     """List data by the first row that recognises them, a folder that none does by the row of any folder.
 
     Args:
         holder: the folder to give in place of a single image, in words.
+        choices: which reading is meant, where there are several.
 
     Raises:
         UserError: data of no layout of the table, with those that there are; whatever the layout refuses.
@@ -157,7 +171,7 @@ def list_data(table: Table[Listed], data: str, *, seed: int, holder: str) -> Lis
                 layout = next((layout for layout in table if layout.any_folder), None)
             if layout is None:
                 raise _no_layout(table, path, holder)
-            return layout.list(path, seed)
+            return layout.list(path, seed, choices)
     except OSError as error:
         raise UserError(f"{error.filename or data} cannot be read: {short_reason(error)}; check it") from None
 

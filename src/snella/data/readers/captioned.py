@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
+from snella.data.choices import NO_CHOICE, Choices
 from snella.data.dataset import SPLITS, Example, ImageData
 from snella.data.images import Progress, open_image
 from snella.data.layouts import registry
@@ -63,6 +64,7 @@ def read_captioned_data(
     prompt: str | None = None,
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
+    choices: Choices = NO_CHOICE,
     progress: Progress | None = None,
 ) -> ImageData[CaptionedImages]:
     """Read images with captions, in class folders or alone, into train, val and test.
@@ -75,13 +77,14 @@ def read_captioned_data(
         prompt: the caption of every image that has none of its own; "{class}" in it stands for the class's name,
             which alone is the caption in class folders otherwise.
         val_fraction, test_fraction: share of the images for a missing split, above 0 and together below 1.
+        choices: which reading is meant, where there are several.
         progress: called with (images checked, images in all).
 
     Raises:
         UserError: data that cannot be trained on, a prompt besides captions; one line with the remedy.
     """
     check_fractions(val_fraction, test_fraction)
-    listing, own = _listing(data, seed)
+    listing, own = _listing(data, seed, choices)
     if own and prompt is not None:
         raise UserError(f"{data} has {listing.layout} and a prompt is given; drop the prompt, or remove the captions")
     captions = own or _caption_by_prompt(data, listing, prompt)
@@ -92,7 +95,13 @@ def read_captioned_data(
 
 
 def read_captioned_test_data(
-    data: str, *, classes: Sequence[str], prompt: str | None, seed: int, progress: Progress | None = None
+    data: str,
+    *,
+    classes: Sequence[str],
+    prompt: str | None,
+    seed: int,
+    choices: Choices = NO_CHOICE,
+    progress: Progress | None = None,
 ) -> ImageData[CaptionedImages]:
     """Read data to evaluate a trained model on: only the split "test", labelled by the model's classes.
 
@@ -106,7 +115,7 @@ def read_captioned_test_data(
     Raises:
         UserError: data that cannot be read; a class that the model does not have.
     """
-    listing, own = _listing(data, seed)
+    listing, own = _listing(data, seed, choices)
     captions = own or _caption_by_prompt(data, listing, prompt)
     listing = keep_test_split(listing)
     if own and prompt is not None:
@@ -118,8 +127,8 @@ def read_captioned_test_data(
     return _data(data, drop_unreadable(data, listing, progress), captions, ("test",))
 
 
-def _listing(data: str, seed: int) -> tuple[Listing, Captions]:
-    return registry.list_data(registry.CAPTIONED, data, seed=seed, holder="the folder that holds it")
+def _listing(data: str, seed: int, choices: Choices) -> tuple[Listing, Captions]:
+    return registry.list_data(registry.CAPTIONED, data, seed=seed, holder="the folder that holds it", choices=choices)
 
 
 def _caption_by_prompt(data: str, listing: Listing, prompt: str | None) -> Captions:

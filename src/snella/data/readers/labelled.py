@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from snella.data.choices import NO_CHOICE, Choices
 from snella.data.dataset import SPLITS, ImageData, Images
 from snella.data.images import Progress, UnreadableImage
 from snella.data.layouts import registry
@@ -19,6 +20,7 @@ def read_data(
     seed: int,
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
+    choices: Choices = NO_CHOICE,
     progress: Progress | None = None,
 ) -> ImageData[Images]:
     """Read a labelled image data set of any layout into train, val and test.
@@ -29,13 +31,14 @@ def read_data(
     Args:
         data: a path, or a name of the table `registry.LABELLED`: a bundled set, `hfds/...`, `torch/...`, `wds/...`.
         val_fraction, test_fraction: share of the images for a missing split, above 0 and together below 1.
+        choices: which reading is meant, where there are several.
         progress: called with (images checked, images in all).
 
     Raises:
         UserError: data that cannot be trained on; one line with the remedy.
     """
     check_fractions(val_fraction, test_fraction)
-    listing = _listing(data, seed)
+    listing = _listing(data, seed, choices)
     _check_classes(data, listing)
     listing = drop_unreadable(data, listing, progress)
     _check_classes(data, listing)
@@ -46,7 +49,12 @@ def read_data(
 
 
 def read_test_data(
-    data: str, classes: Sequence[str], *, seed: int, progress: Progress | None = None
+    data: str,
+    classes: Sequence[str],
+    *,
+    seed: int,
+    choices: Choices = NO_CHOICE,
+    progress: Progress | None = None,
 ) -> ImageData[Images]:
     """Read data to evaluate a trained model on: only the split "test", labelled by the model's classes.
 
@@ -56,14 +64,15 @@ def read_test_data(
     Raises:
         UserError: data that cannot be read; a class that the model does not have.
     """
-    listing = _listing(data, seed)
+    listing = _listing(data, seed, choices)
     listing = drop_unreadable(data, relabel(data, keep_test_split(listing), classes), progress)
     splits = {"test": listing.images("test")}
     return ImageData(listing.layout, data, tuple(classes), splits, listing.skipped, listing.notes, listing.caveat)
 
 
-def _listing(data: str, seed: int) -> Listing:
-    listing = registry.list_data(registry.LABELLED, data, seed=seed, holder="the folder that holds the class folders")
+def _listing(data: str, seed: int, choices: Choices) -> Listing:
+    holder = "the folder that holds the class folders"
+    listing = registry.list_data(registry.LABELLED, data, seed=seed, holder=holder, choices=choices)
     if not any(listing.splits.values()):
         raise UserError(f"{data} names no image; add images")
     return listing

@@ -11,10 +11,11 @@ from rich.console import RenderableType
 from torch import nn
 
 from snella.config.schema import TrainConfig
+from snella.data.choices import Choices
 from snella.data.dataset import ImageData, Images, Transform, class_weights
 from snella.data.images import Progress
 from snella.data.readers.labelled import read_data, read_test_data
-from snella.data.summaries.labelled import data_report
+from snella.data.readers.labelled_report import describe
 from snella.data.transforms.images import Augmentation, Preprocessing, eval_transform, train_transform
 from snella.errors import UserError
 from snella.models.backbone import BackboneSpec, build_backbone, check_backbone_name, preprocessing_of
@@ -52,13 +53,15 @@ class ClassificationTask(Task[ClassifierSpec, ImageData[Images], Images]):
         data = config.data
         assert data.source is not None  # validated
         fractions = {"val_fraction": data.val_fraction, "test_fraction": data.test_fraction}
-        return read_data(data.source, seed=config.seed, **fractions, progress=progress)
+        return read_data(data.source, seed=config.seed, **fractions, choices=_choices(config), progress=progress)
 
-    def read_test(self, data: str, saved: Saved, *, seed: int, progress: Progress | None) -> ImageData[Images]:
-        return read_test_data(data, saved["classes"], seed=seed, progress=progress)
+    def read_test(self, config: TrainConfig, saved: Saved, progress: Progress | None) -> ImageData[Images]:
+        source, classes = config.data.source, saved["classes"]
+        assert source is not None
+        return read_test_data(source, classes, seed=config.seed, choices=_choices(config), progress=progress)
 
-    def describe(self, data: str, *, seed: int, progress: Progress | None) -> RenderableType:
-        return data_report(data, seed=seed, progress=progress)
+    def describe(self, data: ImageData[Images]) -> RenderableType:
+        return describe(data)
 
     def subset(self, images: Images, count: int) -> Images:
         """Return the first `count` images of each class."""
@@ -106,6 +109,10 @@ class ClassificationTask(Task[ClassifierSpec, ImageData[Images], Images]):
         preprocessing = Preprocessing.from_dict(saved["preprocessing"])
         save_merged(model, folder, spec=spec, classes=saved["classes"], preprocessing=preprocessing)
         return loading_hint(spec, folder)
+
+
+def _choices(config: TrainConfig) -> Choices:
+    return Choices(config.data.classes, config.classify.label_column, config.classify.crops)
 
 
 def _augmentation(config: TrainConfig) -> Augmentation:

@@ -15,7 +15,7 @@ from snella.data.dataset import Transform, inverse_frequency
 from snella.data.images import Progress
 from snella.data.masks.files import MaskCode, MaskData, MaskedImages
 from snella.data.readers.masked import is_masked, read_masked_data, read_masked_test_data
-from snella.data.summaries.masked import describe_masked
+from snella.data.readers.masked_report import describe_masked
 from snella.data.transforms.images import Augmentation, Preprocessing
 from snella.data.transforms.masked import masked_eval_transform, masked_train_transform
 from snella.models.backbone import BackboneSpec
@@ -61,14 +61,16 @@ class SegmentationTask(Task[SegmenterSpec, MaskData, MaskedImages]):
             progress=progress,
         )
 
-    def read_test(self, data: str, saved: Saved, *, seed: int, progress: Progress | None) -> MaskData:
+    def read_test(self, config: TrainConfig, saved: Saved, progress: Progress | None) -> MaskData:
+        source = config.data.source
+        assert source is not None
         code, palette = MaskCode.from_dict(saved["masks"]), [tuple(color) for color in saved["palette"]]
         return read_masked_test_data(
-            data, classes=saved["classes"], code=code, palette=palette, seed=seed, progress=progress
+            source, classes=saved["classes"], code=code, palette=palette, seed=config.seed, progress=progress
         )
 
-    def describe(self, data: str, *, seed: int, progress: Progress | None) -> RenderableType:
-        return describe_masked(read_masked_data(data, seed=seed, progress=progress))
+    def describe(self, data: MaskData) -> RenderableType:
+        return describe_masked(data)
 
     def subset(self, images: MaskedImages, count: int) -> MaskedImages:
         """Return `count` images, spread evenly."""

@@ -9,16 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from snella.data.dataset import SPLITS, ImageData, Images, Pictures
-from snella.data.images import Progress, UnreadableImage, image_size, open_image
+from snella.data.images import UnreadableImage, image_size, open_image
 from snella.data.readers.captioned import CaptionedImages
-from snella.data.readers.labelled import read_data
 
 SIZES_OF = 5_000  # images whose sizes are read
-
-
-def data_report(data: str, *, seed: int, progress: Progress | None = None) -> RenderableType:
-    """Read a data set and describe it. Raises UserError as `read_data` does."""
-    return describe(read_data(data, seed=seed, progress=progress))
 
 
 def describe(data: ImageData[Images]) -> RenderableType:

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from snella.data.dataset import SPLITS
 from snella.data.masks.files import MaskData, format_values
-from snella.data.summaries.labelled import describe_sizes
+from snella.data.readers.labelled_report import describe_sizes
 
 
 def describe_masked(data: MaskData) -> RenderableType:

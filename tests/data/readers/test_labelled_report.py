@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from snella.data.readers.labelled import read_data, read_test_data
-from snella.data.summaries.labelled import data_report, describe
+from snella.data.readers.labelled_report import describe
 from snella.errors import UserError
 from support.printed import rows, text
 
@@ -16,7 +16,7 @@ def test_counts_sizes_and_unreadable_files(tmp_path: Path, class_folders, pictur
     picture(tmp_path / "pets" / "dog" / "small.png", (4, 3))
     picture(tmp_path / "pets" / "dog" / "large.png", (40, 30))
     (tmp_path / "pets" / "cat" / "[bold]bad.png").write_bytes(b"")
-    report = text(data_report(root, seed=0))
+    report = text(describe(read_data(root, seed=0)))
     assert "image folder, 2 classes" in report
     table = rows(report)
     assert table["class"] == ["train", "val", "test", "all"]
@@ -36,7 +36,7 @@ def test_a_split_alone_is_described_too(tmp_path: Path, class_folders) -> None:
 
 
 def test_it_says_when_only_some_sizes_were_read(tmp_path: Path, class_folders, monkeypatch) -> None:
-    monkeypatch.setattr("snella.data.summaries.labelled.SIZES_OF", 5)
+    monkeypatch.setattr("snella.data.readers.labelled_report.SIZES_OF", 5)
     data = read_data(class_folders(tmp_path, a=10, b=10), seed=0)
     assert "(of 5 images looked at)" in text(describe(data))
 
@@ -48,4 +48,4 @@ def test_the_caveat_comes_after_the_notes(tmp_path: Path, class_folders) -> None
 
 def test_errors_come_through(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is empty"):
-        data_report(str(tmp_path), seed=0)
+        describe(read_data(str(tmp_path), seed=0))

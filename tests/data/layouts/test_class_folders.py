@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from snella.data.choices import Choices
+from snella.data.folders.choices import Choices
 from snella.data.layouts.class_folders import image_folder
 from snella.errors import UserError
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
-from snella.data.folder_names import SPLIT_NAMES
+from snella.data.folders.names import SPLIT_NAMES
 from snella.data.images import SUFFIXES, images_below, is_hidden, is_image
 from snella.data.layouts.class_folders import image_folder
 from snella.data.layouts.manifests import column_names, find_column, read_table, split_value, text_value

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os.path import basename
 
-from snella.data.choices import NO_CHOICE, Choices
-from snella.data.folder_names import SPLIT_NAMES, UNLABELLED, split_of
+from snella.data.folders.choices import NO_CHOICE, Choices
+from snella.data.folders.names import SPLIT_NAMES, UNLABELLED, split_of
+from snella.data.folders.tree import Tree, counted, listed, tree
 from snella.data.images import SUFFIXES
 from snella.data.layouts.class_labels import beginning, has_class_in_name, labelling, offer_names
 from snella.data.layouts.masks_beside import without_masks
 from snella.data.listing import Listing, label_entries, natural_order
-from snella.data.tree import Tree, counted, listed, tree
 from snella.errors import UserError
 
 EXPECTED_SPLITS = "or give a manifest (.csv or .jsonl)"
@@ -37,13 +37,17 @@ def image_folder(root: str, choices: Choices = NO_CHOICE) -> Listing:
     Raises:
         UserError: no image, no class folders, a class folder without an image, two folders for one split, two readings.
     """
-    found = without_masks(tree(root))
+    return class_folders(without_masks(tree(root)), choices)
+
+
+def class_folders(found: Tree, choices: Choices = NO_CHOICE) -> Listing:
+    """List the class folders of a tree without masks, as `image_folder` does."""
     if not found.images:
         raise UserError(_empty(found))
     parts, notes = _parts(found, choices)
     names = [name for part in parts for name in part.images]
     folder = found.path(parts[0].folder) if parts[0].split == "all" else ""
-    label_of, more = labelling(root, folder, names, choices)
+    label_of, more = labelling(found.root, folder, names, choices)
     classes, entries = label_entries(
         [part.folder + name for part in parts for name in part.images], [label_of(name) for name in names]
     )
@@ -54,7 +58,7 @@ def image_folder(root: str, choices: Choices = NO_CHOICE) -> Listing:
     layout = "image folder" if "all" in splits else "image folder with splits"
     if label_of is beginning:
         layout = layout.replace("image folder", "images named after their class")
-    return Listing(layout, root, classes, splits, notes=(*found.notes, *notes, *more))
+    return Listing(layout, found.root, classes, splits, notes=(*found.notes, *notes, *more))
 
 
 def _parts(found: Tree, choices: Choices) -> tuple[list[_Part], list[str]]:

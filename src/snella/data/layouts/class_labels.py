@@ -7,10 +7,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from snella.data.choices import Choices
-from snella.data.folder_names import holds_images
+from snella.data.folders.choices import Choices
+from snella.data.folders.names import holds_images
+from snella.data.folders.tree import counted, listed
 from snella.data.listing import natural_order
-from snella.data.tree import counted, listed
 from snella.errors import UserError
 
 # beginnings of names that cameras and programs give

@@ -12,12 +12,13 @@ import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from snella.data.folder_names import SPLIT_NAMES
+from snella.data.folders.names import SPLIT_NAMES
 from snella.data.listing import Entry, Listing, label_entries
 from snella.errors import UserError
 
 PATH_COLUMNS = ("path", "image", "file_name")
 LABEL_COLUMNS = ("label", "class")
+SPLIT_COLUMNS = ("split", "subset", "fold", "set", "partition")
 SUFFIXES = (".csv", ".jsonl")
 
 Row = tuple[int, dict[str, object]]  # line number in the file, values by column

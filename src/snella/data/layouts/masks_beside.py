@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from snella.data.folder_names import MASK_WORDS, holds_images, split_and_rest, split_of
+from snella.data.folders.names import MASK_WORDS, holds_images, split_and_rest, split_of
+from snella.data.folders.tree import Tree, counted, listed, tree
 from snella.data.masks.class_names import names_file
 from snella.data.masks.listing import MaskListing, Pair
-from snella.data.tree import Tree, counted, listed, tree
 from snella.errors import UserError
 
 LOOKED_AT = 100  # second files of a stem that are opened, evenly chosen

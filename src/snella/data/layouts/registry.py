@@ -11,15 +11,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from snella.data.bundled import brain, digits, elpv, photos, textiles
-from snella.data.choices import NO_CHOICE, Choices
-from snella.data.hubs import hub_datasets, torchvision_datasets, webdataset
+from snella.data.bundled import (
+    brain,
+    digits,
+    elpv,
+    hub_datasets,
+    photos,
+    textiles,
+    torchvision_datasets,
+    webdataset,
+)
+from snella.data.folders.choices import NO_CHOICE, Choices
+from snella.data.folders.names import holds_images
+from snella.data.folders.tree import counted, listed, tree
 from snella.data.images import is_image
 from snella.data.layouts.caption_folders import Captions, caption_folder, is_captioned
-from snella.data.layouts.class_folders import image_folder
+from snella.data.layouts.class_folders import class_folders
+from snella.data.layouts.label_lists import label_lists, split_by_lists
 from snella.data.layouts.manifests import is_manifest, manifest
 from snella.data.layouts.masked_folders import EXPECTED, is_masked_folder, masked_folder
-from snella.data.layouts.voc_ade import ade, is_ade, is_voc, voc
+from snella.data.layouts.masks_beside import beside_folder, has_masks_beside, without_masks
+from snella.data.layouts.voc_ade import ade, camvid, is_ade, is_camvid, is_voc, voc
 from snella.data.layouts.vtab_fgvc import fgvc, is_fgvc, is_vtab, vtab
 from snella.data.listing import Listing
 from snella.data.masks.listing import MaskListing
@@ -102,10 +114,22 @@ def below_prefix(prefix: str, list_name: Callable[[str], Listed]) -> Layout[List
     )
 
 
+def _masks(path: str) -> MaskListing:
+    """List masks beside images, in class folders too, or say what a folder lacks."""
+    return beside_folder(path) or masked_folder(path)
+
+
 MASKED: Table[MaskListing] = (
     at_path("the folder of Pascal VOC", is_voc, voc),
     at_path("the folder of ADE20K", is_ade, ade),
-    at_path(f"a folder with {EXPECTED}", is_masked_folder, masked_folder, any_folder=True),
+    at_path("the folder of CamVid (SegNet's)", is_camvid, camvid),
+    at_path(f"a folder with {EXPECTED}", is_masked_folder, masked_folder),
+    at_path(
+        "a folder of images with a mask beside each (NAME.jpg, NAME_mask.png)",
+        has_masks_beside,
+        _masks,
+        any_folder=True,
+    ),
     bundled_set(brain.NAME, brain.brain),
 )
 
@@ -121,17 +145,57 @@ CAPTIONED: Table[tuple[Listing, Captions]] = (
 )
 
 
-def _class_folders(path: str, choices: Choices) -> Listing:
-    """List class folders; images and masks are not two classes."""
+def _labelled_folder(path: str, choices: Choices) -> Listing:
+    """List a folder by its lists of images, or by its class folders; here is decided where both are there.
+
+    Raises:
+        UserError: images and masks, which are not two classes; lists and folders that say different classes.
+    """
     if recognised(MASKED, path):
         raise UserError(f"{path} holds images with masks; add --task segment")
-    return image_folder(path, choices)
+    if choices.classes and choices.label_column:
+        raise UserError("--classes takes the classes from folders, --label-column from a list; pass one of them")
+    found = without_masks(tree(path))
+    if choices.classes:
+        return class_folders(found, choices)
+    try:
+        folders, refusal = class_folders(found), None
+    except UserError as error:
+        folders, refusal = None, error
+    found_lists = label_lists(found, choices)
+    if folders is None or len(folders.classes) < 2 or (choices.label_column and found_lists):
+        if found_lists:
+            return found_lists[0]
+        if refusal:
+            raise refusal
+        return class_folders(found)
+    if found_lists is None:
+        return split_by_lists(found, folders) or folders
+    return _one_of(path, *found_lists, folders)
+
+
+def _one_of(path: str, lists: Listing, column: str, folders: Listing) -> Listing:
+    """Return the lists where they say the same classes as the folders, or where these are parts of no meaning."""
+    by_folder = dict(entry for entries in folders.splits.values() for entry in entries)
+    entries = [entry for entries in lists.splits.values() for entry in entries]
+    both = {(by_folder[name], label) for name, label in entries if name in by_folder}
+    if len(both) == len({folder for folder, _ in both}) == len({label for _, label in both}):
+        return lists if "all" not in lists.splits or "all" not in folders.splits else folders
+    letters = {"".join(filter(str.isalpha, name.lower())) for name in folders.classes}
+    if (len(letters) == 1 and "" not in letters) or all(map(holds_images, folders.classes)):
+        return lists
+    raise UserError(
+        f"{path}: two readings: {counted(len(lists.classes), 'class', 'classes')} ({listed(lists.classes)}) by "
+        f"column {column} of {lists.layout}, or {counted(len(folders.classes), 'class', 'classes')} "
+        f"({listed(folders.classes)}) by the folders; choose the list by --label-column {column}, the folders by "
+        "--classes top"
+    )
 
 
 LABELLED: Table[Listing] = (
     at_path("the folder of a VTAB-1k task", is_vtab, vtab),
     at_path("a folder of VPT's FGVC splits", is_fgvc, fgvc),
-    with_choices("a folder of class folders", os.path.isdir, _class_folders, any_folder=True),
+    with_choices("a folder of class folders", os.path.isdir, _labelled_folder, any_folder=True),
     at_path("a manifest (.csv, .jsonl)", is_manifest, manifest),
     *(bundled_set(name, elpv.elpv) for name in elpv.CLASSES),
     bundled_set(textiles.NAME, textiles.textiles),

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from snella.data.choices import NO_CHOICE, Choices
 from snella.data.dataset import SPLITS, Example, ImageData
+from snella.data.folders.choices import NO_CHOICE, Choices
 from snella.data.images import Progress, open_image
 from snella.data.layouts import registry
 from snella.data.layouts.caption_folders import Captions

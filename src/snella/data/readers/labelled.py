@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from snella.data.choices import NO_CHOICE, Choices
 from snella.data.dataset import SPLITS, ImageData, Images
+from snella.data.folders.choices import NO_CHOICE, Choices
 from snella.data.images import Progress, UnreadableImage
 from snella.data.layouts import registry
 from snella.data.listing import Listing, drop_unreadable, keep_test_split, note_absent_classes, relabel

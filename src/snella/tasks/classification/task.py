@@ -11,8 +11,8 @@ from rich.console import RenderableType
 from torch import nn
 
 from snella.config.schema import TrainConfig
-from snella.data.choices import Choices
 from snella.data.dataset import ImageData, Images, Transform, class_weights
+from snella.data.folders.choices import Choices
 from snella.data.images import Progress
 from snella.data.readers.labelled import read_data, read_test_data
 from snella.data.readers.labelled_report import describe

@@ -11,8 +11,8 @@ from torch import nn
 
 from snella.config.fields import flag
 from snella.config.schema import DEFAULTS, TrainConfig
-from snella.data.choices import Choices
 from snella.data.dataset import ImageData, Transform
+from snella.data.folders.choices import Choices
 from snella.data.images import Progress
 from snella.data.readers.captioned import CaptionedImages, is_captioned, read_captioned_data, read_captioned_test_data
 from snella.data.readers.captioned_report import describe_captioned

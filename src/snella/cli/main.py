@@ -194,7 +194,9 @@ def _data(args: list[str]) -> int:
     from snella.tasks.registry import task_for, task_named
 
     given = dataclasses.asdict(command)
-    config = TrainConfig.of(**given | {"task": command.task or task_for(command.data)})
+    config = TrainConfig.of(
+        **given | {"task": command.task or ("classify" if command.crops else task_for(command.data))}
+    )
     validate(config)
     task = task_named(config.task)
     with checking_images(Console(stderr=True)) as progress:

@@ -6,6 +6,7 @@ one image more or less moves hardly any other.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +15,8 @@ from typing import TypeVar
 
 from snella.data.listing import Entry, Listing
 from snella.errors import UserError
+
+CROP = re.compile(r"#\d+,\d+,\d+,\d+$")  # of the names of crops, after the image's
 
 Stratum = TypeVar("Stratum", bound=Hashable)
 
@@ -43,7 +46,8 @@ def complete_splits(listing: Listing, *, seed: int, val_fraction: float, test_fr
     for split in fractions:
         if not splits[split]:
             raise UserError(f"{before} images are too few to take a {split} split out of them; add images")
-    note = note_taken({split: len(splits[split]) for split in fractions}, before, seed=seed, by_class=True)
+    by_class = not _has_mixed_sources(listing.splits.get("all", listing.splits.get("train", [])))
+    note = note_taken({split: len(splits[split]) for split in fractions}, before, seed=seed, by_class=by_class)
     return replace(listing, splits=splits, notes=(*listing.notes, note))
 
 
@@ -68,19 +72,41 @@ def note_taken(counts: Mapping[str, int], before: int, *, seed: int, by_class: b
 def split_off(entries: Sequence[Entry], fractions: Mapping[str, float], *, seed: int) -> dict[str, list[Entry]]:
     """Divide entries into the named parts and "train"; each class keeps at least one image in train.
 
-    A class gives each part `fraction` of its images, rounded, at least one if it has more images than parts.
+    A class gives each part `fraction` of its images, rounded, at least one if it has more images than parts. What is
+    cut out of one image (`source_of`) stays together; where such parts are of several classes these are not divided
+    each by itself.
     """
     part_of: dict[int, str] = {}
-    for members in _strata([label for _, label in entries]).values():
-        left = _ranked([entries[i][0] for i in members], seed)
+    mixed = _has_mixed_sources(entries)
+    for members in _strata([0 if mixed else label for _, label in entries]).values():
+        sources: dict[str, list[int]] = defaultdict(list)
+        for i in members:
+            sources[source_of(entries[i][0])].append(i)
+        groups = list(sources.values())
+        left = [groups[k] for k in _ranked(list(sources), seed)]
         start = 0
-        for part, count in _part_sizes(len(members), fractions).items():
-            part_of |= {members[k]: part for k in left[start : start + count]}
+        for part, count in _part_sizes(len(groups), fractions).items():
+            part_of |= {i: part for group in left[start : start + count] for i in group}
             start += count
     parts: dict[str, list[Entry]] = {"train": [], **{part: [] for part in fractions}}
     for i, entry in enumerate(entries):
         parts[part_of.get(i, "train")].append(entry)
     return parts
+
+
+def _has_mixed_sources(entries: Sequence[Entry]) -> bool:
+    """Tell whether parts of one image are of several classes."""
+    pairs = {(source_of(name), label) for name, label in entries}
+    return len(pairs) > len({source for source, _ in pairs})
+
+
+def source_of(name: str) -> str:
+    """Return the image that a crop is cut out of, else the name itself.
+
+    >>> source_of("a.jpg#0,0,9,9"), source_of("a.jpg")
+    ('a.jpg', 'a.jpg')
+    """
+    return CROP.sub("", name)
 
 
 def split_counts(

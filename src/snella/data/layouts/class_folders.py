@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from os.path import basename
 
 from snella.data.folders.choices import NO_CHOICE, Choices
+from snella.data.folders.class_labels import beginning, has_class_in_name, labelling, offer_names
 from snella.data.folders.names import SPLIT_NAMES, UNLABELLED, split_of
 from snella.data.folders.tree import Tree, counted, listed, tree
 from snella.data.images import SUFFIXES
-from snella.data.layouts.class_labels import beginning, has_class_in_name, labelling, offer_names
 from snella.data.layouts.masks_beside import without_masks
 from snella.data.listing import Listing, label_entries, natural_order
 from snella.errors import UserError
@@ -29,6 +29,7 @@ class _Part:
     split: str
     folder: str
     images: tuple[str, ...]
+    below_classes: bool = False  # CLASS/train/IMAGE
 
 
 def image_folder(root: str, choices: Choices = NO_CHOICE) -> Listing:
@@ -47,6 +48,8 @@ def class_folders(found: Tree, choices: Choices = NO_CHOICE) -> Listing:
     parts, notes = _parts(found, choices)
     names = [name for part in parts for name in part.images]
     folder = found.path(parts[0].folder) if parts[0].split == "all" else ""
+    if all(part.below_classes for part in parts):
+        choices = Choices("top")
     label_of, more = labelling(found.root, folder, names, choices)
     classes, entries = label_entries(
         [part.folder + name for part in parts for name in part.images], [label_of(name) for name in names]
@@ -72,6 +75,7 @@ def _parts(found: Tree, choices: Choices) -> tuple[list[_Part], list[str]]:
     nested = [top for top in named if _has_folders(below[top])]
     if nested:
         folders = [top for top in named if top in nested or top.lower() in SPLIT_NAMES]
+        folders = [top for top in folders if split_of(top) != UNLABELLED]
         notes += _beside_splits(names, below, folders)
         return _split_folders(found, base, {top: below[top] for top in folders}, notes), notes
     if named and choices.classes not in ("top", "path", "leaf"):
@@ -142,7 +146,6 @@ def _folder_of_splits(found: Tree, base: str, folders: Iterable[str]) -> dict[st
             place = found.path(base.rstrip("/")) if base else found.root
             raise UserError(f"{place} has two {split} folders, {by_split[split]} and {folder}; keep one")
         by_split[split] = folder
-    by_split.pop(UNLABELLED, None)
     return by_split
 
 
@@ -187,7 +190,7 @@ def _splits_below(base: str, names: Sequence[str]) -> list[_Part]:
             return []
         by_split.setdefault(split, []).append(name)
     by_split.pop(UNLABELLED, None)
-    return [_Part(split, base, _in_order(inside)) for split, inside in sorted(by_split.items())]
+    return [_Part(split, base, _in_order(inside), True) for split, inside in sorted(by_split.items())]
 
 
 def _check_full(found: Tree, place: str, names: Sequence[str]) -> None:

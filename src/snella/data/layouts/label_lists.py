@@ -32,6 +32,7 @@ _OF_LISTS = frozenset(
     )
 )
 _WITH_ENDING = re.compile(rf"(.*?(?:{'|'.join(map(re.escape, SUFFIXES))}))(?:\s+(.*))?$", re.I)
+STEMS = 0.2  # share of all images that a list without their endings has to name
 NAMED = 0.1  # share of a column's first cells that name an image: of a part of a data set few are there
 
 
@@ -97,11 +98,13 @@ def _found_lists(found: Tree) -> list[_List]:
     lists: list[_List] = []
     for file in found.others:
         split = _split_of_file(file)
-        if file.count("/") > 1 or not file.lower().endswith(ENDINGS) or split is None:
+        names_classes = os.path.basename(file).lower().startswith(("classes", "class_names", "categories"))
+        if file.count("/") > 1 or not file.lower().endswith(ENDINGS) or split is None or names_classes:
             continue
         one = _read(found, file, split, resolve)
         if one:
             lists.append(one)
+    lists.sort(key=lambda one: (*SPLITS, one.split).index(one.split))
     whole = [one for one in lists if "trainval" in one.file.lower()]
     if any(one.split == "train" and one not in whole for one in lists):
         lists = [one for one in lists if one not in whole]
@@ -138,7 +141,8 @@ def _read(found: Tree, file: str, split: str, resolve: Callable[[str, str], str 
         width = Counter(map(len, rows)).most_common(1)[0][0]
     few = rows[1:201] or rows
     named = [sum(resolve(row[i], split) is not None for row in few if i < len(row)) for i in range(width)]
-    at = max(range(width), key=lambda i: named[i])
+    endings = [sum(i < len(row) and _is_image(row[i]) for row in few) for i in range(width)]
+    at = max(range(width), key=lambda i: (named[i], endings[i]))
     if named[at] < max(1, NAMED * len(few)):
         return None
     header = resolve(rows[0][at], split) is None and len(rows) > 1 and named[at] > 0 and not _is_image(rows[0][at])
@@ -150,11 +154,11 @@ def _read(found: Tree, file: str, split: str, resolve: Callable[[str, str], str 
         )
     images = [resolve(row[at], split) for row in body]
     others = [i for i in range(width) if i != at]
-    if any(sum(bool(resolve(row[i], split)) for row in few if len(row) == width) > len(few) / 2 for i in others):
+    if any(2 * endings[i] > len(few) and 2 * named[i] > len(few) for i in others):
         return None  # images and their masks
-    stems = not any(_is_image(row[at]) for row in body)
-    if stems and 2 * len(set(filter(None, images))) < min(len(found.images), len(body)):
-        return None  # numbers that happen to be names of images
+    bare = split == "all" and not endings[at] and not any("/" in row[at] for row in few)
+    if bare and len(set(filter(None, images))) < STEMS * len(found.images):
+        return None  # numbers of classes, say, that happen to be names of images
     columns = tuple(rows[0][i].lower() if header else "" for i in others)
     names = tuple(name or _as_written(row[at]) for name, row in zip(images, body, strict=True))
     return _List(file, split, names, tuple(tuple(row[i] for i in others) for row in body), columns)

@@ -23,10 +23,12 @@ from snella.data.bundled import (
 )
 from snella.data.folders.choices import NO_CHOICE, Choices
 from snella.data.folders.names import holds_images
-from snella.data.folders.tree import counted, listed, tree
+from snella.data.folders.tree import Tree, counted, listed, tree
 from snella.data.images import is_image
 from snella.data.layouts.caption_folders import Captions, caption_folder, is_captioned
 from snella.data.layouts.class_folders import class_folders
+from snella.data.layouts.crops import crops, has_outlines, outlined
+from snella.data.layouts.detections import FORMATS, detection_format, detections
 from snella.data.layouts.label_lists import label_lists, split_by_lists
 from snella.data.layouts.manifests import is_manifest, manifest
 from snella.data.layouts.masked_folders import EXPECTED, is_masked_folder, masked_folder
@@ -115,8 +117,9 @@ def below_prefix(prefix: str, list_name: Callable[[str], Listed]) -> Layout[List
 
 
 def _masks(path: str) -> MaskListing:
-    """List masks beside images, in class folders too, or say what a folder lacks."""
-    return beside_folder(path) or masked_folder(path)
+    """List masks beside images, in class folders too, or outlines, or say what a folder lacks."""
+    found = tree(path)
+    return outlined(found) if detection_format(found) else beside_folder(path) or masked_folder(path)
 
 
 MASKED: Table[MaskListing] = (
@@ -130,6 +133,7 @@ MASKED: Table[MaskListing] = (
         _masks,
         any_folder=True,
     ),
+    at_path("a folder of images with outlines (COCO, LabelMe)", has_outlines, lambda path: outlined(tree(path))),
     bundled_set(brain.NAME, brain.brain),
 )
 
@@ -151,11 +155,21 @@ def _labelled_folder(path: str, choices: Choices) -> Listing:
     Raises:
         UserError: images and masks, which are not two classes; lists and folders that say different classes.
     """
+    found = tree(path)
+    kind = detection_format(found)
+    if choices.crops:
+        if kind is None:
+            raise UserError(
+                f"--crops cuts boxes out, and {path} holds none that are known ({', '.join(FORMATS)}); leave it out"
+            )
+        return crops(found)
+    if kind and not choices.classes and not choices.label_column:
+        raise UserError(_objects(path, found))
     if recognised(MASKED, path):
         raise UserError(f"{path} holds images with masks; add --task segment")
     if choices.classes and choices.label_column:
         raise UserError("--classes takes the classes from folders, --label-column from a list; pass one of them")
-    found = without_masks(tree(path))
+    found = without_masks(found)
     if choices.classes:
         return class_folders(found, choices)
     try:
@@ -172,6 +186,17 @@ def _labelled_folder(path: str, choices: Choices) -> Listing:
     if found_lists is None:
         return split_by_lists(found, folders) or folders
     return _one_of(path, *found_lists, folders)
+
+
+def _objects(path: str, found: Tree) -> str:
+    """Return the refusal to classify data whose classes are of objects."""
+    segment = ", --task segment to learn their outlines" if has_outlines(path) else ""
+    folders = sorted({name.split("/")[0] for name in found.images if "/" in name})
+    tops = f", or --classes top to take its folders ({listed(folders)}) for classes" if len(folders) > 1 else ""
+    return (
+        f"{path} holds {detections(found).in_words()}: classes of objects, not of images; add --crops to classify what "
+        f"is in each box{segment}{tops}"
+    )
 
 
 def _one_of(path: str, lists: Listing, column: str, folders: Listing) -> Listing:

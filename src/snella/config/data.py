@@ -8,6 +8,8 @@ from typing import Literal
 from snella.config.fields import at_least, from_below, inside, setting
 from snella.config.tasks import LABELLED
 
+SET_ASIDE = 0.15  # share of the images for a split that labelled data lacks
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -47,12 +49,20 @@ class DataConfig:
     """Share of the target spread over the other classes, to classify and to segment, 0 to 1. Off as published."""
     class_weights: bool = setting(False, tasks=LABELLED)
     """Weigh classes by the inverse of their frequency, for unbalanced data, to classify and to segment."""
-    val_fraction: float = setting(0.15, inside(0, 1))
-    """Share of each class set aside for choosing the epoch, where the data has no such split. 0 to 1."""
-    test_fraction: float = setting(0.15, inside(0, 1))
-    """Share of each class set aside for the final test, where the data has no split of its own. 0 to 1."""
+    val_fraction: float | None = setting(None, inside(0, 1))
+    """Share of each class set aside for choosing the epoch, where the data has no such split. 0 to 1. None: 0.15; to
+    generate, none: all images are trained on, and stand for those set aside."""
+    test_fraction: float | None = setting(None, inside(0, 1))
+    """Share of each class set aside for the final test, where the data has no split of its own. 0 to 1. None: 0.15; to
+    generate, none."""
     workers: int | None = setting(None, at_least(0), free=True)
     """Processes that decode images. None: one per core up to 8 beside a GPU, none beside a CPU that trains."""
+
+    @property
+    def fractions(self) -> dict[str, float]:
+        """Return the shares set aside of labelled data, as the readers take them."""
+        given = {"val_fraction": self.val_fraction, "test_fraction": self.test_fraction}
+        return {name: SET_ASIDE if share is None else share for name, share in given.items()}
 
     @property
     def images_per_batch(self) -> int:

@@ -21,13 +21,14 @@ CROP = re.compile(r"#\d+,\d+,\d+,\d+$")  # of the names of crops, after the imag
 Stratum = TypeVar("Stratum", bound=Hashable)
 
 
-def check_fractions(val_fraction: float, test_fraction: float) -> None:
+def check_fractions(val_fraction: float | None, test_fraction: float | None) -> None:
     """Check the shares. Raises UserError where they leave nothing to train on."""
     for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-        if not 0 < share < 1:
+        if share is not None and not 0 < share < 1:
             raise UserError(f"{name} is {share}; use a share above 0 and below 1, such as 0.15")
-    if val_fraction + test_fraction >= 1:
-        raise UserError(f"val_fraction + test_fraction is {val_fraction + test_fraction}; keep it below 1")
+    both = (val_fraction or 0) + (test_fraction or 0)
+    if both >= 1:
+        raise UserError(f"val_fraction + test_fraction is {both}; keep it below 1")
 
 
 def complete_splits(listing: Listing, *, seed: int, val_fraction: float, test_fraction: float) -> Listing:
@@ -96,7 +97,7 @@ def split_off(entries: Sequence[Entry], fractions: Mapping[str, float], *, seed:
 
 def _has_mixed_sources(entries: Sequence[Entry]) -> bool:
     """Tell whether parts of one image are of several classes."""
-    pairs = {(source_of(name), label) for name, label in entries}
+    pairs = {(source_of(name), label) for name, label in entries if source_of(name) != name}
     return len(pairs) > len({source for source, _ in pairs})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import defaultdict
 from collections.abc import Mapping
@@ -207,12 +206,7 @@ def _pixels(box: Box, size: tuple[int, int]) -> Box:
 
 def _inside(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     left, top, right, bottom = box
-    return (
-        max(0, math.floor(left)),
-        max(0, math.floor(top)),
-        min(size[0], math.ceil(right)),
-        min(size[1], math.ceil(bottom)),
-    )
+    return max(0, round(left)), max(0, round(top)), min(size[0], round(right)), min(size[1], round(bottom))
 
 
 def _without(found: Tree, read: Detections) -> list[str]:

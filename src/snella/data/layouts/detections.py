@@ -194,7 +194,7 @@ def _yolo(found: Tree) -> Detections:
                 box = min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
                 read.shapes[name].append(Shape(names.get(int(label), label), box, (values,)))
                 continue
-            x, y, width, height = values[:4]
+            x, y, width, height = values[0], values[1], values[2], values[3]
             box = x - width / 2, y - height / 2, x + width / 2, y + height / 2
             read.shapes[name].append(Shape(names.get(int(label), label), box))
     return read

@@ -144,7 +144,7 @@ def _mask_likeness(path: str) -> int:
         return 0
 
 
-def _masks_of_one_stem(found: Tree, twins: Sequence[Sequence[str]]) -> list[Pair]:
+def _masks_of_one_stem(found: Tree, twins: Sequence[list[str]]) -> list[Pair]:
     """Return (image, mask) of pairs of one stem, if the pairs looked at hold a mask each."""
     chosen = [twins[i] for i in np.linspace(0, len(twins) - 1, min(len(twins), LOOKED_AT)).astype(int)]
     looks = [[_mask_likeness(found.path(name)) for name in pair] for pair in chosen]

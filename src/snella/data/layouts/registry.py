@@ -138,7 +138,7 @@ MASKED: Table[MaskListing] = (
 )
 
 CAPTIONED: Table[tuple[Listing, Captions]] = (
-    at_path(
+    with_choices(
         "a folder of images, with captions (metadata.jsonl, or NAME.txt beside NAME.png), in class folders, "
         "or with neither",
         is_captioned,

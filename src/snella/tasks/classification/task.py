@@ -52,8 +52,7 @@ class ClassificationTask(Task[ClassifierSpec, ImageData[Images], Images]):
     def read(self, config: TrainConfig, progress: Progress | None) -> ImageData[Images]:
         data = config.data
         assert data.source is not None  # validated
-        fractions = {"val_fraction": data.val_fraction, "test_fraction": data.test_fraction}
-        return read_data(data.source, seed=config.seed, **fractions, choices=_choices(config), progress=progress)
+        return read_data(data.source, seed=config.seed, **data.fractions, choices=_choices(config), progress=progress)
 
     def read_test(self, config: TrainConfig, saved: Saved, progress: Progress | None) -> ImageData[Images]:
         source, classes = config.data.source, saved["classes"]

@@ -89,14 +89,14 @@ class GenerationTask(Task[GeneratorSpec, CaptionedData, CaptionedImages]):
     def read(self, config: TrainConfig, progress: Progress | None) -> CaptionedData:
         data = config.data
         assert data.source is not None  # validated
-        fractions = {"val_fraction": data.val_fraction, "test_fraction": data.test_fraction}
         return read_captioned_data(
             data.source,
             seed=config.seed,
             prompt=config.generate.prompt,
             choices=Choices(data.classes),
+            val_fraction=data.val_fraction,
+            test_fraction=data.test_fraction,
             progress=progress,
-            **fractions,
         )
 
     def read_test(self, config: TrainConfig, saved: Saved, progress: Progress | None) -> CaptionedData:

@@ -55,8 +55,7 @@ class SegmentationTask(Task[SegmenterSpec, MaskData, MaskedImages]):
         return read_masked_data(
             data.source,
             seed=config.seed,
-            val_fraction=data.val_fraction,
-            test_fraction=data.test_fraction,
+            **data.fractions,
             ignore_index=config.segment.ignore_index,
             progress=progress,
         )

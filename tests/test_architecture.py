@@ -13,7 +13,7 @@ GROUND = {"errors", "console", "delta", "version"}
 LOW = GROUND | {"json_files", "files", "config", "allocation", "ops", "report"}
 DATA = LOW | {"data", "data.masks", "data.transforms"}
 MODELS = DATA | {"data.bundled", "models"}
-TASKS = MODELS | {"tasks", "training", "data.readers", "data.summaries"}
+TASKS = MODELS | {"tasks", "training", "data.folders", "data.readers"}
 RUNS = TASKS | {"methods", "tasks", "runs"}
 # room -> what it may import; a room that is not here may import nothing
 ALLOWED: dict[str, set[str]] = {
@@ -32,10 +32,10 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"errors", "files"},
     "data.masks": {"data", "errors"},
     "data.transforms": {"data", "data.masks", "errors"},
-    "data.bundled": {"data", "data.masks", "errors"},
-    "data.layouts": {"data", "data.bundled", "data.masks", "errors"},
-    "data.readers": {"data", "data.bundled", "data.layouts", "data.masks", "errors"},
-    "data.summaries": {"console", "data", "data.masks", "data.readers", "errors"},
+    "data.bundled": {"data", "data.folders", "data.masks", "errors"},
+    "data.folders": {"data", "errors"},
+    "data.layouts": {"data", "data.bundled", "data.folders", "data.masks", "errors"},
+    "data.readers": {"console", "data", "data.bundled", "data.folders", "data.layouts", "data.masks", "errors"},
     "models": DATA - {"report"} | {"data.bundled"},
     "segmenter": MODELS - {"report"},
     "diffusion": MODELS - {"report"},

@@ -75,8 +75,8 @@ class BrightnessTask(Task[Spec, ImageData[Images], Images]):
     def read(self, config: TrainConfig, progress: Progress | None) -> ImageData[Images]:
         return read_data(str(config.data.source), seed=config.seed, progress=progress)
 
-    def read_test(self, data: str, saved: Saved, *, seed: int, progress: Progress | None) -> ImageData[Images]:
-        return read_test_data(data, saved["classes"], seed=seed, progress=progress)
+    def read_test(self, config: TrainConfig, saved: Saved, progress: Progress | None) -> ImageData[Images]:
+        return read_test_data(str(config.data.source), saved["classes"], seed=config.seed, progress=progress)
 
     def describe(self, data: ImageData[Images]) -> RenderableType:
         return data.root

@@ -148,6 +148,14 @@ class Data:
     """Suspicions that are not said, as snella train --trust takes them."""
     strict: bool = False
     """Exit with code 1 where there is a suspicion."""
+    classes: Literal["leaf", "top", "path", "names"] | None = None
+    """What the class of an image is, as snella train --classes takes it."""
+    label_column: str | None = None
+    """Column of the labels, as snella train --label-column takes it."""
+    crops: bool = False
+    """Cut the boxes of a detection data set out, as snella train --crops does."""
+    ignore_index: int | None = None
+    """Value in the masks that stands for no class, as snella train --ignore-index takes it."""
 
 
 def parse_train(args: Sequence[str], command: str, defaults: Train) -> Train:

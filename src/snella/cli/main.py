@@ -202,8 +202,10 @@ def _data(args: list[str]) -> int:
     from snella.runs.prepare import doubts, read_run_data
     from snella.tasks.registry import task_for, task_named
 
-    name = command.task or task_for(command.data)
-    config = TrainConfig.of(data=command.data, task=name, seed=command.seed, trust=command.trust)
+    given = {name: value for name, value in dataclasses.asdict(command).items() if name != "strict"}
+    name = command.task or ("classify" if command.crops else task_for(command.data))
+    config = TrainConfig.of(**given | {"task": name})
+    validate(config)
     found = read_run_data(config, Terminal(stderr=True))
     Terminal().print(task_named(name).describe(found), soft_wrap=True)  # a path broken over lines cannot be copied
     suspected = doubts(config, found)

@@ -11,6 +11,7 @@ from snella.config.tasks import LABELLED
 Suspected = Literal[
     "copies", "lookalikes", "split-names", "spelling", "labels", "one-split", "imbalance", "empty", "dark"
 ]
+SET_ASIDE = 0.15  # share of the images for a split that labelled data lacks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,10 @@ class DataConfig:
     To segment: a folder with images and masks, an ADE20K or Pascal VOC folder, or brain (in a package).
     To generate: a folder with metadata.jsonl or with a .txt beside each image, class folders, images alone;
     photos or photos-new (in packages)."""
+    classes: Literal["leaf", "top", "path", "names"] | None = setting(None, tasks=("classify", "generate"))
+    """What the class of an image is, where folders can be read in several ways: leaf, the folder that it lies in; top,
+    the first folder below that of the data or of its split; path, all folders between; names, the beginning of its own
+    file's name (cat.1.jpg, cat_2.jpg). None: as the folders say, which stops where they can be read in several ways."""
     resize: Literal["squash", "crop", "none"] | None = setting(None)
     """How an image becomes square: squash resizes both sides, as VTAB-1k does; nothing is cut off.
     crop resizes the short side and cuts out the centre, as FGVC does. To segment, crop and none (pixels as they are)
@@ -55,15 +60,23 @@ class DataConfig:
     lookalikes (images of two splits that look the same), split-names (classes called train or test), spelling (names
     that differ in case, spaces or zeros), labels (classes called none or n/a), one-split (classes in one split only),
     imbalance (one class above 95 %), empty (images that show nothing), dark (values far below their range)."""
-    val_fraction: float = setting(0.15, inside(0, 1))
-    """Share of each class set aside for choosing the epoch, where the data has no such split. 0 to 1."""
-    test_fraction: float = setting(0.15, inside(0, 1))
-    """Share of each class set aside for the final test, where the data has no split of its own. 0 to 1."""
+    val_fraction: float | None = setting(None, inside(0, 1))
+    """Share of each class set aside for choosing the epoch, where the data has no such split. 0 to 1. None: 0.15; to
+    generate, none: all images are trained on, and stand for those set aside."""
+    test_fraction: float | None = setting(None, inside(0, 1))
+    """Share of each class set aside for the final test, where the data has no split of its own. 0 to 1. None: 0.15; to
+    generate, none."""
     workers: int | None = setting(None, at_least(0), free=True)
     """Processes that decode images. None: one per core up to 8 beside a GPU, none beside a CPU that trains."""
     cache_images: Literal["auto", "on", "off"] = setting("auto", free=True)
     """Keep decoded images in memory, which all workers share: the same results, without decoding in each epoch.
     auto: beside a GPU, where they take at most a quarter of the memory that is free."""
+
+    @property
+    def fractions(self) -> dict[str, float]:
+        """Return the shares set aside of labelled data, as the readers take them."""
+        given = {"val_fraction": self.val_fraction, "test_fraction": self.test_fraction}
+        return {name: SET_ASIDE if share is None else share for name, share in given.items()}
 
     @property
     def images_per_batch(self) -> int:

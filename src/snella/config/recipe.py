@@ -159,6 +159,7 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
         for name, known in settings().items()
         if old_places.value(name) != new_places.value(name)
         and (name, new.value(name)) != ("precision", "auto")
+        and not (new.task != "generate" and old.data.fractions.get(name) == new.data.fractions.get(name, 0))
         and not (known.reading.free or known.reading.start)
         and not (known.reading.methods and new.method.name not in known.reading.methods)
     ]

@@ -23,6 +23,11 @@ LABELLED = ("classify", "segment")  # tasks whose images have labels
 class ClassifyConfig:
     """What classification alone reads."""
 
+    label_column: str | None = setting(None)
+    """Column of a table or list of images that holds their labels, to classify: its name or its number, 0 being the
+    first. None: label or class; of a list the first after the image, if it divides the classes of all others."""
+    crops: bool = setting(False)
+    """Cut the boxes of a detection data set (Pascal VOC, COCO, YOLO) out as images of their classes, to classify."""
     mixup: float = setting(0.0, at_least(0))
     """Alpha of mixup's beta distribution, to classify; 0 is off, as published."""
     cutmix: float = setting(0.0, at_least(0))

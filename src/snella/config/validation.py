@@ -51,7 +51,7 @@ def _check_run(config: TrainConfig) -> None:
         raise UserError(
             f"--min-lr {config.loop.min_lr} is above the learning rate {config.loop.lr}; lower it or raise the rate"
         )
-    if config.data.val_fraction + config.data.test_fraction >= 1:
+    if sum(config.data.fractions.values()) >= 1:
         raise UserError("--val-fraction and --test-fraction add up to 1 or more: no image is left to train on")
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
         devices = ("auto", "cpu", "cuda", "cuda:0", "mps")

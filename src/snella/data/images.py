@@ -29,7 +29,9 @@ ORIENTATION = 0x0112  # EXIF and TIFF: 1 to 8
 PHOTOMETRIC = 0x0106  # TIFF: 0 where the value 0 is white
 
 # what Pillow does not read is looked for too (.heic), so that it is named and not passed over in silence
-SUFFIXES = (*IMG_EXTENSIONS, ".gif", ".avif", ".jp2", ".heic", ".heif")
+SUFFIXES = (*IMG_EXTENSIONS, ".jfif", ".jpe", ".tga", ".gif", ".avif", ".jp2", ".heic", ".heif")
+# folders that archives, network drives and Windows add
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 
 Progress = Callable[[int, int], None]  # images done, images in all
 
@@ -210,7 +212,7 @@ def is_image(name: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
 def open_checked(file: str | os.PathLike[str] | BinaryIO, name: str) -> Image.Image:

@@ -44,8 +44,8 @@ class KeptImages:
         size = self._sizes[path]
         stop = start + size[0] * size[1] * CHANNELS
         if self._memory[i]:
-            pixels = memoryview(self._memory)[start:stop]
-            return Image.frombuffer("RGB", size, pixels, "raw", "RGB", 0, 1)
+            pixels = np.frombuffer(self._memory, np.uint8, stop - start, start)
+            return Image.fromarray(pixels.reshape(size[1], size[0], CHANNELS))
         image = self._read(path)
         if image.size == size and image.mode == "RGB":
             self._memory[start:stop] = image.tobytes()

@@ -17,17 +17,19 @@ from snella.data.listing import Entry, Listing
 from snella.errors import UserError
 
 COPY = re.compile(r"(?P<source>.+)\.rf\.\w{16,}\.\w+")
+CROP = re.compile(r"#\d+,\d+,\d+,\d+$")  # of the names of crops, after the image's
 
 Stratum = TypeVar("Stratum", bound=Hashable)
 
 
-def check_fractions(val_fraction: float, test_fraction: float) -> None:
+def check_fractions(val_fraction: float | None, test_fraction: float | None) -> None:
     """Check the shares. Raises UserError where they leave nothing to train on."""
     for name, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-        if not 0 < share < 1:
+        if share is not None and not 0 < share < 1:
             raise UserError(f"{name} is {share}; use a share above 0 and below 1, such as 0.15")
-    if val_fraction + test_fraction >= 1:
-        raise UserError(f"val_fraction + test_fraction is {val_fraction + test_fraction}; keep it below 1")
+    both = (val_fraction or 0) + (test_fraction or 0)
+    if both >= 1:
+        raise UserError(f"val_fraction + test_fraction is {both}; keep it below 1")
 
 
 def complete_splits(
@@ -51,7 +53,8 @@ def complete_splits(
         if not splits[split] and (split != "test" or needs_test):
             raise UserError(too_few(before, split, len({label for _, label in splits["train"]})))
     taken = {split: len(splits[split]) for split in fractions if splits[split]}
-    note = note_taken(taken, before, seed=seed, by_class=True)
+    by_class = not _has_mixed_sources(listing.splits.get("all", listing.splits.get("train", [])))
+    note = note_taken(taken, before, seed=seed, by_class=by_class)
     return replace(listing, splits=splits, notes=(*listing.notes, note))
 
 
@@ -83,15 +86,17 @@ def split_off(entries: Sequence[Entry], fractions: Mapping[str, float], *, seed:
     """Divide entries into the named parts and "train"; each class keeps at least one image in train.
 
     A class gives each part `fraction` of its images, rounded, at least one if it has more images than parts. Copies of
-    one photograph (`source_of`) stay together.
+    one photograph, and what is cut out of one, stay together (`source_of`); where such parts are of several classes
+    these are not divided each by itself.
     """
     part_of: dict[int, str] = {}
-    for members in _strata([label for _, label in entries]).values():
-        copies: dict[str, list[int]] = {}
+    mixed = _has_mixed_sources(entries)
+    for members in _strata([0 if mixed else label for _, label in entries]).values():
+        sources: dict[str, list[int]] = defaultdict(list)
         for i in members:
-            copies.setdefault(source_of(entries[i][0]), []).append(i)
-        groups = list(copies.values())
-        left = [groups[k] for k in _ranked(list(copies), seed)]
+            sources[source_of(entries[i][0])].append(i)
+        groups = list(sources.values())
+        left = [groups[k] for k in _ranked(list(sources), seed)]
         start = 0
         for part, count in _part_sizes(len(groups), fractions).items():
             part_of |= {i: part for group in left[start : start + count] for i in group}
@@ -102,14 +107,22 @@ def split_off(entries: Sequence[Entry], fractions: Mapping[str, float], *, seed:
     return parts
 
 
-def source_of(name: str) -> str:
-    """Return the photograph that an image is a copy of, by the names that Roboflow gives augmented copies; else itself.
+def _has_mixed_sources(entries: Sequence[Entry]) -> bool:
+    """Tell whether parts of one image are of several classes."""
+    pairs = {(source_of(name), label) for name, label in entries if CROP.search(name)}
+    return len(pairs) > len({source for source, _ in pairs})
 
-    >>> source_of("dogs/photo_jpg.rf.0123456789abcdef0123456789abcdef.jpg")
-    'photo_jpg'
+
+def source_of(name: str) -> str:
+    """Return the photograph that an image is a copy of, by the names that Roboflow gives augmented copies, or the image
+    that a crop is cut out of; else the name itself.
+
+    >>> source_of("dogs/photo_jpg.rf.0123456789abcdef0123456789abcdef.jpg"), source_of("a.jpg#0,0,9,9")
+    ('photo_jpg', 'a.jpg')
     """
-    found = COPY.fullmatch(name.rpartition("/")[2])
-    return found["source"] if found else name
+    whole = CROP.sub("", name)
+    found = COPY.fullmatch(whole.rpartition("/")[2])
+    return found["source"] if found else whole
 
 
 def split_counts(

@@ -113,7 +113,8 @@ def _images_of(folder: Path, data: str | None, split: str, saved: dict[str, Any]
     if split != "test":
         raise UserError("--split chooses from the run's own data; of --data the test split is taken, or all")
     with checking_images(console) as progress:
-        found = with_white(task_named(saved["task"]).read_test(data, saved, seed=config.seed, progress=progress), white)
+        moved = config.changed(data=data)
+        found = with_white(task_named(saved["task"]).read_test(moved, saved, progress), white)
     tell(found, console)
     name = source_name(data)
     return found.splits["test"], f"data-{name}" if name in ("train", "val", "test") else name

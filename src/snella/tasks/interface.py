@@ -181,8 +181,8 @@ class Task(ABC, Generic[SpecT, DataT, SplitT]):
         """Return the data of a run, the same at every call: what is missing of its splits comes from the seed."""
 
     @abstractmethod
-    def read_test(self, data: str, saved: Saved, *, seed: int, progress: Progress | None) -> DataT:
-        """Return only the split "test", with the classes of a trained model."""
+    def read_test(self, config: TrainConfig, saved: Saved, progress: Progress | None) -> DataT:
+        """Return only the split "test" of the data that a config names, with the classes of a trained model."""
 
     @abstractmethod
     def describe(self, data: DataT) -> RenderableType:

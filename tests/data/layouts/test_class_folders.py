@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from snella.data.folders.choices import Choices
 from snella.data.layouts.class_folders import image_folder
 from snella.errors import UserError
 
@@ -44,9 +45,10 @@ def test_classes_are_those_of_all_splits(tmp_path: Path, class_folders) -> None:
     assert listing.splits["test"] == [("test/a/0.png", 0), ("test/c/0.png", 2)]
 
 
-def test_a_class_may_be_called_train(tmp_path: Path, class_folders) -> None:
+def test_a_class_may_be_called_train_where_it_is_said(tmp_path: Path, class_folders) -> None:
     class_folders(tmp_path, bus=1, train=1)
-    assert image_folder(str(tmp_path)).classes == ("bus", "train")
+    assert "two readings: train is a split" in refusal(tmp_path)
+    assert image_folder(str(tmp_path), Choices("top")).classes == ("bus", "train")
 
 
 def test_what_is_left_out_is_said(tmp_path: Path, class_folders, picture) -> None:

@@ -182,7 +182,7 @@ def test_a_folder_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch) ->
     def denied(folder: str) -> list[str]:
         raise PermissionError(13, "Permission denied", folder)
 
-    monkeypatch.setattr("snella.data.layouts.caption_folders.images_below", denied)
+    monkeypatch.setattr("snella.data.layouts.caption_folders.tree", denied)
     assert refused(str(tmp_path)) == f"{tmp_path} cannot be read: permission denied; check it"
 
 
@@ -226,3 +226,23 @@ def test_images_for_workers_and_wrong_counts() -> None:
         CaptionedImages(("a.png",), captions=("x", "y"))
     with pytest.raises(ValueError, match="1 paths but 2 labels"):
         CaptionedImages(("a.png",), labels=(1, 2))
+
+
+def test_all_images_are_trained_on_unless_a_split_is_asked_for(tmp_path: Path, picture) -> None:
+    root = captioned(tmp_path, picture, 5)
+    data = read_captioned_data(root, seed=0, val_fraction=None, test_fraction=None)
+    assert sizes(data) == {"train": 5, "val": 5, "test": 5}
+    assert data.notes[-1].startswith("all 5 images are trained on, and stand for val and test")
+    assert data.caveat == "the losses on val and test are those of images that the model has trained on"
+    data = read_captioned_data(root, seed=0, val_fraction=0.2, test_fraction=None)
+    assert sizes(data) == {"train": 4, "val": 1, "test": 4}
+    assert data.notes[-1].startswith("all 4 images are trained on, and stand for test")
+    assert read_captioned_data(root, seed=0, val_fraction=0.2, test_fraction=0.2).caveat == ""
+
+
+def test_a_folder_called_images_is_no_class(tmp_path: Path, picture) -> None:
+    for i in range(4):
+        picture(tmp_path / "images" / f"{i}.png")
+    data = read_captioned_data(str(tmp_path), seed=0)
+    assert (data.layout, data.classes) == ("images", ())
+    assert data.splits["train"].captions == ()

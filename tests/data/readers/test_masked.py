@@ -14,6 +14,8 @@ from snella.data.transforms.masked import masked_eval_transform
 from snella.errors import UserError
 from support.masked import refusal, write_image, write_mask, write_pairs
 
+VALUES = "classes are called by their values, 0 to 2; if one of them stands for no class (void), set --ignore-index"
+
 
 def sizes(data: MaskData) -> dict[str, int]:
     return {split: len(images) for split, images in data.splits.items()}
@@ -31,7 +33,10 @@ def test_a_folder_becomes_three_splits(tmp_path: Path) -> None:
     assert list(data.splits) == ["train", "val", "test"]
     assert sizes(data) == {"train": 14, "val": 3, "test": 3}
     assert data.pixels == {"train": (14 * 40,) * 3, "val": (3 * 40,) * 3, "test": (3 * 40,) * 3}
-    assert data.notes == ("val (3 images) and test (3 images) taken out of the 20 training images, seed 0",)
+    assert data.notes == (
+        VALUES,
+        "val (3 images) and test (3 images) taken out of the 20 training images, seed 0",
+    )
     assert len({name for split in data.splits for name in names(data, split)}) == 20
     example = data.splits["train"][0]
     assert example["mask"].flatten().tolist() == [0, 1, 2] * 40
@@ -66,7 +71,7 @@ def test_given_splits_stay(tmp_path: Path) -> None:
     data = read_masked_data(str(tmp_path), seed=0)
     assert sizes(data) == {"train": 3, "val": 3, "test": 3}
     assert names(data, "val") == ["10.png", "11.png", "12.png"]
-    assert data.notes == ()
+    assert data.notes == (VALUES,)
 
 
 def test_val_comes_out_of_train_where_only_test_is_given(tmp_path: Path) -> None:
@@ -74,7 +79,10 @@ def test_val_comes_out_of_train_where_only_test_is_given(tmp_path: Path) -> None
     write_pairs(tmp_path / "test", 4, first=50)
     data = read_masked_data(str(tmp_path), seed=0)
     assert sizes(data) == {"train": 17, "val": 3, "test": 4}
-    assert data.notes == ("val (3 images) taken out of the 20 training images, seed 0",)
+    assert data.notes == (
+        VALUES,
+        "val (3 images) taken out of the 20 training images, seed 0",
+    )
     (tmp_path / "train").rename(tmp_path / "val")
     assert "has test and val but no train split" in refusal(tmp_path)
 
@@ -114,7 +122,7 @@ def test_paths_that_are_not_folders(tmp_path: Path) -> None:
     assert "is a single image" in refusal(tmp_path / "polyps" / "images" / "0.png")
     for name, said in (
         ("a.zip", "is an archive; unpack it"),
-        ("a.txt", "is not data of a known layout; give a folder with images/NAME"),
+        ("a.txt", "is not data of a known layout; give a folder of images with a mask beside each"),
     ):
         (tmp_path / name).write_text("")
         assert said in refusal(tmp_path / name)

@@ -1,1 +1,1 @@
-"""Data sets that packages ship."""
+"""Data sets by name: those that installed packages carry, and those that hubs and other packages open (PREFIX/NAME)."""

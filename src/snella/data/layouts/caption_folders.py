@@ -10,11 +10,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 
-from snella.data.images import SUFFIXES, images_below, is_hidden, is_image
-from snella.data.layouts.class_folders import SPLIT_NAMES, image_folder
+from snella.data.folders.choices import NO_CHOICE, Choices
+from snella.data.folders.names import SPLIT_NAMES, holds_images
+from snella.data.folders.tree import tree
+from snella.data.images import SUFFIXES, is_hidden, is_image
+from snella.data.layouts.class_folders import image_folder
+from snella.data.layouts.detections import is_yolo_text
 from snella.data.layouts.manifests import column_names, find_column, read_table, split_value, text_value
 from snella.data.layouts.masked_folders import is_masked_folder
+from snella.data.layouts.masks_beside import without_masks
 from snella.data.layouts.voc_ade import is_ade, is_voc
 from snella.data.listing import Listing
 from snella.data.paths import read_text
@@ -24,6 +30,7 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 FILE_COLUMNS = ("file_name",)
 CAPTION_SUFFIXES = (".txt", ".caption")
 TEXT_COLUMNS = ("text", "caption", "prompt")
+BOXES_IN = 5  # text files that are looked at for boxes
 
 Captions = dict[str, str]  # by the image's name in the listing
 
@@ -38,13 +45,14 @@ def is_captioned(data: str) -> bool:
         return False
 
 
-def caption_folder(root: str) -> tuple[Listing, Captions]:
+def caption_folder(root: str, choices: Choices = NO_CHOICE) -> tuple[Listing, Captions]:
     """List a folder of images. Without captions of their own the second is empty; without classes all labels are 0.
 
     Raises:
         UserError: no image, some images without a caption, captions without their image, two captions for one image.
     """
-    images = images_below(root)
+    found = without_masks(tree(root))
+    images = list(found.images)
     tables = [
         f"{folder}{name}"
         for folder in ("", *(f"{name}/" for name in _split_folders(root)))
@@ -53,9 +61,10 @@ def caption_folder(root: str) -> tuple[Listing, Captions]:
     ]
     if tables:
         captions, splits = _from_tables(root, tables, set(images))
-        layout, notes = f"captions in {os.path.basename(tables[0])}", ()
+        layout, notes = f"captions in {os.path.basename(tables[0])}", found.notes
     else:
         captions, notes = _from_texts(root, images)
+        notes = (*found.notes, *notes)
         splits = dict.fromkeys(images)
         layout = "captions in text files" if captions else "images"
     if not images and not captions:
@@ -63,17 +72,17 @@ def caption_folder(root: str) -> tuple[Listing, Captions]:
     if captions:
         _check_all_captioned(root, images, captions)
     elif not all(_has_no_class_folder(name) for name in images):
-        return _class_folders(root, images), {}
+        return _class_folders(root, images, choices), {}
     return _by_split(layout, root, splits, notes), captions
 
 
 def _has_no_class_folder(name: str) -> bool:
-    """Tell whether a name is IMAGE or train/IMAGE."""
+    """Tell whether a name is IMAGE, train/IMAGE or images/IMAGE."""
     folder = os.path.dirname(name)
-    return not folder or folder.lower() in SPLIT_NAMES
+    return not folder or folder.lower() in SPLIT_NAMES or holds_images(folder)
 
 
-def _class_folders(root: str, images: list[str]) -> Listing:
+def _class_folders(root: str, images: list[str], choices: Choices) -> Listing:
     if is_voc(root) or is_ade(root) or is_masked_folder(root):
         raise UserError(f"{root} holds images with masks; give its folder of images")
     direct = [name for name in images if "/" not in name]
@@ -83,7 +92,7 @@ def _class_folders(root: str, images: list[str]) -> Listing:
             f"{root} holds both images ({direct[0]}{_more(len(direct) - 1)}) and folders of images ({other}); "
             "move the images to class folders, or the folders away"
         )
-    return image_folder(root)
+    return image_folder(root, choices)
 
 
 def _from_tables(root: str, tables: list[str], images: set[str]) -> tuple[Captions, dict[str, str | None]]:
@@ -129,6 +138,12 @@ def _below(root: str, folder: str, name: str, place: str) -> str:
 
 def _from_texts(root: str, images: list[str]) -> tuple[Captions, tuple[str, ...]]:
     texts = dict(_texts_beside(root, images))
+    paths = [os.path.join(root, text) for text in texts.values()]
+    if _are_boxes(paths):
+        raise UserError(
+            f"{paths[0]} and the other text files hold boxes of objects (YOLO), not captions; move them away to "
+            "train on the images alone, or write captions"
+        )
     captions = {image: _read_caption(os.path.join(root, text)) for image, text in texts.items()}
     if not captions:
         return {}, ()
@@ -214,7 +229,17 @@ def _has_metadata(folder: str) -> bool:
 
 def _has_texts(folder: str) -> bool:
     images = (name for name in _names(folder, "") if is_image(name))
-    return any(True for _ in _texts_beside(folder, images))
+    texts = [os.path.join(folder, text) for _, text in islice(_texts_beside(folder, images), BOXES_IN)]
+    return bool(texts) and not _are_boxes(texts)
+
+
+def _are_boxes(texts: Iterable[str]) -> bool:
+    """Tell whether the first text files that hold anything are YOLO's boxes."""
+    try:
+        full = [text for text in map(read_text, islice(texts, BOXES_IN)) if text.strip()]
+    except UserError:
+        return False
+    return bool(full) and all(map(is_yolo_text, full))
 
 
 def _split_folders(root: str) -> list[str]:

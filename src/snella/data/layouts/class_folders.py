@@ -1,137 +1,247 @@
-"""Image folders: `root/CLASS/IMAGE`, and `root/{train,val,test}/CLASS/IMAGE`."""
+"""Image folders: `root/CLASS/IMAGE` and `root/{train,val,test}/CLASS/IMAGE`, with wrapping folders, nested or in names.
+
+A folder is read where there is one reading. Where there are several (nested folders; images of a class beside folders
+of classes; folders that are named as splits are) all are named, and `Choices.classes` says which is meant.
+"""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from os.path import basename
 
-from snella.data.images import SUFFIXES, images_below, is_hidden, is_image
-from snella.data.listing import Entry, Listing, label_entries, natural_order
+from snella.data.folders.choices import NO_CHOICE, Choices
+from snella.data.folders.class_labels import beginning, has_class_in_name, labelling, offer_names
+from snella.data.folders.names import SPLIT_NAMES, UNLABELLED, split_of
+from snella.data.folders.tree import Tree, counted, listed, tree
+from snella.data.images import SUFFIXES
+from snella.data.layouts.masks_beside import without_masks
+from snella.data.listing import Listing, label_entries, natural_order
 from snella.errors import UserError
 
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
+EXPECTED_SPLITS = "or give a manifest (.csv or .jsonl)"
 
 
 @dataclass(frozen=True)
-class _Folder:
-    """The visible content of one folder: sub-folders in natural order, images and other files."""
+class _Part:
+    """A split or all: the folder that its class folders are in, "" or ending in "/", and the images below it."""
 
-    folders: tuple[str, ...]
+    split: str
+    folder: str
     images: tuple[str, ...]
-    others: tuple[str, ...]
+    below_classes: bool = False  # CLASS/train/IMAGE
 
 
-def image_folder(root: str) -> Listing:
-    """List a folder of class folders, with or without split folders above them.
+def image_folder(root: str, choices: Choices = NO_CHOICE) -> Listing:
+    """List a folder of class folders, with or without split folders above (or right below) them.
 
     Raises:
-        UserError: no image, no class folders, a class folder without an image, two folders for one split.
+        UserError: no image, no class folders, a class folder without an image, two folders for one split, two readings.
     """
-    content = _content(root)
-    splits = [name for name in content.folders if name.lower() in SPLIT_NAMES]
-    nested = [name for name in splits if _content(os.path.join(root, name)).folders]
+    return class_folders(without_masks(tree(root)), choices)
+
+
+def class_folders(found: Tree, choices: Choices = NO_CHOICE) -> Listing:
+    """List the class folders of a tree without masks, as `image_folder` does."""
+    if not found.images:
+        raise UserError(_empty(found))
+    parts, notes = _parts(found, choices)
+    names = [name for part in parts for name in part.images]
+    folder = found.path(parts[0].folder) if parts[0].split == "all" else ""
+    if all(part.below_classes for part in parts):
+        choices = Choices("top")
+    label_of, more = labelling(found.root, folder, names, choices)
+    classes, entries = label_entries(
+        [part.folder + name for part in parts for name in part.images], [label_of(name) for name in names]
+    )
+    splits, start = {}, 0
+    for part in parts:
+        splits[part.split] = entries[start : start + len(part.images)]
+        start += len(part.images)
+    layout = "image folder" if "all" in splits else "image folder with splits"
+    if label_of is beginning:
+        layout = layout.replace("image folder", "images named after their class")
+    return Listing(layout, found.root, classes, splits, notes=(*found.notes, *notes, *more))
+
+
+def _parts(found: Tree, choices: Choices) -> tuple[list[_Part], list[str]]:
+    """Divide the images by split folders, or take all, after folders that wrap all of them."""
+    base = _wrapper(found.images)
+    notes = [f"the images are in {base.rstrip('/')}"] if base else []
+    names = [name[len(base) :] for name in found.images]
+    tops = sorted({name.split("/")[0] for name in names if "/" in name}, key=natural_order)
+    below = {top: [name.partition("/")[2] for name in names if name.startswith(f"{top}/")] for top in tops}
+    named = [top for top in tops if split_of(top)]
+    nested = [top for top in named if _has_folders(below[top])]
     if nested:
-        return _split_folders(root, content, splits)
-    if splits and len(splits) == len(content.folders):
-        raise UserError(
-            f"{os.path.join(root, splits[0])} has no class folders; expected {splits[0]}/CLASS/IMAGE, "
-            "or give a manifest (.csv or .jsonl)"
-        )
-    classes, entries, notes = _class_folders(root, content)
-    return Listing("image folder", root, classes, {"all": entries}, notes=notes)
+        folders = [top for top in named if top in nested or top.lower() in SPLIT_NAMES]
+        folders = [top for top in folders if split_of(top) != UNLABELLED]
+        notes += _beside_splits(names, below, folders)
+        return _split_folders(found, base, {top: below[top] for top in folders}, notes), notes
+    if named and choices.classes not in ("top", "path", "leaf"):
+        return _flat_splits(found, base, below, choices, notes), notes
+    direct = [name for name in names if "/" not in name]
+    inside = [name for name in names if "/" in name]
+    if not direct and not choices.classes:
+        parts = _splits_below(base, inside)
+        if parts:
+            return parts, [*notes, "the split folders are below the class folders"]
+    if direct and not inside and not all(has_class_in_name(name, choices) for name in direct):
+        raise UserError(_no_classes(found, base, direct))
+    if direct and inside:
+        folder = found.path(base.rstrip("/")) if base else found.root
+        notes.append(f"{len(direct)} images directly in {folder}, outside every class folder, left out")
+    _check_full(found, base, inside)
+    return [_Part("all", base, _in_order(inside or direct))], notes
 
 
-def _split_folders(root: str, content: _Folder, folders: list[str]) -> Listing:
+def _wrapper(names: Sequence[str]) -> str:
+    """Return the folder below which all images lie in folders, "" or ending in "/"; a split's folder wraps nothing."""
+    base = ""
+    while True:
+        rest = [name[len(base) :] for name in names]
+        top = rest[0].split("/")[0]
+        if split_of(top) or not all(name.startswith(f"{top}/") and name.count("/") > 1 for name in rest):
+            return base
+        base += f"{top}/"
+
+
+def _split_folders(found: Tree, base: str, below: dict[str, list[str]], notes: list[str]) -> list[_Part]:
+    """Return the splits of folders with class folders in them."""
+    parts = []
+    for split, folder in sorted(_folder_of_splits(found, base, below).items()):
+        wrapper = _wrapper_in_split(below[folder])
+        place = f"{base}{folder}/{wrapper}"
+        inside = [name[len(wrapper) :] for name in below[folder]]
+        kept = [name for name in inside if "/" in name]
+        if not kept:
+            raise UserError(
+                f"{found.path(base + folder)} has no class folders; expected {folder}/CLASS/IMAGE, {EXPECTED_SPLITS}; "
+                "if its images have no labels, move the folder away"
+            )
+        if len(kept) < len(inside):
+            count = len(inside) - len(kept)
+            notes.append(f"{count} images directly in {found.path(place[:-1])}, outside every class folder, left out")
+        if split == "train":
+            _check_full(found, place, kept)
+        parts.append(_Part(split, place, _in_order(kept)))
+    return parts
+
+
+def _wrapper_in_split(names: Sequence[str]) -> str:
+    """Return the wrapper in a split's folder, which repeats the split's name: seg_train/seg_train/CLASS/IMAGE."""
+    top = names[0].split("/")[0]
+    same = all(name.startswith(f"{top}/") for name in names)
+    return f"{top}/" if same and (split_of(top) or all(name.count("/") > 1 for name in names)) else ""
+
+
+def _folder_of_splits(found: Tree, base: str, folders: Iterable[str]) -> dict[str, str]:
+    """Return the folder of each split. Raises UserError where two stand for one."""
     by_split: dict[str, str] = {}
-    for folder in folders:
-        split = SPLIT_NAMES[folder.lower()]
+    for folder in sorted(folders, key=lambda name: "eval" in name.lower()):
+        split = split_of(folder) or ""
+        if "eval" in folder.lower() and "test" in by_split:
+            split = "val"
         if split in by_split:
-            raise UserError(f"{root} has two {split} folders, {by_split[split]} and {folder}; keep one")
+            place = found.path(base.rstrip("/")) if base else found.root
+            raise UserError(f"{place} has two {split} folders, {by_split[split]} and {folder}; keep one")
         by_split[split] = folder
-    classes: set[str] = set()
-    notes: list[str] = []
-    found: list[tuple[str, tuple[str, ...], list[Entry]]] = []
-    for split in sorted(by_split):
-        folder = os.path.join(root, by_split[split])
-        split_classes, entries, split_notes = _class_folders(folder, _content(folder), all_full=split == "train")
-        found.append((split, split_classes, entries))
-        classes |= set(split_classes)
-        notes += split_notes
-    ordered = tuple(sorted(classes, key=natural_order))
-    position = {name: label for label, name in enumerate(ordered)}
-    splits = {
-        split: [(f"{by_split[split]}/{name}", position[split_classes[label]]) for name, label in entries]
-        for split, split_classes, entries in found
-    }
-    left_out = [name for name in content.folders if name not in folders]
-    if left_out:
-        notes.append(f"folders beside the splits, left out: {', '.join(left_out)}")
-    return Listing("image folder with splits", root, ordered, splits, notes=tuple(notes))
+    return by_split
 
 
-def _class_folders(
-    root: str, content: _Folder, *, all_full: bool = True
-) -> tuple[tuple[str, ...], list[Entry], tuple[str, ...]]:
-    if not content.folders:
-        raise UserError(_no_classes(root, content))
-    names: list[str] = []
-    labels: list[str] = []
-    for label in content.folders:
-        below = images_below(os.path.join(root, label))
-        names += [f"{label}/{name}" for name in below]
-        labels += [label] * len(below)
-    if not names:
-        raise UserError(f"{root} holds no image ({', '.join(SUFFIXES)}); expected {root}/CLASS/IMAGE")
-    empty = [name for name in content.folders if name not in set(labels)]
-    if empty and all_full:
+def _flat_splits(
+    found: Tree, base: str, below: dict[str, list[str]], choices: Choices, notes: list[str]
+) -> list[_Part]:
+    """Return splits of folders without class folders, whose images' names hold the class."""
+    holding = {top: [name for name in names if has_class_in_name(name, choices)] for top, names in below.items()}
+    whole = {top: names for top, names in holding.items() if split_of(top) and len(names) == len(below[top])}
+    if len({beginning(name) for names in whole.values() for name in names}) > 1:
+        unnamed = [top for top in below if top not in whole]
+        mixed = next((top for top in unnamed if holding[top]), None)
+        if mixed:
+            odd = next(name for name in below[mixed] if name not in holding[mixed])
+            raise UserError(f"{found.path(base + mixed)}: the name of {odd} holds no class, others do; rename it")
+        if unnamed:
+            texts = [f"{top} ({counted(len(below[top]), 'image')})" for top in unnamed]
+            notes.append(f"folders of images without labels, left out: {', '.join(texts)}")
+        by_split = _folder_of_splits(found, base, whole)
+        return [_Part(split, f"{base}{top}/", _in_order(whole[top])) for split, top in sorted(by_split.items())]
+    first = next(top for top in below if split_of(top))
+    others = [top for top in below if not split_of(top)]
+    if others:
         raise UserError(
-            f"{os.path.join(root, empty[0])} holds no image, so its class has none"
-            f"{_more(len(empty) - 1)}; add images or remove the folder"
+            f"{found.root}: two readings: {first} is a split without class folders, or {listed(list(below))} are "
+            f"{len(below)} classes; for the first sort its images into {first}/CLASS/IMAGE, {EXPECTED_SPLITS}, for the "
+            "second add --classes top"
         )
-    classes, entries = label_entries(names, labels)
-    notes = ()
-    if content.images:
-        notes = (f"{len(content.images)} images directly in {root}, outside every class folder, left out",)
-    return classes, entries, notes
+    raise UserError(
+        f"{found.path(base + first)} has no class folders; expected {first}/CLASS/IMAGE, {EXPECTED_SPLITS}"
+        f"{offer_names(below[first])}"
+    )
 
 
-def _no_classes(root: str, content: _Folder) -> str:
-    tables = [name for name in content.others if name.lower().endswith((".csv", ".jsonl"))]
+def _splits_below(base: str, names: Sequence[str]) -> list[_Part]:
+    """Return splits where every class folder is divided into split folders: CLASS/train/IMAGE."""
+    by_split: dict[str, list[str]] = {}
+    for name in names:
+        folders = name.split("/")[:-1]
+        split = split_of(folders[1]) if len(folders) == 2 else None
+        if split is None:
+            return []
+        by_split.setdefault(split, []).append(name)
+    by_split.pop(UNLABELLED, None)
+    return [_Part(split, base, _in_order(inside), True) for split, inside in sorted(by_split.items())]
+
+
+def _check_full(found: Tree, place: str, names: Sequence[str]) -> None:
+    """Refuse a folder in the place of a class that holds no image."""
+    full = {name.split("/")[0] for name in names}
+    inside = [name[len(place) :] for name in found.folders if name.startswith(place)]
+    empty = sorted((name for name in inside if "/" not in name and name not in full), key=natural_order)
+    if full and empty:
+        more = f" (and {len(empty) - 1} more such folders)" if len(empty) > 1 else ""
+        path = found.path(place + empty[0])
+        raise UserError(f"{path} holds no image, so its class has none{more}; add images or remove the folder")
+
+
+def _beside_splits(names: Sequence[str], below: dict[str, list[str]], folders: Sequence[str]) -> list[str]:
+    others = [f"{top} ({counted(len(inside), 'image')})" for top, inside in below.items() if top not in folders]
+    direct = sum("/" not in name for name in names)
+    notes = [f"folders beside the splits, left out: {', '.join(others)}"] if others else []
+    return [*notes, *([f"{counted(direct, 'image')} beside the split folders left out"] if direct else [])]
+
+
+def _has_folders(names: Sequence[str]) -> bool:
+    return any("/" in name for name in names)
+
+
+def _in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Sort by the first folder, numbers by their value, and then by name."""
+    ordered = sorted(names)
+    folders = {name.split("/")[0] for name in ordered if "/" in name}
+    place = {folder: i for i, folder in enumerate(sorted(folders, key=natural_order))}
+    return tuple(sorted(ordered, key=lambda name: place.get(name.split("/")[0], -1)))
+
+
+def _no_classes(found: Tree, base: str, names: Sequence[str]) -> str:
+    empty = [name for name in found.folders if "/" not in name and f"{name}/" != base]
+    tables = [name for name in found.others if "/" not in name and name.lower().endswith((".csv", ".jsonl"))]
+    if empty:
+        return f"{found.path(empty[0])} holds no image; expected {found.root}/CLASS/IMAGE"
     if tables:
-        return f"{root} has no class folders but holds {tables[0]}; if that is a manifest, give its path"
-    if content.images:
-        return (
-            f"{root} holds {len(content.images)} images but no class folders; "
-            "move each to a folder named after its class, or give a manifest (.csv or .jsonl)"
-        )
-    if content.others:
-        return f"{root} holds no image and no class folder; expected {root}/CLASS/IMAGE"
-    return f"{root} is empty; expected {root}/CLASS/IMAGE"
+        return f"{found.root} has no class folders but holds {tables[0]}; if that is a manifest, give its path"
+    return (
+        f"{found.root} holds {len(names)} images but no class folders; move each to a folder named after its class, "
+        f"{EXPECTED_SPLITS}{offer_names(names)}"
+    )
 
 
-def _content(folder: str) -> _Folder:
-    folders, images, others = [], [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if is_hidden(entry.name):
-                continue
-            if entry.is_dir():
-                folders.append(entry.name)
-            elif is_image(entry.name):
-                images.append(entry.name)
-            else:
-                others.append(entry.name)
-    return _Folder(tuple(sorted(folders, key=natural_order)), tuple(sorted(images)), tuple(sorted(others)))
-
-
-def _more(count: int) -> str:
-    return f" (and {count} more such folders)" if count else ""
+def _empty(found: Tree) -> str:
+    tables = [basename(name) for name in found.others if name.lower().endswith((".csv", ".jsonl"))]
+    if tables and not found.folders:
+        return f"{found.root} has no class folders but holds {tables[0]}; if that is a manifest, give its path"
+    if found.folders:
+        return f"{found.root} holds no image ({', '.join(SUFFIXES)}); expected {found.root}/CLASS/IMAGE"
+    if found.others:
+        return f"{found.root} holds no image and no class folder; expected {found.root}/CLASS/IMAGE"
+    return f"{found.root} is empty; expected {found.root}/CLASS/IMAGE"

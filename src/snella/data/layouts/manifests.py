@@ -12,13 +12,14 @@ import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from snella.data.layouts.class_folders import SPLIT_NAMES
+from snella.data.folders.names import SPLIT_NAMES
 from snella.data.listing import Entry, Listing, label_entries
 from snella.data.paths import same_file_key
 from snella.errors import UserError
 
 PATH_COLUMNS = ("path", "image", "file_name")
 LABEL_COLUMNS = ("label", "class")
+SPLIT_COLUMNS = ("split", "subset", "fold", "set", "partition")
 SUFFIXES = (".csv", ".jsonl")
 NOT_LABELS = ("nan", "null", "<na>", "nat")  # "none" and "n/a" may be classes: `data.suspicions` asks
 FILL_IN = "fill it in or remove the row"

@@ -3,6 +3,7 @@
 root/images/NAME.jpg               root/masks/NAME.png
 root/{train,val,test}/images/...   root/{train,val,test}/masks/...
 root/images/{train,val,test}/...   root/masks/{train,val,test}/...
+root/{train,val,test}/NAME.jpg     root/{train,val,test}_masks/NAME.png, or trainannot, labels_train, ...
 """
 
 from __future__ import annotations
@@ -10,24 +11,27 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
+from snella.data.folders.names import IMAGE_WORDS, MASK_WORDS, split_and_rest, split_of
+from snella.data.folders.tree import tree
 from snella.data.images import images_below, is_hidden, is_image
-from snella.data.layouts.class_folders import SPLIT_NAMES
 from snella.data.masks.class_names import names_file
 from snella.data.masks.listing import MaskListing, Pair
 from snella.data.paths import composed
 from snella.errors import UserError
 
-IMAGES = ("images", "image", "imgs", "img", "jpegimages", "original")
-MASKS = ("masks", "mask", "labels", "label", "annotations", "annotation", "gt", "segmentationclass", "ground truth")
 MASK_SUFFIXES = ("_mask", "_seg", "_segmentation", "_label", "_gt")
+SURE = 0.5  # share of the masks that have an image, where names of folders alone do not tell
 
 EXPECTED = "images/NAME and masks/NAME, with or without train, val and test folders"
+Role = Literal["images", "masks"]
 
 
 def is_masked_folder(root: str) -> bool:
     """Tell whether a folder holds folders of images and of masks, itself or in its split folders. No file is opened."""
     try:
+        root = _unwrapped(root)
         return _has_both(root) or any(_split_folders(root))
     except OSError:
         return False
@@ -39,38 +43,39 @@ def masked_folder(root: str) -> MaskListing:
     Raises:
         UserError: no images or no masks, no pair, two masks for one image, two folders for one role.
     """
-    if _has_both(root):
-        images, masks = _only_folder(root, IMAGES, "images"), _only_folder(root, MASKS, "masks")
-        image_splits = {_split(name): name for name in _unique_splits(os.path.join(root, images))}
-        mask_splits = {_split(name): name for name in _unique_splits(os.path.join(root, masks))}
-        if image_splits and mask_splits:
-            parts = {
-                split: (f"{images}/{name}", f"{masks}/{mask_splits[split]}")
-                for split, name in image_splits.items()
-                if split in mask_splits
-            }
-            lone = [f"{images}/{name}" for split, name in image_splits.items() if split not in mask_splits]
-            return pair_folders("images and masks with splits", root, parts, lone)
-        return pair_folders("images and masks", root, {"all": (images, masks)}, [])
-    folders = list(_split_folders(root))
+    inner = _unwrapped(root)
+    beside = tree(root).notes
+    if _has_both(inner):
+        images, masks = _folders_of(inner, "images"), _folders_of(inner, "masks")
+        parts = {split or "all": (name, masks[split]) for split, name in images.items() if split in masks}
+        lone = [name for split, name in images.items() if split not in masks]
+        layout = "images and masks"
+        if "all" in parts:
+            whole, parts = parts["all"], _inner_splits(inner, *parts["all"])
+            lone = [f"{whole[0]}/{name}" for name in _unique_splits(os.path.join(inner, whole[0])).values()]
+            lone = [name for name in lone if name not in {pair[0] for pair in parts.values()}]
+            parts, lone = (parts, lone) if parts else ({"all": whole}, [])
+        layout += "" if "all" in parts else " with splits"
+        return pair_folders(layout, inner, parts, lone, beside)
+    folders = list(_split_folders(inner))
     if not folders:
         raise UserError(_unknown(root))
-    whole = _unique_splits(root)
     parts = {}
     for name in folders:
-        folder = os.path.join(root, name)
-        images, masks = _only_folder(folder, IMAGES, "images"), _only_folder(folder, MASKS, "masks")
-        parts[_split(name)] = (f"{name}/{images}", f"{name}/{masks}")
-    lone = [name for name in whole if name not in folders]
-    return pair_folders("images and masks in split folders", root, parts, lone)
+        images, masks = (_folders_of(os.path.join(inner, name), role)[None] for role in ("images", "masks"))
+        parts[split_of(name) or name] = (f"{name}/{images}", f"{name}/{masks}")
+    lone = [name for name in _unique_splits(inner).values() if name not in folders]
+    return pair_folders("images and masks in split folders", inner, parts, lone, beside)
 
 
-def pair_folders(layout: str, root: str, parts: dict[str, Pair], lone: Sequence[str]) -> MaskListing:
+def pair_folders(
+    layout: str, root: str, parts: dict[str, Pair], lone: Sequence[str], notes: Sequence[str] = ()
+) -> MaskListing:
     """Match the images and masks of each split's two folders; `lone` are split folders without masks."""
     if not parts:
         raise UserError(f"{root}: no split has both images and masks; expected {EXPECTED}")
     splits: dict[str, list[Pair]] = {}
-    notes = [f"{name} has no masks beside it, left out" for name in lone]
+    notes = [*notes, *(f"{name} has no masks beside it, left out" for name in lone)]
     for split, (image_folder, mask_folder) in parts.items():
         images = images_below(os.path.join(root, image_folder))
         masks = images_below(os.path.join(root, mask_folder))
@@ -83,11 +88,7 @@ def pair_folders(layout: str, root: str, parts: dict[str, Pair], lone: Sequence[
 
 
 def _match(images: list[str], masks: list[str], image_folder: str, mask_folder: str) -> list[Pair]:
-    by_stem = _by_stem(images)
-    masks_by_stem = _by_stem(masks)
-    if not by_stem.keys() & masks_by_stem.keys():
-        suffix = next((s for s in MASK_SUFFIXES if all(stem.lower().endswith(s) for stem in masks_by_stem)), "")
-        masks_by_stem = {stem[: len(stem) - len(suffix)]: names for stem, names in masks_by_stem.items()}
+    by_stem, masks_by_stem = _stems(images, masks)
     common = [stem for stem in by_stem if stem in masks_by_stem]
     if not common:
         raise UserError(
@@ -102,6 +103,39 @@ def _match(images: list[str], masks: list[str], image_folder: str, mask_folder: 
             if len(names) > 1:
                 raise UserError(f"{folder} has {len(names)} {what}: {names[0]} and {names[1]}; keep one")
     return [(by_stem[stem][0], masks_by_stem[stem][0]) for stem in common]
+
+
+def _stems(images: list[str], masks: list[str]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Return images and masks by what they have in common: the stem, or the stem less what all of a folder end in."""
+    by_stem, masks_by_stem = _by_stem(images), _by_stem(masks)
+    if by_stem.keys() & masks_by_stem.keys():
+        return by_stem, masks_by_stem
+    suffix = next((s for s in MASK_SUFFIXES if all(stem.lower().endswith(s) for stem in masks_by_stem)), "")
+    if suffix:
+        return by_stem, _without_ending(masks_by_stem, len(suffix))
+    endings = [_common_ending(by_stem), _common_ending(masks_by_stem)]
+    for image_ending, mask_ending in ((0, endings[1]), (endings[0], endings[1])):
+        shorter = _without_ending(by_stem, image_ending), _without_ending(masks_by_stem, mask_ending)
+        if len(masks) > 1 and mask_ending and shorter[0].keys() & shorter[1].keys():
+            return shorter
+    return by_stem, masks_by_stem
+
+
+def _common_ending(stems: Sequence[str] | dict[str, list[str]]) -> int:
+    """Return the length of the ending that all stems have, from its first mark on: _leftImg8bit of a_1_leftImg8bit."""
+    first, last = min(stems, key=_backwards), max(stems, key=_backwards)
+    length = next((i for i in range(len(first)) if first[-i - 1 :] != last[-i - 1 :]), len(first))
+    ending = first[len(first) - length :]
+    marks = [i for i, letter in enumerate(ending) if letter in "_-. "]
+    return len(ending) - marks[0] if marks else 0
+
+
+def _backwards(stem: str) -> str:
+    return stem[::-1]
+
+
+def _without_ending(by_stem: dict[str, list[str]], length: int) -> dict[str, list[str]]:
+    return {stem[: len(stem) - length]: names for stem, names in by_stem.items()}
 
 
 def _by_stem(names: list[str]) -> dict[str, list[str]]:
@@ -122,17 +156,50 @@ def note_left_out(names: Sequence[str], used: set[str], folder: str, what: str) 
     return [f"{folder}: {len(lone)} {what} left out: {', '.join(lone[:3])}{', ...' if len(lone) > 3 else ''}"]
 
 
-def _folders(root: str, accept: Callable[[str], bool]) -> list[str]:
+def _unwrapped(root: str) -> str:
+    """Return the folder below which all lies: the only one with images, again and again."""
+    inner = root
+    while True:
+        with os.scandir(inner) as entries:
+            shown = [entry for entry in entries if not is_hidden(entry.name)]
+        folders = [entry.name for entry in shown if entry.is_dir() and _any_image(entry.path)]
+        if len(folders) != 1 or split_of(folders[0]) or _role(folders[0]) or any(is_image(e.name) for e in shown):
+            return inner
+        inner = os.path.join(inner, folders[0])
+
+
+def _folders(root: str, accept: Callable[[str], object]) -> list[str]:
     with os.scandir(root) as entries:
         return sorted(
             entry.name for entry in entries if not is_hidden(entry.name) and accept(entry.name) and entry.is_dir()
         )
 
 
-def _roles(root: str, role: Sequence[str]) -> list[str]:
-    """Return the sub-folders named after the role that hold an image; one of annotations as text does not."""
-    named = _folders(root, lambda name: name.lower().replace("_", " ").replace("-", " ") in role)
-    return [name for name in named if _any_image(os.path.join(root, name))]
+def _role(name: str) -> Role | None:
+    """Return what a folder holds by its name; one named after a split alone holds images."""
+    split, words = split_and_rest(name)
+    if any(word in MASK_WORDS for word in words):
+        return "masks"
+    return "images" if any(word in IMAGE_WORDS for word in words) or (split and not words) else None
+
+
+def _folders_of(root: str, role: Role) -> dict[str | None, str]:
+    """Return the sub-folder of each split (None: of all) named after the role that hold an image; text does not count.
+
+    Raises:
+        UserError: two folders for one split.
+    """
+    named = _folders(root, lambda name: _role(name) == role)
+    found: dict[str | None, str] = {}
+    for name in named:
+        if not _any_image(os.path.join(root, name)):
+            continue
+        split = split_and_rest(name)[0]
+        if split in found:
+            of = f" of the {split} split" if split else ""
+            raise UserError(f"{root} has two folders of {role}{of}, {found[split]} and {name}; keep one")
+        found[split] = name
+    return found
 
 
 def _any_image(folder: str) -> bool:
@@ -140,39 +207,57 @@ def _any_image(folder: str) -> bool:
 
 
 def _has_both(root: str) -> bool:
-    return bool(_roles(root, IMAGES) and _roles(root, MASKS))
+    """Tell whether a folder has folders of images and of masks; files of one stem decide where a split's is bare."""
+    roles = {role: _folders(root, lambda name, role=role: _role(name) == role) for role in ("images", "masks")}
+    full = {role: [name for name in names if _any_image(os.path.join(root, name))] for role, names in roles.items()}
+    for image in full["images"]:
+        for mask in full["masks"]:
+            (split, words), (mask_split, mask_words) = split_and_rest(image), split_and_rest(mask)
+            if split != mask_split:
+                continue
+            usual = bool(words) and {"x", "y", "target", "targets", "input", "inputs"}.isdisjoint((*words, *mask_words))
+            if usual or _share_paired(os.path.join(root, image), os.path.join(root, mask)) >= SURE:
+                return True
+    return False
 
 
-def _only_folder(root: str, role: Sequence[str], what: str) -> str:
-    found = _roles(root, role)
-    if len(found) > 1:
-        raise UserError(f"{root} has two folders of {what}, {found[0]} and {found[1]}; keep one")
-    return found[0]
+def _share_paired(images: str, masks: str) -> float:
+    """Return the share of the masks of a folder that have an image in another."""
+    by_stem, masks_by_stem = _stems(images_below(images), images_below(masks))
+    return len(by_stem.keys() & masks_by_stem.keys()) / len(masks_by_stem)
 
 
-def _split(name: str) -> str:
-    return SPLIT_NAMES[name.lower()]
+def _inner_splits(root: str, images: str, masks: str) -> dict[str, Pair]:
+    """Return the folders of each split that both folders have inside."""
+    image_splits, mask_splits = (_unique_splits(os.path.join(root, folder)) for folder in (images, masks))
+    return {
+        split: (f"{images}/{name}", f"{masks}/{mask_splits[split]}")
+        for split, name in image_splits.items()
+        if split in mask_splits
+    }
 
 
 def _split_folders(root: str) -> Iterator[str]:
     """Yield the split folders that hold images and masks."""
-    names = _folders(root, lambda name: name.lower() in SPLIT_NAMES)
+    names = _folders(root, split_of)
     return (name for name in names if _has_both(os.path.join(root, name)))
 
 
-def _unique_splits(root: str) -> list[str]:
-    """Return all split folders. Raises UserError where two stand for one split."""
+def _unique_splits(root: str) -> dict[str, str]:
+    """Return the folder of each split. Raises UserError where two stand for one."""
     by_split: dict[str, str] = {}
-    for name in _folders(root, lambda name: name.lower() in SPLIT_NAMES):
-        if _split(name) in by_split:
-            raise UserError(f"{root} has two {_split(name)} folders, {by_split[_split(name)]} and {name}; keep one")
-        by_split[_split(name)] = name
-    return list(by_split.values())
+    for name in _folders(root, split_of):
+        split = split_of(name) or ""
+        if split in by_split:
+            raise UserError(f"{root} has two {split} folders, {by_split[split]} and {name}; keep one")
+        by_split[split] = name
+    return by_split
 
 
 def _unknown(root: str) -> str:
-    for role, what, lacking in ((IMAGES, "images", "masks"), (MASKS, "masks", "images")):
-        found = _roles(root, role)
-        if found:
-            return f"{root} has {what} ({found[0]}) but no folder of {lacking}; expected {EXPECTED}"
+    for role, lacking in (("images", "masks"), ("masks", "images")):
+        named = _folders(root, lambda name, role=role: _role(name) == role)
+        full = [name for name in named if _any_image(os.path.join(root, name))]
+        if full:
+            return f"{root} has {role} ({full[0]}) but no folder of {lacking}; expected {EXPECTED}"
     return f"{root} holds no images with masks; expected {EXPECTED} (to train on class folders: --task classify)"

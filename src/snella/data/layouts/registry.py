@@ -11,14 +11,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from snella.data.bundled import brain, digits, elpv, photos, textiles
+from snella.data.bundled import (
+    brain,
+    digits,
+    elpv,
+    hub_datasets,
+    photos,
+    textiles,
+    torchvision_datasets,
+    webdataset,
+)
+from snella.data.folders.choices import NO_CHOICE, Choices
+from snella.data.folders.names import holds_images
+from snella.data.folders.tree import Tree, counted, listed, tree
 from snella.data.images import is_image
-from snella.data.layouts import hub_datasets, torchvision_datasets, webdataset
 from snella.data.layouts.caption_folders import Captions, caption_folder, is_captioned
-from snella.data.layouts.class_folders import image_folder
+from snella.data.layouts.class_folders import class_folders
+from snella.data.layouts.crops import crops, has_outlines, outlined
+from snella.data.layouts.detections import FORMATS, detection_format, detections
+from snella.data.layouts.label_lists import label_lists, split_by_lists
 from snella.data.layouts.manifests import is_manifest, manifest
 from snella.data.layouts.masked_folders import EXPECTED, is_masked_folder, masked_folder
-from snella.data.layouts.voc_ade import ade, is_ade, is_voc, voc
+from snella.data.layouts.masks_beside import beside_folder, has_masks_beside, without_masks
+from snella.data.layouts.voc_ade import ade, camvid, is_ade, is_camvid, is_voc, voc
 from snella.data.layouts.vtab_fgvc import fgvc, is_fgvc, is_vtab, vtab
 from snella.data.listing import Listing
 from snella.data.masks.listing import MaskListing
@@ -35,14 +50,15 @@ class Layout(Generic[Listed]):
     Args:
         name: how refusals offer it, after "give".
         recognises: whether a path (its tilde expanded) or a name is of this layout. No image is opened.
-        list: the listing of such a path or name; the seed is for splits that the layout itself draws.
+        list: the listing of such a path or name; the seed is for splits that the layout itself draws, the choices
+            say which of several readings is meant.
         bundled: `name` is a set that an installed package carries.
         any_folder: lists a folder that no row recognises too, or says what it lacks; one row of a table.
     """
 
     name: str
     recognises: Callable[[str], bool]
-    list: Callable[[str, int], Listed]
+    list: Callable[[str, int, Choices], Listed]
     bundled: bool = False
     any_folder: bool = False
 
@@ -59,8 +75,19 @@ class ListSet(Protocol[Listed]):
 def at_path(
     name: str, recognises: Callable[[str], bool], list_path: Callable[[str], Listed], *, any_folder: bool = False
 ) -> Layout[Listed]:
-    """Return the row of a file or folder, whose listing draws nothing."""
-    return Layout(name, recognises, lambda path, seed: list_path(path), any_folder=any_folder)
+    """Return the row of a file or folder, whose listing draws nothing and can be read in one way."""
+    return Layout(name, recognises, lambda path, seed, choices: list_path(path), any_folder=any_folder)
+
+
+def with_choices(
+    name: str,
+    recognises: Callable[[str], bool],
+    list_path: Callable[[str, Choices], Listed],
+    *,
+    any_folder: bool = False,
+) -> Layout[Listed]:
+    """Return the row of a file or folder that may have several readings."""
+    return Layout(name, recognises, lambda path, seed, choices: list_path(path, choices), any_folder=any_folder)
 
 
 def bundled_set(name: str, list_set: ListSet[Listed]) -> Layout[Listed]:
@@ -68,7 +95,7 @@ def bundled_set(name: str, list_set: ListSet[Listed]) -> Layout[Listed]:
     return Layout(
         name,
         lambda data: data == name and not os.path.exists(data),
-        lambda data, seed: list_set(data, seed=seed),
+        lambda data, seed, choices: list_set(data, seed=seed),
         bundled=True,
     )
 
@@ -76,7 +103,7 @@ def bundled_set(name: str, list_set: ListSet[Listed]) -> Layout[Listed]:
 def below_prefix(prefix: str, list_name: Callable[[str], Listed]) -> Layout[Listed]:
     """Return the row of the data sets `PREFIX/NAME`; the listing is given NAME."""
 
-    def list_below(data: str, seed: int) -> Listed:
+    def list_below(data: str, seed: int, choices: Choices) -> Listed:
         name = data.partition("/")[2]
         if not name:
             raise UserError(f"{data} names no data set; write {prefix}/NAME")
@@ -89,15 +116,29 @@ def below_prefix(prefix: str, list_name: Callable[[str], Listed]) -> Layout[List
     )
 
 
+def _masks(path: str) -> MaskListing:
+    """List masks beside images, in class folders too, or outlines, or say what a folder lacks."""
+    found = tree(path)
+    return outlined(found) if detection_format(found) else beside_folder(path) or masked_folder(path)
+
+
 MASKED: Table[MaskListing] = (
     at_path("the folder of Pascal VOC", is_voc, voc),
     at_path("the folder of ADE20K", is_ade, ade),
-    at_path(f"a folder with {EXPECTED}", is_masked_folder, masked_folder, any_folder=True),
+    at_path("the folder of CamVid (SegNet's)", is_camvid, camvid),
+    at_path(f"a folder with {EXPECTED}", is_masked_folder, masked_folder),
+    at_path(
+        "a folder of images with a mask beside each (NAME.jpg, NAME_mask.png)",
+        has_masks_beside,
+        _masks,
+        any_folder=True,
+    ),
+    at_path("a folder of images with outlines (COCO, LabelMe)", has_outlines, lambda path: outlined(tree(path))),
     bundled_set(brain.NAME, brain.brain),
 )
 
 CAPTIONED: Table[tuple[Listing, Captions]] = (
-    at_path(
+    with_choices(
         "a folder of images, with captions (metadata.jsonl, or NAME.txt beside NAME.png), in class folders, "
         "or with neither",
         is_captioned,
@@ -108,17 +149,78 @@ CAPTIONED: Table[tuple[Listing, Captions]] = (
 )
 
 
-def _class_folders(path: str) -> Listing:
-    """List class folders; images and masks are not two classes."""
+def _labelled_folder(path: str, choices: Choices) -> Listing:
+    """List a folder by its lists of images, or by its class folders; here is decided where both are there.
+
+    Raises:
+        UserError: images and masks, which are not two classes; lists and folders that say different classes.
+    """
+    found = tree(path)
+    kind = detection_format(found)
+    if choices.crops:
+        if kind is None:
+            raise UserError(
+                f"--crops cuts boxes out, and {path} holds none that are known ({', '.join(FORMATS)}); leave it out"
+            )
+        return crops(found)
+    if kind and not choices.classes and not choices.label_column:
+        raise UserError(_objects(path, found))
     if recognised(MASKED, path):
         raise UserError(f"{path} holds images with masks; add --task segment")
-    return image_folder(path)
+    if choices.classes and choices.label_column:
+        raise UserError("--classes takes the classes from folders, --label-column from a list; pass one of them")
+    found = without_masks(found)
+    if choices.classes:
+        return class_folders(found, choices)
+    try:
+        folders, refusal = class_folders(found), None
+    except UserError as error:
+        folders, refusal = None, error
+    found_lists = label_lists(found, choices)
+    if folders is None or len(folders.classes) < 2 or (choices.label_column and found_lists):
+        if found_lists:
+            return found_lists[0]
+        if refusal:
+            raise refusal
+        return class_folders(found)
+    if found_lists is None:
+        return split_by_lists(found, folders) or folders
+    return _one_of(path, *found_lists, folders)
+
+
+def _objects(path: str, found: Tree) -> str:
+    """Return the refusal to classify data whose classes are of objects."""
+    segment = ", --task segment to learn their outlines" if has_outlines(path) else ""
+    folders = sorted({name.split("/")[0] for name in found.images if "/" in name})
+    tops = f", or --classes top to take its folders ({listed(folders)}) for classes" if len(folders) > 1 else ""
+    return (
+        f"{path} holds {detections(found).in_words()}: classes of objects, not of images; add --crops to classify what "
+        f"is in each box{segment}{tops}"
+    )
+
+
+def _one_of(path: str, lists: Listing, column: str, folders: Listing) -> Listing:
+    """Return the lists where they say the same classes as the folders, or where these are parts of no meaning."""
+    by_folder = dict(entry for entries in folders.splits.values() for entry in entries)
+    entries = [entry for entries in lists.splits.values() for entry in entries]
+    both = {(by_folder[name], label) for name, label in entries if name in by_folder}
+    if len(both) == len({folder for folder, _ in both}) == len({label for _, label in both}):
+        return lists if "all" not in lists.splits or "all" not in folders.splits else folders
+    letters = {"".join(filter(str.isalpha, name.lower())) for name in folders.classes}
+    if (len(letters) == 1 and "" not in letters) or all(map(holds_images, folders.classes)):
+        return lists
+    raise UserError(
+        f"{path}: two readings: {counted(len(lists.classes), 'class', 'classes')} ({listed(lists.classes)}) by "
+        f"column {column} of {lists.layout}, or {counted(len(folders.classes), 'class', 'classes')} "
+        f"({listed(folders.classes)}) by the folders; choose the list by --label-column {column}, the folders by "
+        "--classes top"
+    )
 
 
 LABELLED: Table[Listing] = (
     at_path("the folder of a VTAB-1k task", is_vtab, vtab),
     at_path("a folder of VPT's FGVC splits", is_fgvc, fgvc),
-    at_path("a folder of class folders", os.path.isdir, _class_folders, any_folder=True),
+    with_choices("a folder of class folders", os.path.isdir, _labelled_folder, any_folder=True),
     at_path("a manifest (.csv, .jsonl)", is_manifest, manifest),
     *(bundled_set(name, elpv.elpv) for name in elpv.CLASSES),
     bundled_set(textiles.NAME, textiles.textiles),
@@ -140,11 +242,12 @@ def bundled_names(table: Table[Listed]) -> tuple[str, ...]:
     return tuple(layout.name for layout in table if layout.bundled)
 
 
-def list_data(table: Table[Listed], data: str, *, seed: int, holder: str) -> Listed:
+def list_data(table: Table[Listed], data: str, *, seed: int, holder: str, choices: Choices = NO_CHOICE) -> Listed:
     """List data by the first row that recognises them, a folder that none does by the row of any folder.
 
     Args:
         holder: the folder to give in place of a single image, in words.
+        choices: which reading is meant, where there are several.
 
     Raises:
         UserError: data of no layout of the table, with those that there are; whatever the layout refuses.
@@ -157,7 +260,7 @@ def list_data(table: Table[Listed], data: str, *, seed: int, holder: str) -> Lis
                 layout = next((layout for layout in table if layout.any_folder), None)
             if layout is None:
                 raise _no_layout(table, path, holder)
-            return layout.list(path, seed)
+            return layout.list(path, seed, choices)
     except OSError as error:
         raise UserError(f"{error.filename or data} cannot be read: {short_reason(error)}; check it") from None
 

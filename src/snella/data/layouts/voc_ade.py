@@ -1,15 +1,20 @@
-"""Layouts of published segmentation benchmarks: Pascal VOC (VOCdevkit/VOC2012) and ADE20K (ADEChallengeData2016)."""
+"""Layouts of published segmentation benchmarks: Pascal VOC (VOCdevkit/VOC2012), ADE20K, CamVid."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
-from snella.data.layouts.masked_folders import note_left_out, pair_folders
-from snella.data.masks.class_names import ADE_FILE, ade_names, voc_names
+from snella.data.images import images_below
+from snella.data.layouts.masked_folders import masked_folder, note_left_out, pair_folders
+from snella.data.masks.class_names import ADE_FILE, ade_names, camvid_names, voc_names
 from snella.data.masks.listing import MaskListing, Pair
 from snella.data.paths import read_text
 from snella.errors import UserError
+
+CAMVID_FOLDERS = ("train", "trainannot")
+CAMVID_SEQUENCES = ("0001TP_", "0006R0_", "0016E5_", "Seq05VD_")
 
 
 def is_voc(root: str) -> bool:
@@ -64,6 +69,22 @@ def ade(root: str) -> MaskListing:
     listing = pair_folders("ADE20K", root, parts, [])
     note = "the published validation set is test here (published figures are on it)"
     return MaskListing("ADE20K", root, listing.splits, names, (*listing.notes, note))
+
+
+def is_camvid(root: str) -> bool:
+    """Tell whether CamVid lies in a folder as SegNet's authors publish it: by its folders and its sequences' names."""
+    folder = os.path.join(root, CAMVID_FOLDERS[0])
+    if not all(os.path.isdir(os.path.join(root, name)) for name in CAMVID_FOLDERS):
+        return False
+    images = images_below(folder)
+    return bool(images) and all(name.startswith(CAMVID_SEQUENCES) for name in images)
+
+
+def camvid(root: str) -> MaskListing:
+    """List CamVid with its published splits, its classes' names and 11, unlabelled, for no class."""
+    note = "CamVid as SegNet's authors publish it: value 11 of the masks (unlabelled) stands for no class"
+    listing = masked_folder(root)
+    return replace(listing, layout="CamVid", names=listing.names or camvid_names(), notes=(*listing.notes, note))
 
 
 def _list(root: str, name: str) -> list[str] | None:

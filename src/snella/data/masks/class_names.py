@@ -1,4 +1,4 @@
-"""Names, values and colours of a segmentation's classes: the names file, ADE20K's table, Pascal VOC's list."""
+"""Names, values and colours of a segmentation's classes: the names file, the tables of ADE20K, VOC and CamVid."""
 
 from __future__ import annotations
 
@@ -22,6 +22,20 @@ VOC_CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
+
+CAMVID_CLASSES = {
+    "sky": "808080",
+    "building": "800000",
+    "pole": "c0c080",
+    "road": "804080",
+    "pavement": "3c28de",
+    "tree": "808000",
+    "sign": "c08080",
+    "fence": "404080",
+    "car": "400080",
+    "pedestrian": "404000",
+    "bicyclist": "0080c0",
+}
 
 # K. Kelly, "Twenty-two colors of maximum contrast" (1965), without black, white and grey; each far from those before
 _KELLY = (
@@ -94,6 +108,12 @@ def voc_names() -> ClassNames:
     """Return Pascal VOC's 21 classes with its colours; 255, the seam around objects, stands for no class."""
     colors = tuple(_voc_color(value) for value in range(len(VOC_CLASSES)))
     return ClassNames("Pascal VOC", VOC_CLASSES, tuple(range(len(VOC_CLASSES))), colors, ignore=(255,))
+
+
+def camvid_names() -> ClassNames:
+    """Return CamVid's 11 classes as SegNet's authors number and colour them; 11, unlabelled, stands for no class."""
+    colors = tuple((color[0], color[1], color[2]) for color in map(bytes.fromhex, CAMVID_CLASSES.values()))
+    return ClassNames("CamVid", tuple(CAMVID_CLASSES), tuple(range(len(CAMVID_CLASSES))), colors, ignore=(11,))
 
 
 def distinct_colors(names: Sequence[str]) -> tuple[RGB, ...]:

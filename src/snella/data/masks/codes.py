@@ -14,6 +14,9 @@ from snella.errors import UserError
 
 BINARY = ("background", "foreground")
 BINARY_NOTE = "masks of two levels: grey above half is {}"
+SOFT_NOTE = "masks of two levels with soft edges: grey above half is {}"
+NUMBER_NOTE = "classes are called by their values, {}; if one of them stands for no class (void), set --ignore-index"
+SOFT_LEVELS = 64  # more values than this between black and white, and three times as many white pixels: soft edges
 MAX_UNNAMED = 250  # more classes than this are believed only where they are named
 PALETTES_TRIED = 20  # masks looked at for a palette
 
@@ -39,7 +42,7 @@ def find_code(
         names, code = _by_color(data, colored, names, ignore)
     else:
         names, code = _by_value(data, facts, names, ignore)
-    notes = (BINARY_NOTE.format(names.names[1]),) if code.binary else ()
+    notes = _notes(facts, names, code)
     colors = names.colors or _file_palette(facts, code) or distinct_colors(names.names)
     return names.names, code, colors, notes
 
@@ -107,6 +110,7 @@ def _by_value(
     exact = _values([mask for mask in facts if not mask.jpeg]) - set(ignore)
     jpeg = next((mask for mask in facts if mask.jpeg), None)
     two_levels = exact <= {0, 255} and (jpeg is not None or 255 in exact) and 255 not in ignore
+    two_levels = two_levels or (jpeg is None and 255 not in ignore and _has_soft_edges(facts))
     if two_levels and (names is None or len(names.names) == 2):
         names = names or ClassNames(data, BINARY, (0, 255))
         return names, MaskCode((0, 255), None, ignore, binary=True)
@@ -115,6 +119,24 @@ def _by_value(
     if names is None:
         names = _named_by_value(data, exact, ignore)
     return names, MaskCode(names.values, None, ignore)
+
+
+def _has_soft_edges(facts: Sequence[MaskFacts]) -> bool:
+    """Tell whether grey masks are black and white but for edges that a program has smoothed."""
+    counts = np.zeros(MAX_VALUE + 1, dtype=np.int64)
+    for mask in facts:
+        np.add.at(counts, mask.values[0], mask.counts[0])
+    between = counts[1:255]
+    levels = np.count_nonzero(between)
+    return bool(levels > SOFT_LEVELS and not counts[256:].any() and 3 * between.sum() <= min(counts[0], counts[255]))
+
+
+def _notes(facts: Sequence[MaskFacts], names: ClassNames, code: MaskCode) -> tuple[str, ...]:
+    if code.binary:
+        soft = all(not mask.jpeg for mask in facts) and _has_soft_edges(facts)
+        return ((SOFT_NOTE if soft else BINARY_NOTE).format(names.names[1]),)
+    by_value = len(code.values) > 2 and names.names == tuple(map(str, code.values))
+    return (NUMBER_NOTE.format(format_values(code.values)),) if by_value and not code.ignore else ()
 
 
 def _without_ignored(data: str, names: ClassNames, kept: list[int]) -> ClassNames:

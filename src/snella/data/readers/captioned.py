@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from snella.data.dataset import SPLITS, Example, ImageData
+from snella.data.folders.choices import NO_CHOICE, Choices
 from snella.data.images import Progress, open_image
 from snella.data.layouts import registry
 from snella.data.layouts.caption_folders import Captions
@@ -16,6 +17,7 @@ from snella.data.splits import check_fractions, note_taken, rename_all_to_train,
 from snella.errors import UserError
 
 CLASS = "{class}"  # in a prompt
+SEEN = "the losses on {} are those of images that the model has trained on"
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,9 @@ def read_captioned_data(
     *,
     seed: int,
     prompt: str | None = None,
-    val_fraction: float = 0.15,
-    test_fraction: float = 0.15,
+    val_fraction: float | None = 0.15,
+    test_fraction: float | None = 0.15,
+    choices: Choices = NO_CHOICE,
     progress: Progress | None = None,
 ) -> ImageData[CaptionedImages]:
     """Read images with captions, in class folders or alone, into train, val and test.
@@ -74,14 +77,16 @@ def read_captioned_data(
         data: a folder, or a bundled name of the table `registry.CAPTIONED`.
         prompt: the caption of every image that has none of its own; "{class}" in it stands for the class's name,
             which alone is the caption in class folders otherwise.
-        val_fraction, test_fraction: share of the images for a missing split, above 0 and together below 1.
+        val_fraction, test_fraction: share of the images for a missing split, above 0 and together below 1; None for
+            none: the training images stand for it.
+        choices: which reading is meant, where there are several.
         progress: called with (images checked, images in all).
 
     Raises:
         UserError: data that cannot be trained on, a prompt besides captions; one line with the remedy.
     """
     check_fractions(val_fraction, test_fraction)
-    listing, own = _listing(data, seed)
+    listing, own = _listing(data, seed, choices)
     if own and prompt is not None:
         raise UserError(f"{data} has {listing.layout} and a prompt is given; drop the prompt, or remove the captions")
     captions = own or _caption_by_prompt(data, listing, prompt)
@@ -92,7 +97,13 @@ def read_captioned_data(
 
 
 def read_captioned_test_data(
-    data: str, *, classes: Sequence[str], prompt: str | None, seed: int, progress: Progress | None = None
+    data: str,
+    *,
+    classes: Sequence[str],
+    prompt: str | None,
+    seed: int,
+    choices: Choices = NO_CHOICE,
+    progress: Progress | None = None,
 ) -> ImageData[CaptionedImages]:
     """Read data to evaluate a trained model on: only the split "test", labelled by the model's classes.
 
@@ -106,7 +117,7 @@ def read_captioned_test_data(
     Raises:
         UserError: data that cannot be read; a class that the model does not have.
     """
-    listing, own = _listing(data, seed)
+    listing, own = _listing(data, seed, choices)
     captions = own or _caption_by_prompt(data, listing, prompt)
     listing = keep_test_split(listing)
     if own and prompt is not None:
@@ -118,8 +129,8 @@ def read_captioned_test_data(
     return _data(data, drop_unreadable(data, listing, progress), captions, ("test",))
 
 
-def _listing(data: str, seed: int) -> tuple[Listing, Captions]:
-    return registry.list_data(registry.CAPTIONED, data, seed=seed, holder="the folder that holds it")
+def _listing(data: str, seed: int, choices: Choices) -> tuple[Listing, Captions]:
+    return registry.list_data(registry.CAPTIONED, data, seed=seed, holder="the folder that holds it", choices=choices)
 
 
 def _caption_by_prompt(data: str, listing: Listing, prompt: str | None) -> Captions:
@@ -145,16 +156,17 @@ def _caption_of_class(name: str) -> str:
     return " ".join(name.replace("_", " ").replace("-", " ").split()) or name
 
 
-def _complete(listing: Listing, fractions: Mapping[str, float], seed: int) -> Listing:
-    """Take the splits that are missing out of train; of fewer than 3 images, or where none can be spared, they are it.
+def _complete(listing: Listing, fractions: Mapping[str, float | None], seed: int) -> Listing:
+    """Take the splits that are missing and asked for out of train; where none can be spared, they are it.
 
-    A model that learns one subject from a few pictures is not evaluated by the like of them, but must be trainable.
+    A model that learns one subject from a few pictures needs all of them, and is not evaluated by the like of them.
     """
     splits = rename_all_to_train(listing)
-    lacking = {split: share for split, share in fractions.items() if split not in splits}
+    lacking = [split for split in fractions if split not in splits]
+    asked = {split: share for split in lacking if (share := fractions[split]) is not None}
     before = len(splits["train"])
-    if lacking and before >= 3:
-        splits |= split_off(splits["train"], lacking, seed=seed)
+    if asked and before >= 3:
+        splits |= split_off(splits["train"], asked, seed=seed)
     counts = {split: len(splits[split]) for split in lacking if splits.get(split)}
     notes = listing.notes
     if counts:
@@ -162,8 +174,11 @@ def _complete(listing: Listing, fractions: Mapping[str, float], seed: int) -> Li
     same = [split for split in lacking if split not in counts]
     if same:
         splits |= dict.fromkeys(same, splits["train"])
-        few = f"{before} image{'s are' if before > 1 else ' is'} too few to take {' and '.join(same)} out of"
-        notes = (*notes, f"{few}: the {len(splits['train'])} training images stand for them")
+        those, count = " and ".join(same), len(splits["train"])
+        few = f"{before} image{'s are' if before > 1 else ' is'} too few to take {those} out of"
+        whole = f"all {count} images are trained on, and stand for {those} (--val-fraction and --test-fraction divide)"
+        notes = (*notes, f"{few}: the {count} training images stand for them" if asked else whole)
+        listing = replace(listing, caveat=listing.caveat or SEEN.format(those))
     return replace(listing, splits=splits, notes=notes)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from snella.data.dataset import SPLITS, ImageData, Images
+from snella.data.folders.choices import NO_CHOICE, Choices
 from snella.data.images import Progress, UnreadableImage
 from snella.data.layouts import registry
 from snella.data.listing import Listing, drop_unreadable, keep_test_split, note_absent_classes, relabel
@@ -21,6 +22,7 @@ def read_data(
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
     needs_test: bool = True,
+    choices: Choices = NO_CHOICE,
     progress: Progress | None = None,
 ) -> ImageData[Images]:
     """Read a labelled image data set of any layout into train, val and test.
@@ -32,13 +34,14 @@ def read_data(
         data: a path, or a name of the table `registry.LABELLED`: a bundled set, `hfds/...`, `torch/...`, `wds/...`.
         val_fraction, test_fraction: share of the images for a missing split, above 0 and together below 1.
         needs_test: whether anything will be tested; else a test split that cannot be had is empty.
+        choices: which reading is meant, where there are several.
         progress: called with (images checked, images in all).
 
     Raises:
         UserError: data that cannot be trained on; one line with the remedy.
     """
     check_fractions(val_fraction, test_fraction)
-    listing = _listing(data, seed)
+    listing = _listing(data, seed, choices)
     _check_classes(data, listing)
     listing = drop_unreadable(data, listing, progress)
     _check_classes(data, listing)
@@ -50,7 +53,12 @@ def read_data(
 
 
 def read_test_data(
-    data: str, classes: Sequence[str], *, seed: int, progress: Progress | None = None
+    data: str,
+    classes: Sequence[str],
+    *,
+    seed: int,
+    choices: Choices = NO_CHOICE,
+    progress: Progress | None = None,
 ) -> ImageData[Images]:
     """Read data to evaluate a trained model on: only the split "test", labelled by the model's classes.
 
@@ -60,13 +68,14 @@ def read_test_data(
     Raises:
         UserError: data that cannot be read; a class that the model does not have.
     """
-    listing = _listing(data, seed)
+    listing = _listing(data, seed, choices)
     listing = drop_unreadable(data, relabel(data, keep_test_split(listing), classes), progress)
     return _data(data, listing, {"test": listing.images("test")})
 
 
-def _listing(data: str, seed: int) -> Listing:
-    listing = registry.list_data(registry.LABELLED, data, seed=seed, holder="the folder that holds the class folders")
+def _listing(data: str, seed: int, choices: Choices) -> Listing:
+    holder = "the folder that holds the class folders"
+    listing = registry.list_data(registry.LABELLED, data, seed=seed, holder=holder, choices=choices)
     if not any(listing.splits.values()):
         raise UserError(f"{data} names no image; add images")
     return listing

@@ -12,9 +12,10 @@ from torch import nn
 
 from snella.config.schema import TrainConfig
 from snella.data.dataset import ImageData, Images, Transform, class_weights
+from snella.data.folders.choices import Choices
 from snella.data.images import Progress
 from snella.data.readers.labelled import read_data, read_test_data
-from snella.data.summaries.labelled import describe
+from snella.data.readers.labelled_report import describe
 from snella.data.transforms.images import Augmentation, Preprocessing, eval_transform, train_transform
 from snella.errors import UserError
 from snella.models.backbone import BackboneSpec, build_backbone, check_backbone_name, preprocessing_of
@@ -51,13 +52,20 @@ class ClassificationTask(Task[ClassifierSpec, ImageData[Images], Images]):
     def read(self, config: TrainConfig, progress: Progress | None) -> ImageData[Images]:
         data = config.data
         assert data.source is not None  # validated
-        fractions = {"val_fraction": data.val_fraction, "test_fraction": data.test_fraction}
+        needs_test, choices = config.test != "none", _choices(config)
         return read_data(
-            data.source, seed=config.seed, **fractions, needs_test=config.test != "none", progress=progress
+            data.source,
+            seed=config.seed,
+            **data.fractions,
+            needs_test=needs_test,
+            choices=choices,
+            progress=progress,
         )
 
-    def read_test(self, data: str, saved: Saved, *, seed: int, progress: Progress | None) -> ImageData[Images]:
-        return read_test_data(data, saved["classes"], seed=seed, progress=progress)
+    def read_test(self, config: TrainConfig, saved: Saved, progress: Progress | None) -> ImageData[Images]:
+        source, classes = config.data.source, saved["classes"]
+        assert source is not None
+        return read_test_data(source, classes, seed=config.seed, choices=_choices(config), progress=progress)
 
     def describe(self, data: ImageData[Images]) -> RenderableType:
         return describe(data)
@@ -108,6 +116,10 @@ class ClassificationTask(Task[ClassifierSpec, ImageData[Images], Images]):
         preprocessing = Preprocessing.from_dict(saved["preprocessing"])
         save_merged(model, folder, spec=spec, classes=saved["classes"], preprocessing=preprocessing)
         return loading_hint(spec, folder)
+
+
+def _choices(config: TrainConfig) -> Choices:
+    return Choices(config.data.classes, config.classify.label_column, config.classify.crops)
 
 
 def _augmentation(config: TrainConfig) -> Augmentation:

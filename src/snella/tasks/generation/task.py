@@ -13,9 +13,10 @@ from torch import nn
 from snella.config.fields import flag
 from snella.config.schema import DEFAULTS, TrainConfig
 from snella.data.dataset import ImageData, Transform
+from snella.data.folders.choices import Choices
 from snella.data.images import Progress
 from snella.data.readers.captioned import CaptionedImages, is_captioned, read_captioned_data, read_captioned_test_data
-from snella.data.summaries.captioned import describe_captioned
+from snella.data.readers.captioned_report import describe_captioned
 from snella.data.transforms.generation import generation_eval_transform, generation_train_transform
 from snella.data.transforms.images import Augmentation, Preprocessing
 from snella.diffusion.merged import save_merged_pipeline
@@ -97,15 +98,29 @@ class GenerationTask(Task[GeneratorSpec, CaptionedData, CaptionedImages]):
     def read(self, config: TrainConfig, progress: Progress | None) -> CaptionedData:
         data = config.data
         assert data.source is not None  # validated
-        fractions = {"val_fraction": data.val_fraction, "test_fraction": data.test_fraction}
-        prompt = config.generate.prompt
-        return read_captioned_data(data.source, seed=config.seed, prompt=prompt, progress=progress, **fractions)
+        return read_captioned_data(
+            data.source,
+            seed=config.seed,
+            prompt=config.generate.prompt,
+            choices=Choices(data.classes),
+            val_fraction=data.val_fraction,
+            test_fraction=data.test_fraction,
+            progress=progress,
+        )
 
-    def read_test(self, data: str, saved: Saved, *, seed: int, progress: Progress | None) -> CaptionedData:
+    def read_test(self, config: TrainConfig, saved: Saved, progress: Progress | None) -> CaptionedData:
         """Read the test split. Raises UserError where the data does not say what the model is asked for."""
-        classes = saved["classes"] if saved["condition"] == "class" else ()
-        found = read_captioned_test_data(data, classes=classes, prompt=saved["prompt"], seed=seed, progress=progress)
-        check_asked(saved["condition"], found.splits["test"], data, "the run")
+        source = config.data.source
+        assert source is not None
+        found = read_captioned_test_data(
+            source,
+            classes=saved["classes"] if saved["condition"] == "class" else (),
+            prompt=saved["prompt"],
+            seed=config.seed,
+            choices=Choices(config.data.classes),
+            progress=progress,
+        )
+        check_asked(saved["condition"], found.splits["test"], source, "the run")
         return found
 
     def describe(self, data: CaptionedData) -> RenderableType:

@@ -16,7 +16,7 @@ from snella.data.dataset import Transform, inverse_frequency
 from snella.data.images import Progress
 from snella.data.masks.files import RGB, MaskCode, MaskData, MaskedImages
 from snella.data.readers.masked import is_masked, read_masked_data, read_masked_test_data
-from snella.data.summaries.masked import describe_masked
+from snella.data.readers.masked_report import describe_masked
 from snella.data.transforms.images import Augmentation, Preprocessing
 from snella.data.transforms.masked import masked_eval_transform, masked_train_transform
 from snella.models.backbone import BackboneSpec
@@ -62,17 +62,18 @@ class SegmentationTask(Task[SegmenterSpec, MaskData, MaskedImages]):
         return read_masked_data(
             data.source,
             seed=config.seed,
-            val_fraction=data.val_fraction,
-            test_fraction=data.test_fraction,
+            **data.fractions,
             ignore_index=config.segment.ignore_index,
             needs_test=config.test != "none",
             progress=progress,
         )
 
-    def read_test(self, data: str, saved: Saved, *, seed: int, progress: Progress | None) -> MaskData:
+    def read_test(self, config: TrainConfig, saved: Saved, progress: Progress | None) -> MaskData:
+        source = config.data.source
+        assert source is not None
         code, palette = MaskCode.from_dict(saved["masks"]), [tuple(color) for color in saved["palette"]]
         return read_masked_test_data(
-            data, classes=saved["classes"], code=code, palette=palette, seed=seed, progress=progress
+            source, classes=saved["classes"], code=code, palette=palette, seed=config.seed, progress=progress
         )
 
     def describe(self, data: MaskData) -> RenderableType:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from snella.data.readers.labelled import read_data, read_test_data
-from snella.data.summaries.labelled import describe
+from snella.data.readers.labelled_report import describe
 from snella.errors import UserError
 from support.printed import rows, text
 
@@ -36,7 +36,7 @@ def test_a_split_alone_is_described_too(tmp_path: Path, class_folders) -> None:
 
 
 def test_it_says_when_only_some_sizes_were_read(tmp_path: Path, class_folders, monkeypatch) -> None:
-    monkeypatch.setattr("snella.data.summaries.labelled.SIZES_OF", 5)
+    monkeypatch.setattr("snella.data.readers.labelled_report.SIZES_OF", 5)
     data = read_data(class_folders(tmp_path, a=10, b=10), seed=0)
     assert "(of 5 images looked at)" in text(describe(data))
 

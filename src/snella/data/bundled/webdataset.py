@@ -12,9 +12,9 @@ from importlib.util import find_spec
 
 from PIL import Image, ImageOps
 
+from snella.data.bundled.timm_entries import create, indexed_entries, known_splits
+from snella.data.folders.names import SPLIT_NAMES
 from snella.data.images import UnreadableImage, decode, to_rgb
-from snella.data.layouts.class_folders import SPLIT_NAMES
-from snella.data.layouts.timm_entries import create, indexed_entries, known_splits
 from snella.data.listing import Listing
 from snella.data.paths import check_exists
 from snella.errors import UserError

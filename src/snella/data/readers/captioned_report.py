@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from snella.console import shown
 from snella.data.dataset import ImageData
 from snella.data.readers.captioned import CaptionedImages
-from snella.data.summaries.labelled import class_counts, describe_sizes, measure_images
+from snella.data.readers.labelled_report import class_counts, describe_sizes, measure_images
 
 EXAMPLES = 3
 EXAMPLE_WIDTH = 200  # characters

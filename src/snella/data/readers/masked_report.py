@@ -9,7 +9,7 @@ from rich.text import Text
 from snella.console import shown
 from snella.data.dataset import SPLITS
 from snella.data.masks.files import MaskData, format_values
-from snella.data.summaries.labelled import describe_sizes
+from snella.data.readers.labelled_report import describe_sizes
 from snella.errors import printable
 
 

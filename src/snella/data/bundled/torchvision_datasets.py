@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from snella.data.bundled.timm_entries import create, indexed_entries, known_splits
 from snella.data.images import to_rgb
-from snella.data.layouts.timm_entries import create, indexed_entries, known_splits
 from snella.data.listing import Listing
 from snella.data.paths import check_exists
 from snella.errors import UserError, short_reason

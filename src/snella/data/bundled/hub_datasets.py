@@ -8,8 +8,8 @@ from typing import BinaryIO, Protocol
 
 from PIL import Image
 
+from snella.data.bundled.timm_entries import create, indexed_entries, known_splits
 from snella.data.images import UnreadableImage, decode
-from snella.data.layouts.timm_entries import create, indexed_entries, known_splits
 from snella.data.listing import Listing
 from snella.errors import UserError, short_reason
 

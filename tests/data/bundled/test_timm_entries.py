@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from snella.data.layouts.timm_entries import indexed_entries, known_splits
+from snella.data.bundled.timm_entries import indexed_entries, known_splits
 from snella.errors import UserError
 
 

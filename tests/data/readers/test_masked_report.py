@@ -4,7 +4,7 @@ from pathlib import Path
 
 from snella.data.masks.files import MaskCode
 from snella.data.readers.masked import read_masked_data, read_masked_test_data
-from snella.data.summaries.masked import describe_masked
+from snella.data.readers.masked_report import describe_masked
 from support.masked import write_image, write_mask, write_pairs
 from support.printed import rows, text
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from snella.data.readers.captioned import read_captioned_data, read_captioned_test_data
-from snella.data.summaries.captioned import describe_captioned
+from snella.data.readers.captioned_report import describe_captioned
 from support.printed import rows, text
 
 

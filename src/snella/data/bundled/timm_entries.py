@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from snella.data.layouts.class_folders import SPLIT_NAMES
+from snella.data.folders.names import SPLIT_NAMES
 from snella.data.listing import Entry, natural_order
 from snella.errors import UserError
 

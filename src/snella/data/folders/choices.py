@@ -1,0 +1,28 @@
+"""What a user chooses where a data set can be read in several ways."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ClassesFrom = Literal["leaf", "top", "path", "names"]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How to read labelled images; None and False leave it to the layout, which stops where it cannot be sure.
+
+    Args:
+        classes: what the class of an image is: the folder that it lies in, the first folder below the root or the
+            split, all folders between, or the beginning of its own name.
+        label_column: the column of a table or a list that holds the labels: its name, or its number, the image's
+            being 0.
+        crops: each box of a detection data set becomes an image of its class.
+    """
+
+    classes: ClassesFrom | None = None
+    label_column: str | None = None
+    crops: bool = False
+
+
+NO_CHOICE = Choices()

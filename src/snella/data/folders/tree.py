@@ -1,0 +1,119 @@
+"""All that lies below a folder of data, by one walk: images, other files, and what is left out with the reason."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from snella.data.images import is_hidden, is_image
+
+# files that hold pictures or films in formats that are not read; counted, so that they are not missed in silence
+UNREAD = (
+    *(".svg", ".psd", ".xcf", ".ai", ".eps", ".ico", ".pcx", ".exr", ".hdr", ".jxl", ".j2k", ".raw", ".cr2", ".cr3"),
+    *(".nef", ".arw", ".dng", ".orf", ".rw2", ".dcm", ".nii", ".mha", ".npy", ".npz", ".mat"),
+    *(".mp4", ".mov", ".avi", ".webm"),
+)
+# beside the settings, what a run and a comparison have written in their folders
+_RUN_MARKS = {"config.yaml": ("adapter", "checkpoints", "metrics.jsonl", "summary.json")}
+_COMPARISON_MARKS = ("compare.json", "compare.png")
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What is visible below `root`: names relative to it with "/", sorted.
+
+    Args:
+        images: files with an image's ending.
+        others: all other files.
+        folders: all folders, empty ones included.
+        notes: what is left out and why.
+    """
+
+    root: str
+    images: tuple[str, ...]
+    others: tuple[str, ...]
+    folders: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.root, name)
+
+    def only(self, keep: Callable[[str], bool], *notes: str) -> Tree:
+        """Return the tree with the images to keep alone, and with further notes."""
+        return replace(self, images=tuple(filter(keep, self.images)), notes=(*self.notes, *notes))
+
+
+def tree(root: str) -> Tree:
+    """Walk a folder. Links to folders are followed, once each. Raises OSError where a folder cannot be read."""
+    images: list[str] = []
+    others: list[str] = []
+    below: list[str] = []
+    runs: list[str] = []
+    system: Counter[str] = Counter()
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(root, followlinks=True, onerror=_raise):
+        real = os.path.realpath(parent)
+        name = os.path.relpath(parent, root).replace(os.sep, "/")
+        if real in seen or (name != "." and is_run(parent, folders, files)):
+            runs += [name] if real not in seen else []
+            folders.clear()
+            continue
+        seen.add(real)
+        for folder in filter(is_hidden, folders):
+            system[folder] += sum(
+                is_image(file) for _, _, inner in os.walk(os.path.join(parent, folder)) for file in inner
+            )
+        folders[:] = sorted(folder for folder in folders if not is_hidden(folder))
+        prefix = "" if name == "." else f"{name}/"
+        below += [prefix + folder for folder in folders]
+        images += [prefix + file for file in files if is_image(file)]
+        system["files beginning with a dot"] += sum(is_hidden(file) and is_image(file.lstrip(".")) for file in files)
+        others += [prefix + file for file in files if not is_image(file) and not is_hidden(file)]
+    folders_of_runs = set(runs) | {os.path.dirname(run) for run in runs}
+    kept = [name for name in below if name not in folders_of_runs or any(i.startswith(f"{name}/") for i in images)]
+    return Tree(root, tuple(sorted(images)), tuple(sorted(others)), tuple(sorted(kept)), _notes(system, runs, others))
+
+
+def is_run(folder: str, folders: Sequence[str], files: Sequence[str]) -> bool:
+    """Tell whether a folder with these sub-folders and files was written by `snella train` or `snella compare`."""
+    inside = {*folders, *files}
+    run = any(mark in inside and inside & {*others} for mark, others in _RUN_MARKS.items())
+    return run or inside.issuperset(_COMPARISON_MARKS)
+
+
+def listed(names: Sequence[str], limit: int = 3) -> str:
+    """Return the first names as a list in words.
+
+    >>> listed(["a", "b", "c", "d"])
+    'a, b, c, ...'
+    """
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """Return a number with its noun.
+
+    >>> counted(1, "image"), counted(2, "class", "classes")
+    ('1 image', '2 classes')
+    """
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
+def _notes(system: Counter[str], runs: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+    notes = []
+    hidden = [f"{place} ({count})" for place, count in system.items() if count]
+    if hidden:
+        notes.append(f"images that systems or programs put there, left out: {', '.join(hidden)}")
+    if runs:
+        notes.append(f"folders that snella wrote, left out: {listed(runs)}")
+    unread = Counter(os.path.splitext(name)[1].lower() for name in others)
+    formats = [f"{suffix} ({unread[suffix]})" for suffix in UNREAD if unread[suffix]]
+    if formats:
+        notes.append(f"files of formats that are not read, left out: {', '.join(formats)}")
+    return tuple(notes)
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,293 @@
+"""Tables and lists of images inside a folder: `train.txt` ("path, label[, label]"), `metadata.csv` (file_name, label).
+
+A file is a list if one of its columns names images of the folder, by path, by name or by name without ending. Its name
+says the split (train.txt), or a column does; one without labels divides class folders into splits.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from snella.data.dataset import SPLITS
+from snella.data.folders.choices import Choices
+from snella.data.folders.name_tables import class_names
+from snella.data.folders.names import SPLIT_NAMES, UNLABELLED, split_and_rest
+from snella.data.folders.tree import Tree, counted, listed
+from snella.data.images import SUFFIXES
+from snella.data.layouts.manifests import LABEL_COLUMNS, SPLIT_COLUMNS, read_table
+from snella.data.listing import Listing, label_entries
+from snella.data.paths import read_text
+from snella.errors import UserError
+
+ENDINGS = (".txt", ".csv", ".tsv", ".lst", ".list", ".jsonl")
+_OF_LISTS = frozenset(
+    (
+        *("list", "lists", "label", "labels", "annotation", "annotations", "image", "images", "set", "sets", "split"),
+        *("file", "files", "meta", "metadata", "data", "gt", "info", "class", "classes", "names", "ids", "id"),
+    )
+)
+_WITH_ENDING = re.compile(rf"(.*?(?:{'|'.join(map(re.escape, SUFFIXES))}))(?:\s+(.*))?$", re.I)
+STEMS = 0.2  # share of all images that a list without their endings has to name
+NAMED = 0.1  # share of a column's first cells that name an image: of a part of a data set few are there
+
+
+@dataclass(frozen=True)
+class _List:
+    """One file: its rows of the image's name and further cells, and the names of these ("" where it has no header)."""
+
+    file: str
+    split: str
+    images: tuple[str, ...]
+    cells: tuple[tuple[str, ...], ...]
+    columns: tuple[str, ...]
+
+
+def label_lists(found: Tree, choices: Choices) -> tuple[Listing, str] | None:
+    """List the images that tables or lists of a folder name with labels, and the column of these; None without such.
+
+    Raises:
+        UserError: several columns of labels and none is chosen, an image with two labels, two files for a split.
+    """
+    lists = [one for one in _found_lists(found) if one.columns and one.split != UNLABELLED]
+    if not lists:
+        return None
+    column = _label_column(lists, choices)
+    splits: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    label_of: dict[str, tuple[str, str]] = {}
+    for one in lists:
+        at, split_at = _position(one, column), _split_position(one)
+        for name, cells in zip(one.images, one.cells, strict=True):
+            label = cells[at]
+            other = label_of.setdefault(name, (label, one.file))
+            if other[0] != label:
+                where = one.file if one.file == other[1] else f"{other[1]} and {one.file}"
+                raise UserError(f"{found.path(where)}: {name} has two labels, {other[0]} and {label}; keep one")
+            splits[SPLIT_NAMES[cells[split_at].lower()] if split_at is not None else one.split].append((name, label))
+    classes, names, notes = _classes(found, [label for entries in splits.values() for _, label in entries])
+    position = {label: i for i, label in enumerate(classes)}
+    names_of_columns = _names(lists[0])
+    if len(names_of_columns) > 1:
+        notes = [f"the labels are column {column} (of {', '.join(names_of_columns)}; --label-column)", *notes]
+    notes += _unlisted(found, label_of)
+    layout = f"images listed in {', '.join(one.file for one in lists)}"
+    entries = {split: [(n, position[k]) for n, k in dict(splits[split]).items()] for split in SPLITS if split in splits}
+    entries |= {"all": [(n, position[k]) for n, k in dict(splits["all"]).items()]} if "all" in splits else {}
+    return Listing(layout, found.root, names, entries, notes=(*found.notes, *notes)), column
+
+
+def split_by_lists(found: Tree, folders: Listing) -> Listing | None:
+    """Divide class folders without splits by lists of images without labels; None where there are none."""
+    lists = [one for one in _found_lists(found) if not one.columns and one.split in SPLIT_NAMES]
+    label_of = dict(folders.splits.get("all", []))
+    names = {one.split: [name for name in one.images if name in label_of] for one in lists}
+    if not names.get("train") or len(names) < 2:
+        return None
+    named = {name for inside in names.values() for name in inside}
+    splits = {split: [(name, label_of[name]) for name in dict.fromkeys(inside)] for split, inside in names.items()}
+    layout = f"{folders.layout} with the splits of {', '.join(one.file for one in lists)}"
+    return replace(folders, layout=layout, splits=splits, notes=(*folders.notes, *_unlisted(found, named)))
+
+
+def _found_lists(found: Tree) -> list[_List]:
+    resolve = _resolver(found)
+    lists: list[_List] = []
+    for file in found.others:
+        split = _split_of_file(file)
+        names_classes = os.path.basename(file).lower().startswith(("classes", "class_names", "categories"))
+        if file.count("/") > 1 or not file.lower().endswith(ENDINGS) or split is None or names_classes:
+            continue
+        one = _read(found, file, split, resolve)
+        if one:
+            lists.append(one)
+    lists.sort(key=lambda one: (*SPLITS, one.split).index(one.split))
+    whole = [one for one in lists if "trainval" in one.file.lower()]
+    if any(one.split == "train" and one not in whole for one in lists):
+        lists = [one for one in lists if one not in whole]
+    with_splits = [one for one in lists if one.split != "all"]
+    if len(with_splits) > 1 and {one.split for one in with_splits} >= {"train"}:
+        lists = with_splits
+    for split, count in Counter(one.split for one in lists if one.columns).items():
+        if count > 1:
+            names = [one.file for one in lists if one.split == split and one.columns]
+            what = "lists of images" if split == "all" else f"lists of the {split} split"
+            raise UserError(
+                f"{found.root}: two readings: {count} {what}, {names[0]} and {names[1]}; give the one that is meant as "
+                "--data, or move the other away"
+            )
+    return lists
+
+
+def _split_of_file(file: str) -> str | None:
+    """Return the split that a list's name says, "all" for one that says none, None for the name of no list."""
+    split, rest = split_and_rest(os.path.splitext(os.path.basename(file))[0])
+    fits = all(word in _OF_LISTS or word.isdecimal() for word in rest)
+    if split:
+        return split if fits else None
+    return "all" if fits or file.lower().endswith((".csv", ".tsv", ".jsonl")) else None
+
+
+def _read(found: Tree, file: str, split: str, resolve: Callable[[str, str], str | None]) -> _List | None:
+    rows = list(_rows(found.path(file)))
+    if not rows:
+        return None
+    width = Counter(map(len, rows)).most_common(1)[0][0]
+    if len({len(row) for row in rows[1:]}) > 1 and file.lower().endswith((".txt", ".lst", ".list")):
+        rows = [[row[0], " ".join(row[1:])] if len(row) > 1 else row for row in rows]  # labels of several words
+        width = Counter(map(len, rows)).most_common(1)[0][0]
+    few = rows[1:201] or rows
+    named = [sum(resolve(row[i], split) is not None for row in few if i < len(row)) for i in range(width)]
+    endings = [sum(i < len(row) and _is_image(row[i]) for row in few) for i in range(width)]
+    at = max(range(width), key=lambda i: (named[i], endings[i]))
+    if named[at] < max(1, NAMED * len(few)):
+        return None
+    header = resolve(rows[0][at], split) is None and len(rows) > 1 and named[at] > 0 and not _is_image(rows[0][at])
+    body = rows[header:]
+    odd = next((row for row in body if len(row) != width), None)
+    if odd:
+        raise UserError(
+            f"{found.path(file)}: {' '.join(odd)[:60]!r} has {len(odd)} columns, others have {width}; mend it"
+        )
+    images = [resolve(row[at], split) for row in body]
+    others = [i for i in range(width) if i != at]
+    if any(2 * endings[i] > len(few) and 2 * named[i] > len(few) for i in others):
+        return None  # images and their masks
+    bare = split == "all" and not endings[at] and not any("/" in row[at] for row in few)
+    if bare and len(set(filter(None, images))) < STEMS * len(found.images):
+        return None  # numbers of classes, say, that happen to be names of images
+    columns = tuple(rows[0][i].lower() if header else "" for i in others)
+    names = tuple(name or _as_written(row[at]) for name, row in zip(images, body, strict=True))
+    return _List(file, split, names, tuple(tuple(row[i] for i in others) for row in body), columns)
+
+
+def _rows(path: str) -> Iterator[list[str]]:
+    """Yield the rows of a table or list as cells; none of a file that is not text."""
+    if path.lower().endswith(".jsonl"):
+        rows = [row for _, row in read_table(path)]
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        yield columns
+        yield from ([str(row.get(name, "")) for name in columns] for row in rows)
+        return
+    try:
+        text = read_text(path)
+    except UserError:
+        return
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    mark = next((mark for mark in "\t;," if lines and all(mark in line for line in lines[:20])), None)
+    if mark:
+        yield from ([cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark))
+        return
+    for line in lines:
+        found = _WITH_ENDING.match(line.strip())
+        yield [found[1], *(found[2] or "").split()] if found else line.split()
+
+
+def _resolver(found: Tree) -> Callable[[str, str], str | None]:
+    """Return what finds the image that a cell means: by path, else by the end of its path, with or without ending."""
+    known = set(found.images)
+    by_name: defaultdict[str, list[str]] = defaultdict(list)
+    for name in found.images:
+        last = os.path.basename(name)
+        by_name[last].append(name)
+        by_name[os.path.splitext(last)[0]].append(name)
+
+    def resolve(cell: str, split: str) -> str | None:
+        name = _as_written(cell)
+        if name in known:
+            return name
+        near = by_name.get(os.path.basename(name), [])
+        near = [other for other in near if "/" not in name or f"/{os.path.splitext(other)[0]}".endswith(_end(name))]
+        if len(near) > 1:
+            near = [other for other in near if split in (split_and_rest(part)[0] for part in other.split("/")[:-1])]
+        return near[0] if len(near) == 1 else None
+
+    return resolve
+
+
+def _end(name: str) -> str:
+    return f"/{os.path.splitext(name)[0] if _is_image(name) else name}"
+
+
+def _as_written(cell: str) -> str:
+    return os.path.normpath(cell.strip().replace("\\", "/").lstrip("/")).replace(os.sep, "/") if cell.strip() else ""
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def _label_column(lists: Sequence[_List], choices: Choices) -> str:
+    """Return the column of labels: a name, or a number counted from the image's, which is 0.
+
+    Raises:
+        UserError: none is chosen and several may be meant, or the one that is chosen is not there.
+    """
+    first = lists[0]
+    names = _names(first)
+    if choices.label_column is not None:
+        wanted = choices.label_column.lower()
+        if wanted in names:
+            return wanted
+        if wanted.isdecimal() and 1 <= int(wanted) <= len(names):
+            return names[int(wanted) - 1]
+        raise UserError(
+            f"--label-column {choices.label_column}: {first.file} has the columns {', '.join(names)}; name one"
+        )
+    usual = [name for name in names if name in LABEL_COLUMNS]
+    if len(usual) == 1:
+        return usual[0]
+    splits = _split_position(first)
+    free = [i for i in range(len(names)) if i != splits]
+    values = [[cells[i] for one in lists for cells in one.cells if i < len(cells)] for i in free]
+    if free and (
+        len(free) == 1 or (not first.columns[0] and all(_determines(values[0], other) for other in values[1:]))
+    ):
+        return names[free[0]]
+    texts = [f"{names[i]} ({counted(len(set(column)), 'value')})" for i, column in zip(free, values, strict=True)]
+    raise UserError(
+        f"{first.file} has several columns that may be labels: {', '.join(texts)}; choose one by --label-column"
+    )
+
+
+def _names(one: _List) -> list[str]:
+    """Return what the columns of a list are called: by its header or, the image's being 0, by number."""
+    return [column or str(i) for i, column in enumerate(one.columns, start=1)]
+
+
+def _determines(first: Sequence[str], other: Sequence[str]) -> bool:
+    """Tell whether equal values in one column have equal values in the other, as coarser classes have."""
+    return len(set(zip(first, other, strict=True))) == len(set(first))
+
+
+def _position(one: _List, column: str) -> int:
+    names = _names(one)
+    if column not in names:
+        raise UserError(f"{one.file} has no column {column}, as the other lists have; name it alike in all")
+    return names.index(column)
+
+
+def _split_position(one: _List) -> int | None:
+    """Return the column that says the split, if its values are splits alone."""
+    for i, name in enumerate(one.columns):
+        if name in SPLIT_COLUMNS and all(cells[i].lower() in SPLIT_NAMES for cells in one.cells):
+            return i
+    return None
+
+
+def _classes(found: Tree, labels: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...], list[str]]:
+    """Return the different labels in order, the names of their classes, and notes."""
+    values = label_entries(labels, labels)[0]
+    named = class_names(found, values)
+    if named is None:
+        return values, values, []
+    names, source = named
+    return values, names, [f"names of the classes from {source}"]
+
+
+def _unlisted(found: Tree, listed_images: Collection[str]) -> list[str]:
+    rest = [name for name in found.images if name not in listed_images]
+    return [f"{counted(len(rest), 'image')} that no list names left out: {listed(rest)}"] if rest else []

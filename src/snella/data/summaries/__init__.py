@@ -1,1 +1,0 @@
-"""The reports that `snella data` prints: a file a kind of data."""

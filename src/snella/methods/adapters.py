@@ -88,7 +88,7 @@ def save_adapter(method: str, model: nn.Module, folder: str | os.PathLike[str]) 
     That file has the trainable parameters and the buffers beside them (batch-norm statistics that moved).
     """
     if isinstance(model, PeftModel):
-        with left_ranks(model) if method == "adalora" else nullcontext():
+        with left_ranks(model) if method == "adalora" else nullcontext(), _expected_warnings():
             model.save_pretrained(os.fspath(folder), save_embedding_layers=False)  # "auto" would ask the hub
         return
     os.makedirs(folder, exist_ok=True)
@@ -189,6 +189,7 @@ def _expected_warnings() -> Iterator[None]:
             "ignore", message="Invalid `oft_block_size`"
         )  # the next divisor is taken, layer by layer
         warnings.filterwarnings("ignore", message="The following rank_pattern keys")  # AdaLoRA's taken for LoRA's
+        warnings.filterwarnings("ignore", message="the adapter keeps")  # a training says it in its own words
         yield
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
 
+from snella.config.method import SPARSE
 from snella.config.recipe import placed
 from snella.config.schema import TrainConfig, run_folder, shrunk
 from snella.config.validation import validate
@@ -60,6 +61,7 @@ from snella.training.interrupt import Diverged
 from snella.training.loop import FitResult, fit
 from snella.training.optimiser import check_optimiser
 from snella.training.tuned_weights import load_tuned_state
+from snella.tuner.model_card import saved_share
 
 GRIDS = 5  # sample grids of a run, where their number is not given
 LISTED = 20  # classes up to which the end of a training tells of each
@@ -165,6 +167,7 @@ def _train(
         raise _with_best_epoch(error, folder, config, ready) from error
     if not trained:
         _save_adapter(folder, config, ready)
+        _tell_kept(folder, config, result, console)
         with working(console, "generating samples") as progress:
             show("after", progress)
     return _finish(folder, config, ready, result, accelerator, console)
@@ -248,6 +251,17 @@ def _save_adapter(folder: Path, config: TrainConfig, ready: Prepared) -> None:
         save_adapter(config.method.name, ready.model, partial)
         write_json(partial / ABOUT, about)
         write_checksums(partial)
+
+
+def _tell_kept(folder: Path, config: TrainConfig, result: FitResult, console: Console) -> None:
+    """Say where the adapter keeps another share of its update's entries than was asked for."""
+    method = config.method
+    if method.name not in SPARSE or method.gate == "none":
+        return
+    kept = saved_share(folder / ADAPTER, method.target_sparsity)
+    if kept and not kept.is_near:
+        epochs = f"best epoch {result.best_epoch} of {config.loop.epochs}"
+        print_line(console, f"the adapter {kept}: budgets fall from epoch to epoch ({epochs}); more epochs come nearer")
 
 
 def _finish(

@@ -7,16 +7,17 @@ collected. Tests that name another method's classes are left out. What is in `ex
 from __future__ import annotations
 
 import re
+from inspect import isfunction
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-import snella
 from peft_suite.expected import EXPECTED
 from peft_suite.models import local_models
-from peft_suite.rows import ROWS
+from peft_suite.rows import ROWS, SuiteConfig
+from snella import SnellaConfig
 
 _used: set[str] = set()
 
@@ -40,10 +41,10 @@ def _replace_rows(module: ModuleType) -> None:
             rows[:] = ROWS[file, name]
 
     for part in vars(module).values():
-        for test in vars(part).values() if isinstance(part, type) else [part]:
+        for test in filter(isfunction, vars(part).values() if isinstance(part, type) else [part]):
             for mark in getattr(test, "pytestmark", []):
                 if mark.name == "parametrize" and mark.args[0] == "config_cls" and isinstance(mark.args[1], list):
-                    mark.args[1][:] = [snella.SnellaConfig]
+                    mark.args[1][:] = [SnellaConfig if file == "test_low_level_api" else SuiteConfig]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -60,7 +61,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _is_ours(item: pytest.Item) -> bool:
     parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
-    return any(value is snella.SnellaConfig or isinstance(value, snella.SnellaConfig) for value in parameters)
+    return any(value in (SuiteConfig, SnellaConfig) for value in parameters)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

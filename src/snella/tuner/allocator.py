@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from snella.allocation import Importance, Schedule, budgets
 from snella.errors import UserError
@@ -75,7 +76,9 @@ class AllocatingTuner(BaseTuner):
     def _update_and_allocate(self, name: str, step: int, total_step: int | None) -> dict[str, Any] | None:
         layers, config, importance = self._layers_of(name), self.peft_config[name], self._importance(name)
         factors = {
-            f"{layer.name}.{factor}": getattr(layer, f"snella_{factor}")[name] for layer in layers for factor in "AB"
+            f"{layer.name}.{factor}": _gathered(getattr(layer, f"snella_{factor}")[name])
+            for layer in layers
+            for factor in "AB"
         }
         if all(factor.grad is None for factor in factors.values()) and _is_checkpointed(self.model):
             raise UserError(
@@ -176,6 +179,24 @@ class AllocatingTuner(BaseTuner):
             prefix = "" if len(names) == 1 else f"{name}/"
             own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
             self._importance(name).load_state_dict(own)
+
+
+def _gathered(factor: Tensor) -> Tensor:
+    """Return a factor (S, H, ., r/H) with its gradient, whole where FSDP2 has sharded them. All processes take part.
+
+    Raises:
+        UserError: it is a part that FSDP1 left here.
+    """
+    if isinstance(factor, DTensor):
+        whole = factor.detach().full_tensor()
+        whole.grad = factor.grad.full_tensor() if isinstance(factor.grad, DTensor) else None
+        return whole
+    if factor.ndim != 4:
+        raise UserError(
+            "FullyShardedDataParallel has flattened the adapter's factors, and budgets need them whole: shard the "
+            "model with FSDP2 (torch.distributed.fsdp.fully_shard; in accelerate, fsdp_version: 2), or train in DDP"
+        )
+    return factor
 
 
 def _is_checkpointed(model: nn.Module) -> bool:

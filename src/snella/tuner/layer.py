@@ -149,11 +149,9 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter from this layer, as PEFT does."""
-        if adapter_name in self.settings:
-            del self.settings[adapter_name], self.scaling[adapter_name], self.snella_kept[adapter_name]
-            for constants in (self.snella_scale, self.snella_start):
-                if adapter_name in constants:
-                    del constants[adapter_name]
+        for kept in (self.settings, self.scaling, self.snella_kept, self.snella_scale, self.snella_start):
+            if adapter_name in kept:
+                del kept[adapter_name]
         super().delete_adapter(adapter_name)
 
     def set_scale(self, adapter: str, scale: float) -> None:
@@ -175,6 +173,9 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         """Return the names of an adapter's tensors in this layer's state dict."""
         kinds = (*self.adapter_layer_names, "snella_kept", "snella_scale", "snella_start")
         return [f"{kind}.{adapter_name}" for kind in kinds if adapter_name in getattr(self, kind)]
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return isinstance(self.get_base_layer(), nn.Linear)  # PEFT converts those alone
 
     def matrix_names(self, adapter_name: str) -> list[str]:
         """Return the names of the S matrices: the layer's, with [0] … [S-1] behind where it holds several."""
@@ -316,8 +317,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Put the active (or named) adapters' updates into the base weight, whose old tensor is kept for unmerge.
 
-        Raises:
-            ValueError: `safe_merge` and the merged weight is not finite.
+        Raises ValueError where `safe_merge` is asked for and the merged weight is not finite.
         """
         base = self.get_base_layer()
         for name in check_adapters_to_merge(self, adapter_names):

@@ -74,6 +74,8 @@ class SnellaModel(AllocatingTuner):
         for layer in self.adapted_layers():
             layer.tied = owners[layer.get_base_layer().weight] > 1
         watch_loading(model)
+        if hasattr(model, "save_lora_adapter"):  # diffusers' models
+            vars(model)["save_lora_adapter"] = _refuse_to_save_as_lora
         if self.peft_config[adapter_name].rematerialize:
             for module in filter(recomputable, model.modules()):
                 watch(module)
@@ -105,6 +107,7 @@ class SnellaModel(AllocatingTuner):
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:  # pyright: ignore[reportIncompatibleMethodOverride] PEFT says None
         model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)  # type: ignore[assignment]
         unwatch_loading(model)
+        vars(model).pop("save_lora_adapter", None)
         for module in model.modules():
             unwatch(module)
         return model
@@ -229,6 +232,13 @@ class SnellaModel(AllocatingTuner):
             f"model.base_model.set_adapter({list(adapters)}), each with its weight, {scales} for layer in "
             "model.base_model.adapted_layers(); merge_adapter() then adds them to the weights"
         )
+
+
+def _refuse_to_save_as_lora(*args: Any, **kwargs: Any) -> None:
+    raise UserError(
+        "this adapter is SNELLA's, and diffusers would save it as a LoRA that nothing loads: call "
+        "save_pretrained(folder) of the PeftModel, and snella.load_into_pipeline(pipe, folder); or snella.save_as_lora for a LoRA close to it"
+    )
 
 
 def _hold_statistics(model: nn.Module) -> None:

@@ -236,8 +236,8 @@ class SnellaModel(AllocatingTuner):
 
 def _refuse_to_save_as_lora(*args: Any, **kwargs: Any) -> None:
     raise UserError(
-        "this adapter is SNELLA's, and diffusers would save it as a LoRA that nothing loads: call "
-        "save_pretrained(folder) of the PeftModel, and snella.load_into_pipeline(pipe, folder); or snella.save_as_lora for a LoRA close to it"
+        "diffusers would save this adapter as a LoRA that nothing loads: call save_pretrained(folder) of the PeftModel "
+        "and snella.load_into_pipeline(pipe, folder), or snella.save_as_lora for a LoRA close to it"
     )
 
 

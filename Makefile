@@ -1,4 +1,4 @@
-# make setup | demo | demo-segment | demo-generate | test | test-all | test-oldest | bench | gpu-check | lint
+# make setup | demo | demo-segment | demo-generate | test | test-all | test-oldest | test-peft | bench | gpu-check | lint
 # Everything happens in $(VENV) (test-oldest: in $(OLDEST)); nothing else is touched.
 
 PYTHON ?= python3
@@ -16,7 +16,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo demo-segment demo-generate test test-all test-oldest bench gpu-check lint clean
+.PHONY: setup demo demo-segment demo-generate test test-all test-oldest test-peft bench gpu-check lint clean
 
 setup: $(STAMP)
 
@@ -62,6 +62,10 @@ test-all: $(STAMP)
 
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -m "not slow"
+
+# PEFT's own tests with SNELLA in their matrices, from the source of the installed version; fifteen minutes.
+test-peft: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/peft_suite/run.py build/peft -n $(WORKERS) -W ignore
 
 # uv takes the lowest releases that pyproject.toml allows (of what it names itself), so that they stand in one place.
 $(OLDEST)/.installed: pyproject.toml requirements/demo.txt

@@ -6,6 +6,7 @@ Importing this package registers the method with PEFT, so that `peft.get_peft_mo
 
 from snella.delta import delta_weight
 from snella.integrations.diffusers import load_into_pipeline, unload_from_pipeline
+from snella.integrations.lora import save_as_lora
 from snella.integrations.trainer import AllocationCallback
 from snella.tuner import SnellaConfig, SnellaModel, set_base_precision
 from snella.version import __version__
@@ -17,6 +18,7 @@ __all__ = [
     "__version__",
     "delta_weight",
     "load_into_pipeline",
+    "save_as_lora",
     "set_base_precision",
     "unload_from_pipeline",
 ]

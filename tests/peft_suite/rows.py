@@ -6,35 +6,41 @@ from typing import Any
 
 from snella import SnellaConfig
 
-ZERO: dict[str, Any] = {"r": 8}  # PEFT's tests expect of a new adapter that it changes nothing
-TRAINED: dict[str, Any] = {"r": 8, "gate": "hard", "start_scale": 5.0}  # and of others, that it does
+VISIBLE: dict[str, Any] = {"r": 8, "heads": 2, "gate": "hard", "start_scale": 5.0}  # an update that tests can see
+
+
+class SuiteConfig(SnellaConfig):
+    """SNELLA's config with PEFT's `init_weights`: where it is true, a new adapter changes nothing."""
+
+    def __init__(self, *, init_weights: bool = True, **settings: Any) -> None:
+        super().__init__(**VISIBLE | {"start": "zero" if init_weights else "drawn"} | settings)
 
 
 def row(name: str, model: str, *targets: str, **settings: Any) -> tuple[str, str, type[SnellaConfig], dict[str, Any]]:
-    return (f"{name} SNELLA", model, SnellaConfig, ZERO | {"target_modules": list(targets)} | settings)
+    return (f"{name} SNELLA", model, SuiteConfig, {"target_modules": list(targets)} | settings)
 
 
 CUSTOM = [
     row("Vanilla MLP 1", "MLP", "lin0"),
     row("Vanilla MLP 2", "MLP", "lin0", target_modules="lin0"),
-    row("Vanilla MLP 3", "MLP", "lin0", "lin1", r=2, heads=1),
+    row("Vanilla MLP 3", "MLP", "lin0", "lin1", r=2),
     row("Vanilla MLP 4", "MLP", "lin0", modules_to_save=["lin1"]),
     row("Vanilla MLP 5", "MLP", "lin0", kernel="pwl", gate="hard", target_sparsity=0.5),
-    row("MLP LayerNorm", "MLP_LayerNorm", "lin0"),
+    row("MLP LayerNorm", "MLP_LayerNorm", "lin0", init_alpha=1.0),
     row("Conv2d 1", "Conv2d", "conv2d"),
     row("Conv2d 2", "Conv2d", "conv2d", "lin0"),
     row("Conv2d 1x1", "Conv2d1x1", "conv2d"),
     row("Conv2d bigger", "Conv2d2", "conv2d", "lin0"),
 ]
-SAME = ("SNELLA Same", "snella", SnellaConfig, {"target_modules": ["lin0"]} | TRAINED)
+SAME = ("SNELLA Same", "snella", SuiteConfig, {"target_modules": ["lin0"], "init_weights": False})
 ACTIVE = [
-    (*SAME, {"target_modules": ["lin0"]} | TRAINED),
-    ("SNELLA Different", *SAME[1:], {"target_modules": ["lin1"]} | TRAINED),
+    (*SAME, {"target_modules": ["lin0"], "init_weights": False}),
+    ("SNELLA Different", *SAME[1:], {"target_modules": ["lin1"], "init_weights": False}),
 ]
 
 
 def of_task(task: str, **settings: Any) -> list[tuple[type[SnellaConfig], dict[str, Any]]]:
-    return [(SnellaConfig, ZERO | {"task_type": task, "target_modules": None} | settings)]
+    return [(SuiteConfig, {"task_type": task, "target_modules": None} | settings)]
 
 
 ROWS: dict[tuple[str, str], list[Any]] = {

@@ -36,6 +36,7 @@ class Settings(TypedDict, total=False):
     update_drop_path: float
     sample_tokens: float | None
     rematerialize: bool | Literal["mlp"]
+    start: Literal["drawn", "zero"]
 
 
 # an update that is far from zero, so that tests can see it

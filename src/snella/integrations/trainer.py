@@ -70,10 +70,11 @@ class AllocationCallback(TrainerCallback):
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Have `load_best_model_at_end` choose among the evaluations at the sparsity that was asked for."""
-        kept = _tuner(kwargs["model"]).kept_share()
+        tuner = _tuner(kwargs["model"])
+        kept = tuner.kept_share()
         if not (self.best_at_target and state.best_model_checkpoint and kept and kept.is_near):
             return
-        best = saved_share(Path(state.best_model_checkpoint), 1 - kept.target)
+        best = saved_share(Path(state.best_model_checkpoint), tuner.peft_config[tuner.active_adapters[0]].target)
         if best and not best.is_near:
             state.best_metric = state.best_model_checkpoint = None
             if hasattr(state, "best_global_step"):

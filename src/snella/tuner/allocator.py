@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from snella.allocation import Importance, Schedule, budgets
 from snella.errors import UserError
@@ -17,17 +18,23 @@ from snella.tuner.layer import SnellaLayer
 from snella.tuner.model_card import Kept
 
 
+class _Matrix(NamedTuple):
+    name: str
+    size: int
+    target: float
+
+
 class AllocatingTuner(BaseTuner):
     """A PEFT tuner whose layers' matrices compete for a budget, of each adapter by itself."""
 
     peft_config: dict[str, SnellaConfig]  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def layers(self) -> list[SnellaLayer]:
+    def adapted_layers(self) -> list[SnellaLayer]:
         """Return the adapted layers."""
         return [module for module in self.model.modules() if isinstance(module, SnellaLayer)]
 
     def _layers_of(self, adapter_name: str) -> list[SnellaLayer]:
-        return [layer for layer in self.layers() if adapter_name in layer.settings]
+        return [layer for layer in self.adapted_layers() if adapter_name in layer.settings]
 
     def _allocated(self) -> list[str]:
         """Return the active adapters that train; all active ones where none does."""
@@ -69,12 +76,15 @@ class AllocatingTuner(BaseTuner):
     def _update_and_allocate(self, name: str, step: int, total_step: int | None) -> dict[str, Any] | None:
         layers, config, importance = self._layers_of(name), self.peft_config[name], self._importance(name)
         factors = {
-            f"{layer.name}.{factor}": getattr(layer, f"snella_{factor}")[name] for layer in layers for factor in "AB"
+            f"{layer.name}.{factor}": _gathered(getattr(layer, f"snella_{factor}")[name])
+            for layer in layers
+            for factor in "AB"
         }
         if all(factor.grad is None for factor in factors.values()) and _is_checkpointed(self.model):
             raise UserError(
-                "no adapter weight has a gradient: blocks are checkpointed by re-entry, and their inputs have none; "
-                "call model.enable_input_require_grads() before training, or checkpoint with use_reentrant=False"
+                "no adapter weight has a gradient: call update_and_allocate after optimizer.step() and before the "
+                "gradients are cleared; where blocks are checkpointed by re-entry, also call "
+                "model.enable_input_require_grads() before training, or checkpoint with use_reentrant=False"
             )
         importance.update(factors)
         if config.gate == "none":
@@ -88,20 +98,30 @@ class AllocatingTuner(BaseTuner):
                     stacklevel=4,
                 )
             return None
-        sizes = [layer.matrix_size(name) for layer in layers for _ in layer.matrix_names(name)]
-        budget = _schedule(config, total_step).budget(step, sizes)
-        if budget is None:
-            return None
         groups = [[f"{layer.name}.A", f"{layer.name}.B"] for layer in layers]
+        matrices = [
+            _Matrix(matrix, layer.matrix_size(name), config.target(layer.name))
+            for layer in layers
+            for matrix in layer.matrix_names(name)
+        ]
+        if _schedule(config, total_step, 0).budget(step, [1]) is None:
+            return None
         scores = [score for of_layer in importance.scores(groups) for score in of_layer]
-        kept = budgets(budget, scores, sizes)
-        names = [matrix for layer in layers for matrix in layer.matrix_names(name)]
+        budget, kept = 0.0, [0] * len(matrices)
+        for target in dict.fromkeys(matrix.target for matrix in matrices):  # one, but for a sparsity_pattern
+            group = [i for i, matrix in enumerate(matrices) if matrix.target == target]
+            sizes = [matrices[i].size for i in group]
+            share = _schedule(config, total_step, target).budget(step, sizes)
+            assert share is not None
+            budget += share
+            for i, count in zip(group, budgets(share, [scores[i] for i in group], sizes), strict=True):
+                kept[i] = count
         self._set_kept(name, layers, kept)
         return {
             "step": step,
             "budget": int(budget),
-            "kept": dict(zip(names, kept, strict=True)),
-            "size": dict(zip(names, sizes, strict=True)),
+            "kept": {matrix.name: count for matrix, count in zip(matrices, kept, strict=True)},
+            "size": {matrix.name: matrix.size for matrix in matrices},
             "skipped": importance.skipped,
         }
 
@@ -111,9 +131,10 @@ class AllocatingTuner(BaseTuner):
         layers, config = self._layers_of(name), self.peft_config[name]
         if config.gate == "none":
             return None
-        size = sum(layer.matrix_size(name) * len(layer.kept(name)) for layer in layers)
+        sizes = [layer.get_base_layer().weight.numel() for layer in layers]
         kept = torch.cat([layer.kept(name).cpu() for layer in layers]).sum()
-        return Kept(int(kept), size, 1 - config.target_sparsity)
+        wanted = sum((1 - config.target(layer.name)) * size for layer, size in zip(layers, sizes, strict=True))
+        return Kept(int(kept), sum(sizes), wanted / sum(sizes))
 
     def cut_to_target(self) -> None:
         """Set the budgets to the target, each matrix's in proportion to what it has, and the smallest entries to zero.
@@ -126,7 +147,9 @@ class AllocatingTuner(BaseTuner):
                 raise UserError("gate='none' selects no entries, and there is nothing to cut")
             now = [float(kept) for layer in layers for kept in layer.kept(name).tolist()]
             sizes = [layer.matrix_size(name) for layer in layers for _ in layer.matrix_names(name)]
-            self._set_kept(name, layers, budgets((1 - config.target_sparsity) * sum(sizes), now, sizes))
+            kept = self.kept_share()
+            assert kept is not None
+            self._set_kept(name, layers, budgets(kept.target * sum(sizes), now, sizes))
 
     @torch.no_grad()
     def _set_kept(self, adapter_name: str, layers: list[SnellaLayer], kept: list[int]) -> None:
@@ -158,15 +181,33 @@ class AllocatingTuner(BaseTuner):
             self._importance(name).load_state_dict(own)
 
 
+def _gathered(factor: Tensor) -> Tensor:
+    """Return a factor (S, H, ., r/H) with its gradient, whole where FSDP2 has sharded them. All processes take part.
+
+    Raises:
+        UserError: it is a part that FSDP1 left here.
+    """
+    if isinstance(factor, DTensor):
+        whole = factor.detach().full_tensor()
+        whole.grad = factor.grad.full_tensor() if isinstance(factor.grad, DTensor) else None
+        return whole
+    if factor.ndim != 4:
+        raise UserError(
+            "FullyShardedDataParallel has flattened the adapter's factors, and budgets need them whole: shard the "
+            "model with FSDP2 (torch.distributed.fsdp.fully_shard; in accelerate, fsdp_version: 2), or train in DDP"
+        )
+    return factor
+
+
 def _is_checkpointed(model: nn.Module) -> bool:
     """Return whether blocks are checkpointed, as transformers marks it."""
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
-def _schedule(config: SnellaConfig, total_step: int) -> Schedule:
+def _schedule(config: SnellaConfig, total_step: int, target_sparsity: float) -> Schedule:
     return Schedule(
         init_sparsity=config.init_sparsity,
-        target_sparsity=config.target_sparsity,
+        target_sparsity=target_sparsity,
         total_step=total_step,
         allocate_every=config.allocate_every,
         init_warmup=config.init_warmup,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from peft import PeftConfig, PeftType
+from peft.utils.other import get_pattern_key
 
 from snella.delta import GATES, KERNELS
 from snella.errors import UserError
@@ -61,6 +62,13 @@ class SnellaConfig(PeftConfig):
             "by that of the squaring gates' c, whatever the gate)."
         },
     )
+    start: Literal["drawn", "zero"] = field(
+        default="drawn",
+        metadata={
+            "help": "`zero`: the update less what it is at the start, where an entry is kept, so that a new adapter "
+            "changes nothing, to the bit. The start is drawn again from a saved seed. Slower, and keeps more."
+        },
+    )
     init_alpha: float = field(default=0.0, metadata={"help": "Weight of `mixk`'s softmax kernel at the start."})
     kernel: Literal["mixk", "pwl"] = field(default="mixk", metadata={"help": "`mixk` (SNELLA) or `pwl` (SNELL)."})
     gate: Literal["published", "soft", "hard", "none"] = field(
@@ -83,6 +91,25 @@ class SnellaConfig(PeftConfig):
         metadata={"help": "As in PEFT: names, a regular expression, or `all-linear`; None: the family's."},
     )
     exclude_modules: list[str] | set[str] | str | None = field(default=None, metadata={"help": "As in PEFT."})
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Numbers of the blocks to adapt, whatever target_modules is; None: all."}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "What stands before those numbers in a name; None: any part of it."}
+    )
+    rank_pattern: dict[str, int] = field(
+        default_factory=dict, metadata={"help": "Ends of names, or regular expressions of them -> their rank."}
+    )
+    sparsity_pattern: dict[str, float] = field(
+        default_factory=dict,
+        metadata={
+            "help": "Ends of names, or regular expressions of them -> their own target_sparsity: those layers compete "
+            "among themselves, for a budget of their own."
+        },
+    )
+    bias: Literal["none", "all", "snella_only"] = field(
+        default="none", metadata={"help": "As in PEFT: which biases train too, and are saved."}
+    )
     fused_splits: dict[str, int] = field(
         default_factory=lambda: {"qkv": 3},
         metadata={"help": "Last part of a module's name -> matrices fused in it along the out axis."},
@@ -131,7 +158,15 @@ class SnellaConfig(PeftConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Save as PEFT does, and describe the adapter that lies there in its model card."""
         super().save_pretrained(save_directory, **kwargs)
-        describe(Path(save_directory), self.target_sparsity, self.versions, selects=self.gate != "none")
+        describe(Path(save_directory), self.target, self.versions, selects=self.gate != "none")
+
+    def rank(self, name: str) -> int:
+        """Return the rank of a layer."""
+        return self.rank_pattern.get(get_pattern_key(list(self.rank_pattern), name), self.r)
+
+    def target(self, name: str) -> float:
+        """Return the share of a layer's update that is zero at the end: the layer's own, or that of all."""
+        return self.sparsity_pattern.get(get_pattern_key(list(self.sparsity_pattern), name), self.target_sparsity)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,6 +179,8 @@ class SnellaConfig(PeftConfig):
         _check_numbers(self)
         _check_choice("kernel", self.kernel, KERNELS)
         _check_choice("gate", self.gate, GATES)
+        _check_choice("bias", self.bias, ("none", "all", "snella_only"))
+        _check_choice("start", self.start, ("drawn", "zero"))
         _check_choice("rematerialize", self.rematerialize, (False, True, "mlp"))
 
 
@@ -157,6 +194,16 @@ def _check_numbers(config: SnellaConfig) -> None:
         raise UserError(
             f"r={config.r} is not a positive multiple of heads={config.heads}; "
             f"try r={max(config.heads, 1) * max(round(config.r / max(config.heads, 1)), 1)}"
+        )
+    for name, rank in config.rank_pattern.items():
+        if rank < 1 or rank % config.heads:
+            raise UserError(f"rank_pattern[{name!r}]={rank} is not a positive multiple of heads={config.heads}")
+    for name, share in config.sparsity_pattern.items():
+        if not 0 <= share <= 1:
+            raise UserError(f"sparsity_pattern[{name!r}]={share} is outside [0, 1]")
+    if config.layers_pattern and config.layers_to_transform is None:
+        raise UserError(
+            f"layers_pattern={config.layers_pattern!r} says where numbers stand: give layers_to_transform too"
         )
     for name in ("scale", "relative_scale", "start_scale"):
         value = getattr(config, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import reduce
 from typing import cast
@@ -21,8 +20,6 @@ from snella.ops import (
     Factors,
     ProductCall,
     adapted_product,
-    adapted_weight,
-    delta_by_definition,
     draw_drop_path,
     draw_sample,
     is_packed,
@@ -33,7 +30,16 @@ from snella.ops import (
 from snella.tuner.base_layers import BaseLayer, is_hooked, multiply, split_padding
 from snella.tuner.cached_weight import CachedWeight, is_cacheable, keep
 from snella.tuner.config import SnellaConfig
-from snella.tuner.scale import UpdateSettings, choose_scale, saved_scales, update_settings
+from snella.tuner.scale import (
+    Start,
+    UpdateSettings,
+    choose_scale,
+    delta_of,
+    draw_factors,
+    first_factors,
+    saved_scales,
+    update_settings,
+)
 
 
 def _use_saved_scales(layer: nn.Module, _: object = None) -> None:
@@ -51,6 +57,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
     The weight counts as S matrices (out/S, in) stacked along the out axis; a convolution's is
     (out, in·kh·kw). Parameters by adapter name: snella_A (S, H, n, r/H), snella_B (S, H, m/S, r/H), the scalars
     (S,) of kernel `mixk`, the integer budgets snella_kept (S,), and where it is relative the constant snella_scale.
+    With `start="zero"` delta is less by what it was at the start, in the entries that it keeps now (snella_start).
 
     What the forward pass does, by the first line that fits:
 
@@ -62,8 +69,8 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
                                           hooks (3)                 base(x) + x (sum of the updates)ᵀ
                                           else                      product of `weight`, in evaluation a cached one
 
-    Dropout (on the update's x), drop-path and the sampling of tokens for the update's gradient count in training only;
-    a fused product does drop-path and sampling by itself, the others sample nothing.
+    Dropout (on the update's x), drop-path and sampling of tokens for the update's gradient count in training only; a
+    fused product does drop-path and sampling by itself, the others sample nothing.
     (1) No active adapter in this layer, or all are merged, or disabled, which unmerges them first.
     (2) And not traced, where `ops.is_traced` has the update made by its definition.
     (3) Of the base layer: its call does more than its class's forward, see `is_hooked`.
@@ -85,6 +92,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         self.snella_beta = nn.ParameterDict()
         self.snella_kept = BufferDict(persistent=True)
         self.snella_scale = BufferDict(persistent=True)  # 0-d, in SCALE_UNIT, of adapters whose constant is relative
+        self.snella_start = BufferDict(persistent=True)  # (3,) `scale.Start`, of adapters whose update starts at zero
         self.register_load_state_dict_post_hook(_use_saved_scales)
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
@@ -120,7 +128,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
             raise UserError(
                 f"{self.name} has {out_features} outputs, not divisible into fused_splits[{last_name!r}]={splits}"
             )
-        rows, width = out_features // splits, config.r // config.heads
+        rows, width = out_features // splits, config.rank(self.name) // config.heads
         scale = choose_scale(config, unpacked(weight.data if self._unmerged_weight is None else self._unmerged_weight))
         if scale.units is not None:
             self.snella_scale[adapter_name] = torch.tensor(scale.units, device=weight.device)
@@ -132,21 +140,20 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
             self.snella_alpha[adapter_name] = nn.Parameter(torch.full((splits,), float(config.init_alpha)))
             self.snella_gamma[adapter_name] = nn.Parameter(torch.ones(splits))
             self.snella_beta[adapter_name] = nn.Parameter(torch.zeros(splits))
-        for factor in (*self.snella_A[adapter_name], *self.snella_B[adapter_name]):
-            nn.init.kaiming_uniform_(factor, a=math.sqrt(5))  # each 3-D slice by itself, as published
-            with torch.no_grad():
-                factor.mul_(scale.start)
         kept = kept_count(config.init_sparsity, rows * in_features)
+        start = Start.drawn(scale.start, kept) if config.start == "zero" else None
+        if start is not None:
+            self.snella_start[adapter_name] = start.saved().to(weight.device)
+        draw_factors(self.snella_A[adapter_name], self.snella_B[adapter_name], scale.start, start and start.seed)
         self.snella_kept[adapter_name] = torch.full((splits,), kept, dtype=torch.int64, device=weight.device)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter from this layer, as PEFT does."""
-        if adapter_name in self.settings:
-            del self.settings[adapter_name], self.scaling[adapter_name], self.snella_kept[adapter_name]
-            if adapter_name in self.snella_scale:
-                del self.snella_scale[adapter_name]
+        for kept in (self.settings, self.scaling, self.snella_kept, self.snella_scale, self.snella_start):
+            if adapter_name in kept:
+                del kept[adapter_name]
         super().delete_adapter(adapter_name)
 
     def set_scale(self, adapter: str, scale: float) -> None:
@@ -166,8 +173,11 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
 
     def tensor_names(self, adapter_name: str) -> list[str]:
         """Return the names of an adapter's tensors in this layer's state dict."""
-        kinds = (*self.adapter_layer_names, "snella_kept", "snella_scale")
+        kinds = (*self.adapter_layer_names, "snella_kept", "snella_scale", "snella_start")
         return [f"{kind}.{adapter_name}" for kind in kinds if adapter_name in getattr(self, kind)]
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return isinstance(self.get_base_layer(), nn.Linear)  # PEFT converts those alone
 
     def matrix_names(self, adapter_name: str) -> list[str]:
         """Return the names of the S matrices: the layer's, with [0] … [S-1] behind where it holds several."""
@@ -180,17 +190,19 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """Return the update (out, in) of all S matrices times its scale, in at least fp32; differentiable."""
-        factors, kept, spec = self._factors(adapter_name), self.kept(adapter_name), self.settings[adapter_name].spec
+        factors, kept, settings = self._factors(adapter_name), self.kept(adapter_name), self.settings[adapter_name]
+        delta = delta_of(factors, kept, settings)
+        if adapter_name in self.snella_start:
+            with torch.no_grad():
+                start = Start.of(cast(Tensor, self.snella_start[adapter_name]))
+                first = delta_of(first_factors(factors, start, settings), torch.full_like(kept, start.kept), settings)
+            delta = delta - torch.where(delta.detach() != 0, first, 0)
         scale = self.scaling[adapter_name]
-        if is_traced(factors.A):
-            delta = delta_by_definition(factors, kept, spec)
-        else:
-            delta = adapted_weight(None, factors, kept, spec, torch.promote_types(factors.A.dtype, torch.float32))
         return delta if scale == 1 else scale * delta
 
     def _factors(self, adapter_name: str) -> Factors:
         A, B = self.snella_A[adapter_name], self.snella_B[adapter_name]
-        if adapter_name not in self.snella_alpha:  # kernel pwl
+        if adapter_name not in self.snella_alpha:  # pwl
             return Factors(A, B, None, None, None)
         settings = self.settings[adapter_name]
         unit = settings.spec.scale if settings.scalars_in_units_of_scale else 1
@@ -256,7 +268,8 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
             raise UserError(
                 f"{self.name}: its factors are offloaded, where nothing fetches them; merge_and_unload first"
             )
-        if len(names) == 1 and self.scaling[names[0]] == 1 and torch.is_grad_enabled() and not is_traced(x):
+        plain = self.scaling[names[0]] == 1 and names[0] not in self.snella_start
+        if len(names) == 1 and plain and torch.is_grad_enabled() and not is_traced(x):
             return self._fused_product(x, names[0])
         if self.training and any(self.settings[name].dropout or self.settings[name].drop_path for name in names):
             y = self.base_layer(x)
@@ -306,8 +319,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Put the active (or named) adapters' updates into the base weight, whose old tensor is kept for unmerge.
 
-        Raises:
-            ValueError: `safe_merge` and the merged weight is not finite.
+        Raises ValueError where `safe_merge` is asked for and the merged weight is not finite.
         """
         base = self.get_base_layer()
         for name in check_adapters_to_merge(self, adapter_names):

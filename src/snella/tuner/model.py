@@ -12,6 +12,7 @@ from typing import Any
 
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -62,7 +63,7 @@ class SnellaModel(AllocatingTuner):
         self.targeted_module_names = [
             name for name in self.targeted_module_names if isinstance(modules[name], SnellaLayer)
         ]
-        if not any(adapter_name in layer.settings for layer in self.layers()):
+        if not any(adapter_name in layer.settings for layer in self.adapted_layers()):
             raise NoMatchError(
                 f"target_modules={self.peft_config[adapter_name].target_modules!r} matches convolutions only "
                 f"that cannot be adapted; choose from: {', '.join(candidates(model))}"
@@ -70,9 +71,11 @@ class SnellaModel(AllocatingTuner):
         owners: Counter[Tensor | None] = Counter(
             parameter for module in model.modules() for parameter in module._parameters.values()
         )
-        for layer in self.layers():
+        for layer in self.adapted_layers():
             layer.tied = owners[layer.get_base_layer().weight] > 1
         watch_loading(model)
+        if hasattr(model, "save_lora_adapter"):  # diffusers' models
+            vars(model)["save_lora_adapter"] = _refuse_to_save_as_lora
         if self.peft_config[adapter_name].rematerialize:
             for module in filter(recomputable, model.modules()):
                 watch(module)
@@ -88,11 +91,23 @@ class SnellaModel(AllocatingTuner):
 
     @staticmethod
     def _check_target_module_exists(peft_config: PeftConfig, key: str) -> bool | re.Match[str] | None:
-        return BaseTuner._check_target_module_exists(peft_config, uncompiled(key))
+        """Return what PEFT does; layers_to_transform are chosen by numbers wherever they stand in a name."""
+        assert isinstance(peft_config, SnellaConfig)
+        key, wanted = uncompiled(key), peft_config.layers_to_transform
+        if wanted is not None:
+            parts = peft_config.layers_pattern or r"[^.]*[^.\d][^.]*"
+            pattern = parts if isinstance(parts, str) else "|".join(parts)
+            number = re.search(rf"(?:^|\.)(?:{pattern})\.(\d+)\.", f"{key}.")
+            if number is None or int(number[1]) not in ([wanted] if isinstance(wanted, int) else wanted):
+                return False
+            peft_config = copy.copy(peft_config)
+            peft_config.layers_to_transform = peft_config.layers_pattern = None
+        return BaseTuner._check_target_module_exists(peft_config, key)
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:  # pyright: ignore[reportIncompatibleMethodOverride] PEFT says None
         model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)  # type: ignore[assignment]
         unwatch_loading(model)
+        vars(model).pop("save_lora_adapter", None)
         for module in model.modules():
             unwatch(module)
         return model
@@ -110,7 +125,7 @@ class SnellaModel(AllocatingTuner):
             _fill_in(peft_config, "modules_to_save", UniqueNames(heads))
         targets = _requested(peft_config, "target_modules")
         if targets is None:
-            _fill_in(peft_config, "target_modules", default_targets(self.model))
+            _fill_in(peft_config, "target_modules", self._default_targets(model_config))
         elif targets == "all-linear":
             _fill_in(peft_config, "target_modules", self._all_linear(heads))
         if peft_config.versions is None:
@@ -126,6 +141,16 @@ class SnellaModel(AllocatingTuner):
                 f"choose from: {', '.join(candidates(self.model))}"
             )
         return peft_config
+
+    def _default_targets(self, model_config: dict) -> str | set[str]:
+        """Return the family's, or else those that PEFT has for a text model of this type."""
+        try:
+            return default_targets(self.model)
+        except NoMatchError:
+            names = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_config.get("model_type", ""))
+            if not names:
+                raise
+            return set(names)
 
     def _all_linear(self, heads: list[str]) -> set[str]:
         """Return the names of all Linear layers but the head's and the output embedding's.
@@ -205,8 +230,15 @@ class SnellaModel(AllocatingTuner):
         raise UserError(
             "the weighted sum of SNELLA updates is no SNELLA update: have the adapters in force together, "
             f"model.base_model.set_adapter({list(adapters)}), each with its weight, {scales} for layer in "
-            "model.base_model.layers(); merge_adapter() then adds them to the weights"
+            "model.base_model.adapted_layers(); merge_adapter() then adds them to the weights"
         )
+
+
+def _refuse_to_save_as_lora(*args: Any, **kwargs: Any) -> None:
+    raise UserError(
+        "diffusers would save this adapter as a LoRA that nothing loads: call save_pretrained(folder) of the PeftModel "
+        "and snella.load_into_pipeline(pipe, folder), or snella.save_as_lora for a LoRA close to it"
+    )
 
 
 def _hold_statistics(model: nn.Module) -> None:

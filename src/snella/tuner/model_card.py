@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,12 +34,14 @@ class Kept(NamedTuple):
         return f"keeps {self.kept / self.size:.1%} of its update's entries, and {self.target:.1%} was asked for"
 
 
-def describe(folder: Path, target_sparsity: float, versions: Mapping[str, str] | None, *, selects: bool) -> None:
+def describe(
+    folder: Path, target: Callable[[str], float], versions: Mapping[str, str] | None, *, selects: bool
+) -> None:
     """Say in the folder's model card what its adapter is, and warn where it keeps another share than was asked for.
 
     Args:
         folder: of a saved adapter.
-        target_sparsity: what its config asks for.
+        target: gives the share of a layer's update, by name, that its config asks to be zero.
         versions: library and version that it was made with; None before it was in a model.
         selects: whether its gate selects entries at all.
     """
@@ -50,7 +52,7 @@ def describe(folder: Path, target_sparsity: float, versions: Mapping[str, str] |
     ]
     if versions:
         lines.append("Made with " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".")
-    if selects and (kept := saved_share(folder, target_sparsity)):
+    if selects and (kept := saved_share(folder, target)):
         lines.append(f"The adapter {kept}.")
         if not kept.is_near and not CHECKPOINT.fullmatch(folder.name):
             warnings.warn(missed(kept), stacklevel=4)
@@ -65,12 +67,13 @@ def missed(kept: Kept) -> str:
     )
 
 
-def saved_share(folder: Path, target_sparsity: float) -> Kept | None:
+def saved_share(folder: Path, target: Callable[[str], float]) -> Kept | None:
     """Return what the adapter saved in a folder keeps, None where there is none."""
     file = folder / SAFETENSORS_WEIGHTS_NAME
     if not file.is_file():
         return None
     kept = size = 0
+    wanted = 0.0
     with safe_open(file, framework="pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118  (it is not a dict)
             if name.endswith("snella_kept"):
@@ -78,8 +81,10 @@ def saved_share(folder: Path, target_sparsity: float) -> Kept | None:
                     tensors.get_slice(name.replace("snella_kept", f"snella_{factor}")).get_shape() for factor in "AB"
                 )
                 kept += int(tensors.get_tensor(name).sum())
-                size += A[0] * A[-2] * B[-2]  # (S, H, n, r/H) and (S, H, m/S, r/H)
-    return Kept(kept, size, 1 - target_sparsity) if size else None
+                entries = A[0] * A[-2] * B[-2]  # (S, H, n, r/H) and (S, H, m/S, r/H)
+                size += entries
+                wanted += (1 - target(name.removesuffix(".snella_kept"))) * entries
+    return Kept(kept, size, wanted / size) if size else None
 
 
 def _write(card: Path, text: str) -> None:

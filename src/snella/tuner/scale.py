@@ -11,14 +11,15 @@ another. It is saved in whole units of SCALE_UNIT because a cast of the model to
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from snella.ops import UpdateSpec
+from snella.ops import Factors, UpdateSpec, adapted_weight, delta_by_definition, is_traced
 from snella.tuner.config import SnellaConfig
 
 SCALE_UNIT = 2.0**-32
@@ -76,6 +77,7 @@ class UpdateSettings:
     rematerialize: bool | Literal["mlp"]
     sample_tokens: float | None
     scalars_in_units_of_scale: bool
+    init_alpha: float
 
 
 def update_settings(config: SnellaConfig, last_name: str, scale: LayerScale) -> UpdateSettings:
@@ -87,4 +89,61 @@ def update_settings(config: SnellaConfig, last_name: str, scale: LayerScale) -> 
         rematerialize=config.rematerialize,
         sample_tokens=config.sample_tokens,
         scalars_in_units_of_scale=scale.in_scalars,
+        init_alpha=config.init_alpha,
     )
+
+
+class Start(NamedTuple):
+    """What makes an adapter's first update of a layer again, as three integers that are saved with it."""
+
+    seed: int
+    factor: float  # what freshly drawn factors are multiplied by
+    kept: int  # entries of each matrix
+
+    @classmethod
+    def drawn(cls, factor: float, kept: int) -> Start:
+        """Return a start with a seed from torch's generator."""
+        return cls(int(torch.randint(2**62, (), device="cpu")), factor, kept)
+
+    @classmethod
+    def of(cls, saved: Tensor) -> Start:
+        """Return what `saved` gave."""
+        seed, bits, kept = saved.tolist()
+        return cls(seed, struct.unpack("<d", struct.pack("<q", bits))[0], kept)
+
+    def saved(self) -> Tensor:
+        """Return it as integers (3,): a cast of the model to half precision would round a float."""
+        return torch.tensor([self.seed, struct.unpack("<q", struct.pack("<d", self.factor))[0], self.kept])
+
+
+def draw_factors(A: Tensor, B: Tensor, factor: float, seed: int | None = None) -> None:
+    """Draw factors (S, H, ., r/H) in place, each 3-D slice by itself, as published, times a factor.
+
+    With a seed they are drawn on the CPU, and are such that a cast to half precision and back leaves them as they are.
+    """
+    generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
+    with torch.no_grad():
+        for part in (*A, *B):
+            drawn = part if generator is None else torch.empty(part.shape, device="cpu")
+            nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+            drawn.mul_(factor)
+            if generator is not None:
+                part.copy_(drawn.half().bfloat16())
+
+
+def first_factors(now: Factors, start: Start, settings: UpdateSettings) -> Factors:
+    """Return the factors that a layer's adapter began with, of the shapes that it has now."""
+    A, B = torch.empty_like(now.A), torch.empty_like(now.B)
+    draw_factors(A, B, start.factor, start.seed)
+    if now.alpha is None:  # kernel pwl
+        return Factors(A, B, None, None, None)
+    unit = settings.spec.scale if settings.scalars_in_units_of_scale else 1
+    values = (unit * value for value in (settings.init_alpha, 1.0, 0.0))
+    return Factors(A, B, *(torch.full_like(now.alpha, value) for value in values))
+
+
+def delta_of(factors: Factors, kept: Tensor, settings: UpdateSettings) -> Tensor:
+    """Return the update (out, in) of all S matrices, in at least fp32; differentiable."""
+    if is_traced(factors.A):
+        return delta_by_definition(factors, kept, settings.spec)
+    return adapted_weight(None, factors, kept, settings.spec, torch.promote_types(factors.A.dtype, torch.float32))

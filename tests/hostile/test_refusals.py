@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from support.broken_images import png_header
 from support.hostile import Case, check, folders, images, linked, pipe, table, text, together
 from support.masked_runs import write_pairs
 
@@ -121,6 +122,21 @@ CASES: dict[str, Case] = {
     "a pipe among masks": Case(
         together(PAIRS, lambda root: (root / "d/masks/0.png").unlink(), pipe("d/masks/0.png")),
         "data d", 0, ("d/masks/0.png: not a file",),
+    ),
+    # Eleven thousand processes, and files that would fill the memory.
+    "a million workers": Case(folders(x=4, y=4), "train --data d --workers 1000000", 2, ("--workers 1000000",)),
+    "less than no workers": Case(folders(x=4, y=4), "train --data d --workers -1", 2, ("--workers -1",)),
+    "a decompression bomb": Case(
+        together(folders(x=4, y=4), text("d/x/bomb.png", png_header(60_000, 60_000))),
+        "data d", 0, ("d/x/bomb.png: too many pixels; shrink it below 100 megapixels",),
+    ),
+    "bombs alone": Case(
+        together(*(text(f"d/{name}/bomb.png", png_header(60_000, 60_000)) for name in "xy")),
+        "data d", 2, ("none of the 2 images can be read, the first: d/x/bomb.png: too many pixels",),
+    ),
+    "a large image": Case(
+        together(folders(x=4, y=4), text("d/x/large.png", png_header(12_000, 9_000))),
+        "data d", 0, ("d/x/large.png: 12000 x 9000 pixels; shrink it below 100 megapixels",),
     ),
     # A terminal obeyed the names.
     "escapes in a class's name": Case(folders(**{"\x1b[31mred": 4, "y": 4}), "data d", 0, ("\\x1b[31mred",), ("\x1b",)),

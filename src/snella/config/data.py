@@ -59,8 +59,9 @@ class DataConfig:
     """Share of each class set aside for choosing the epoch, where the data has no such split. 0 to 1."""
     test_fraction: float = setting(0.15, inside(0, 1))
     """Share of each class set aside for the final test, where the data has no split of its own. 0 to 1."""
-    workers: int | None = setting(None, at_least(0), free=True)
-    """Processes that decode images. None: one per core up to 8 beside a GPU, none beside a CPU that trains."""
+    workers: int | None = setting(None, between(0, 256), free=True)
+    """Processes that decode images, at most 256.
+    None: one per core up to 8 beside a GPU, none beside a CPU that trains."""
 
     @property
     def images_per_batch(self) -> int:

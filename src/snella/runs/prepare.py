@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +18,7 @@ from snella.console import checking_images, print_line
 from snella.data.dataset import ImageData, with_white
 from snella.data.loading import Examples, ImageBatches
 from snella.data.readers.suspicions import suspicions
+from snella.data.threads import usable_cores
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
 from snella.methods.adapters import wrap
@@ -136,7 +136,7 @@ def make_batches(
     task, data = task_named(config.task), config.data
     workers, size = data.workers, data.images_per_batch
     if workers is None:
-        workers = min(8, os.cpu_count() or 1) if torch.cuda.is_available() and config.device != "cpu" else 0
+        workers = min(8, usable_cores()) if torch.cuda.is_available() and config.device != "cpu" else 0
     return {
         name: ImageBatches(
             images,

@@ -104,6 +104,32 @@ CASES: dict[str, Case] = {
         "data d", 2, ("d/classes.json", "is not text; name the class"),
     ),
     "a COCO file for a manifest": Case(text("m.jsonl", COCO), "data m.jsonl", 2, ("m.jsonl has no column",)),
+    # Faults in snella: a file that Python itself refuses.
+    "JSON without an end": Case(text("m.jsonl", "[" * 90_000 + "]" * 90_000), "data m.jsonl", 2, ("line 1: not JSON",)),
+    "a number without an end": Case(
+        together(FOUR, text("m.jsonl", f'{{"path": "a.png", "label": {"9" * 5_000}}}\n')),
+        "data m.jsonl", 2, ("line 1: not JSON",),
+    ),
+    "digits without an end": Case(
+        together(FOUR, table(("a.png", "9" * 5_000), ("b.png", "1"))),
+        "data m.csv", 2, ("too few",),
+    ),
+    "a value without an end": Case(
+        together(PAIRS, text("d/classes.json", json.dumps({"9" * 5_000: "a", "1": "b"}))),
+        "data d", 2, ("is out of range; use a whole number",),
+    ),
+    "half a character in a path": Case(
+        together(FOUR, text("m.jsonl", '{"path": "\\ud800.png", "label": "x"}\n')),
+        "data m.jsonl", 2, ("line 1: path is '\\ud800.png', which is not text",),
+    ),
+    "a zero byte in a path": Case(
+        together(FOUR, text("m.jsonl", '{"path": "a\\u0000.png", "label": "x"}\n')),
+        "data m.jsonl", 2, ("line 1: path is 'a\\x00.png', which is not text",),
+    ),
+    "a name twice in JSON": Case(
+        together(FOUR, text("m.jsonl", '{"path": "a.png", "label": "x", "label": "y"}\n')),
+        "data m.jsonl", 2, ("m.jsonl line 1: 'label' is there twice",),
+    ),
     # To open a pipe waited for ever.
     "a pipe among images": Case(
         together(folders(x=4, y=4), pipe("d/x/p.png")), "data d", 0, ("d/x/p.png: not a file",)

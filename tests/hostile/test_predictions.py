@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from snella.cli.main import main
+from support.broken_images import png_header
 from support.masked_runs import write_pairs
 from support.runs import train
 
@@ -87,6 +88,15 @@ def test_a_name_as_long_as_can_be(segmenter: Path, tmp_path: Path, capsys) -> No
     assert [row["image"] for row in rows] == paths
     assert len({row["mask"] for row in rows}) == 2
     assert all(Path(row["mask"]).is_file() for row in rows)
+
+
+# Pillow's own warning came with two lines of its source.
+def test_an_image_that_is_too_large_is_one_line(run: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "large.png").write_bytes(png_header(12_000, 9_000))
+    paths = [str(tmp_path / "large.png"), picture(tmp_path / "a.png")]
+    assert main(["predict", str(run), *paths, "--json"]) == 1
+    said = "12000 x 9000 pixels; shrink it below 100 megapixels"
+    assert capsys.readouterr().err == f"snella: not predicted: {paths[0]}: {said}\n"
 
 
 # Values of 12 bits in files of 16 reached the model as 0 to 15 of 255.

@@ -16,7 +16,7 @@ from snella.errors import one_line, printable
 
 def shown(text: str) -> Text:
     """Return text for a table or a report: never markup, and no character that a terminal obeys."""
-    return Text(printable(text))
+    return Text(printable(text.replace("\n", "\\n")))
 
 
 class Terminal(Console):

@@ -12,6 +12,9 @@ import pytest
 from PIL import Image
 
 from snella.cli.main import main
+from support.broken_images import png_header
+from support.masked_runs import write_pairs
+from support.runs import train
 
 NAMES = ("image", "text", "probability")  # as in conftest.py
 
@@ -87,6 +90,15 @@ def test_a_name_as_long_as_can_be(segmenter: Path, tmp_path: Path, capsys) -> No
     assert all(Path(row["mask"]).is_file() for row in rows)
 
 
+# Pillow's own warning came with two lines of its source.
+def test_an_image_that_is_too_large_is_one_line(run: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "large.png").write_bytes(png_header(12_000, 9_000))
+    paths = [str(tmp_path / "large.png"), picture(tmp_path / "a.png")]
+    assert main(["predict", str(run), *paths, "--json"]) == 1
+    said = "12000 x 9000 pixels; shrink it below 100 megapixels"
+    assert capsys.readouterr().err == f"snella: not predicted: {paths[0]}: {said}\n"
+
+
 # Values of 12 bits in files of 16 reached the model as 0 to 15 of 255.
 def test_values_of_12_bits_are_said(run: Path, tmp_path: Path, capsys) -> None:
     values = np.random.default_rng(0).integers(0, 4_000, (40, 36)).astype(np.uint16)
@@ -97,3 +109,41 @@ def test_values_of_12_bits_are_said(run: Path, tmp_path: Path, capsys) -> None:
     wide, narrow = json.loads(shown.out)
     assert wide["probability"] == pytest.approx(narrow["probability"], abs=0.02)
     assert "1 images of 16-bit greys: 4095 is taken for white" in shown.err
+
+
+def test_a_run_reads_other_images_by_the_range_of_its_own(tmp_path: Path, capsys) -> None:
+    for i in range(16):
+        (tmp_path / "d" / "xy"[i % 2]).mkdir(parents=True, exist_ok=True)
+        values = np.random.default_rng(i).integers(0, 2_000, (20, 20)) + 2_000 * (i % 2)
+        Image.fromarray(values.astype(np.uint16)).save(tmp_path / "d" / "xy"[i % 2] / f"{i}.png")
+    run = tmp_path / "run"
+    assert train(tmp_path / "d", run, "--method", "linear", "--epochs", "1") == 0
+    assert "use 12 of 16 bits (values up to 3999): 4095 is taken for white" in capsys.readouterr().out
+    assert json.loads((run / "adapter" / "snella.json").read_text())["white"] == 4095
+    darker = np.full((20, 20), 500, np.uint16)  # alone it would use 10 bits
+    Image.fromarray(darker).save(tmp_path / "dark.png")
+    Image.fromarray((darker.astype(int) * 255 // 4095).astype(np.uint8)).save(tmp_path / "dark8.png")
+    Image.fromarray(darker * 60).save(tmp_path / "wide.png")
+    capsys.readouterr()
+    assert main(["predict", str(run), *(str(tmp_path / f"{n}.png") for n in ("dark", "dark8", "wide")), "--json"]) == 1
+    shown = capsys.readouterr()
+    dark, dark8 = json.loads(shown.out)
+    assert dark["probabilities"] == dark8["probabilities"]
+    assert "wide.png: values up to 30000, and 4095 is white in these data" in shown.err
+    assert main(["evaluate", str(run), "--data", str(tmp_path / "d")]) == 0
+
+
+def test_masks_of_other_data_are_evaluated_by_the_names_of_their_classes(segmenter: Path, tmp_path: Path) -> None:
+    """The same masks with the values of their classes exchanged, and names that say so: the same result."""
+    found = {}
+    for name, order in (("same", (0, 1, 2)), ("other", (2, 0, 1))):
+        root = write_pairs(tmp_path / name, 6)
+        for path in (root / "masks").iterdir():
+            Image.fromarray(np.array(order, np.uint8)[np.asarray(Image.open(path))]).save(path)
+        names = sorted(("sky", "mask", "width"), key=lambda c: order[("sky", "mask", "width").index(c)])
+        (root / "classes.json").write_text(json.dumps(names))
+        assert main(["evaluate", str(segmenter), "--data", str(root)]) == 0
+        found[name] = json.loads((segmenter / "evaluation" / f"{name}.json").read_text())
+    assert found["same"]["confusion"] == found["other"]["confusion"]
+    (tmp_path / "same" / "classes.json").write_text('["sky", "mask", "height"]')
+    assert main(["evaluate", str(segmenter), "--data", str(tmp_path / "same")]) == 2

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from support.broken_images import png_header
 from support.hostile import Case, check, folders, images, linked, pipe, table, text, together
 from support.masked_runs import write_pairs
 
@@ -103,6 +104,32 @@ CASES: dict[str, Case] = {
         "data d", 2, ("d/classes.json", "is not text; name the class"),
     ),
     "a COCO file for a manifest": Case(text("m.jsonl", COCO), "data m.jsonl", 2, ("m.jsonl has no column",)),
+    # Faults in snella: a file that Python itself refuses.
+    "JSON without an end": Case(text("m.jsonl", "[" * 90_000 + "]" * 90_000), "data m.jsonl", 2, ("line 1: not JSON",)),
+    "a number without an end": Case(
+        together(FOUR, text("m.jsonl", f'{{"path": "a.png", "label": {"9" * 5_000}}}\n')),
+        "data m.jsonl", 2, ("line 1: not JSON",),
+    ),
+    "digits without an end": Case(
+        together(FOUR, table(("a.png", "9" * 5_000), ("b.png", "1"))),
+        "data m.csv", 2, ("too few",),
+    ),
+    "a value without an end": Case(
+        together(PAIRS, text("d/classes.json", json.dumps({"9" * 5_000: "a", "1": "b"}))),
+        "data d", 2, ("is out of range; use a whole number",),
+    ),
+    "half a character in a path": Case(
+        together(FOUR, text("m.jsonl", '{"path": "\\ud800.png", "label": "x"}\n')),
+        "data m.jsonl", 2, ("line 1: path is '\\ud800.png', which is not text",),
+    ),
+    "a zero byte in a path": Case(
+        together(FOUR, text("m.jsonl", '{"path": "a\\u0000.png", "label": "x"}\n')),
+        "data m.jsonl", 2, ("line 1: path is 'a\\x00.png', which is not text",),
+    ),
+    "a name twice in JSON": Case(
+        together(FOUR, text("m.jsonl", '{"path": "a.png", "label": "x", "label": "y"}\n')),
+        "data m.jsonl", 2, ("m.jsonl line 1: 'label' is there twice",),
+    ),
     # To open a pipe waited for ever.
     "a pipe among images": Case(
         together(folders(x=4, y=4), pipe("d/x/p.png")), "data d", 0, ("d/x/p.png: not a file",)
@@ -121,6 +148,21 @@ CASES: dict[str, Case] = {
     "a pipe among masks": Case(
         together(PAIRS, lambda root: (root / "d/masks/0.png").unlink(), pipe("d/masks/0.png")),
         "data d", 0, ("d/masks/0.png: not a file",),
+    ),
+    # Eleven thousand processes, and files that would fill the memory.
+    "a million workers": Case(folders(x=4, y=4), "train --data d --workers 1000000", 2, ("--workers 1000000",)),
+    "less than no workers": Case(folders(x=4, y=4), "train --data d --workers -1", 2, ("--workers -1",)),
+    "a decompression bomb": Case(
+        together(folders(x=4, y=4), text("d/x/bomb.png", png_header(60_000, 60_000))),
+        "data d", 0, ("d/x/bomb.png: too many pixels; shrink it below 100 megapixels",),
+    ),
+    "bombs alone": Case(
+        together(*(text(f"d/{name}/bomb.png", png_header(60_000, 60_000)) for name in "xy")),
+        "data d", 2, ("none of the 2 images can be read, the first: d/x/bomb.png: too many pixels",),
+    ),
+    "a large image": Case(
+        together(folders(x=4, y=4), text("d/x/large.png", png_header(12_000, 9_000))),
+        "data d", 0, ("d/x/large.png: 12000 x 9000 pixels; shrink it below 100 megapixels",),
     ),
     # A terminal obeyed the names.
     "escapes in a class's name": Case(folders(**{"\x1b[31mred": 4, "y": 4}), "data d", 0, ("\\x1b[31mred",), ("\x1b",)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (without the program's name) and return its exit code, one of `snella.cli.exit`."""
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; such images are refused in a line
     args = [a for a in args if a != "--debug"]
     with terminable():
         try:

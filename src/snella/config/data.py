@@ -66,8 +66,9 @@ class DataConfig:
     test_fraction: float | None = setting(None, inside(0, 1))
     """Share of each class set aside for the final test, where the data has no split of its own. 0 to 1. None: 0.15; to
     generate, none."""
-    workers: int | None = setting(None, at_least(0), free=True)
-    """Processes that decode images. None: one per core up to 8 beside a GPU, none beside a CPU that trains."""
+    workers: int | None = setting(None, between(0, 256), free=True)
+    """Processes that decode images, at most 256.
+    None: one per core up to 8 beside a GPU, none beside a CPU that trains."""
     cache_images: Literal["auto", "on", "off"] = setting("auto", free=True)
     """Keep decoded images in memory, which all workers share: the same results, without decoding in each epoch.
     auto: beside a GPU, where they take at most a quarter of the memory that is free."""

@@ -7,7 +7,7 @@ file ─ decoded once, in threads ─┬─ UnreadableImage
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -137,22 +137,21 @@ def facts_of(image: Image.Image, *, widest: int | None = None, clear: bool = Fal
     return ImageFacts(fingerprint, thumbnail, max(high for _, high in extremes), widest, empty)
 
 
-def wide_facts(paths: Sequence[str]) -> dict[str, ImageFacts]:
-    """Return the facts of the files of 16-bit greys among `paths`; of the others the header alone is read."""
+def widest_values(paths: Sequence[str]) -> dict[str, int]:
+    """Return the largest value of each file of 16-bit greys among `paths`; of other files the header alone is read."""
 
-    def look(path: str) -> ImageFacts | None:
-        with decoding(path, path) as image:
-            wide = is_wide(image)
-        return look_at_file(path) if wide else None
+    def look(path: str) -> int | None:
+        with decoding(path, path) as image, IN_FLIGHT.holding(image.width * image.height):
+            return int(wide_values(upright(image, path), path).max(initial=0)) if is_wide(image) else None
 
     found = zip(paths, looks(look, paths, None), strict=True)
-    return {path: facts for path, facts in found if isinstance(facts, ImageFacts)}
+    return {path: widest for path, widest in found if isinstance(widest, int)}
 
 
-def white_of(facts: Mapping[str, ImageFacts]) -> int:
+def white_of(widest: Iterable[int]) -> int:
     """Return the value of 16-bit greys that is white: the largest of the fewest usual bits that hold all values.
 
     Devices of 12 bits write files of 16; over the whole range their images would be nearly black.
     """
-    widest = max((found.widest for found in facts.values() if found.widest is not None), default=WHITE)
-    return next(2**bits - 1 for bits in DEPTHS if widest < 2**bits)
+    largest = max(widest, default=WHITE)
+    return next(2**bits - 1 for bits in DEPTHS if largest < 2**bits)

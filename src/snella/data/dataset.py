@@ -92,7 +92,7 @@ def with_white(data: ImageData[Any], white: int | None) -> ImageData[Any]:
     None: the largest value of the bits that they use. Images that are not files stay as they are.
     """
     wide = [found.widest for found in data.facts.values() if found.widest is not None]
-    chosen = white_of(data.facts) if white is None else white
+    chosen = white_of(wide) if white is None else white
     splits = {
         name: replace(split, read=ImageFiles(chosen)) if isinstance(split.read, ImageFiles) else split
         for name, split in data.splits.items()

@@ -60,10 +60,16 @@ class SplitListing(Protocol):
 SplitListingT = TypeVar("SplitListingT", bound=SplitListing)
 
 
-def natural_order(name: str) -> tuple[list[str | int], str]:
+def natural_order(name: str) -> tuple[list[str | tuple[int, str]], str]:
     """Return a sort key with numbers by value ("class 2" before "class 10"), the same on every system."""
     parts = re.split(r"(\d+)", name.lower())
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+    return [_by_value(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def _by_value(digits: str) -> tuple[int, str]:
+    """Return a sort key of a number of any length, which int might refuse."""
+    plain = digits.lstrip("0")
+    return len(plain), plain
 
 
 def label_entries(names: Sequence[str], labels: Sequence[str]) -> tuple[tuple[str, ...], list[Entry]]:

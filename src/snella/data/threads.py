@@ -58,7 +58,7 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
         try:
             for item in items:
                 ahead.append(pool.submit(function, item))
-                if len(ahead) > 2 * cores:
+                if len(ahead) > cores:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()

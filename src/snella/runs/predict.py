@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from snella.console import Terminal, print_line, print_text
-from snella.data.checks import white_of, wide_facts
+from snella.data.checks import white_of, widest_values
 from snella.data.dataset import Images
 from snella.data.images import WHITE, ImageFiles, UnreadableImage, image_files, is_image
 from snella.errors import UserError
@@ -96,17 +96,17 @@ def _scaled(images: Images, white: int | None) -> Images:
 
     None: the run saw none, and the bits that these use are taken for theirs.
     """
-    facts = wide_facts(images.paths) if isinstance(images.read, ImageFiles) else {}
-    if not facts:
+    widest = widest_values(images.paths) if isinstance(images.read, ImageFiles) else {}
+    if not widest:
         return images
-    used = white_of(facts)
+    used = white_of(widest.values())
     white = white or used
     if used < WHITE and used != white:
-        first = next(iter(facts))
-        text = f"{len(facts)} images of 16-bit greys use {used.bit_length()} bits, the first: {first}"
+        first = next(iter(widest))
+        text = f"{len(widest)} images of 16-bit greys use {used.bit_length()} bits, the first: {first}"
         print_line(Terminal(stderr=True), f"snella: {text}; in this run {white} is white, so they are dark")
     elif used < WHITE:
-        print_line(Terminal(stderr=True), f"snella: {len(facts)} images of 16-bit greys: {white} is taken for white")
+        print_line(Terminal(stderr=True), f"snella: {len(widest)} images of 16-bit greys: {white} is taken for white")
     return replace(images, read=ImageFiles(white))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +19,7 @@ from snella.data.dataset import ImageData, with_white
 from snella.data.kept_images import keep_images
 from snella.data.loading import Examples, ImageBatches
 from snella.data.readers.suspicions import suspicions
+from snella.data.threads import usable_cores
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
 from snella.methods.adapters import wrap
@@ -143,7 +143,7 @@ def make_batches(
     workers, size = data.workers, data.images_per_batch
     beside_gpu = torch.cuda.is_available() and config.device != "cpu"
     if workers is None:
-        workers = min(8, os.cpu_count() or 1) if beside_gpu else 0
+        workers = min(8, usable_cores()) if beside_gpu else 0
     must = data.cache_images == "on"
     if must or (data.cache_images == "auto" and beside_gpu):
         limit = free_memory() if must else round(KEPT_SHARE * free_memory())

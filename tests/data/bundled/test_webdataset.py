@@ -87,3 +87,16 @@ def test_wds_faults(tmp_path: Path, monkeypatch) -> None:
     assert "no readable sample" in refusal(f"wds/{tmp_path / 'bad'}")
     monkeypatch.setitem(sys.modules, "webdataset", None)
     assert "pip install 'snella[wds]'" in refusal(f"wds/{tmp_path / 'bad'}")
+
+
+@pytest.mark.parametrize(
+    "braces", ["{0..99999999}", "{0..9999}-{0..9999}", "{99999999..0}", "{0..99999999..3}", "{,a}" * 40]
+)
+def test_braces_that_stand_for_millions_of_shards_are_refused(tmp_path: Path, braces: str) -> None:
+    pytest.importorskip("webdataset")
+    name = f"train-{braces}.tar"
+    write_shard(tmp_path / "shards" / name, [(b"", "0")])
+    assert f"{name} stands for " in refusal(f"wds/{tmp_path / 'shards'}")
+    (tmp_path / "shards" / name).unlink()
+    (tmp_path / "shards" / "info.json").write_text(json.dumps({"splits": {name: {"num_samples": 4}}}))
+    assert f"{name} stands for " in refusal(f"wds/{tmp_path / 'shards'}")

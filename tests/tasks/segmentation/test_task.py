@@ -153,7 +153,7 @@ def test_predictions_are_masks_of_the_images_own_size(tmp_path):
     assert found.pictures["overlay"].size == (12, 7)
     assert segment.csv_row({**found.row, "mask": "m.png"}).keys() == {
         *("image", "width", "height", "mask"),
-        *"abcd",
+        *(f"pixels:{name}" for name in "abcd"),
     }
 
 
@@ -181,3 +181,11 @@ def test_one_class_is_refused_and_few_are_spread():
     chosen = [int(path) for path in SEGMENTATION.subset(images, 8).paths]
     assert len(chosen) == 8
     assert max(np.diff(chosen)) <= math.ceil(100 / 8) + 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 12), (40, 33)])
+def test_classes_of_an_enlarged_map_are_those_of_its_logits(size):
+    from snella.tasks.segmentation.learner import _resized, enlarged_classes
+
+    logits = torch.randn(5, 6, 6, generator=torch.Generator().manual_seed(0)).round(decimals=1)  # with ties
+    assert torch.equal(enlarged_classes(logits, size).long(), _resized(logits, size)[0].argmax(0))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,6 +21,7 @@ from snella.data.listing import Listing
 from snella.data.paths import check_exists
 from snella.errors import UserError
 
+MOST_SHARDS = 100_000
 _LOGGER = "timm.data.readers.reader_wds"
 # how timm's reader logs a sample that it leaves out
 _FAILURE, _FAILURE_END = "Handling webdataset error (", "). Ignoring."
@@ -48,6 +51,7 @@ def read(folder: str) -> Listing:
     labels: dict[str, list[int]] = {}
     skipped: list[UnreadableImage] = []
     for split, shards in _splits(folder).items():
+        _check_count(folder, shards)
         labels[split] = []
         with _logged() as problems:  # timm logs what it cannot read and goes on
             # no mode: timm would clip 16-bit images to convert them
@@ -103,6 +107,25 @@ def _splits(folder: str) -> dict[str, str]:
     if "all" in shards and len(shards) > 1:
         raise UserError(f"wds/{folder}: {shards['all'][0]} names no split as the others do; call it train-..., val-...")
     return {split: "::".join(names) for split, names in shards.items()}
+
+
+def _check_count(folder: str, shards: str) -> None:
+    """Refuse names whose braces stand for more shards than anybody has: they are written out in memory."""
+    for name in shards.split("::"):
+        stands_for = math.prod(_alternatives(braces) for braces in re.findall(r"\{([^{}]*)\}", name))
+        if stands_for > MOST_SHARDS:
+            raise UserError(
+                f"wds/{folder}: {name} stands for {stands_for} shards, more than {MOST_SHARDS}; name those there are"
+            )
+
+
+def _alternatives(braces: str) -> int:
+    """Return how many texts 0..9, 0..9..2, a..z or a,b,c between braces stands for."""
+    first, _, last = braces.partition("..")
+    last = last.partition("..")[0]
+    if first.isdecimal() and last.isdecimal():
+        return abs(int(last[:18]) - int(first[:18])) + 1
+    return 26 if last else braces.count(",") + 1
 
 
 @contextlib.contextmanager

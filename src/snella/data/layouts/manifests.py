@@ -9,13 +9,15 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 
 from snella.data.folders.names import SPLIT_NAMES
 from snella.data.listing import Entry, Listing, label_entries
 from snella.data.paths import same_file_key
-from snella.errors import UserError
+from snella.errors import UserError, short_reason
 
 PATH_COLUMNS = ("path", "image", "file_name")
 LABEL_COLUMNS = ("label", "class")
@@ -118,7 +120,19 @@ def text_value(row: dict[str, object], column: str, path: str, line: int) -> str
         raise UserError(f"{path} line {line}: {column} is missing; {FILL_IN}")
     if not isinstance(value, str):
         raise UserError(f"{path} line {line}: {column} is {value!r}; write a text or a whole number")
+    if re.search("[\0\ud800-\udfff]", value):  # half a character
+        raise UserError(f"{path} line {line}: {column} is {value!a}, which is not text; mend it")
     return value
+
+
+def _unrepeated(place: str, pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return an object of JSON. Raises UserError where it has one name twice, of which json takes the last."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{place}: {repeated!r} is there twice; keep one")
+    return row
 
 
 def find_column(accepted: Sequence[str], columns: Sequence[str], path: str, what: str) -> str:
@@ -158,9 +172,13 @@ def _jsonl_rows(path: str) -> Iterator[Row]:
             if not text.strip():
                 continue
             try:
-                row = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path} line {line}: not JSON ({error.msg}); write one object a line") from None
+                row = json.loads(text, object_pairs_hook=partial(_unrepeated, f"{path} line {line}"))
+            except UserError:
+                raise
+            except (ValueError, RecursionError) as error:
+                raise UserError(
+                    f"{path} line {line}: not JSON ({short_reason(error)}); write one object a line"
+                ) from None
             if not isinstance(row, dict):
                 raise UserError(f'{path} line {line}: not an object; write {{"COLUMN": VALUE, ...}}')
             yield line, row

@@ -76,7 +76,9 @@ def names_file(folders: Sequence[str]) -> ClassNames | None:
         return None
     try:
         content = json.loads(read_text(path))
-    except (OSError, json.JSONDecodeError, RecursionError) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read: {short_reason(error)}; it must hold a JSON list of class names"
         ) from None
@@ -186,7 +188,7 @@ def _listed_entries(path: str, content: object) -> list[tuple[str, object]]:
 
 
 def _number(key: str) -> int | str:
-    return int(key) if key.isascii() and key.isdecimal() else key
+    return int(key) if key.isascii() and key.isdecimal() and len(key) < 10 else key
 
 
 def _entry(path: str, where: str, entry: object) -> _Entry:

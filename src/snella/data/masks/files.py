@@ -141,10 +141,9 @@ def mask_picture(mask: Tensor, code: MaskCode, palette: Sequence[RGB]) -> Image.
     classes = mask.numpy()
     if code.colors is not None:
         return Image.fromarray(np.array(code.colors, dtype=np.uint8)[classes])
-    values = np.array(code.values)[classes]
     if max(code.values) > 255:
-        return Image.fromarray(values.astype(np.uint16))
-    picture = Image.fromarray(values.astype(np.uint8))
+        return Image.fromarray(np.array(code.values, dtype=np.uint16)[classes])
+    picture = Image.fromarray(np.array(code.values, dtype=np.uint8)[classes])
     flat = [0] * 768
     for value, color in zip(code.values, palette, strict=True):
         flat[3 * value : 3 * value + 3] = color

@@ -10,8 +10,8 @@ import numpy as np
 
 from snella.data.checks import CHECK_ALL, ImageFacts, look_at_file
 from snella.data.images import Progress, UnreadableImage, image_size
-from snella.data.masks.files import IGNORE, MaskCode, check_sizes, mask_pixels, pack_colors, to_classes
-from snella.data.threads import in_threads
+from snella.data.masks.files import IGNORE, MAX_VALUE, MaskCode, check_sizes, mask_pixels, pack_colors, to_classes
+from snella.data.threads import IN_FLIGHT, in_threads
 from snella.errors import UserError
 
 SCANNED = 5_000  # masks read where there are more than 20,000 pairs
@@ -46,7 +46,7 @@ def mask_facts(path: str) -> tuple[MaskFacts, tuple[int, int]]:
     pixels, jpeg = mask_pixels(path)
     size = pixels.shape[1], pixels.shape[0]
     if pixels.ndim == 2:
-        counts = np.bincount(pixels.ravel())
+        counts = _count(pixels)
         values = np.flatnonzero(counts)
         return MaskFacts(path, jpeg, values.astype(np.uint16)[None], counts[None, values]), size
     keys, counts = np.unique(pack_colors(pixels), return_counts=True)
@@ -54,6 +54,13 @@ def mask_facts(path: str) -> tuple[MaskFacts, tuple[int, int]]:
         raise UnreadableImage(path, f"{len(keys)} colours; a mask has one for each class")
     colors = np.stack([keys >> 16, keys >> 8 & 255, keys & 255], axis=1).astype(np.uint8)
     return MaskFacts(path, jpeg, colors[None], counts[None]), size
+
+
+def _count(values: np.ndarray) -> np.ndarray:
+    """Count each of the values (h, w) uint16, (65536,); bincount itself would make 8 bytes of each."""
+    rows = max(1, 1_000_000 // max(1, values.shape[1]))
+    bands = (values[top : top + rows].ravel() for top in range(0, len(values), rows))
+    return sum((np.bincount(band, minlength=MAX_VALUE + 1) for band in bands), np.zeros(MAX_VALUE + 1, np.int64))
 
 
 def scan_pairs(
@@ -73,7 +80,9 @@ def scan_pairs(
         image, mask = pairs[index]
         try:
             seen = look_at_file(image) if index in chosen else None
-            found, size = mask_facts(mask) if index in chosen else (None, image_size(mask))
+            size = image_size(mask)
+            with IN_FLIGHT.holding(size[0] * size[1]):
+                found = mask_facts(mask)[0] if index in chosen else None
             check_sizes(image, image_size(image), size)
         except UnreadableImage as error:
             return error

@@ -189,7 +189,7 @@ class Segment(TaskLearner[RegionEvaluation, MaskData, MaskedImages]):
         model.eval()
         device = next(model.parameters()).device
         names = iter(images.paths)
-        for examples in transformed(images, partial(_with_picture, transform), batch_size):
+        for examples in transformed(images, transform, batch_size):
             pixels = [e["image"].to(device) for e in examples if not isinstance(e, UnreadableImage)]
             found = self._logits(model, pixels)
             for example in examples:
@@ -197,10 +197,11 @@ class Segment(TaskLearner[RegionEvaluation, MaskData, MaskedImages]):
                 if isinstance(example, UnreadableImage):
                     yield example
                     continue
-                picture: Image.Image = example["picture"]
-                logits = _resized(next(found), (picture.height, picture.width))
+                picture = images.read(name)  # once more: those of a batch might not fit the memory
+                logits = next(found)
                 check_finite(name, float(logits.sum()))
-                yield self._prediction(name, picture, logits[0].argmax(dim=0).cpu())
+                classes = enlarged_classes(logits, (picture.height, picture.width))
+                yield self._prediction(name, picture, classes.cpu())
 
     def _prediction(self, name: str, picture: Image.Image, mask: Tensor) -> Prediction:
         counts = torch.bincount(mask.flatten(), minlength=len(self.classes)).tolist()
@@ -228,13 +229,23 @@ def _resized(logits: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(logits[None], size=tuple(size), mode="bilinear", align_corners=False)
 
 
+def enlarged_classes(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the most likely class of each pixel of logits (K, h, w) at another size, (H, W) int16.
+
+    That is `_resized(logits, size)[0].argmax(0)`, a class at a time: K maps of a large image need not fit the memory.
+    """
+    best = _resized(logits[:1], size)[0, 0]
+    classes = torch.zeros(tuple(size), dtype=torch.int16, device=logits.device)
+    for k in range(1, len(logits)):
+        other = _resized(logits[k : k + 1], size)[0, 0]
+        classes.masked_fill_(other > best, k)
+        torch.maximum(best, other, out=best)
+    return classes
+
+
 def spread(length: int, count: int) -> set[int]:
     """Return up to `count` positions, spread evenly over `length`."""
     return {(2 * i + 1) * length // (2 * count) for i in range(count)}
-
-
-def _with_picture(transform: Transform, example: dict[str, Any]) -> dict[str, Any]:
-    return {**transform(example), "picture": example["image"]}
 
 
 def dice_loss() -> nn.Module:

@@ -17,6 +17,7 @@ from snella.report.style import GREY, INK, PALE, heading, new_figure, save_figur
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+BAND = 1_000_000  # pixels that are painted at a time
 OPACITY = 0.55  # of a mask over its image
 SHOWN = 12  # classes in the legend
 LONGEST = 20  # letters of a class name
@@ -36,10 +37,15 @@ def painted(picture: Image.Image | np.ndarray, mask: np.ndarray, palette: Sequen
 
     Black, which is the background's colour as a rule, and pixels that do not count leave the picture as it is.
     """
-    pixels = np.asarray(picture, dtype=np.float32)
-    colors = np.array(palette, dtype=np.float32)[np.maximum(mask, 0)]
-    cover = ((mask >= 0) & colors.any(axis=-1))[..., None] * OPACITY
-    return (pixels * (1 - cover) + colors * cover).round().astype(np.uint8)
+    result = np.array(picture, dtype=np.uint8)
+    of_class = np.array(palette, dtype=np.float32)
+    rows = max(1, BAND // max(1, mask.shape[1]))
+    for top in range(0, len(mask), rows):  # in floats a large image is eight times as large
+        band, pixels = mask[top : top + rows], result[top : top + rows].astype(np.float32)
+        colors = of_class[np.maximum(band, 0)]
+        cover = ((band >= 0) & colors.any(axis=-1))[..., None] * OPACITY
+        result[top : top + rows] = (pixels * (1 - cover) + colors * cover).round().astype(np.uint8)
+    return result
 
 
 def overlays_figure(

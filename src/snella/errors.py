@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import re
+
 LONGEST = 200  # characters of a reason
 # what libraries advise to switch off, so that a file may run code, which nobody here does -> what is said instead
 UNSAFE = {
@@ -16,6 +19,28 @@ class UserError(ValueError):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+
+# errors of the system that have a remedy of their own
+REMEDIES = {
+    errno.ENOSPC: "the disk is full; free some space or write elsewhere",
+    errno.EDQUOT: "the disk quota is used up; free some space or write elsewhere",
+    errno.EFBIG: "the file is larger than allowed here; raise the limit (ulimit -f) or write elsewhere",
+    errno.EROFS: "the file system is read-only; write elsewhere",
+    errno.EACCES: "no permission; check the path or write elsewhere",
+    errno.EPERM: "no permission; check the path or write elsewhere",
+    errno.EMFILE: "too many open files; raise the limit (ulimit -n 4096) or lower --workers",
+    errno.ENFILE: "too many open files on this machine; close some, or lower --workers",
+    errno.ENOMEM: "out of memory; close other programs, lower --workers or --batch-size",
+}
+
+
+def error_number(error: BaseException) -> int:
+    """Return the system's number of an error, also in a library's words ("os error 28"); 0 where there is none."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else 0
 
 
 def short_reason(error: BaseException) -> str:

@@ -6,6 +6,7 @@ rather than half read, because a silent wrong picture costs more than a missing 
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -17,8 +18,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from snella.data.paths import check_exists
-from snella.errors import UserError, short_reason
+from snella.errors import UserError, error_number, short_reason
 
+OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # too many open files, no memory
 MAX_PIXELS = 100_000_000  # beyond this a decode takes seconds and several hundred MB
 CHECK_ALL = 20_000  # more images than this: only their headers are read before training
 
@@ -64,7 +66,9 @@ def decode(file: str | os.PathLike[str] | BinaryIO, name: str, *, draft: bool = 
             return to_rgb(ImageOps.exif_transpose(image), name)
     except UnreadableImage:
         raise
-    except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
+    except Exception as error:
+        if error_number(error) in OF_THE_MACHINE:  # no fault of the image, which must not be left out for it
+            raise  # Pillow's decoders raise whatever broken bytes lead them to
         raise UnreadableImage(name, decode_failure(error)) from None
 
 

@@ -121,35 +121,42 @@ def test_output_that_lacks_characters_or_is_closed_ends_nothing(
     assert main(["evaluate", str(tmp_path / "run")]) == 0
 
 
+# the command line without the package's own imports, which take seconds, as `snella_cli` has it
+WITHOUT_TORCH = (
+    "import signal, sys; from importlib.util import find_spec, module_from_spec;"
+    "sys.modules['snella'] = module_from_spec(find_spec('snella'));"
+    "signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGHUP, signal.SIG_DFL);"
+)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals of other systems")
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
-def test_a_signal_while_a_module_is_loaded_ends_at_once(name: str, code: int, python: str, tmp_path: Path) -> None:
+def test_a_signal_while_a_module_is_loaded_ends_at_once(name: str, code: int, tmp_path: Path) -> None:
     """An exception in the middle of a library's import would leave it half-made: it then aborts or recurses."""
     (tmp_path / "stopped_here.py").write_text(
         f"import os, signal\nos.kill(os.getpid(), signal.{name})\nwhile True: pass\n"
     )
     program = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "signal.signal(signal.SIGHUP, signal.SIG_DFL); from snella.cli.main import COMMANDS, main;"
+        f"{WITHOUT_TORCH} from snella.cli.main import COMMANDS, main;"
         "COMMANDS['data'] = lambda args: __import__('stopped_here'); sys.exit(main(['data', 'a b']))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     ended = subprocess.run(
-        [python, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert ended.returncode == code
     assert ended.stderr == "snella: stopped; this starts again: snella data 'a b'\n"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of other systems")
-def test_a_run_of_a_comparison_ends_when_the_comparison_is_gone(python: str) -> None:
+def test_a_run_of_a_comparison_ends_when_the_comparison_is_gone() -> None:
     program = (
-        "import os, time; os.environ['SNELLA_ENDS_WITH_PARENT'] = '1'; from snella.cli.exit import end_with_parent;"
-        "end_with_parent(); print('ready', flush=True); time.sleep(100)"
+        f"{WITHOUT_TORCH} import os, time; os.environ['SNELLA_ENDS_WITH_PARENT'] = '1';"
+        "from snella.cli.exit import end_with_parent; end_with_parent(); print('ready', flush=True); time.sleep(100)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     child = subprocess.Popen(
-        [python, "-c", program], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert child.stdin is not None
     assert child.stdout is not None

@@ -140,7 +140,8 @@ def ready_output() -> None:
         if stream is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for as long as the process)
         elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace" if name == "stdout" else "backslashreplace")
+            with contextlib.suppress(OSError, ValueError):  # one that is closed
+                stream.reconfigure(errors="replace" if name == "stdout" else "backslashreplace")
 
 
 def _to_nowhere(stream: Any) -> None:

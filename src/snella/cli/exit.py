@@ -93,6 +93,7 @@ def again(args: Sequence[str]) -> str:
     return shlex.join(["snella", *args])
 
 
+GONE = 129  # as a shell gives it for SIGHUP, which Windows does not have
 # words in a library's error -> what is said
 _TOLD = {
     "DataLoader worker": "a process that loads images was ended from outside, by the system where memory ran out; "
@@ -116,6 +117,9 @@ def explain(error: BaseException, args: Sequence[str], *, debug: bool) -> int:
     if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as with `| head`
         _to_nowhere(sys.stdout)
         return 1
+    if isinstance(error, OSError) and error.errno == errno.EIO and not error.filename:  # printed to no terminal
+        leave_terminal()
+        return _say(f"the terminal is gone; this goes on or starts again: {again(args)}", GONE)
     if isinstance(error, OSError):
         reason = REMEDIES.get(error_number(error)) or error.strerror or str(error)
         return _say(f"{error.filename}: {reason}" if error.filename else reason, 2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import sys
 import threading
 from pathlib import Path
@@ -56,7 +57,7 @@ def leave_terminal() -> None:
     """Send what is printed from now on nowhere where it went to a terminal, which is gone."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            if os.isatty(stream.fileno()):
+            if stat.S_ISCHR(os.fstat(stream.fileno()).st_mode):  # of a terminal that is gone isatty says no
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

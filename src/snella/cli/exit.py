@@ -98,6 +98,8 @@ GONE = 129  # as a shell gives it for SIGHUP, which Windows does not have
 _TOLD = {
     "DataLoader worker": "a process that loads images was ended from outside, by the system where memory ran out; "
     "lower --workers (0 loads in the training's own process)",
+    "Expected more than 1 value per channel when training": "a batch norm needs two images or more in each batch; "
+    "raise --batch-size",
     "ancdata": REMEDIES[errno.EMFILE],
     "can't allocate memory": "out of memory; try a smaller --batch-size, with --accumulate, or a smaller --image-size",
     "Too many open files": REMEDIES[errno.EMFILE],

@@ -16,7 +16,7 @@ from snella.methods.adapters import wrap
 from snella.methods.budgets import AdaLoraAllocation, SnellaAllocation
 from snella.models.checkpointing import blocks_of, checkpoint_blocks
 from snella.training.interfaces import AfterStep
-from snella.tuner import SnellaConfig
+from snella.tuner import SnellaConfig, set_base_precision
 
 SPARSITY = 0.7
 SAMPLED = 0.25  # share of the tokens
@@ -58,6 +58,16 @@ def _checkpointed(wrap_model: Callable[[nn.Module, int], nn.Module], share: floa
     return wrapped
 
 
+def _int8(wrap_model: Callable[[nn.Module, int], nn.Module]) -> Callable[[nn.Module, int], nn.Module]:
+    """Return what wraps a model whose frozen weights are kept as int8."""
+
+    def wrapped(model: nn.Module, r: int) -> nn.Module:
+        set_base_precision(model, "int8")
+        return wrap_model(model, r)
+
+    return wrapped
+
+
 def _checkpointed_method(name: str) -> Method:
     wrapped = _checkpointed(partial(_by_name, name))
     return Method(f"{METHODS_OF_PEFT[name]}, gradient checkpointing", wrapped, evaluated=False)
@@ -77,6 +87,7 @@ def _snella_methods() -> dict[str, Method]:
         "snella-mlp": method('rematerialize="mlp"', mlp),
         "snella-mlp-gc": method('rematerialize="mlp", half of the blocks checkpointed', _checkpointed(mlp, 0.5)),
         "snella-gc": method("gradient checkpointing", _checkpointed(inputs)),
+        "snella-gc-int8": method("gradient checkpointing, frozen weights as int8", _int8(_checkpointed(inputs))),
         "snella-sampled": method(f"sample_tokens={SAMPLED}", sampled),
         "snella-gc-sampled": method(f"sample_tokens={SAMPLED}, gradient checkpointing", _checkpointed(sampled)),
     }
@@ -88,6 +99,11 @@ METHODS: dict[str, Method] = {
     "full": Method("AdamW on every parameter", partial(_by_name, "full")),
     **{name: Method(summary, partial(_by_name, name)) for name, summary in METHODS_OF_PEFT.items()},
     **{f"{name}-gc": _checkpointed_method(name) for name in METHODS_OF_PEFT},
+    "lora-gc-int8": Method(
+        "PEFT's LoRA, gradient checkpointing, frozen weights as int8",
+        _int8(_checkpointed(partial(_by_name, "lora"))),
+        evaluated=False,
+    ),
     "adalora": Method("PEFT's AdaLoRA", partial(_by_name, "adalora"), AdaLoraAllocation),
     **_snella_methods(),
     "published": Method("the published formulas, plainly in PyTorch", _published),

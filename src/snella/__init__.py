@@ -7,7 +7,7 @@ Importing this package registers the method with PEFT, so that `peft.get_peft_mo
 from snella.delta import delta_weight
 from snella.integrations.diffusers import load_into_pipeline, unload_from_pipeline
 from snella.integrations.trainer import AllocationCallback
-from snella.tuner import SnellaConfig, SnellaModel
+from snella.tuner import SnellaConfig, SnellaModel, set_base_precision
 from snella.version import __version__
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "__version__",
     "delta_weight",
     "load_into_pipeline",
+    "set_base_precision",
     "unload_from_pipeline",
 ]

@@ -75,7 +75,8 @@ def _usual_methods(tasks: Sequence[PlannedTask]) -> tuple[str, ...]:
     """Return what is compared unless methods are named: no method that a task cannot train by."""
     configs = [task.config for task in tasks]
     left_out = {"linear"} if any(config.task == "generate" for config in configs) else set()  # it has no head
-    left_out |= {"full"} if any(config.generate.half_weights for config in configs) else set()
+    packed = any(config.generate.half_weights or config.model.base_precision != "fp32" for config in configs)
+    left_out |= {"full"} if packed else set()
     return tuple(method for method in ("snella", "lora", "linear", "full") if method not in left_out)
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from snella.config.fields import between, from_below, setting
 from snella.config.tasks import LABELLED
+
+BasePrecision = Literal["fp32", "bf16", "int8", "nf4"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,9 @@ class ModelConfig:
     drop_path: float = setting(0.0, from_below(0, 1), tasks=LABELLED)
     """Drop-path of the backbone itself at its last block, 0 to 1; rises from 0 over depth. Off by default. To classify
     and to segment."""
+    base_precision: BasePrecision = setting("fp32")
+    """How the frozen weights are kept: int8 takes a quarter of fp32's memory, nf4 a seventh. Rounding them changes the
+    model a little, before and after tuning alike; the tuned model is the rounded one. Not with method full."""
     gradient_checkpointing: bool = setting(False, free=True)
     """Keep the input of each block alone and compute the rest a second time: far less memory, about a third more
     time, the same results to the bit."""

@@ -12,6 +12,8 @@ from snella.config.schema import TrainConfig, settings
 from snella.config.tasks import TASKS
 from snella.errors import UserError, named, shown
 
+# methods for which weights cannot be kept in fewer bits, and why
+NOT_PACKED = {"full": "trains all weights", "shira": "writes into copies of the frozen weights"}
 SECTIONS = tuple(dict.fromkeys(known.section for known in settings().values() if known.section))
 
 LEAST, LARGEST = 1e-36, 1e36  # of numbers in fp32, with some room for what is computed of them
@@ -87,6 +89,14 @@ def _check_method(config: TrainConfig) -> None:
         raise UserError(f"--r {method.r} is not divisible by --heads {method.heads}; try --r {fit}")
     if config.generate.half_weights and (config.precision == "fp32" or method.name == "full"):
         raise UserError("--half-weights is for frozen weights under --precision bf16 or fp16; leave it out")
+    if config.model.base_precision != "fp32":
+        kept = f"--base-precision {config.model.base_precision}"
+        if method.name in NOT_PACKED:
+            raise UserError(f"{kept}: {method.name} {NOT_PACKED[method.name]}; leave it out, or take another method")
+        if config.generate.half_weights:
+            raise UserError(f"{kept} and --half-weights both say how frozen weights are kept; pass one of them")
+        if config.model.compile:
+            raise UserError(f"--compile does not see into weights kept by {kept}; pass one of them")
     if config.generate.adapt_convs and method.target_modules is not None:
         raise UserError("--adapt-convs adds convolutions to the usual layers; with --target-modules name them there")
     if "" in (method.target_modules or ()):

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from snella.ops.packed import unpacked
 from snella.ops.rematerialize import Source, autocast_state, note_product
 from snella.ops.sampling import Sample, sampled_product
 from snella.ops.update import Factors, Stats, UpdateSpec, build, build_backward
@@ -141,9 +142,11 @@ class _Product(torch.autograd.Function):
     def forward(ctx, call, x, weight, bias, kept, A, B, alpha, gamma, beta, *sources):
         factors = Factors(A, B, alpha, gamma, beta)
         with torch.autocast(x.device.type, enabled=False):
-            adapted, stats = call.build(weight, factors, kept)
+            values = None if weight is None else unpacked(weight)
+            adapted, stats = call.build(values, factors, kept)
             x_cast = x.to(call.dtype)
-            y = call.forward(x_cast, adapted, weight, bias)
+            y = call.forward(x_cast, adapted, values, bias)
+            del values
         ctx.call, ctx.x_dtype = call, x.dtype
         # Tensors go nowhere but here: what is saved goes with the backward pass, what is on ctx with the last output.
         ctx.save_for_backward(weight, *stats, *factors, *(sources or (x_cast,)))
@@ -169,10 +172,11 @@ class _Product(torch.autograd.Function):
                 G = call.grad_adapted(g, x, live).contiguous()
             if needs_weight:
                 grad_weight = call.grad_weight(g, x, G).view_as(weight).to(weight.dtype)
-            adapted, grad_factors = call.build_backward(G, weight, factors, stats, needs_x)
+            values = None if weight is None or not needs_x else unpacked(weight)
+            adapted, grad_factors = call.build_backward(G, values, factors, stats, needs_x)
             del G
             if adapted is not None:
-                grad_x = call.grad_input(g, x, adapted, weight).to(ctx.x_dtype)
+                grad_x = call.grad_input(g, x, adapted, values).to(ctx.x_dtype)
         grad_sources = (None,) * (0 if call.recompute is None else len(inputs))
         return None, grad_x, grad_weight, grad_bias, None, *grad_factors, *grad_sources
 
@@ -192,7 +196,8 @@ def adapted_product(
 
     Args:
         x: input as the product takes it; any floating dtype.
-        weight: (out, ...), of out · n entries; frozen or not.
+        weight: (out, ...), of out · n entries; frozen or not. One kept in fewer bits (`ops.packed`) is unpacked in
+            each pass.
         bias: (out,) or None.
         factors, kept: as in `update.build`.
         call: product and update; a `DropPathCall` for samples that do without the update. Under autocast its dtype
@@ -226,5 +231,6 @@ def _recompute_output(call: ProductCall, inputs: int, present: tuple[bool, ...],
     assert B is not None
     with torch.no_grad(), torch.autocast(kept.device.type, enabled=False):
         x = tensors[0] if call.recompute is None else call.recompute(*tensors[:inputs])
-        adapted, _ = call.build(weight, Factors(A, B, *scalars), kept)
-        return call.forward(x.to(call.dtype), adapted, weight, bias)
+        values = None if weight is None else unpacked(weight)
+        adapted, _ = call.build(values, Factors(A, B, *scalars), kept)
+        return call.forward(x.to(call.dtype), adapted, values, bias)

@@ -16,6 +16,7 @@ from torch import nn
 from snella.config.schema import Precision, TrainConfig
 from snella.config.validation import validate
 from snella.errors import UserError, named, short_reason
+from snella.ops import is_packed
 from snella.runs.folder import read_config, state_of
 
 
@@ -99,7 +100,7 @@ def is_convolutional(model: nn.Module) -> bool:
 def put_channels_last(model: nn.Module) -> None:
     """Put the weights of all convolutions channels last in memory; values, and all other tensors, stay as they are."""
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not is_packed(module.weight):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
 

@@ -28,6 +28,7 @@ from snella.runs.devices import check_device
 from snella.runs.folder import ABOUT, ADAPTER, BASE, read_about, read_config
 from snella.tasks.interface import Task, TaskLearner
 from snella.tasks.registry import task_named
+from snella.tuner import set_base_precision
 
 T = TypeVar("T")
 
@@ -64,6 +65,8 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> LoadedRun:
             f"{folder / ADAPTER} is an adapter for another backbone: the weights of {spec.backbone.name} found here "
             "are not those it was trained on; restore them or train again"
         )
+    set_base_precision(base, config.model.base_precision)
+    set_base_precision(base, "fp32")  # the rounded values, in plain tensors, which are faster
     model = load_adapter(saved["method"], base, folder / ADAPTER)
     model.to(device).eval()
     return LoadedRun(config, saved, task, learner, preprocessing, model)
@@ -105,6 +108,8 @@ def merge(folder: Path, *, out: str, onnx: str | None = None, console: Console |
     model = merged(run.config.method.name, run.model).eval()
     hint = run.task.save_merged(model, Path(out), run.saved)
     print_line(console, f"merged model in {out}; load it with {hint}")
+    if (precision := run.config.model.base_precision) != "fp32":
+        print_line(console, f"its weights were rounded to {precision} before tuning, as --base-precision asked")
     if onnx:
         difference = export_onnx(model, onnx, image_size=run.preprocessing.image_size)
         print_line(console, f"ONNX model in {onnx}; its logits differ by {difference:.1e} at most")

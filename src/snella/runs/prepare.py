@@ -29,6 +29,7 @@ from snella.models.compiling import compile_blocks
 from snella.runs.devices import lay_out
 from snella.tasks.interface import Spec, Task, TaskLearner
 from snella.tasks.registry import task_named
+from snella.tuner import set_base_precision
 
 ESTIMATED_FROM = 4  # examples, of each class where there are some, of which memory is estimated
 
@@ -93,6 +94,8 @@ def prepare(config: TrainConfig, data: ImageData, device: torch.device, console:
     batches = make_batches(config, examples, preprocessing)
     if config.generate.half_weights:
         base.to({"bf16": torch.bfloat16, "fp16": torch.float16}[config.precision])
+    if config.model.base_precision != "fp32":
+        set_base_precision(base, config.model.base_precision)
     if config.model.gradient_checkpointing and not checkpoint_blocks(base):
         raise UserError(f"{spec.backbone.name} has no blocks to checkpoint; leave out --gradient-checkpointing")
     blocks = blocks_of(base) if config.model.compile else []

@@ -21,7 +21,7 @@ from torch import nn
 
 from snella.training.evaluation import on_device, seed_step
 from snella.training.interfaces import Learner
-from snella.training.memory import PeakMemory, step_bytes
+from snella.training.memory import PeakMemory, step_bytes, weight_bytes
 from snella.training.optimiser import moment_bytes
 from snella.training.tuned_weights import train_mode, tuned_state
 
@@ -97,7 +97,7 @@ def estimate(
     per_image = (large[1] - small[1]) // more if more else small[1] // small[0]  # more: there are as many images
     trained = [p for p in model.parameters() if p.requires_grad]
     return Estimate(
-        weights=sum(p.nbytes for p in model.parameters()),
+        weights=weight_bytes(model),
         gradients=sum(p.nbytes for p in trained),
         moments=moment_bytes(optimizer, trained),
         average=sum(tensor.nbytes for tensor in tuned_state(model).values()) if ema else 0,

@@ -3,7 +3,7 @@
 On CUDA it is the allocator's peak over the training steps (validation does not count). Elsewhere there is no such
 counter, and it is computed:
 
-    saved + 4 · (all parameters) + 12 · (trainable parameters)
+    saved + 4 · (all parameters) + 12 · (trainable parameters)          (fp32; frozen ones as they are kept)
 
 `saved` is what one forward pass keeps for the backward pass, counted exactly: each storage that an operation of it met
 and that is alive at its end counts once, with its full size; parameters, buffers and the batch do not count. The other
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 
@@ -41,21 +41,35 @@ class Storages(TorchDispatchMode):
         for leaf in tree_leaves((args, kwargs, result)):
             # a sparse tensor has no storage of its own: its parts have been met before
             if isinstance(leaf, Tensor) and leaf.layout is torch.strided and leaf.device.type != "meta":
-                storage = leaf.untyped_storage()
-                self._bytes[StorageWeakRef(storage)] = storage.nbytes()
+                for part in _parts(leaf):
+                    storage = part.untyped_storage()
+                    self._bytes[StorageWeakRef(storage)] = storage.nbytes()
         return result
 
     def alive(self, besides: Iterable[Tensor]) -> int:
         """Return the bytes of the storages still there, each once and whole, without those of the tensors given."""
         gc.collect()  # what only cycles hold on to would go at any moment
-        outside = {StorageWeakRef(tensor.untyped_storage()) for tensor in besides}
+        outside = {StorageWeakRef(part.untyped_storage()) for tensor in besides for part in _parts(tensor)}
         return sum(size for ref, size in self._bytes.items() if ref not in outside and not ref.expired())
 
 
 def step_bytes(model: nn.Module, saved: int) -> int:
     """Return the bytes of a training step that keeps `saved` bytes: with weights, gradients and AdamW's two moments."""
-    every = sum(p.nbytes for p in model.parameters())
-    return saved + every + 3 * sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    return saved + weight_bytes(model) + 3 * sum(p.nbytes for p in model.parameters() if p.requires_grad)
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Return the bytes of all parameters, of those kept in fewer bits than their dtype says as they are kept."""
+    return sum(part.nbytes for parameter in model.parameters() for part in _parts(parameter))
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the plain tensors that a tensor consists of: itself, or what a subclass with parts is made of."""
+    if is_traceable_wrapper_subclass(tensor):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _parts(getattr(tensor, name))
+    else:
+        yield tensor
 
 
 class PeakMemory:

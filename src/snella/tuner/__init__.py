@@ -3,11 +3,12 @@
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType, register_peft_method
 
+from snella.tuner.base_precision import set_base_precision
 from snella.tuner.config import PEFT_TYPE, SnellaConfig
 from snella.tuner.layer import SnellaLayer
 from snella.tuner.model import SnellaModel
 
-__all__ = ["SnellaConfig", "SnellaLayer", "SnellaModel"]
+__all__ = ["SnellaConfig", "SnellaLayer", "SnellaModel", "set_base_precision"]
 
 
 def _register() -> None:

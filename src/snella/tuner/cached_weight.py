@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from snella.ops import is_packed
+
 
 @dataclass(frozen=True)
 class CachedWeight:
@@ -32,7 +34,8 @@ class CachedWeight:
 
 def is_cacheable(base: Tensor, sources: Sequence[Tensor]) -> bool:
     """Return whether a change to the base weight or to an update's sources could not pass unseen."""
-    return not base.requires_grad and not any(tensor.is_inference() for tensor in (base, *sources))
+    visible = not base.requires_grad and not any(tensor.is_inference() for tensor in (base, *sources))
+    return visible and not is_packed(base)  # which is there to save memory, and of whose parts nothing is known
 
 
 def keep(weight: Tensor, base: Tensor, sources: Sequence[Tensor], scales: Sequence[float]) -> CachedWeight:

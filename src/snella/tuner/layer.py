@@ -25,8 +25,10 @@ from snella.ops import (
     delta_by_definition,
     draw_drop_path,
     draw_sample,
+    is_packed,
     is_traced,
     source_of,
+    unpacked,
 )
 from snella.tuner.base_product import BaseLayer, is_hooked, multiply, split_padding
 from snella.tuner.cached_weight import CachedWeight, is_cacheable, keep
@@ -120,7 +122,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
                 f"{self.name} has {out_features} outputs, not divisible into fused_splits[{last_name!r}]={splits}"
             )
         rows, width = out_features // splits, config.r // config.heads
-        scale = choose_scale(config, weight.data if self._unmerged_weight is None else self._unmerged_weight)
+        scale = choose_scale(config, unpacked(weight.data if self._unmerged_weight is None else self._unmerged_weight))
         if scale.units is not None:
             self.snella_scale[adapter_name] = torch.tensor(scale.units, device=weight.device)
         self.settings[adapter_name] = update_settings(config, last_name, scale)
@@ -234,7 +236,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
 
     def _add_updates(self, base: Tensor, names: list[str]) -> Tensor:
         delta = self._sum_of_updates(names)
-        return (base.to(delta.dtype) + delta.view_as(base)).to(base.dtype)
+        return (unpacked(base).to(delta.dtype) + delta.view(base.shape)).to(base.dtype)
 
     def train(self, mode: bool = True) -> SnellaLayer:
         """Set the mode, free the adapted weight that evaluation kept, and look at the constants' buffers again."""
@@ -314,7 +316,8 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
                 self._unmerged_weight = base.weight.data
                 if self.tied:  # the other layers' weight has no part in this update
                     self._shared_weight.append(cast(nn.Parameter, base.weight))
-                    base.weight = nn.Parameter(base.weight.data, requires_grad=base.weight.requires_grad)
+                if self.tied or is_packed(base.weight):
+                    base.weight = nn.Parameter(unpacked(base.weight.data), requires_grad=base.weight.requires_grad)
             base.weight.data = merged
             self.merged_adapters.append(name)
         self._cached_weight = None
@@ -326,7 +329,10 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
             unmerged = self._unmerged_weight.to(base.weight.device, base.weight.dtype)
             if self._shared_weight:
                 base.weight = self._shared_weight.pop()
-            base.weight.data = unmerged
+            if is_packed(unmerged):
+                base.weight = nn.Parameter(unmerged, requires_grad=False)
+            else:
+                base.weight.data = unmerged
             self._unmerged_weight = None
             self.merged_adapters.clear()
 

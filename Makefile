@@ -1,4 +1,5 @@
-# make setup | demo | demo-segment | demo-generate | test | test-all | test-oldest | test-peft | bench | gpu-check | lint
+# make setup | demo | demo-segment | demo-generate | test | test-all | test-crash | test-oldest | test-peft | bench | gpu-check
+# | lint
 # Everything happens in $(VENV) (test-oldest: in $(OLDEST)); nothing else is touched.
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo demo-segment demo-generate test test-all test-oldest test-peft bench gpu-check lint clean
+.PHONY: setup demo demo-segment demo-generate test test-all test-crash test-oldest test-peft bench gpu-check lint clean
 
 setup: $(STAMP)
 
@@ -56,6 +57,10 @@ demo-generate: $(STAMP)
 # tests in their order, so that fixtures are built once, and takes what another has left when it is done.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
+
+# Before each change of a file in a short run of each task: killed, or the disk full; then resumed, to the same bits.
+test-crash: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/crash
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 LONGEST = 200  # characters of a reason
@@ -43,6 +44,28 @@ def printable(text: str) -> str:
     '\\x1b[2Jcat'
     """
     return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+# errors of the system that have a remedy of their own
+REMEDIES = {
+    errno.ENOSPC: "the disk is full; free some space or write elsewhere",
+    errno.EDQUOT: "the disk quota is used up; free some space or write elsewhere",
+    errno.EFBIG: "the file is larger than allowed here; raise the limit (ulimit -f) or write elsewhere",
+    errno.EROFS: "the file system is read-only; write elsewhere",
+    errno.EACCES: "no permission; check the path or write elsewhere",
+    errno.EPERM: "no permission; check the path or write elsewhere",
+    errno.EMFILE: "too many open files; raise the limit (ulimit -n 4096) or lower --workers",
+    errno.ENFILE: "too many open files on this machine; close some, or lower --workers",
+    errno.ENOMEM: "out of memory; close other programs, lower --workers or --batch-size",
+}
+
+
+def error_number(error: BaseException) -> int:
+    """Return the system's number of an error, also in a library's words ("os error 28"); 0 where there is none."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else 0
 
 
 def short_reason(error: BaseException) -> str:

@@ -20,13 +20,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snella.errors import UserError, short_reason
+from snella.errors import REMEDIES, UserError, error_number, short_reason
 from snella.json_files import Count, read_json, without_nan
 
 if TYPE_CHECKING:
     from PIL import Image
 
 MAKE_ROOM = "make room or make it writable"
+LIMITS = (errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 CHECKSUMS = "checksums.json"  # in a folder of files that belong together: file -> CRC-32
 
 
@@ -80,8 +81,10 @@ def failures_of(target: Path, remedy: str = MAKE_ROOM) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if not isinstance(error, OSError) and "(os error" not in str(error):  # as safetensors says it
+        if not isinstance(error, OSError) and not error_number(error):
             raise
+        if error_number(error) in LIMITS:  # more room would not help
+            raise UserError(f"cannot write {target}: {REMEDIES[error_number(error)]}") from error
         raise UserError(f"cannot write {target}: {short_reason(error)}; {remedy}") from error
 
 

@@ -90,7 +90,7 @@ def test_data_that_have_moved(
     assert "does not exist" in said(capsys)
     assert main(["evaluate", str(run), "--data", str(moved)]) == 0
     assert "has the images that" in capsys.readouterr().out
-    evaluation = json.loads((run / "evaluation" / "test.json").read_text())
+    evaluation = json.loads((run / "evaluation" / "elsewhere.json").read_text())
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--resume", "--out", "run", "--data", "elsewhere"]) == 0
     assert same(adapter(run), tuned)

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import shlex
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any
 
-from snella.errors import UserError, printable, short_reason
+from snella.errors import REMEDIES, UserError, error_number, printable, short_reason
+from snella.training.interrupt import ENDS_WITH_PARENT, leave_terminal
 
 
 class Terminated(KeyboardInterrupt):
@@ -45,19 +49,28 @@ def exit_code(stop: BaseException) -> int:
 
 
 @contextlib.contextmanager
-def terminable() -> Iterator[None]:
+def terminable(args: Sequence[str]) -> Iterator[None]:
     """Let SIGTERM and SIGHUP end a command as Ctrl-C does: with files closed and a line that says how to go on.
 
-    SIGHUP stays ignored where it is, as under nohup.
+    While a module is loaded any of them ends the process at once: an exception there can leave a library half-made,
+    which then aborts. SIGHUP stays ignored where it is, as under nohup.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def stop(number: int, frame: object) -> None:
-        raise Terminated(number)
+    def stop(number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGINT and number != signal.SIGTERM:
+            leave_terminal()
+        if _importing(frame):
+            with contextlib.suppress(OSError):
+                os.write(2, f"snella: stopped; this starts again: {again(args)}\n".encode(errors="replace"))
+            os._exit(128 + number)
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows lacks SIGHUP
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        numbers.append(signal.SIGINT)
     previous = {n: signal.signal(n, stop) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
     try:
         yield
@@ -66,16 +79,30 @@ def terminable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _importing(frame: FrameType | None) -> bool:
+    """Return whether a module is being loaded at this place."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def again(args: Sequence[str]) -> str:
     """Return the command line, to be typed once more."""
     return shlex.join(["snella", *args])
 
 
-_REMEDIES = {
-    errno.ENOSPC: "the disk is full; free some space or write elsewhere",
-    errno.EROFS: "the file system is read-only; write elsewhere",
-    errno.EACCES: "no permission; check the path or write elsewhere",
-    errno.EPERM: "no permission; check the path or write elsewhere",
+GONE = 129  # as a shell gives it for SIGHUP, which Windows does not have
+# words in a library's error -> what is said
+_TOLD = {
+    "DataLoader worker": "a process that loads images was ended from outside, by the system where memory ran out; "
+    "lower --workers (0 loads in the training's own process)",
+    "Expected more than 1 value per channel when training": "a batch norm needs two images or more in each batch; "
+    "raise --batch-size",
+    "ancdata": REMEDIES[errno.EMFILE],
+    "can't allocate memory": "out of memory; try a smaller --batch-size, with --accumulate, or a smaller --image-size",
+    "Too many open files": REMEDIES[errno.EMFILE],
 }
 
 
@@ -90,17 +117,56 @@ def explain(error: BaseException, args: Sequence[str], *, debug: bool) -> int:
     if isinstance(error, UserError):
         return _say(str(error), 2)
     if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _to_nowhere(sys.stdout)
         return 1
+    if isinstance(error, OSError) and error.errno == errno.EIO and not error.filename:  # printed to no terminal
+        leave_terminal()
+        return _say(f"the terminal is gone; this goes on or starts again: {again(args)}", GONE)
     if isinstance(error, OSError):
-        reason = _REMEDIES.get(error.errno or 0) or error.strerror or str(error)
+        reason = REMEDIES.get(error_number(error)) or error.strerror or str(error)
         return _say(f"{error.filename}: {reason}" if error.filename else reason, 2)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return _say("out of memory; try a smaller --batch-size, with --accumulate, or a smaller --image-size", 2)
+    if told := next((text for words, text in _TOLD.items() if words in str(error)), None):
+        return _say(told, 2)
     where = "" if debug else " (--debug shows where)"
     return _say(f"fault in snella: {type(error).__name__}: {short_reason(error)}{where}", 1)
 
 
 def _say(message: str, code: int) -> int:
-    print(f"snella: {printable(message)}", file=sys.stderr)
+    with contextlib.suppress(OSError, ValueError):  # where nobody reads it any more
+        print(f"snella: {printable(message)}", file=sys.stderr, flush=True)
     return code
+
+
+def ready_output() -> None:
+    """Let nothing that is printed end a command: characters that the output lacks become ?, a closed one is nowhere."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for as long as the process)
+        elif isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(OSError, ValueError):  # one that is closed
+                stream.reconfigure(errors="replace" if name == "stdout" else "backslashreplace")
+
+
+def _to_nowhere(stream: Any) -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def end_with_parent() -> None:
+    """Have this process asked to stop, as by SIGTERM, when the one that started it has ended, however it did.
+
+    A comparison starts its runs with a pipe for standard input that it never writes to; its end is the pipe's.
+    """
+    if os.environ.pop(ENDS_WITH_PARENT, None) is None:
+        return
+
+    def wait() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 1024):
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -6,6 +6,7 @@ What loads torch is imported inside the command that needs it, so that help and 
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import traceback
 import warnings
@@ -15,7 +16,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from snella.cli.commands import Check, Compare, Data, Evaluate, Merge, Predict, Train, parse_train, train_hints
 from snella.cli.compare_flags import make_plan
-from snella.cli.exit import Stopped, again, exit_code, explain, terminable
+from snella.cli.exit import Stopped, again, end_with_parent, exit_code, explain, ready_output, terminable
 from snella.cli.flags import check_flags, divided, parse, value_of
 from snella.cli.threads import wait_asleep_if_busy
 from snella.config.fields import flag, nearest
@@ -49,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in args
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; such images are refused in a line
     args = [a for a in args if a != "--debug"]
-    with terminable():
+    ready_output()
+    with terminable(args):
+        end_with_parent()
         try:
             return _dispatch(args)
         except BaseException as error:
@@ -68,6 +71,7 @@ def _dispatch(args: list[str]) -> int:
     if args[0] not in COMMANDS:
         near = nearest(args[0], COMMANDS)
         raise UserError(f"unknown command {args[0]}{near} (commands: {', '.join(COMMANDS)}; see snella --help)")
+    os.environ["MPLBACKEND"] = "agg"  # figures go to files, whatever the terminal or a notebook asks for
     if "torch" not in sys.modules:
         wait_asleep_if_busy()
     return COMMANDS[args[0]](args[1:])

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from snella.console import print_line
+from snella.training.interrupt import ENDS_WITH_PARENT
 
 POLL = 0.2  # seconds between two looks at the processes
 TAIL = 4096  # bytes of a log that are searched for its last line
@@ -73,7 +74,7 @@ def run_jobs(jobs: Sequence[Job], *, workers: int, console: Console) -> dict[Job
 def _environment(workers: int) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = {"OMP_NUM_THREADS": str(max(1, cores // workers))} if workers > 1 else {}
-    return share | dict(os.environ) | {"PYTHONUNBUFFERED": "1"}
+    return share | dict(os.environ) | {"PYTHONUNBUFFERED": "1", ENDS_WITH_PARENT: "1"}
 
 
 def _start(job: Job, environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -81,7 +82,7 @@ def _start(job: Job, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     with open(job.log, "ab") as log:  # what an earlier try wrote stays
         return subprocess.Popen(
             job.command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # that it ends tells the process that we have, even if killed
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,

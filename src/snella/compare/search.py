@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,7 @@ from snella.files import check_writable, write_text
 from snella.runs.folder import (
     alone_in,
     is_tested,
+    is_worked_on,
     other_settings,
     read_about,
     read_config,
@@ -53,6 +55,7 @@ from snella.training.loop import is_better
 if TYPE_CHECKING:
     from snella.config.suites import Suite
 
+WAIT = 60  # seconds for a training that another comparison has started
 Failures = dict[Path, str]  # run folder -> why it failed, in a line
 Grid = dict[float, RunResult | None]  # learning rate -> the run with the first seed; None: it did not finish
 
@@ -211,6 +214,7 @@ def _run(plan: Plan, configs: Sequence[TrainConfig], workers: int, console: Cons
         finished = state_of(folder) == "finished"
         if finished and is_tested(read_summary(folder), config.test):
             continue
+        _wait_for(folder, console)
         recipe = folder.with_name(f"{folder.name}.yaml")
         write_text(recipe, to_yaml(config))
         train = (sys.executable, "-m", "snella", "train", "--recipe", str(recipe), "--out", str(folder), "--resume")
@@ -220,6 +224,21 @@ def _run(plan: Plan, configs: Sequence[TrainConfig], workers: int, console: Cons
         print_line(console, f"{len(configs) - len(folders)} of {len(configs)} runs are finished already")
     failed = run_jobs(list(folders), workers=workers, console=console) if folders else {}
     return {folders[job]: reason for job, reason in failed.items()}
+
+
+def _wait_for(folder: Path, console: Console) -> None:
+    """Wait while a training is at work in a run folder: one of a comparison that was killed ends by itself.
+
+    Raises:
+        UserError: it is still at work. A comparison without it would choose among the others.
+    """
+    for second in range(WAIT):
+        if not is_worked_on(folder):
+            return
+        if not second:
+            print_line(console, f"waiting for a training that is at work in {folder}")
+        time.sleep(1)
+    raise UserError(f"a training is still at work in {folder}; wait for it, then give the same command again")
 
 
 def _finished(plan: Plan, task: PlannedTask, method: str, lr: float, seeds: Sequence[int]) -> list[RunResult]:

@@ -42,7 +42,7 @@ class DataConfig:
     """How training images vary: none, flip (left-right) or crop (random-resized crop and flip, as for FGVC).
     flip changes no scale, so it suits most images; use none where left and right matter. To generate, crop keeps the
     scale: a random square."""
-    color_jitter: float = setting(0.0, at_least(0))
+    color_jitter: float = setting(0.0, between(0, 100))
     """Strength of brightness, contrast and saturation changes. Off as published."""
     batch_size: int | Literal["auto"] = setting(32, at_least(1))
     """Images per batch; a step takes --accumulate of them. The published recipes use 8 to 32.

@@ -74,7 +74,7 @@ class MethodConfig:
     scale: float | None = setting(None, above(0), methods=SPARSE)
     """Constant before the distances, the same for all layers, for snella and snell. 0.1 as published: the learning rate
     has to suit the layers' sizes then, and the update learns far slower than the head. None: see relative_scale."""
-    relative_scale: float = setting(8.0, above(0), methods=SPARSE)
+    relative_scale: float = setting(8.0, inside(0, 1e6), methods=SPARSE)
     """The constant of a layer over the root of its frozen weight's rms, so that updates are in proportion to weights,
     for snella and snell. With gates hard and none the constant is a tenth of this over the rms.
     Smaller is safer in trainings of less than a hundred steps."""

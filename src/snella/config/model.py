@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from snella.config.fields import at_least, from_below, setting
+from snella.config.fields import between, from_below, setting
 from snella.config.tasks import LABELLED
 
 BasePrecision = Literal["fp32", "bf16", "int8", "nf4"]
@@ -23,7 +23,7 @@ class ModelConfig:
     """Load the backbone's pre-trained weights; without them only a checkpoint or a test makes sense."""
     checkpoint: str | None = setting(None)
     """File with the backbone's weights (.safetensors, .pth, .npz), instead of the ones its name stands for."""
-    image_size: int | None = setting(None, at_least(1))
+    image_size: int | None = setting(None, between(1, 2**16))
     """Side of the square the model sees, in pixels. None: the size the backbone was pre-trained at."""
     drop_path: float = setting(0.0, from_below(0, 1), tasks=LABELLED)
     """Drop-path of the backbone itself at its last block, 0 to 1; rises from 0 over depth. Off by default. To classify

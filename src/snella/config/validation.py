@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import types
 from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
@@ -15,6 +16,8 @@ from snella.errors import UserError, named, shown
 NOT_PACKED = {"full": "trains all weights", "shira": "writes into copies of the frozen weights"}
 SECTIONS = tuple(dict.fromkeys(known.section for known in settings().values() if known.section))
 
+LEAST, LARGEST = 1e-36, 1e36  # of numbers in fp32, with some room for what is computed of them
+SMALLEST_ALPHA = 1e-3  # of mixup's beta distribution, in fp32
 MOST = 2**63  # whole numbers below it, as tensors hold them
 
 
@@ -25,7 +28,10 @@ def validate(config: TrainConfig) -> None:
         UserError: names the flag, the value and what is allowed.
     """
     for name, known in settings().items():
-        typed(name, config.value(name), known.hint)
+        value = config.value(name)
+        typed(name, value, known.hint)
+        if isinstance(value, float) and value and not LEAST <= abs(value) <= LARGEST and math.isfinite(value):
+            raise UserError(f"{flag(name)} {value:g} is beyond fp32; use 0, or a number from {LEAST:g} to {LARGEST:g}")
     check_intervals(config)
     for section in SECTIONS:
         check_intervals(getattr(config, section))
@@ -51,6 +57,11 @@ def _check_run(config: TrainConfig) -> None:
         raise UserError(
             f"--min-lr {config.loop.min_lr} is above the learning rate {config.loop.lr}; lower it or raise the rate"
         )
+    for name in ("mixup", "cutmix"):
+        if 0 < config.value(name) < SMALLEST_ALPHA:
+            raise UserError(
+                f"{flag(name)} {config.value(name):g} is too small to draw by; use 0, which is off, or 0.001"
+            )
     if sum(config.data.fractions.values()) >= 1:
         raise UserError("--val-fraction and --test-fraction add up to 1 or more: no image is left to train on")
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):

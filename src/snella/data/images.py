@@ -6,6 +6,7 @@ rather than half read, because a silent wrong picture costs more than a missing 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -20,8 +21,9 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from snella.data.paths import check_exists
-from snella.errors import UserError, short_reason
+from snella.errors import UserError, error_number, short_reason
 
+OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # too many open files, no memory
 MAX_PIXELS = 100_000_000  # beyond this a decode takes seconds and several hundred MB
 WHITE = 65_535  # the value of 16-bit greys that becomes 255, unless others are named
 DARKEST = 16  # of 256: 16-bit colours that stay below are not colours of that range
@@ -85,7 +87,9 @@ def decoding(file: str | os.PathLike[str] | BinaryIO, name: str) -> Iterator[Ima
             yield image
     except UnreadableImage:
         raise
-    except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
+    except Exception as error:
+        if error_number(error) in OF_THE_MACHINE:  # no fault of the image, which must not be left out for it
+            raise  # Pillow's decoders raise whatever broken bytes lead them to
         raise UnreadableImage(name, decode_failure(error)) from None
 
 

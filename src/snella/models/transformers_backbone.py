@@ -95,6 +95,9 @@ def build(
         require_hub(name, remedy=REMEDY)
     with quiet_transformers():
         config = _config(name, num_classes, drop_path)
+        channels = getattr(_part(config, "num_channels"), "num_channels", 3)
+        if channels != 3:
+            raise UserError(f"hf:{name} takes images of {channels} channels, and they have three here; {REMEDY}")
         if image_size is not None:
             _check_size(config, name, image_size, kind)
         torch.manual_seed(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from snella.config.schema import Precision, TrainConfig
 from snella.config.validation import validate
-from snella.errors import UserError, short_reason
+from snella.errors import UserError, named, short_reason
 from snella.ops import is_packed
 from snella.runs.folder import read_config, state_of
 
@@ -27,14 +28,30 @@ def check_device(device: str, precision: str) -> None:
     """
     if precision not in get_args(Precision):
         raise UserError(f"unknown precision {precision!r}; choose from {', '.join(get_args(Precision))}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("training in several processes is not supported; start one process")
+    check_processes()
     if device != "auto":
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = short_reason(error)
             raise UserError(f"device {device!r} cannot be used here ({reason}); try --device cpu") from error
+
+
+def check_processes() -> None:
+    """Refuse to run as one of several processes, which would each do the same. Raises UserError."""
+    given, several = os.environ.get("WORLD_SIZE", "1"), "training in several processes is not supported"
+    if not re.fullmatch(r"[0-9]{1,9}", given):
+        raise UserError(f"WORLD_SIZE is {named(given)}, and should be a number of processes; unset it")
+    if int(given) > 1:
+        raise UserError(f"{several}; start one process")
+    if "ACCELERATE_DYNAMO_BACKEND" in os.environ and "WORLD_SIZE" not in os.environ:  # by accelerate launch, alone
+        try:  # it does not pass on how many were asked for
+            asked = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+        except OSError:
+            return
+        found = re.search(r"--num[_-]processes[= ]([0-9]+)", asked)
+        if found and int(found[1]) > 1:
+            raise UserError(f"{several}: accelerate launch --num_processes {found[1]} would start one; start it alone")
 
 
 def device_name(device: torch.device) -> str:

@@ -109,15 +109,20 @@ def _images_of(folder: Path, data: str | None, split: str, saved: dict[str, Any]
     if own is not None:
         print_line(console, f"{data} has the images that {folder} was trained on: of them, {split} alone is taken")
         tell(own, console)
-        return own.splits[split], split
+        return own.splits[split], _name_of(data)
     if split != "test":
         raise UserError("--split chooses from the run's own data; of --data the test split is taken, or all")
     with checking_images(console) as progress:
         moved = config.changed(data=data)
         found = with_white(task_named(saved["task"]).read_test(moved, saved, progress), white)
     tell(found, console)
+    return found.splits["test"], _name_of(data)
+
+
+def _name_of(data: str) -> str:
+    """Return what results on other data are called; none is called as a split of the run's own."""
     name = source_name(data)
-    return found.splits["test"], f"data-{name}" if name in ("train", "val", "test") else name
+    return f"data-{name}" if name in ("train", "val", "test") else name
 
 
 def _own_elsewhere(folder: Path, config: TrainConfig, data: str) -> ImageData[Any] | None:

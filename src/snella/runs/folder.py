@@ -146,6 +146,17 @@ def alone_in(folder: Path, work: Literal["training", "comparison"]) -> Iterator[
         lock.release()
 
 
+def is_worked_on(folder: Path) -> bool:
+    """Return whether a training is at work in a folder."""
+    if state_of(folder) not in ("started", "finished"):
+        return False
+    try:
+        with alone_in(folder, "training"):
+            return False
+    except UserError:
+        return True
+
+
 def claim(folder: Path, config: TrainConfig) -> None:
     """Make the run folder and its config.yaml, once data and model are ready.
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
+import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -28,6 +30,7 @@ class Interrupted(Exception):  # noqa: N818 — not an error
         self.signal_number = signal_number
 
 
+ENDS_WITH_PARENT = "SNELLA_ENDS_WITH_PARENT"  # set for a process whose standard input is a pipe of its parent
 DIVERGED = ("the loss is", "diverged:")  # how such a message begins
 
 
@@ -50,6 +53,14 @@ class Diverged(UserError):  # noqa: N818 (named as the other ends)
         self.best_epoch = 0  # the best one before, from 1; 0: there is none
 
 
+def leave_terminal() -> None:
+    """Send what is printed from now on nowhere where it went to a terminal, which is gone."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if stat.S_ISCHR(os.fstat(stream.fileno()).st_mode):  # of a terminal that is gone isatty says no
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 class StopSignals:
     """`requested` is None until the first signal inside `with StopSignals() as stop`, then its number.
 
@@ -66,6 +77,8 @@ class StopSignals:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.requested = number
         self._restore()
+        if number == getattr(signal, "SIGHUP", None):
+            leave_terminal()
         with contextlib.suppress(OSError):  # not print: a handler may not re-enter a buffered stream
             os.write(2, b"\nstopping after this step; once more stops at once, without a checkpoint\n")
 

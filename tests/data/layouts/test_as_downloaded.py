@@ -98,6 +98,24 @@ BY_FOLDER: dict[str, tuple[Files, str]] = {
         },
         "2 images that no list names left out",
     ),
+    "the files of CUB-200": (
+        {
+            **photos("images/cat", "images/dog"),
+            "images.txt": sheet(*(f"{8 * k + i + 1} {c}/{i}.jpg" for k, c in enumerate(PETS) for i in range(8))),
+            "image_class_labels.txt": sheet(*(f"{8 * k + i + 1} {k + 1}" for k in (0, 1) for i in range(8))),
+            "train_test_split.txt": sheet(*(f"{8 * k + i + 1} {int(i < 6)}" for k in (0, 1) for i in range(8))),
+            "classes.txt": "1 cat\n2 dog\n",
+        },
+        "with the splits of train_test_split.txt",
+    ),
+    "a sheet that says other things": (
+        {**photos("cat", "dog"), "a.csv": sheet("file,age,sex", *(f"{c}/{i}.jpg,{i},x" for c in PETS for i in SIX))},
+        "a.csv has several columns that may be labels",
+    ),
+    "a folder of texts beside": (
+        {**photos("cat", "dog"), "notes/a.txt": ""},
+        "folders without images, left out: notes",
+    ),
     "what systems and programs leave": (
         {
             **photos("cat", "dog"),
@@ -142,7 +160,13 @@ def test_classes_by_folders(tmp_path: Path, name: str) -> None:
 def test_what_systems_leave_is_counted(tmp_path: Path) -> None:
     files, _ = BY_FOLDER["what systems and programs leave"]
     notes = "\n".join(read_data(lay(tmp_path, files), seed=0).notes)
-    for place in ("@eaDir (2)", ".ipynb_checkpoints (2)", "__MACOSX (2)", "files beginning with a dot (1)"):
+    for place in (
+        "@eaDir (2)",
+        ".ipynb_checkpoints (2)",
+        "__MACOSX (2)",
+        "files beginning with a dot (1)",
+        "Thumbs.db (2)",
+    ):
         assert place in notes
 
 
@@ -243,6 +267,8 @@ def test_classes_by_lists(tmp_path: Path, name: str) -> None:
 def test_lists_of_splits_are_the_splits(tmp_path: Path) -> None:
     data = read_data(lay(tmp_path / "a", BY_FOLDER["lists of splits"][0]), seed=0)
     assert sorted(os.path.basename(path) for path in data.splits["test"].paths) == ["4.jpg", "4.jpg"]
+    data = read_data(lay(tmp_path / "c", BY_FOLDER["the files of CUB-200"][0]), seed=0)
+    assert sorted(os.path.basename(path) for path in data.splits["test"].paths) == ["6.jpg", "6.jpg", "7.jpg", "7.jpg"]
     data = read_data(lay(tmp_path / "b", BY_LIST["a column of subsets"][0]), seed=0)
     assert sizes(data) == {"train": 2, "val": 2, "test": 2}
 
@@ -263,6 +289,16 @@ STOPS: dict[str, tuple[Files, tuple[str, ...]]] = {
             f"{c}/{i}.jpg,{'ab'[i % 2]}" for c in PETS for i in range(8)))},
         ("2 classes (a, b)", "2 classes (cat, dog)", "--label-column label", "--classes top"),
     ),
+    "labels of several classes": (
+        {**photos("img"), "a.csv": sheet("image,labels", *(f"{i}.jpg,{(*PETS, 'cat dog')[i % 3]}" for i in SIX))},
+        ("the label 'cat dog' is a class, or means 2 classes of one image", "--label-column labels"),
+    ),
+    "lists of several kinds of class": (
+        {**photos("images"), **{f"images_{k}_train.txt": sheet(*(f"{i} {k} {i % 2}" for i in range(8))) for k in PETS}},
+        ("lists of the train split are images_cat_train.txt, images_dog_train.txt",),
+    ),
+    "a class in a format that is not read": ({**photos("cat", "dog"), "ape/0.dcm": ""}, ("ape holds no image",)),
+    "images of no class": (photos("JPEGImages"), ("8 images in JPEGImages but no class folders",)),
     "two columns": (
         {**photos("images"), "train.txt": sheet(*(f"images/{i}.jpg {i % 2} {i % 3}" for i in range(8)))},
         ("1 (2 values), 2 (3 values)", "--label-column"),

@@ -13,7 +13,7 @@ from os.path import basename
 from snella.data.folders.choices import NO_CHOICE, Choices
 from snella.data.folders.class_labels import beginning, has_class_in_name, labelling, offer_names
 from snella.data.folders.names import SPLIT_NAMES, UNLABELLED, split_of
-from snella.data.folders.tree import Tree, counted, listed, tree
+from snella.data.folders.tree import UNREAD, Tree, counted, listed, tree
 from snella.data.images import SUFFIXES
 from snella.data.layouts.masks_beside import without_masks
 from snella.data.listing import Listing, label_entries, natural_order
@@ -91,7 +91,7 @@ def _parts(found: Tree, choices: Choices) -> tuple[list[_Part], list[str]]:
     if direct and inside:
         folder = found.path(base.rstrip("/")) if base else found.root
         notes.append(f"{len(direct)} images directly in {folder}, outside every class folder, left out")
-    _check_full(found, base, inside)
+    notes += _check_full(found, base, inside)
     return [_Part("all", base, _in_order(inside or direct))], notes
 
 
@@ -123,7 +123,7 @@ def _split_folders(found: Tree, base: str, below: dict[str, list[str]], notes: l
             count = len(inside) - len(kept)
             notes.append(f"{count} images directly in {found.path(place[:-1])}, outside every class folder, left out")
         if split == "train":
-            _check_full(found, place, kept)
+            notes += _check_full(found, place, kept)
         parts.append(_Part(split, place, _in_order(kept)))
     return parts
 
@@ -193,15 +193,27 @@ def _splits_below(base: str, names: Sequence[str]) -> list[_Part]:
     return [_Part(split, base, _in_order(inside), True) for split, inside in sorted(by_split.items())]
 
 
-def _check_full(found: Tree, place: str, names: Sequence[str]) -> None:
-    """Refuse a folder in the place of a class that holds no image."""
+def _check_full(found: Tree, place: str, names: Sequence[str]) -> list[str]:
+    """Refuse a folder in the place of a class that holds no image; return a note on those of annotations and the like.
+
+    Raises:
+        UserError: a folder that is empty, or holds files in formats that are not read.
+    """
     full = {name.split("/")[0] for name in names}
     inside = [name[len(place) :] for name in found.folders if name.startswith(place)]
-    empty = sorted((name for name in inside if "/" not in name and name not in full), key=natural_order)
+    without = sorted((name for name in inside if "/" not in name and name not in full), key=natural_order)
+    texts = [name for name in without if _holds_texts_alone(found, f"{place}{name}/")]
+    empty = [name for name in without if name not in texts]
     if full and empty:
         more = f" (and {len(empty) - 1} more such folders)" if len(empty) > 1 else ""
         path = found.path(place + empty[0])
         raise UserError(f"{path} holds no image, so its class has none{more}; add images or remove the folder")
+    return [f"folders without images, left out: {listed(texts)}"] if full and texts else []
+
+
+def _holds_texts_alone(found: Tree, folder: str) -> bool:
+    files = [name for name in found.others if name.startswith(folder)]
+    return bool(files) and not any(name.lower().endswith(UNREAD) for name in files)
 
 
 def _beside_splits(names: Sequence[str], below: dict[str, list[str]], folders: Sequence[str]) -> list[str]:

@@ -78,6 +78,10 @@ def pair_folders(
     for split, (image_folder, mask_folder) in parts.items():
         images = images_below(os.path.join(root, image_folder))
         masks = images_below(os.path.join(root, mask_folder))
+        inner = {mask.partition("/")[0] for mask in masks if "/" in mask}
+        if len(inner) == 1 and all("/" in mask for mask in masks) and not any("/" in image for image in images):
+            mask_folder = f"{mask_folder}/{inner.pop()}"
+            masks = images_below(os.path.join(root, mask_folder))
         pairs = _match(images, masks, f"{root}/{image_folder}", f"{root}/{mask_folder}")
         splits[split] = [(f"{image_folder}/{image}", f"{mask_folder}/{mask}") for image, mask in pairs]
         notes += note_left_out(images, {image for image, _ in pairs}, image_folder, "images without a mask")

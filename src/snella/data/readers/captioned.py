@@ -177,7 +177,7 @@ def _complete(listing: Listing, fractions: Mapping[str, float | None], seed: int
         those, count = " and ".join(same), len(splits["train"])
         few = f"{before} image{'s are' if before > 1 else ' is'} too few to take {those} out of"
         whole = f"all {count} images are trained on, and stand for {those} (--val-fraction and --test-fraction divide)"
-        notes = (*notes, f"{few}: the {count} training images stand for them" if asked else whole)
+        notes = (*notes, f"{few}: the {count} training images stand for them" if asked.keys() & same else whole)
         listing = replace(listing, caveat=listing.caveat or SEEN.format(those))
     return replace(listing, splits=splits, notes=notes)
 

@@ -115,7 +115,7 @@ def _numbered_splits(found: Tree, known: Collection[str]) -> dict[str, list[str]
     names: dict[str, list[str]] = {"train": [], "test": []}
     for number, split in splits.items():
         name = resolve(paths.get(number, ""), "all")
-        if name in known and split in ("0", "1"):
+        if name and name in known and split in ("0", "1"):
             names["train" if split == "1" else "test"].append(name)
     return names
 

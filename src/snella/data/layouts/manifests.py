@@ -1,7 +1,7 @@
 """Manifests: a CSV or JSONL file with a row for each image.
 
-Columns: `path` (or `image`, `file_name`), `label` (or `class`) and, if wanted, `split` (or `subset`, `fold`, `set`). Paths are relative to the
-manifest. Labels are names; whole numbers are ordered by value.
+Columns: `path` (or `image`, `file_name`), `label` (or `class`) and, if wanted, `split` (or `subset`, `fold`, `set`).
+Paths are relative to the manifest. Labels are names; whole numbers are ordered by value.
 """
 
 from __future__ import annotations

@@ -196,8 +196,8 @@ def _lists_or_folders(path: str, found: Tree, choices: Choices) -> Listing:
         raise refusal or UserError(f"{path} has no class folders")
     if not sure and all(map(holds_images, folders.classes)):
         raise UserError(
-            f"{path} holds {counted(len(found.images), 'image')} in {folders.classes[0]} but no class folders; sort "
-            "them into class folders, or give a manifest (.csv or .jsonl)"
+            f"{path} holds {counted(len(found.images), 'image')} in {listed(folders.classes)} but no class folders; "
+            "sort them into class folders, or give a manifest (.csv or .jsonl)"
         )
     if found_lists is None:
         return split_by_lists(found, folders) or folders

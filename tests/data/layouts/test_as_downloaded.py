@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from snella.data.folders.choices import NO_CHOICE, Choices
-from snella.data.readers.labelled import read_data
-from snella.data.readers.masked import is_masked, read_masked_data
+from snella.data.readers.labelled import read_data, read_test_data
 from snella.errors import UserError
 from support.downloads import Files, lay, photos
 
@@ -41,7 +40,7 @@ BY_FOLDER: dict[str, tuple[Files, str]] = {
     "images below their class": ({**photos("cat", "dog"), **photos("cat/old")}, "belong to their class: cat/old"),
     "split folders twice": (
         photos("seg_train/seg_train/cat", "seg_train/seg_train/dog", "seg_test/seg_test/cat", "seg_pred/seg_pred"),
-        "folders beside the splits, left out: seg_pred (8 images)",
+        "folders beside the splits, left out: seg_pred/seg_pred (8 images)",
     ),
     "splits in other words": (
         photos("training_set/cat", "training_set/dog", "test_set/cat", "test_set/dog"),
@@ -84,6 +83,10 @@ BY_FOLDER: dict[str, tuple[Files, str]] = {
     "classes in names": (
         {**{f"train/{c}.{i}.jpg": None for c in PETS for i in SIX}, **photos("test1")},
         "folders of images without labels, left out: test1 (8 images)",
+    ),
+    "classes in names, folders twice": (
+        {**{f"pets/train/train/{c}.{i}.jpg": None for c in PETS for i in SIX}, **photos("pets/test1/test1")},
+        "left out: test1/test1 (8 images)",
     ),
     "classes in names without a folder": (
         {f"{c}.{i}.jpg": None for c in PETS for i in SIX},
@@ -278,6 +281,7 @@ STOPS: dict[str, tuple[Files, tuple[str, ...]]] = {
     "nested": (photos("fruit/apple", "fruit/pear", "milk/oat"), ("--classes top (2 c", "leaf (3 c", "path (3 c")),
     "the same folders in each": (photos("p1/good", "p1/bad", "p2/good", "p2/bad"), ("--classes top", "--classes leaf")),
     "a vehicle or a split": (photos("bus", "train"), ("two readings", "--classes top")),
+    "a folder without labels beside": (photos("cat", "dog", "unlabeled"), ("unlabeled is a split", "move it away")),
     "splits alone": (photos("training", "validation"), ("has no class folders",)),
     "a split and what has no labels": (photos("train", "unlabeled"), ("has no class folders",)),
     "names of a train split": (
@@ -329,6 +333,18 @@ def test_what_has_several_readings_stops(tmp_path: Path, name: str) -> None:
     assert [part for part in said if part not in text] == [], text
 
 
+def test_classes_may_be_called_as_masks_are(tmp_path: Path) -> None:
+    for names in (("x", "y"), ("with_mask", "without_mask"), ("input", "target")):
+        assert read_data(lay(tmp_path / names[0], photos(*names)), seed=0).classes == names
+
+
+def test_a_choice_that_does_not_apply_is_refused_but_for_tests(tmp_path: Path) -> None:
+    root = lay(tmp_path, photos("cat", "dog"))
+    for choices in (Choices(label_column="label"), Choices(crops=True)):
+        assert "leave it out" in stop(root, choices)
+        assert sizes(read_test_data(root, PETS, seed=0, choices=choices)) == {"test": 16}
+
+
 def test_a_stop_is_left_by_what_it_says(tmp_path: Path) -> None:
     nested = lay(tmp_path / "nested", STOPS["nested"][0])
     assert read_data(nested, seed=0, choices=Choices("top")).classes == ("fruit", "milk")
@@ -344,45 +360,3 @@ def test_a_stop_is_left_by_what_it_says(tmp_path: Path) -> None:
     assert read_data(columns, seed=0, choices=Choices(label_column="2")).classes == ("0", "1", "2")
     named = lay(tmp_path / "named", STOPS["names of a train split"][0])
     assert read_data(named, seed=0, choices=Choices("names")).classes == PETS
-
-
-@pytest.mark.parametrize(
-    ("images", "masks"),
-    [
-        ("{}", "{}annot"),
-        ("{}", "{}_labels"),
-        ("img/{}", "gt/{}"),
-        ("{}_images", "{}_masks"),
-        ("images/{}", "labels/{}"),
-        ("wrapped/x_{}", "wrapped/y_{}"),
-        ("{}/imgs", "{}/masks_png"),
-    ],
-)
-def test_folders_of_masks_under_other_names(tmp_path: Path, images: str, masks: str) -> None:
-    counts = {"train": 6, "val": 2, "test": 3}
-    pairs = [(split, i) for split, count in counts.items() for i in range(count)]
-    files: dict[str, object] = {f"{images.format(split)}/{i}.jpg": None for split, i in pairs}
-    root = lay(tmp_path, files | {f"{masks.format(split)}/{i}.png": (0, 1) for split, i in pairs})
-    assert is_masked(root)
-    data = read_masked_data(root, seed=0)
-    assert (sizes(data), data.classes) == (counts, ("0", "1"))
-    assert "--task segment" in stop(root)
-
-
-def test_names_that_all_end_alike_are_paired(tmp_path: Path) -> None:
-    files: dict[str, object] = {f"images/{i}_training.png": None for i in range(8)}
-    root = lay(tmp_path, files | {f"1st_manual/{i}_manual1.png": (0, 255) for i in range(8)})
-    data = read_masked_data(root, seed=0)
-    assert data.classes == ("background", "foreground")
-    for images in data.splits.values():
-        for image, mask in zip(images.paths, images.masks, strict=True):
-            assert Path(image).name.split("_")[0] == Path(mask).name.split("_")[0]
-
-
-def test_masks_beside_the_images_of_splits(tmp_path: Path) -> None:
-    files = {
-        f"{s}/{i}{e}.png": (0, 1) if e else None for s in ("train", "test") for i in range(8) for e in ("", "_mask")
-    }
-    data = read_masked_data(lay(tmp_path, files), seed=0)
-    assert sizes(data) == {"train": 7, "val": 1, "test": 8}
-    assert data.splits["test"].masks[0] == str(tmp_path / "test" / "0_mask.png")

@@ -16,11 +16,14 @@ from typing import Literal
 from snella.data.folders.names import IMAGE_WORDS, MASK_WORDS, split_and_rest, split_of
 from snella.data.folders.tree import tree
 from snella.data.images import images_below, is_hidden, is_image
+from snella.data.layouts.masks_beside import looks_like_mask
 from snella.data.masks.class_names import names_file
 from snella.data.masks.listing import MaskListing, Pair
 from snella.errors import UserError
 
 MASK_SUFFIXES = ("_mask", "_seg", "_segmentation", "_label", "_gt")
+VAGUE = frozenset(("x", "y", "target", "targets", "input", "inputs"))  # may be classes as well
+LOOKED_AT = 5  # masks in a folder of such a name
 SURE = 0.5  # share of the masks that have an image, where names of folders alone do not tell
 
 EXPECTED = "images/NAME and masks/NAME, with or without train, val and test folders"
@@ -28,7 +31,7 @@ Role = Literal["images", "masks"]
 
 
 def is_masked_folder(root: str) -> bool:
-    """Tell whether a folder holds folders of images and of masks, itself or in its split folders. No file is opened."""
+    """Tell whether a folder holds folders of images and of masks, itself or in its split folders."""
     try:
         root = _unwrapped(root)
         return _has_both(root) or any(_split_folders(root))
@@ -218,16 +221,18 @@ def _has_both(root: str) -> bool:
             (split, words), (mask_split, mask_words) = split_and_rest(image), split_and_rest(mask)
             if split != mask_split:
                 continue
-            usual = bool(words) and {"x", "y", "target", "targets", "input", "inputs"}.isdisjoint((*words, *mask_words))
-            if usual or _share_paired(os.path.join(root, image), os.path.join(root, mask)) >= SURE:
+            told = VAGUE.isdisjoint((*words, *mask_words))
+            if (told and words) or _go_together(os.path.join(root, image), os.path.join(root, mask), told):
                 return True
     return False
 
 
-def _share_paired(images: str, masks: str) -> float:
-    """Return the share of the masks of a folder that have an image in another."""
-    by_stem, masks_by_stem = _stems(images_below(images), images_below(masks))
-    return len(by_stem.keys() & masks_by_stem.keys()) / len(masks_by_stem)
+def _go_together(image_folder: str, mask_folder: str, told: bool) -> bool:
+    """Tell whether most masks have an image of their stem and, where the name does not tell, look like masks."""
+    masks = images_below(mask_folder)
+    by_stem, masks_by_stem = _stems(images_below(image_folder), masks)
+    paired = len(by_stem.keys() & masks_by_stem.keys()) >= SURE * len(masks_by_stem)
+    return paired and (told or all(looks_like_mask(os.path.join(mask_folder, name)) for name in masks[:LOOKED_AT]))
 
 
 def _inner_splits(root: str, images: str, masks: str) -> dict[str, Pair]:

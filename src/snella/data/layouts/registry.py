@@ -157,7 +157,7 @@ def _labelled_folder(path: str, choices: Choices) -> Listing:
     """
     found = tree(path)
     kind = detection_format(found)
-    if choices.crops:
+    if choices.crops and not (choices.of_run and kind is None):
         if kind is None:
             raise UserError(
                 f"--crops cuts boxes out, and {path} holds none that are known ({', '.join(FORMATS)}); leave it out"
@@ -165,7 +165,7 @@ def _labelled_folder(path: str, choices: Choices) -> Listing:
         return crops(found)
     if kind and not choices.classes and not choices.label_column:
         raise UserError(_objects(path, found))
-    if recognised(MASKED, path):
+    if not choices.classes and recognised(MASKED, path):
         raise UserError(
             f"{path} holds images with masks; add --task segment, or to classify give the folder of the images alone"
         )
@@ -192,6 +192,8 @@ def _lists_or_folders(path: str, found: Tree, choices: Choices) -> Listing:
         return replace(folders, notes=(*folders.notes, f"left out: {error}"))
     if found_lists and (folders is None or not sure or choices.label_column):
         return found_lists[0]
+    if choices.label_column and not choices.of_run:
+        raise UserError(f"--label-column: {path} holds no table or list of its images; leave it out")
     if folders is None:
         raise refusal or UserError(f"{path} has no class folders")
     if not sure and all(map(holds_images, folders.classes)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from snella.data.dataset import SPLITS, ImageData, Images
 from snella.data.folders.choices import NO_CHOICE, Choices
@@ -64,7 +65,7 @@ def read_test_data(
     Raises:
         UserError: data that cannot be read; a class that the model does not have.
     """
-    listing = _listing(data, seed, choices)
+    listing = _listing(data, seed, replace(choices, of_run=True))
     listing = drop_unreadable(data, relabel(data, keep_test_split(listing), classes), progress)
     splits = {"test": listing.images("test")}
     return ImageData(listing.layout, data, tuple(classes), splits, listing.skipped, listing.notes, listing.caveat)

@@ -1,5 +1,5 @@
-# make setup | demo | demo-segment | demo-generate | test | test-all | test-crash | test-oldest | test-peft | bench | gpu-check
-# | lint
+# make setup | demo | demo-segment | demo-generate | test | test-all | test-crash | test-oldest | test-peft | bench |
+# gpu-check | lint
 # Everything happens in $(VENV) (test-oldest: in $(OLDEST)); nothing else is touched.
 
 PYTHON ?= python3

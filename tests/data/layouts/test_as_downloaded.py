@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from snella.data.folders.choices import NO_CHOICE, Choices
-from snella.data.readers.labelled import read_data
-from snella.data.readers.masked import is_masked, read_masked_data
+from snella.data.readers.labelled import read_data, read_test_data
 from snella.errors import UserError
 from support.downloads import Files, lay, photos
 
@@ -41,7 +40,7 @@ BY_FOLDER: dict[str, tuple[Files, str]] = {
     "images below their class": ({**photos("cat", "dog"), **photos("cat/old")}, "belong to their class: cat/old"),
     "split folders twice": (
         photos("seg_train/seg_train/cat", "seg_train/seg_train/dog", "seg_test/seg_test/cat", "seg_pred/seg_pred"),
-        "folders beside the splits, left out: seg_pred (8 images)",
+        "folders beside the splits, left out: seg_pred/seg_pred (8 images)",
     ),
     "splits in other words": (
         photos("training_set/cat", "training_set/dog", "test_set/cat", "test_set/dog"),
@@ -85,6 +84,10 @@ BY_FOLDER: dict[str, tuple[Files, str]] = {
         {**{f"train/{c}.{i}.jpg": None for c in PETS for i in SIX}, **photos("test1")},
         "folders of images without labels, left out: test1 (8 images)",
     ),
+    "classes in names, folders twice": (
+        {**{f"pets/train/train/{c}.{i}.jpg": None for c in PETS for i in SIX}, **photos("pets/test1/test1")},
+        "left out: test1/test1 (8 images)",
+    ),
     "classes in names without a folder": (
         {f"{c}.{i}.jpg": None for c in PETS for i in SIX},
         "images named after their class",
@@ -97,6 +100,24 @@ BY_FOLDER: dict[str, tuple[Files, str]] = {
             "meta/classes.txt": "cat\ndog\n",
         },
         "2 images that no list names left out",
+    ),
+    "the files of CUB-200": (
+        {
+            **photos("images/cat", "images/dog"),
+            "images.txt": sheet(*(f"{8 * k + i + 1} {c}/{i}.jpg" for k, c in enumerate(PETS) for i in range(8))),
+            "image_class_labels.txt": sheet(*(f"{8 * k + i + 1} {k + 1}" for k in (0, 1) for i in range(8))),
+            "train_test_split.txt": sheet(*(f"{8 * k + i + 1} {int(i < 6)}" for k in (0, 1) for i in range(8))),
+            "classes.txt": "1 cat\n2 dog\n",
+        },
+        "with the splits of train_test_split.txt",
+    ),
+    "a sheet that says other things": (
+        {**photos("cat", "dog"), "a.csv": sheet("file,age,sex", *(f"{c}/{i}.jpg,{i},x" for c in PETS for i in SIX))},
+        "a.csv has several columns that may be labels",
+    ),
+    "a folder of texts beside": (
+        {**photos("cat", "dog"), "notes/a.txt": ""},
+        "folders without images, left out: notes",
     ),
     "what systems and programs leave": (
         {
@@ -142,7 +163,13 @@ def test_classes_by_folders(tmp_path: Path, name: str) -> None:
 def test_what_systems_leave_is_counted(tmp_path: Path) -> None:
     files, _ = BY_FOLDER["what systems and programs leave"]
     notes = "\n".join(read_data(lay(tmp_path, files), seed=0).notes)
-    for place in ("@eaDir (2)", ".ipynb_checkpoints (2)", "__MACOSX (2)", "files beginning with a dot (1)"):
+    for place in (
+        "@eaDir (2)",
+        ".ipynb_checkpoints (2)",
+        "__MACOSX (2)",
+        "files beginning with a dot (1)",
+        "Thumbs.db (2)",
+    ):
         assert place in notes
 
 
@@ -243,6 +270,8 @@ def test_classes_by_lists(tmp_path: Path, name: str) -> None:
 def test_lists_of_splits_are_the_splits(tmp_path: Path) -> None:
     data = read_data(lay(tmp_path / "a", BY_FOLDER["lists of splits"][0]), seed=0)
     assert sorted(os.path.basename(path) for path in data.splits["test"].paths) == ["4.jpg", "4.jpg"]
+    data = read_data(lay(tmp_path / "c", BY_FOLDER["the files of CUB-200"][0]), seed=0)
+    assert sorted(os.path.basename(path) for path in data.splits["test"].paths) == ["6.jpg", "6.jpg", "7.jpg", "7.jpg"]
     data = read_data(lay(tmp_path / "b", BY_LIST["a column of subsets"][0]), seed=0)
     assert sizes(data) == {"train": 2, "val": 2, "test": 2}
 
@@ -252,6 +281,7 @@ STOPS: dict[str, tuple[Files, tuple[str, ...]]] = {
     "nested": (photos("fruit/apple", "fruit/pear", "milk/oat"), ("--classes top (2 c", "leaf (3 c", "path (3 c")),
     "the same folders in each": (photos("p1/good", "p1/bad", "p2/good", "p2/bad"), ("--classes top", "--classes leaf")),
     "a vehicle or a split": (photos("bus", "train"), ("two readings", "--classes top")),
+    "a folder without labels beside": (photos("cat", "dog", "unlabeled"), ("unlabeled is a split", "move it away")),
     "splits alone": (photos("training", "validation"), ("has no class folders",)),
     "a split and what has no labels": (photos("train", "unlabeled"), ("has no class folders",)),
     "names of a train split": (
@@ -263,6 +293,16 @@ STOPS: dict[str, tuple[Files, tuple[str, ...]]] = {
             f"{c}/{i}.jpg,{'ab'[i % 2]}" for c in PETS for i in range(8)))},
         ("2 classes (a, b)", "2 classes (cat, dog)", "--label-column label", "--classes top"),
     ),
+    "labels of several classes": (
+        {**photos("img"), "a.csv": sheet("image,labels", *(f"{i}.jpg,{(*PETS, 'cat dog')[i % 3]}" for i in SIX))},
+        ("the label 'cat dog' is a class, or means 2 classes of one image", "--label-column labels"),
+    ),
+    "lists of several kinds of class": (
+        {**photos("images"), **{f"images_{k}_train.txt": sheet(*(f"{i} {k} {i % 2}" for i in range(8))) for k in PETS}},
+        ("lists of the train split are images_cat_train.txt, images_dog_train.txt",),
+    ),
+    "a class in a format that is not read": ({**photos("cat", "dog"), "ape/0.dcm": ""}, ("ape holds no image",)),
+    "images of no class": (photos("JPEGImages"), ("8 images in JPEGImages but no class folders",)),
     "two columns": (
         {**photos("images"), "train.txt": sheet(*(f"images/{i}.jpg {i % 2} {i % 3}" for i in range(8)))},
         ("1 (2 values), 2 (3 values)", "--label-column"),
@@ -293,6 +333,18 @@ def test_what_has_several_readings_stops(tmp_path: Path, name: str) -> None:
     assert [part for part in said if part not in text] == [], text
 
 
+def test_classes_may_be_called_as_masks_are(tmp_path: Path) -> None:
+    for names in (("x", "y"), ("with_mask", "without_mask"), ("input", "target")):
+        assert read_data(lay(tmp_path / names[0], photos(*names)), seed=0).classes == names
+
+
+def test_a_choice_that_does_not_apply_is_refused_but_for_tests(tmp_path: Path) -> None:
+    root = lay(tmp_path, photos("cat", "dog"))
+    for choices in (Choices(label_column="label"), Choices(crops=True)):
+        assert "leave it out" in stop(root, choices)
+        assert sizes(read_test_data(root, PETS, seed=0, choices=choices)) == {"test": 16}
+
+
 def test_a_stop_is_left_by_what_it_says(tmp_path: Path) -> None:
     nested = lay(tmp_path / "nested", STOPS["nested"][0])
     assert read_data(nested, seed=0, choices=Choices("top")).classes == ("fruit", "milk")
@@ -308,45 +360,3 @@ def test_a_stop_is_left_by_what_it_says(tmp_path: Path) -> None:
     assert read_data(columns, seed=0, choices=Choices(label_column="2")).classes == ("0", "1", "2")
     named = lay(tmp_path / "named", STOPS["names of a train split"][0])
     assert read_data(named, seed=0, choices=Choices("names")).classes == PETS
-
-
-@pytest.mark.parametrize(
-    ("images", "masks"),
-    [
-        ("{}", "{}annot"),
-        ("{}", "{}_labels"),
-        ("img/{}", "gt/{}"),
-        ("{}_images", "{}_masks"),
-        ("images/{}", "labels/{}"),
-        ("wrapped/x_{}", "wrapped/y_{}"),
-        ("{}/imgs", "{}/masks_png"),
-    ],
-)
-def test_folders_of_masks_under_other_names(tmp_path: Path, images: str, masks: str) -> None:
-    counts = {"train": 6, "val": 2, "test": 3}
-    pairs = [(split, i) for split, count in counts.items() for i in range(count)]
-    files: dict[str, object] = {f"{images.format(split)}/{i}.jpg": None for split, i in pairs}
-    root = lay(tmp_path, files | {f"{masks.format(split)}/{i}.png": (0, 1) for split, i in pairs})
-    assert is_masked(root)
-    data = read_masked_data(root, seed=0)
-    assert (sizes(data), data.classes) == (counts, ("0", "1"))
-    assert "--task segment" in stop(root)
-
-
-def test_names_that_all_end_alike_are_paired(tmp_path: Path) -> None:
-    files: dict[str, object] = {f"images/{i}_training.png": None for i in range(8)}
-    root = lay(tmp_path, files | {f"1st_manual/{i}_manual1.png": (0, 255) for i in range(8)})
-    data = read_masked_data(root, seed=0)
-    assert data.classes == ("background", "foreground")
-    for images in data.splits.values():
-        for image, mask in zip(images.paths, images.masks, strict=True):
-            assert Path(image).name.split("_")[0] == Path(mask).name.split("_")[0]
-
-
-def test_masks_beside_the_images_of_splits(tmp_path: Path) -> None:
-    files = {
-        f"{s}/{i}{e}.png": (0, 1) if e else None for s in ("train", "test") for i in range(8) for e in ("", "_mask")
-    }
-    data = read_masked_data(lay(tmp_path, files), seed=0)
-    assert sizes(data) == {"train": 7, "val": 1, "test": 8}
-    assert data.splits["test"].masks[0] == str(tmp_path / "test" / "0_mask.png")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from snella.data.folders.choices import Choices
 from snella.data.layouts.manifests import manifest
 from snella.errors import UserError
 
@@ -43,6 +44,22 @@ def test_whole_number_labels_in_jsonl(tmp_path: Path) -> None:
 def test_the_split_column(tmp_path: Path) -> None:
     text = "path,label,split\na,x,train\nb,y,Validation\nc,x,test\n"
     assert manifest(write(tmp_path, text)).splits == {"train": [("a", 0)], "val": [("b", 1)], "test": [("c", 0)]}
+
+
+@pytest.mark.parametrize("column", ["subset", "fold", "set"])
+def test_other_names_of_the_split_column(tmp_path: Path, column: str) -> None:
+    text = f"path,label,{column}\na,x,train\nb,y,valid\nc,x,test\n"
+    assert manifest(write(tmp_path, text)).splits == {"train": [("a", 0)], "val": [("b", 1)], "test": [("c", 0)]}
+    assert manifest(write(tmp_path, text.replace("valid", "3"))).splits.keys() == {"all"}
+
+
+def test_the_label_column_may_be_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "path,Breed,label\na,pug,dog\nb,manx,cat\n")
+    assert manifest(path).classes == ("cat", "dog")
+    assert manifest(path, Choices(label_column="Breed")).classes == ("manx", "pug")
+    assert manifest(path, Choices(label_column="1")).classes == ("manx", "pug")
+    with pytest.raises(UserError, match="has the columns path, breed, label; name one"):
+        manifest(path, Choices(label_column="kind"))
 
 
 def test_absolute_paths_stay(tmp_path: Path) -> None:

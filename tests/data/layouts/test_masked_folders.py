@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from snella.data.layouts.masked_folders import masked_folder
-from snella.data.readers.masked import is_masked
+from snella.data.readers.labelled import read_data
+from snella.data.readers.masked import is_masked, read_masked_data
 from snella.errors import UserError
+from support.downloads import lay
 from support.masked import write_image, write_mask, write_pairs
 
 
@@ -173,3 +175,50 @@ def test_names_files_in_the_root_or_beside_the_images(tmp_path: Path) -> None:
     listing = masked_folder(str(tmp_path))
     assert listing.names
     assert listing.names.names == ("c", "d")
+
+
+def counts_of(data) -> dict[str, int]:
+    return {split: len(images) for split, images in data.splits.items()}
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("{}", "{}annot"),
+        ("{}", "{}_labels"),
+        ("img/{}", "gt/{}"),
+        ("{}_images", "{}_masks"),
+        ("images/{}", "labels/{}"),
+        ("wrapped/x_{}", "wrapped/y_{}"),
+        ("{}/imgs", "{}/masks_png"),
+    ],
+)
+def test_folders_of_masks_under_other_names(tmp_path: Path, images: str, masks: str) -> None:
+    counts = {"train": 6, "val": 2, "test": 3}
+    pairs = [(split, i) for split, count in counts.items() for i in range(count)]
+    files: dict[str, object] = {f"{images.format(split)}/{i}.jpg": None for split, i in pairs}
+    root = lay(tmp_path, files | {f"{masks.format(split)}/{i}.png": (0, 1) for split, i in pairs})
+    assert is_masked(root)
+    data = read_masked_data(root, seed=0)
+    assert (counts_of(data), data.classes) == (counts, ("0", "1"))
+    with pytest.raises(UserError, match="--task segment"):
+        read_data(root, seed=0)
+
+
+def test_names_that_all_end_alike_are_paired(tmp_path: Path) -> None:
+    files: dict[str, object] = {f"images/{i}_training.png": None for i in range(8)}
+    root = lay(tmp_path, files | {f"1st_manual/{i}_manual1.png": (0, 255) for i in range(8)})
+    data = read_masked_data(root, seed=0)
+    assert data.classes == ("background", "foreground")
+    for images in data.splits.values():
+        for image, mask in zip(images.paths, images.masks, strict=True):
+            assert Path(image).name.split("_")[0] == Path(mask).name.split("_")[0]
+
+
+def test_masks_beside_the_images_of_splits(tmp_path: Path) -> None:
+    files = {
+        f"{s}/{i}{e}.png": (0, 1) if e else None for s in ("train", "test") for i in range(8) for e in ("", "_mask")
+    }
+    data = read_masked_data(lay(tmp_path, files), seed=0)
+    assert counts_of(data) == {"train": 7, "val": 1, "test": 8}
+    assert data.splits["test"].masks[0] == str(tmp_path / "test" / "0_mask.png")

@@ -46,7 +46,7 @@ MASK_WORDS = frozenset(
         *("manual", "labelmap", "labelmaps"),
     )
 )
-_SPLIT_FIRST = re.compile(rf"(?:{'|'.join(sorted(_SPLIT_WORDS, key=len, reverse=True))})(?=[a-z])")
+_SPLIT_FIRST = re.compile(rf"(?:{'|'.join(sorted(_SPLIT_WORDS, key=len, reverse=True))})(?=[a-z]{{2}})")
 
 
 def split_of(name: str) -> str | None:

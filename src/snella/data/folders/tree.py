@@ -15,6 +15,7 @@ UNREAD = (
     *(".nef", ".arw", ".dng", ".orf", ".rw2", ".dcm", ".nii", ".mha", ".npy", ".npz", ".mat"),
     *(".mp4", ".mov", ".avi", ".webm"),
 )
+SYSTEM_FILES = frozenset(("Thumbs.db", "desktop.ini", "Desktop.ini"))
 # beside the settings, what a run and a comparison have written in their folders
 _RUN_MARKS = {"config.yaml": ("adapter", "checkpoints", "metrics.jsonl", "summary.json")}
 _COMPARISON_MARKS = ("compare.json", "compare.png")
@@ -69,8 +70,10 @@ def tree(root: str) -> Tree:
         prefix = "" if name == "." else f"{name}/"
         below += [prefix + folder for folder in folders]
         images += [prefix + file for file in files if is_image(file)]
+        for file in set(files) & SYSTEM_FILES:
+            system[file] += 1
         system["files beginning with a dot"] += sum(is_hidden(file) and is_image(file.lstrip(".")) for file in files)
-        others += [prefix + file for file in files if not is_image(file) and not is_hidden(file)]
+        others += [prefix + file for file in files if not (is_image(file) or is_hidden(file) or file in SYSTEM_FILES)]
     folders_of_runs = set(runs) | {os.path.dirname(run) for run in runs}
     kept = [name for name in below if name not in folders_of_runs or any(i.startswith(f"{name}/") for i in images)]
     return Tree(root, tuple(sorted(images)), tuple(sorted(others)), tuple(sorted(kept)), _notes(system, runs, others))
@@ -105,7 +108,7 @@ def _notes(system: Counter[str], runs: Sequence[str], others: Sequence[str]) -> 
     notes = []
     hidden = [f"{place} ({count})" for place, count in system.items() if count]
     if hidden:
-        notes.append(f"images that systems or programs put there, left out: {', '.join(hidden)}")
+        notes.append(f"files that systems or programs put there, left out: {', '.join(hidden)}")
     if runs:
         notes.append(f"folders that snella wrote, left out: {listed(runs)}")
     unread = Counter(os.path.splitext(name)[1].lower() for name in others)

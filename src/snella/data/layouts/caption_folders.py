@@ -18,7 +18,7 @@ from snella.data.folders.tree import tree
 from snella.data.images import SUFFIXES, is_hidden, is_image
 from snella.data.layouts.class_folders import image_folder
 from snella.data.layouts.detections import is_yolo_text
-from snella.data.layouts.manifests import column_names, find_column, read_table, split_value, text_value
+from snella.data.layouts.manifests import column_names, find_column, read_table, split_column, split_value, text_value
 from snella.data.layouts.masked_folders import is_masked_folder
 from snella.data.layouts.masks_beside import without_masks
 from snella.data.layouts.voc_ade import is_ade, is_voc
@@ -106,6 +106,7 @@ def _from_tables(root: str, tables: list[str], images: set[str]) -> tuple[Captio
         rows = read_table(path)
         columns = column_names(rows)
         file_column = find_column(FILE_COLUMNS, columns, path, "image paths")
+        column = split_column(rows)
         text_column = find_column(TEXT_COLUMNS, columns, path, "captions")
         for line, row in rows:
             place = f"{path} line {line}"
@@ -116,7 +117,7 @@ def _from_tables(root: str, tables: list[str], images: set[str]) -> tuple[Captio
             if not caption:
                 raise UserError(f"{place}: {text_column} is blank; write a caption or remove image and row")
             place_of[name], captions[name] = place, caption
-            splits[name] = split_value(row, path, line) if "split" in columns else None
+            splits[name] = split_value(row, path, line, column) if column else None
             if name not in images and not os.path.isfile(os.path.join(root, name)):
                 missing.append((place, name))
     if missing:

@@ -13,7 +13,7 @@ from os.path import basename
 from snella.data.folders.choices import NO_CHOICE, Choices
 from snella.data.folders.class_labels import beginning, has_class_in_name, labelling, offer_names
 from snella.data.folders.names import SPLIT_NAMES, UNLABELLED, split_of
-from snella.data.folders.tree import Tree, counted, listed, tree
+from snella.data.folders.tree import UNREAD, Tree, counted, listed, tree
 from snella.data.images import SUFFIXES
 from snella.data.layouts.masks_beside import without_masks
 from snella.data.listing import Listing, label_entries, natural_order
@@ -71,11 +71,12 @@ def _parts(found: Tree, choices: Choices) -> tuple[list[_Part], list[str]]:
     names = [name[len(base) :] for name in found.images]
     tops = sorted({name.split("/")[0] for name in names if "/" in name}, key=natural_order)
     below = {top: [name.partition("/")[2] for name in names if name.startswith(f"{top}/")] for top in tops}
-    named = [top for top in tops if split_of(top)]
+    below = dict(_unwrapped(top, inside) for top, inside in below.items())
+    named = [top for top in below if _split(top)]
     nested = [top for top in named if _has_folders(below[top])]
     if nested:
-        folders = [top for top in named if top in nested or top.lower() in SPLIT_NAMES]
-        folders = [top for top in folders if split_of(top) != UNLABELLED]
+        folders = [top for top in named if top in nested or basename(top).lower() in SPLIT_NAMES]
+        folders = [top for top in folders if _split(top) != UNLABELLED]
         notes += _beside_splits(names, below, folders)
         return _split_folders(found, base, {top: below[top] for top in folders}, notes), notes
     if named and choices.classes not in ("top", "path", "leaf"):
@@ -91,8 +92,20 @@ def _parts(found: Tree, choices: Choices) -> tuple[list[_Part], list[str]]:
     if direct and inside:
         folder = found.path(base.rstrip("/")) if base else found.root
         notes.append(f"{len(direct)} images directly in {folder}, outside every class folder, left out")
-    _check_full(found, base, inside)
+    notes += _check_full(found, base, inside)
     return [_Part("all", base, _in_order(inside or direct))], notes
+
+
+def _unwrapped(top: str, names: list[str]) -> tuple[str, list[str]]:
+    """Return a split's folder and the names in it, without an inner folder of the same split that holds all of it."""
+    inner = {name.split("/")[0] if "/" in name else "" for name in names}
+    if split_of(top) and len(inner) == 1 and split_of(folder := inner.pop()) == split_of(top):
+        return f"{top}/{folder}", [name.partition("/")[2] for name in names]
+    return top, names
+
+
+def _split(folder: str) -> str | None:
+    return split_of(basename(folder))
 
 
 def _wrapper(names: Sequence[str]) -> str:
@@ -110,7 +123,7 @@ def _split_folders(found: Tree, base: str, below: dict[str, list[str]], notes: l
     """Return the splits of folders with class folders in them."""
     parts = []
     for split, folder in sorted(_folder_of_splits(found, base, below).items()):
-        wrapper = _wrapper_in_split(below[folder])
+        wrapper = _wrapper(below[folder])
         place = f"{base}{folder}/{wrapper}"
         inside = [name[len(wrapper) :] for name in below[folder]]
         kept = [name for name in inside if "/" in name]
@@ -123,23 +136,16 @@ def _split_folders(found: Tree, base: str, below: dict[str, list[str]], notes: l
             count = len(inside) - len(kept)
             notes.append(f"{count} images directly in {found.path(place[:-1])}, outside every class folder, left out")
         if split == "train":
-            _check_full(found, place, kept)
+            notes += _check_full(found, place, kept)
         parts.append(_Part(split, place, _in_order(kept)))
     return parts
-
-
-def _wrapper_in_split(names: Sequence[str]) -> str:
-    """Return the wrapper in a split's folder, which repeats the split's name: seg_train/seg_train/CLASS/IMAGE."""
-    top = names[0].split("/")[0]
-    same = all(name.startswith(f"{top}/") for name in names)
-    return f"{top}/" if same and (split_of(top) or all(name.count("/") > 1 for name in names)) else ""
 
 
 def _folder_of_splits(found: Tree, base: str, folders: Iterable[str]) -> dict[str, str]:
     """Return the folder of each split. Raises UserError where two stand for one."""
     by_split: dict[str, str] = {}
     for folder in sorted(folders, key=lambda name: "eval" in name.lower()):
-        split = split_of(folder) or ""
+        split = _split(folder) or ""
         if "eval" in folder.lower() and "test" in by_split:
             split = "val"
         if split in by_split:
@@ -154,7 +160,7 @@ def _flat_splits(
 ) -> list[_Part]:
     """Return splits of folders without class folders, whose images' names hold the class."""
     holding = {top: [name for name in names if has_class_in_name(name, choices)] for top, names in below.items()}
-    whole = {top: names for top, names in holding.items() if split_of(top) and len(names) == len(below[top])}
+    whole = {top: names for top, names in holding.items() if _split(top) and len(names) == len(below[top])}
     if len({beginning(name) for names in whole.values() for name in names}) > 1:
         unnamed = [top for top in below if top not in whole]
         mixed = next((top for top in unnamed if holding[top]), None)
@@ -166,13 +172,13 @@ def _flat_splits(
             notes.append(f"folders of images without labels, left out: {', '.join(texts)}")
         by_split = _folder_of_splits(found, base, whole)
         return [_Part(split, f"{base}{top}/", _in_order(whole[top])) for split, top in sorted(by_split.items())]
-    first = next(top for top in below if split_of(top))
-    others = [top for top in below if not split_of(top)]
+    first = next(top for top in below if _split(top))
+    others = [top for top in below if not _split(top)]
     if others:
         raise UserError(
             f"{found.root}: two readings: {first} is a split without class folders, or {listed(list(below))} are "
-            f"{len(below)} classes; for the first sort its images into {first}/CLASS/IMAGE, {EXPECTED_SPLITS}, for the "
-            "second add --classes top"
+            f"{len(below)} classes; for the first move it away or sort its images into {first}/CLASS/IMAGE, "
+            f"{EXPECTED_SPLITS}, for the second add --classes top"
         )
     raise UserError(
         f"{found.path(base + first)} has no class folders; expected {first}/CLASS/IMAGE, {EXPECTED_SPLITS}"
@@ -193,15 +199,27 @@ def _splits_below(base: str, names: Sequence[str]) -> list[_Part]:
     return [_Part(split, base, _in_order(inside), True) for split, inside in sorted(by_split.items())]
 
 
-def _check_full(found: Tree, place: str, names: Sequence[str]) -> None:
-    """Refuse a folder in the place of a class that holds no image."""
+def _check_full(found: Tree, place: str, names: Sequence[str]) -> list[str]:
+    """Refuse a folder in the place of a class that holds no image; return a note on those of annotations and the like.
+
+    Raises:
+        UserError: a folder that is empty, or holds files in formats that are not read.
+    """
     full = {name.split("/")[0] for name in names}
     inside = [name[len(place) :] for name in found.folders if name.startswith(place)]
-    empty = sorted((name for name in inside if "/" not in name and name not in full), key=natural_order)
+    without = sorted((name for name in inside if "/" not in name and name not in full), key=natural_order)
+    texts = [name for name in without if _holds_texts_alone(found, f"{place}{name}/")]
+    empty = [name for name in without if name not in texts]
     if full and empty:
         more = f" (and {len(empty) - 1} more such folders)" if len(empty) > 1 else ""
         path = found.path(place + empty[0])
         raise UserError(f"{path} holds no image, so its class has none{more}; add images or remove the folder")
+    return [f"folders without images, left out: {listed(texts)}"] if full and texts else []
+
+
+def _holds_texts_alone(found: Tree, folder: str) -> bool:
+    files = [name for name in found.others if name.startswith(folder)]
+    return bool(files) and not any(name.lower().endswith(UNREAD) for name in files)
 
 
 def _beside_splits(names: Sequence[str], below: dict[str, list[str]], folders: Sequence[str]) -> list[str]:

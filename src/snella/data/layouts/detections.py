@@ -189,10 +189,10 @@ def _yolo(found: Tree) -> Detections:
             raise UserError(f"{found.path(file)} is not a YOLO annotation, CLASS X Y WIDTH HEIGHT a line; mend it")
         for line in filter(str.strip, text.splitlines()):
             label, *numbers = line.split()
-            values = tuple(map(float, numbers))
+            values = [float(number) for number in numbers]
             if len(values) % 2 == 0 and len(values) >= 6:  # an outline
                 box = min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
-                read.shapes[name].append(Shape(names.get(int(label), label), box, (values,)))
+                read.shapes[name].append(Shape(names.get(int(label), label), box, (tuple(values),)))
                 continue
             x, y, width, height = values[0], values[1], values[2], values[3]
             box = x - width / 2, y - height / 2, x + width / 2, y + height / 2

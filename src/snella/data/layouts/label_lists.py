@@ -24,6 +24,7 @@ from snella.data.listing import Listing, label_entries
 from snella.data.paths import read_text
 from snella.errors import UserError
 
+NUMBERED = ("images.txt", "train_test_split.txt")  # of CUB-200
 ENDINGS = (".txt", ".csv", ".tsv", ".lst", ".list", ".jsonl")
 _OF_LISTS = frozenset(
     (
@@ -32,6 +33,8 @@ _OF_LISTS = frozenset(
     )
 )
 _WITH_ENDING = re.compile(rf"(.*?(?:{'|'.join(map(re.escape, SUFFIXES))}))(?:\s+(.*))?$", re.I)
+# columns of labels in the order in which they are taken where they say the same
+USUAL = (*LABEL_COLUMNS, "labels", "category", "target", "class_name", "classname", "label_name", "class_id", "classid")
 STEMS = 0.2  # share of all images that a list without their endings has to name
 NAMED = 0.1  # share of a column's first cells that name an image: of a part of a data set few are there
 
@@ -47,6 +50,10 @@ class _List:
     columns: tuple[str, ...]
 
 
+class UnclearColumnError(UserError):
+    """A table or list of images has several columns that may be their labels."""
+
+
 def label_lists(found: Tree, choices: Choices) -> tuple[Listing, str] | None:
     """List the images that tables or lists of a folder name with labels, and the column of these; None without such.
 
@@ -57,6 +64,8 @@ def label_lists(found: Tree, choices: Choices) -> tuple[Listing, str] | None:
     if not lists:
         return None
     column = _label_column(lists, choices)
+    if choices.label_column is None:
+        _check_single(found, lists, column)
     splits: dict[str, list[tuple[str, str]]] = defaultdict(list)
     label_of: dict[str, tuple[str, str]] = {}
     for one in lists:
@@ -82,15 +91,33 @@ def label_lists(found: Tree, choices: Choices) -> tuple[Listing, str] | None:
 
 def split_by_lists(found: Tree, folders: Listing) -> Listing | None:
     """Divide class folders without splits by lists of images without labels; None where there are none."""
-    lists = [one for one in _found_lists(found) if not one.columns and one.split in SPLIT_NAMES]
     label_of = dict(folders.splits.get("all", []))
+    if not label_of:
+        return None
+    lists = [one for one in _found_lists(found) if not one.columns and one.split in SPLIT_NAMES]
     names = {one.split: [name for name in one.images if name in label_of] for one in lists}
+    files = [one.file for one in lists]
+    if not names and set(NUMBERED) <= set(found.others):
+        names, files = _numbered_splits(found, label_of), [NUMBERED[1]]
     if not names.get("train") or len(names) < 2:
         return None
     named = {name for inside in names.values() for name in inside}
     splits = {split: [(name, label_of[name]) for name in dict.fromkeys(inside)] for split, inside in names.items()}
-    layout = f"{folders.layout} with the splits of {', '.join(one.file for one in lists)}"
+    layout = f"{folders.layout} with the splits of {', '.join(files)}"
     return replace(folders, layout=layout, splits=splits, notes=(*folders.notes, *_unlisted(found, named)))
+
+
+def _numbered_splits(found: Tree, known: Collection[str]) -> dict[str, list[str]]:
+    """Return the splits of CUB-200's files: NUMBER PATH a line, and NUMBER 1 (train) or 0 (test)."""
+    resolve = _resolver(found)
+    lines = [[line.split(maxsplit=1) for line in read_text(found.path(file)).splitlines()] for file in NUMBERED]
+    paths, splits = (dict(row for row in rows if len(row) == 2) for rows in lines)
+    names: dict[str, list[str]] = {"train": [], "test": []}
+    for number, split in splits.items():
+        name = resolve(paths.get(number, ""), "all")
+        if name and name in known and split in ("0", "1"):
+            names["train" if split == "1" else "test"].append(name)
+    return names
 
 
 def _found_lists(found: Tree) -> list[_List]:
@@ -116,8 +143,8 @@ def _found_lists(found: Tree) -> list[_List]:
             names = [one.file for one in lists if one.split == split and one.columns]
             what = "lists of images" if split == "all" else f"lists of the {split} split"
             raise UserError(
-                f"{found.root}: two readings: {count} {what}, {names[0]} and {names[1]}; give the one that is meant as "
-                "--data, or move the other away"
+                f"{found.root}: {count} readings: {what} are {listed(names)}; keep the one that is meant, and move the "
+                "others away"
             )
     return lists
 
@@ -127,7 +154,7 @@ def _split_of_file(file: str) -> str | None:
     split, rest = split_and_rest(os.path.splitext(os.path.basename(file))[0])
     fits = all(word in _OF_LISTS or word.isdecimal() for word in rest)
     if split:
-        return split if fits else None
+        return split
     return "all" if fits or file.lower().endswith((".csv", ".tsv", ".jsonl")) else None
 
 
@@ -237,8 +264,9 @@ def _label_column(lists: Sequence[_List], choices: Choices) -> str:
         raise UserError(
             f"--label-column {choices.label_column}: {first.file} has the columns {', '.join(names)}; name one"
         )
-    usual = [name for name in names if name in LABEL_COLUMNS]
-    if len(usual) == 1:
+    usual = [name for name in USUAL if name in names]
+    columns = [[cells[names.index(name)] for cells in first.cells] for name in usual]
+    if usual and all(_determines(columns[0], other) and _determines(other, columns[0]) for other in columns[1:]):
         return usual[0]
     splits = _split_position(first)
     free = [i for i in range(len(names)) if i != splits]
@@ -248,7 +276,7 @@ def _label_column(lists: Sequence[_List], choices: Choices) -> str:
     ):
         return names[free[0]]
     texts = [f"{names[i]} ({counted(len(set(column)), 'value')})" for i, column in zip(free, values, strict=True)]
-    raise UserError(
+    raise UnclearColumnError(
         f"{first.file} has several columns that may be labels: {', '.join(texts)}; choose one by --label-column"
     )
 
@@ -256,6 +284,18 @@ def _label_column(lists: Sequence[_List], choices: Choices) -> str:
 def _names(one: _List) -> list[str]:
     """Return what the columns of a list are called: by its header or, the image's being 0, by number."""
     return [column or str(i) for i, column in enumerate(one.columns, start=1)]
+
+
+def _check_single(found: Tree, lists: Sequence[_List], column: str) -> None:
+    """Refuse labels that are put together of others, as those of images of several classes are: "cat dog"."""
+    values = {cells[_position(one, column)] for one in lists for cells in one.cells}
+    for value in sorted(values):
+        parts = [part for part in re.split(r"[\s,;|]+", value) if part]
+        if len(parts) > 1 and values.issuperset(parts):
+            raise UserError(
+                f"{found.path(lists[0].file)}: two readings: the label {value!r} is a class, or means {len(parts)} "
+                f"classes of one image, which is not classification; for the first add --label-column {column}"
+            )
 
 
 def _determines(first: Sequence[str], other: Sequence[str]) -> bool:

@@ -1,7 +1,7 @@
 """Manifests: a CSV or JSONL file with a row for each image.
 
-Columns: `path` (or `image`, `file_name`), `label` (or `class`) and, if wanted, `split`. Paths are relative to the
-manifest. Labels are names; whole numbers are ordered by value.
+Columns: `path` (or `image`, `file_name`), `label` (or `class`) and, if wanted, `split` (or `subset`, `fold`, `set`).
+Paths are relative to the manifest. Labels are names; whole numbers are ordered by value.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 
+from snella.data.folders.choices import NO_CHOICE, Choices
 from snella.data.folders.names import SPLIT_NAMES
 from snella.data.listing import Entry, Listing, label_entries
 from snella.data.paths import same_file_key
@@ -34,7 +35,7 @@ def is_manifest(path: str) -> bool:
     return path.lower().endswith(SUFFIXES) and os.path.exists(path) and not os.path.isdir(path)
 
 
-def manifest(path: str) -> Listing:
+def manifest(path: str, choices: Choices = NO_CHOICE) -> Listing:
     """List the images that a manifest names.
 
     Raises:
@@ -44,7 +45,7 @@ def manifest(path: str) -> Listing:
     rows = read_table(path)
     columns = column_names(rows)
     image_column = find_column(PATH_COLUMNS, columns, path, "image paths")
-    label_column = find_column(LABEL_COLUMNS, columns, path, "labels")
+    label_column = _label_column(columns, path, choices)
     names: list[str] = []
     labels: list[str] = []
     first: dict[object, tuple[int, str]] = {}  # a file -> the line that names it, and how
@@ -58,8 +59,9 @@ def manifest(path: str) -> Listing:
         labels.append(_label(row, label_column, path, line))
     classes, entries = label_entries(names, labels)
     splits = {"all": entries}
-    if "split" in columns:
-        splits = _by_split(path, rows, entries)
+    column = split_column(rows)
+    if column:
+        splits = _by_split(path, rows, entries, column)
     return Listing("manifest", os.path.dirname(path), classes, splits)
 
 
@@ -87,17 +89,37 @@ def column_names(rows: list[Row]) -> list[str]:
     return list(dict.fromkeys(name for _, row in rows for name in row))
 
 
-def _by_split(path: str, rows: list[Row], entries: list[Entry]) -> dict[str, list[Entry]]:
+def split_column(rows: list[Row]) -> str | None:
+    """Return the column that says the split: `split`, or one of its other names that holds nothing else."""
+    columns = column_names(rows)
+    if SPLIT_COLUMNS[0] in columns:
+        return SPLIT_COLUMNS[0]
+    others = (name for name in SPLIT_COLUMNS if name in columns)
+    return next((name for name in others if all(str(row.get(name)).lower() in SPLIT_NAMES for _, row in rows)), None)
+
+
+def _label_column(columns: Sequence[str], path: str, choices: Choices) -> str:
+    if choices.label_column is None:
+        return find_column(LABEL_COLUMNS, columns, path, "labels")
+    found = choices.label_column.lower()
+    if found.isdecimal() and int(found) < len(columns) and found not in columns:
+        return columns[int(found)]
+    if found not in columns:
+        raise UserError(f"--label-column {found}: {path} has the columns {', '.join(columns)}; name one")
+    return found
+
+
+def _by_split(path: str, rows: list[Row], entries: list[Entry], column: str) -> dict[str, list[Entry]]:
     splits: dict[str, list[Entry]] = {}
     for (line, row), entry in zip(rows, entries, strict=True):
-        splits.setdefault(split_value(row, path, line), []).append(entry)
+        splits.setdefault(split_value(row, path, line, column), []).append(entry)
     return splits
 
 
-def split_value(row: dict[str, object], path: str, line: int) -> str:
-    value = text_value(row, "split", path, line)
+def split_value(row: dict[str, object], path: str, line: int, column: str) -> str:
+    value = text_value(row, column, path, line)
     if value.lower() not in SPLIT_NAMES:
-        raise UserError(f"{path} line {line}: split is {value!r}; use train, val or test")
+        raise UserError(f"{path} line {line}: {column} is {value!r}; use train, val or test")
     return SPLIT_NAMES[value.lower()]
 
 

@@ -16,12 +16,15 @@ from typing import Literal
 from snella.data.folders.names import IMAGE_WORDS, MASK_WORDS, split_and_rest, split_of
 from snella.data.folders.tree import tree
 from snella.data.images import images_below, is_hidden, is_image
+from snella.data.layouts.masks_beside import looks_like_mask
 from snella.data.masks.class_names import names_file
 from snella.data.masks.listing import MaskListing, Pair
 from snella.data.paths import composed
 from snella.errors import UserError
 
 MASK_SUFFIXES = ("_mask", "_seg", "_segmentation", "_label", "_gt")
+VAGUE = frozenset(("x", "y", "target", "targets", "input", "inputs"))  # may be classes as well
+LOOKED_AT = 5  # masks in a folder of such a name
 SURE = 0.5  # share of the masks that have an image, where names of folders alone do not tell
 
 EXPECTED = "images/NAME and masks/NAME, with or without train, val and test folders"
@@ -29,7 +32,7 @@ Role = Literal["images", "masks"]
 
 
 def is_masked_folder(root: str) -> bool:
-    """Tell whether a folder holds folders of images and of masks, itself or in its split folders. No file is opened."""
+    """Tell whether a folder holds folders of images and of masks, itself or in its split folders."""
     try:
         root = _unwrapped(root)
         return _has_both(root) or any(_split_folders(root))
@@ -79,6 +82,10 @@ def pair_folders(
     for split, (image_folder, mask_folder) in parts.items():
         images = images_below(os.path.join(root, image_folder))
         masks = images_below(os.path.join(root, mask_folder))
+        inner = {mask.partition("/")[0] for mask in masks if "/" in mask}
+        if len(inner) == 1 and all("/" in mask for mask in masks) and not any("/" in image for image in images):
+            mask_folder = f"{mask_folder}/{inner.pop()}"
+            masks = images_below(os.path.join(root, mask_folder))
         pairs = _match(images, masks, f"{root}/{image_folder}", f"{root}/{mask_folder}")
         splits[split] = [(f"{image_folder}/{image}", f"{mask_folder}/{mask}") for image, mask in pairs]
         notes += note_left_out(images, {image for image, _ in pairs}, image_folder, "images without a mask")
@@ -215,16 +222,18 @@ def _has_both(root: str) -> bool:
             (split, words), (mask_split, mask_words) = split_and_rest(image), split_and_rest(mask)
             if split != mask_split:
                 continue
-            usual = bool(words) and {"x", "y", "target", "targets", "input", "inputs"}.isdisjoint((*words, *mask_words))
-            if usual or _share_paired(os.path.join(root, image), os.path.join(root, mask)) >= SURE:
+            told = VAGUE.isdisjoint((*words, *mask_words))
+            if (told and words) or _go_together(os.path.join(root, image), os.path.join(root, mask), told):
                 return True
     return False
 
 
-def _share_paired(images: str, masks: str) -> float:
-    """Return the share of the masks of a folder that have an image in another."""
-    by_stem, masks_by_stem = _stems(images_below(images), images_below(masks))
-    return len(by_stem.keys() & masks_by_stem.keys()) / len(masks_by_stem)
+def _go_together(image_folder: str, mask_folder: str, told: bool) -> bool:
+    """Tell whether most masks have an image of their stem and, where the name does not tell, look like masks."""
+    masks = images_below(mask_folder)
+    by_stem, masks_by_stem = _stems(images_below(image_folder), masks)
+    paired = len(by_stem.keys() & masks_by_stem.keys()) >= SURE * len(masks_by_stem)
+    return paired and (told or all(looks_like_mask(os.path.join(mask_folder, name)) for name in masks[:LOOKED_AT]))
 
 
 def _inner_splits(root: str, images: str, masks: str) -> dict[str, Pair]:

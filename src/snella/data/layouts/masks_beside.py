@@ -62,8 +62,7 @@ def masks_beside(found: Tree) -> Beside:
     for image, mask in _masks_of_one_stem(found, twins):
         masks_of[image].append(mask)
     for image, mask in _masks_in_folders(found):
-        if image not in masks_of:
-            masks_of[image].append(mask)
+        masks_of[image].append(mask)
     pairs = tuple((image, names[0]) for image, names in sorted(masks_of.items()) if len(names) == 1)
     several = tuple(name for _, names in sorted(masks_of.items()) if len(names) > 1 for name in names)
     return Beside(pairs, several)
@@ -170,17 +169,25 @@ def _masks_of_one_stem(found: Tree, twins: Sequence[list[str]]) -> list[Pair]:
 
 
 def _masks_in_folders(found: Tree) -> list[Pair]:
-    """Return (image, mask) of class folders that hold a folder of images and one of masks, of one stem."""
+    """Return (image, mask) of class folders that hold a folder of images and one of masks.
+
+    Masks of no image's stem, such as those of single objects, go to the first image.
+    """
     by_folder: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for name in found.images:
         folder, _, file = name.rpartition("/")
         by_folder[folder][os.path.splitext(file)[0]] = name
+    inside: defaultdict[str, list[str]] = defaultdict(list)
+    for folder in by_folder:
+        if "/" in folder:
+            inside[folder.rpartition("/")[0]].append(folder)
     pairs = []
-    for folder, masks in by_folder.items():
-        parent, _, last = folder.rpartition("/")
-        if not parent or not set(split_and_rest(last)[1]) & MASK_WORDS:
-            continue
-        for other, images in by_folder.items():
-            if other != folder and other.rpartition("/")[0] == parent and holds_images(other.rpartition("/")[2]):
-                pairs += [(images[stem], mask) for stem, mask in masks.items() if stem in images]
+    for folders in inside.values():
+        images = [folder for folder in folders if holds_images(folder.rpartition("/")[2])]
+        masks = [folder for folder in folders if set(split_and_rest(folder.rpartition("/")[2])[1]) & MASK_WORDS]
+        for image_folder in images[:1]:
+            first = next(iter(by_folder[image_folder].values()))
+            for mask_folder in masks:
+                of = by_folder[image_folder]
+                pairs += [(of.get(stem, first), mask) for stem, mask in by_folder[mask_folder].items()]
     return pairs

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from snella.data.bundled import (
@@ -29,7 +29,7 @@ from snella.data.layouts.caption_folders import Captions, caption_folder, is_cap
 from snella.data.layouts.class_folders import class_folders
 from snella.data.layouts.crops import crops, has_outlines, outlined
 from snella.data.layouts.detections import FORMATS, detection_format, detections
-from snella.data.layouts.label_lists import label_lists, split_by_lists
+from snella.data.layouts.label_lists import UnclearColumnError, label_lists, split_by_lists
 from snella.data.layouts.manifests import is_manifest, manifest
 from snella.data.layouts.masked_folders import EXPECTED, is_masked_folder, masked_folder
 from snella.data.layouts.masks_beside import beside_folder, has_masks_beside, without_masks
@@ -157,7 +157,7 @@ def _labelled_folder(path: str, choices: Choices) -> Listing:
     """
     found = tree(path)
     kind = detection_format(found)
-    if choices.crops:
+    if choices.crops and not (choices.of_run and kind is None):
         if kind is None:
             raise UserError(
                 f"--crops cuts boxes out, and {path} holds none that are known ({', '.join(FORMATS)}); leave it out"
@@ -165,24 +165,42 @@ def _labelled_folder(path: str, choices: Choices) -> Listing:
         return crops(found)
     if kind and not choices.classes and not choices.label_column:
         raise UserError(_objects(path, found))
-    if recognised(MASKED, path):
-        raise UserError(f"{path} holds images with masks; add --task segment")
+    if not choices.classes and recognised(MASKED, path):
+        raise UserError(
+            f"{path} holds images with masks; add --task segment, or to classify give the folder of the images alone"
+        )
     if choices.classes and choices.label_column:
         raise UserError("--classes takes the classes from folders, --label-column from a list; pass one of them")
     found = without_masks(found)
     if choices.classes:
         return class_folders(found, choices)
+    return _lists_or_folders(path, found, choices)
+
+
+def _lists_or_folders(path: str, found: Tree, choices: Choices) -> Listing:
+    """List images by tables or lists of them, or by their folders, where one of the two says the classes."""
     try:
         folders, refusal = class_folders(found), None
     except UserError as error:
         folders, refusal = None, error
-    found_lists = label_lists(found, choices)
-    if folders is None or len(folders.classes) < 2 or (choices.label_column and found_lists):
-        if found_lists:
-            return found_lists[0]
-        if refusal:
-            raise refusal
-        return class_folders(found)
+    sure = folders is not None and len(folders.classes) > 1
+    try:
+        found_lists = label_lists(found, choices)
+    except UnclearColumnError as error:
+        if folders is None or not sure:
+            raise
+        return replace(folders, notes=(*folders.notes, f"left out: {error}"))
+    if found_lists and (folders is None or not sure or choices.label_column):
+        return found_lists[0]
+    if choices.label_column and not choices.of_run:
+        raise UserError(f"--label-column: {path} holds no table or list of its images; leave it out")
+    if folders is None:
+        raise refusal or UserError(f"{path} has no class folders")
+    if not sure and all(map(holds_images, folders.classes)):
+        raise UserError(
+            f"{path} holds {counted(len(found.images), 'image')} in {listed(folders.classes)} but no class folders; "
+            "sort them into class folders, or give a manifest (.csv or .jsonl)"
+        )
     if found_lists is None:
         return split_by_lists(found, folders) or folders
     return _one_of(path, *found_lists, folders)
@@ -221,7 +239,7 @@ LABELLED: Table[Listing] = (
     at_path("the folder of a VTAB-1k task", is_vtab, vtab),
     at_path("a folder of VPT's FGVC splits", is_fgvc, fgvc),
     with_choices("a folder of class folders", os.path.isdir, _labelled_folder, any_folder=True),
-    at_path("a manifest (.csv, .jsonl)", is_manifest, manifest),
+    with_choices("a manifest (.csv, .jsonl)", is_manifest, manifest),
     *(bundled_set(name, elpv.elpv) for name in elpv.CLASSES),
     bundled_set(textiles.NAME, textiles.textiles),
     bundled_set(digits.NAME, digits.digits),

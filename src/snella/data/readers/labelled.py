@@ -68,7 +68,7 @@ def read_test_data(
     Raises:
         UserError: data that cannot be read; a class that the model does not have.
     """
-    listing = _listing(data, seed, choices)
+    listing = _listing(data, seed, replace(choices, of_run=True))
     listing = drop_unreadable(data, relabel(data, keep_test_split(listing), classes), progress)
     return _data(data, listing, {"test": listing.images("test")})
 

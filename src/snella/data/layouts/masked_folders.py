@@ -192,7 +192,7 @@ def _role(name: str) -> Role | None:
 def _roles(root: str) -> dict[str, Role | None]:
     """Return what the sub-folders with an image hold, by their names; of two that say nothing, by their files."""
     full = [name for name in _folders(root, lambda name: True) if _any_image(os.path.join(root, name))]
-    roles = {name: _role(name) for name in full}
+    roles: dict[str, Role | None] = {name: _role(name) for name in full}
     if len(full) == 2 and "masks" not in roles.values():
         for images, masks in (full, full[::-1]):
             image_folder, mask_folder = os.path.join(root, images), os.path.join(root, masks)

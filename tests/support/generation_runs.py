@@ -18,7 +18,8 @@ PROMPT = "a photo of sks"
 CAPTIONS = ("a red cat", "a blue dog", "a photo of a cat", "a photo of a dog") * 3
 SAMPLES = ["--samples", "1", "--sample-steps", "2", "--sample-every", "0"]
 MODEL = ["--task", "generate", "--image-size", str(SIZE), "--r", "4", "--device", "cpu"]
-TINY = [*MODEL, *SAMPLES, "--epochs", "1", "--batch-size", "4", "--lr", "3e-3"]
+SPLIT = ["--val-fraction", "0.15", "--test-fraction", "0.15"]  # else all images are trained on
+TINY = [*MODEL, *SAMPLES, *SPLIT, "--epochs", "1", "--batch-size", "4", "--lr", "3e-3"]
 
 
 def picture(index: int, size: int = SIZE) -> Image.Image:

@@ -64,7 +64,11 @@ BY_FOLDER: dict[str, tuple[Files, str]] = {
         "12 masks beside the images left out",
     ),
     "masks that are no masks by their pixels": (
-        {f"{c}/{i}{e}.png": None for c in PETS for i in SIX for e in ("", "_gt")},
+        {f"{c}/{e}.png": None for c in PETS for i in SIX for e in (i, f"{i}_gt")},
+        "12 masks beside the images left out",
+    ),
+    "masks named before": (
+        {f"{c}/{e}{i}.png": (0, 1) if e else None for c in PETS for i in SIX for e in ("", "mask_")},
         "12 masks beside the images left out",
     ),
     "several masks of an image": (
@@ -110,6 +114,13 @@ BY_FOLDER: dict[str, tuple[Files, str]] = {
             "classes.txt": "1 cat\n2 dog\n",
         },
         "with the splits of train_test_split.txt",
+    ),
+    "a sheet of one split": (
+        {
+            **photos(*(f"{s}/{c}" for s in ("train", "test") for c in PETS)),
+            "train.csv": sheet("file,label", *(f"train/{c}/{i}.jpg,{c}" for c in PETS for i in range(8))),
+        },
+        "image folder with splits",
     ),
     "a sheet that says other things": (
         {**photos("cat", "dog"), "a.csv": sheet("file,age,sex", *(f"{c}/{i}.jpg,{i},x" for c in PETS for i in SIX))},
@@ -157,6 +168,7 @@ def test_classes_by_folders(tmp_path: Path, name: str) -> None:
         assert next(word for word in words if word in PETS) == PETS[label]
         assert not {"masks", "@eaDir", "runs", "out", "test1", "seg_pred"} & set(words)
         assert not Path(path).stem.endswith(("_mask", "_mask_1", "_gt"))
+        assert not Path(path).stem.startswith("mask")
         assert Path(path).suffix != ".png" or name != "masks of the same name"
 
 
@@ -205,6 +217,11 @@ BY_LIST: dict[str, tuple[Files, tuple[str, str], str]] = {
         },
         PETS,
         "the labels are column label",
+    ),
+    "a list with the label first": (
+        {**photos("imgs"), "labels.txt": sheet(*(f"{PETS[i % 2]} imgs/{i}.jpg" for i in range(8)))},
+        PETS,
+        "images listed in labels.txt",
     ),
     "sheets of splits": (
         {
@@ -303,6 +320,14 @@ STOPS: dict[str, tuple[Files, tuple[str, ...]]] = {
     ),
     "a class in a format that is not read": ({**photos("cat", "dog"), "ape/0.dcm": ""}, ("ape holds no image",)),
     "images of no class": (photos("JPEGImages"), ("8 images in JPEGImages but no class folders",)),
+    "a sheet of boxes": (
+        {**photos("img"), "a.csv": sheet("file,class,xmin,ymin,xmax,ymax", *(f"{i}.jpg,cat,1,2,9,9" for i in SIX))},
+        ("a.csv has boxes", "--label-column"),
+    ),
+    "masks in a folder of any name": (
+        {f"{k}/{i}.png": None if k == "a" else (0, 1) for k in ("a", "b") for i in SIX},
+        ("holds images with masks; add --task segment", "--classes top"),
+    ),
     "two columns": (
         {**photos("images"), "train.txt": sheet(*(f"images/{i}.jpg {i % 2} {i % 3}" for i in range(8)))},
         ("1 (2 values), 2 (3 values)", "--label-column"),

@@ -31,7 +31,20 @@ IMAGE_WORDS = frozenset(
 )
 MASK_WORDS = frozenset(
     (
-        *("mask", "masks", "label", "labels", "annot", "annots", "anno", "annotation", "annotations", "gt", "gts"),
+        *(
+            "mask",
+            "masks",
+            "label",
+            "labels",
+            "annot",
+            "annots",
+            "ann",
+            "anno",
+            "annotation",
+            "annotations",
+            "gt",
+            "gts",
+        ),
         *(
             "groundtruth",
             "truth",

@@ -24,6 +24,7 @@ from snella.data.listing import Listing, label_entries
 from snella.data.paths import read_text
 from snella.errors import UserError
 
+BOXES = frozenset(("xmin", "ymin", "xmax", "ymax"))
 NUMBERED = ("images.txt", "train_test_split.txt")  # of CUB-200
 ENDINGS = (".txt", ".csv", ".tsv", ".lst", ".list", ".jsonl")
 _OF_LISTS = frozenset(
@@ -63,6 +64,12 @@ def label_lists(found: Tree, choices: Choices) -> tuple[Listing, str] | None:
     lists = [one for one in _found_lists(found) if one.columns and one.split != UNLABELLED]
     if not lists:
         return None
+    boxes = next((one for one in lists if {name.replace("_", "") for name in one.columns} >= BOXES), None)
+    if boxes and choices.label_column is None:
+        raise UserError(
+            f"{found.path(boxes.file)} has boxes ({', '.join(boxes.columns)}): classes of objects, not of images; if "
+            "each image shows one object, add --label-column and the column of their classes"
+        )
     column = _label_column(lists, choices)
     if choices.label_column is None:
         _check_single(found, lists, column)
@@ -128,8 +135,10 @@ def _found_lists(found: Tree) -> list[_List]:
         names_classes = os.path.basename(file).lower().startswith(("classes", "class_names", "categories"))
         if file.count("/") > 1 or not file.lower().endswith(ENDINGS) or split is None or names_classes:
             continue
-        one = _read(found, file, split, resolve)
-        if one:
+        one = _read(found, file, split, resolve, list(_rows(found.path(file))))
+        if one is None and not file.lower().endswith((".csv", ".tsv", ".jsonl")):  # LABEL PATH
+            one = _read(found, file, split, resolve, list(_rows(found.path(file), by_spaces=True)))
+        if one and not _numbers_images(one):
             lists.append(one)
     lists.sort(key=lambda one: (*SPLITS, one.split).index(one.split))
     whole = [one for one in lists if "trainval" in one.file.lower()]
@@ -149,6 +158,12 @@ def _found_lists(found: Tree) -> list[_List]:
     return lists
 
 
+def _numbers_images(one: _List) -> bool:
+    """Tell whether the only other column is a number of each image, as in CUB-200."""
+    numbers = [cells[0] for cells in one.cells if len(cells) == 1]
+    return len(numbers) == len(one.cells) == len(set(numbers)) > 2 and all(map(str.isdecimal, numbers))
+
+
 def _split_of_file(file: str) -> str | None:
     """Return the split that a list's name says, "all" for one that says none, None for the name of no list."""
     split, rest = split_and_rest(os.path.splitext(os.path.basename(file))[0])
@@ -158,8 +173,9 @@ def _split_of_file(file: str) -> str | None:
     return "all" if fits or file.lower().endswith((".csv", ".tsv", ".jsonl")) else None
 
 
-def _read(found: Tree, file: str, split: str, resolve: Callable[[str, str], str | None]) -> _List | None:
-    rows = list(_rows(found.path(file)))
+def _read(
+    found: Tree, file: str, split: str, resolve: Callable[[str, str], str | None], rows: list[list[str]]
+) -> _List | None:
     if not rows:
         return None
     width = Counter(map(len, rows)).most_common(1)[0][0]
@@ -191,7 +207,7 @@ def _read(found: Tree, file: str, split: str, resolve: Callable[[str, str], str 
     return _List(file, split, names, tuple(tuple(row[i] for i in others) for row in body), columns)
 
 
-def _rows(path: str) -> Iterator[list[str]]:
+def _rows(path: str, *, by_spaces: bool = False) -> Iterator[list[str]]:
     """Yield the rows of a table or list as cells; none of a file that is not text."""
     if path.lower().endswith(".jsonl"):
         rows = [row for _, row in read_table(path)]
@@ -205,11 +221,11 @@ def _rows(path: str) -> Iterator[list[str]]:
         return
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     mark = next((mark for mark in "\t;," if lines and all(mark in line for line in lines[:20])), None)
-    if mark:
+    if mark and not by_spaces:
         yield from ([cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark))
         return
     for line in lines:
-        found = _WITH_ENDING.match(line.strip())
+        found = None if by_spaces else _WITH_ENDING.match(line.strip())
         yield [found[1], *(found[2] or "").split()] if found else line.split()
 
 

@@ -190,16 +190,28 @@ def _role(name: str) -> Role | None:
     return "images" if any(word in IMAGE_WORDS for word in words) or (split and not words) else None
 
 
+def _roles(root: str) -> dict[str, Role | None]:
+    """Return what the sub-folders with an image hold, by their names; of two that say nothing, by their files."""
+    full = [name for name in _folders(root, lambda name: True) if _any_image(os.path.join(root, name))]
+    roles: dict[str, Role | None] = {name: _role(name) for name in full}
+    if len(full) == 2 and "masks" not in roles.values():
+        for images, masks in (full, full[::-1]):
+            image_folder, mask_folder = os.path.join(root, images), os.path.join(root, masks)
+            photographs = [os.path.join(image_folder, name) for name in images_below(image_folder)[:LOOKED_AT]]
+            if _go_together(image_folder, mask_folder, False) and not any(map(looks_like_mask, photographs)):
+                return {images: "images", masks: "masks"}
+    return roles
+
+
 def _folders_of(root: str, role: Role) -> dict[str | None, str]:
     """Return the sub-folder of each split (None: of all) named after the role that hold an image; text does not count.
 
     Raises:
         UserError: two folders for one split.
     """
-    named = _folders(root, lambda name: _role(name) == role)
     found: dict[str | None, str] = {}
-    for name in named:
-        if not _any_image(os.path.join(root, name)):
+    for name, own in _roles(root).items():
+        if own != role:
             continue
         split = split_and_rest(name)[0]
         if split in found:
@@ -215,14 +227,13 @@ def _any_image(folder: str) -> bool:
 
 def _has_both(root: str) -> bool:
     """Tell whether a folder has folders of images and of masks; files of one stem decide where a split's is bare."""
-    roles = {role: _folders(root, lambda name, role=role: _role(name) == role) for role in ("images", "masks")}
-    full = {role: [name for name in names if _any_image(os.path.join(root, name))] for role, names in roles.items()}
-    for image in full["images"]:
-        for mask in full["masks"]:
+    roles = _roles(root)
+    for image in (name for name, role in roles.items() if role == "images"):
+        for mask in (name for name, role in roles.items() if role == "masks"):
             (split, words), (mask_split, mask_words) = split_and_rest(image), split_and_rest(mask)
             if split != mask_split:
                 continue
-            told = VAGUE.isdisjoint((*words, *mask_words))
+            told = VAGUE.isdisjoint((*words, *mask_words)) and _role(mask) == "masks"
             if (told and words) or _go_together(os.path.join(root, image), os.path.join(root, mask), told):
                 return True
     return False

@@ -24,9 +24,9 @@ from snella.errors import UserError
 LOOKED_AT = 100  # second files of a stem that are opened, evenly chosen
 FEW = 64  # values of a mask of classes
 FLAT = 0.9  # share of its pixels that the two commonest values of a mask with soft edges have
-MASK_SUFFIX = re.compile(
-    r"^(.+)[ _.-](?:mask|masks|seg|segmentation|label|labels|gt|groundtruth)(?:[ _-]?(\d+))?$", re.I
-)
+_WORDS = "mask|masks|seg|segmentation|label|labels|gt|groundtruth"
+MASK_SUFFIX = re.compile(rf"^(.+)[ _.-](?:{_WORDS})(?:[ _-]?\d+)?$", re.I)
+MASK_PREFIX = re.compile(rf"^(?:{_WORDS})[ _.-](.+)$", re.I)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def masks_beside(found: Tree) -> Beside:
         by_stem[os.path.splitext(name)[0]].append(name)
     for stem, names in by_stem.items():
         folder, _, last = stem.rpartition("/")
-        of = MASK_SUFFIX.match(last)
+        of = MASK_SUFFIX.match(last) or MASK_PREFIX.match(last)
         images = by_stem.get(f"{folder}/{of[1]}" if folder else of[1], []) if of else []
         if images:
             masks_of[images[0]] += names

@@ -167,7 +167,8 @@ def _labelled_folder(path: str, choices: Choices) -> Listing:
         raise UserError(_objects(path, found))
     if not choices.classes and recognised(MASKED, path):
         raise UserError(
-            f"{path} holds images with masks; add --task segment, or to classify give the folder of the images alone"
+            f"{path} holds images with masks; add --task segment; to classify give the folder of the images alone, or "
+            "add --classes top if its folders are classes"
         )
     if choices.classes and choices.label_column:
         raise UserError("--classes takes the classes from folders, --label-column from a list; pass one of them")
@@ -223,7 +224,7 @@ def _one_of(path: str, lists: Listing, column: str, folders: Listing) -> Listing
     entries = [entry for entries in lists.splits.values() for entry in entries]
     both = {(by_folder[name], label) for name, label in entries if name in by_folder}
     if len(both) == len({folder for folder, _ in both}) == len({label for _, label in both}):
-        return lists if "all" not in lists.splits or "all" not in folders.splits else folders
+        return folders if lists.splits.keys() <= folders.splits.keys() else lists
     letters = {"".join(filter(str.isalpha, name.lower())) for name in folders.classes}
     if (len(letters) == 1 and "" not in letters) or all(map(holds_images, folders.classes)):
         return lists

@@ -258,7 +258,7 @@ def _tell_kept(folder: Path, config: TrainConfig, result: FitResult, console: Co
     method = config.method
     if method.name not in SPARSE or method.gate == "none":
         return
-    kept = saved_share(folder / ADAPTER, method.target_sparsity)
+    kept = saved_share(folder / ADAPTER, lambda _: method.target_sparsity)
     if kept and not kept.is_near:
         epochs = f"best epoch {result.best_epoch} of {config.loop.epochs}"
         print_line(console, f"the adapter {kept}: budgets fall from epoch to epoch ({epochs}); more epochs come nearer")

@@ -26,6 +26,14 @@ def multiply(base: BaseLayer, x: Tensor, weight: Tensor, bias: bool = True) -> T
     return F.linear(x, weight, base.bias if bias else None)
 
 
+def put_weight(base: BaseLayer, values: Tensor) -> None:
+    """Put values in the place of a base layer's weight; as a new parameter where one of the two is packed."""
+    if is_packed(values) or is_packed(base.weight):
+        base.weight = nn.Parameter(values, requires_grad=False)
+    else:
+        base.weight.data = values
+
+
 def split_padding(base: BaseLayer, x: Tensor) -> tuple[Tensor, Linear | Convolution, bool]:
     """Return x, padded where the convolution alone could not; the product; and whether x was padded."""
     if isinstance(base, nn.Linear):

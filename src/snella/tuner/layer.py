@@ -22,12 +22,11 @@ from snella.ops import (
     adapted_product,
     draw_drop_path,
     draw_sample,
-    is_packed,
     is_traced,
     source_of,
     unpacked,
 )
-from snella.tuner.base_layers import BaseLayer, is_hooked, multiply, split_padding
+from snella.tuner.base_layers import BaseLayer, is_hooked, multiply, put_weight, split_padding
 from snella.tuner.cached_weight import CachedWeight, is_cacheable, keep
 from snella.tuner.config import SnellaConfig
 from snella.tuner.scale import (
@@ -230,10 +229,8 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         base = self.get_base_layer().weight
         if not names:
             return base
-        if self.training or torch.is_grad_enabled() or is_traced(base):
-            return self._add_updates(base, names)
         sources = self._sources(names)
-        if not is_cacheable(base, sources):
+        if self.training or torch.is_grad_enabled() or is_traced(base) or not is_cacheable(base, sources):
             return self._add_updates(base, names)
         scales = [self.scaling[name] for name in names]
         cached = self._cached_weight
@@ -332,9 +329,8 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
                 self._unmerged_weight = base.weight.data
                 if self.tied:  # the other layers' weight has no part in this update
                     self._shared_weight.append(cast(nn.Parameter, base.weight))
-                if self.tied or is_packed(base.weight):
-                    base.weight = nn.Parameter(unpacked(base.weight.data), requires_grad=base.weight.requires_grad)
-            base.weight.data = merged
+                    base.weight = nn.Parameter(base.weight.data, requires_grad=base.weight.requires_grad)
+            put_weight(base, merged)
             self.merged_adapters.append(name)
         self._cached_weight = None
 
@@ -345,10 +341,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
             unmerged = self._unmerged_weight.to(base.weight.device, base.weight.dtype)
             if self._shared_weight:
                 base.weight = self._shared_weight.pop()
-            if is_packed(unmerged):
-                base.weight = nn.Parameter(unmerged, requires_grad=False)
-            else:
-                base.weight.data = unmerged
+            put_weight(base, unmerged)
             self._unmerged_weight = None
             self.merged_adapters.clear()
 

@@ -334,3 +334,14 @@ def test_data_shows_counts_and_unreadable_files(data, capsys):
     shown = capsys.readouterr().out
     assert "3 classes" in shown
     assert all(name in shown for name in spoilt)
+
+
+def test_data_takes_the_flags_that_choose_a_reading(tmp_path, capsys):
+    for folder in ("fruit", "milk"):
+        write_images(tmp_path / folder)
+    assert main(["data", str(tmp_path)]) == 2
+    assert "choose with --classes top" in capsys.readouterr().err
+    assert main(["data", str(tmp_path), "--classes", "top"]) == 0
+    assert "image folder, 2 classes" in capsys.readouterr().out
+    assert main(["data", str(tmp_path), "--classes", "top", "--task", "segment"]) == 2
+    assert "--classes is read with --task classify or generate only" in capsys.readouterr().err

@@ -207,6 +207,15 @@ def test_settings_of_older_runs_are_read_as_they_were(tmp_path):
         read_recipe(written(tmp_path, "data: a\ninit_scale: abc\n"))
 
 
+def test_shares_that_are_left_out_are_those_of_runs_made_before():
+    """Runs made before have 0.15 in their config; of generation it divides images that are all trained on now."""
+    before, now = (TrainConfig.of(data="x", **shares) for shares in ({"val_fraction": 0.15, "test_fraction": 0.15}, {}))
+    assert differences(before, now) == differences(now, before) == []
+    assert differences(now, now.changed(val_fraction=0.2)) == ["--val-fraction was None, is 0.2"]
+    before, now = before.changed(task="generate"), now.changed(task="generate")
+    assert differences(before, now) == ["--val-fraction was 0.15, is None", "--test-fraction was 0.15, is None"]
+
+
 def test_what_a_method_does_not_read_is_no_difference():
     lora, snella = (TrainConfig.of(data="x", method=method) for method in ("lora", "snella"))
     assert differences(lora, lora.changed(scale=0.3, target_sparsity=0.2, allocate_every=3)) == []

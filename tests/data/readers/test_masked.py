@@ -139,7 +139,10 @@ def test_class_folders_reader_points_to_the_task(tmp_path: Path, class_folders) 
     root = write_pairs(tmp_path / "set", 2)
     with pytest.raises(UserError) as caught:
         read_data(root, seed=0)
-    assert str(caught.value) == f"{root} holds images with masks; add --task segment"
+    assert str(caught.value) == (
+        f"{root} holds images with masks; add --task segment; to classify give the folder of the images alone, or add "
+        "--classes top if its folders are classes"
+    )
     class_folders(tmp_path / "pets", images=5, cat=5)
     assert read_data(str(tmp_path / "pets"), seed=0).classes == ("cat", "images")
 

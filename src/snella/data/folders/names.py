@@ -59,6 +59,7 @@ MASK_WORDS = frozenset(
         *("manual", "labelmap", "labelmaps"),
     )
 )
+VAGUE = frozenset(("x", "y", "target", "targets", "input", "inputs"))  # words of both that may be classes as well
 _SPLIT_FIRST = re.compile(rf"(?:{'|'.join(sorted(_SPLIT_WORDS, key=len, reverse=True))})(?=[a-z]{{2}})")
 
 

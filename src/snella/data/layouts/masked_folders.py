@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-from snella.data.folders.names import IMAGE_WORDS, MASK_WORDS, split_and_rest, split_of
+from snella.data.folders.names import IMAGE_WORDS, MASK_WORDS, VAGUE, split_and_rest, split_of
 from snella.data.folders.tree import tree
 from snella.data.images import images_below, is_hidden, is_image
 from snella.data.layouts.masks_beside import looks_like_mask
@@ -23,7 +23,6 @@ from snella.data.paths import composed
 from snella.errors import UserError
 
 MASK_SUFFIXES = ("_mask", "_seg", "_segmentation", "_label", "_gt")
-VAGUE = frozenset(("x", "y", "target", "targets", "input", "inputs"))  # may be classes as well
 LOOKED_AT = 5  # masks in a folder of such a name
 SURE = 0.5  # share of the masks that have an image, where names of folders alone do not tell
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from PIL import Image
 
-from snella.data.folders.names import MASK_WORDS, holds_images, split_and_rest, split_of
+from snella.data.folders.names import MASK_WORDS, VAGUE, holds_images, split_and_rest, split_of
 from snella.data.folders.tree import Tree, counted, listed, tree
 from snella.data.masks.class_names import names_file
 from snella.data.masks.listing import MaskListing, Pair
 from snella.errors import UserError
 
+LOOKED_AT_VAGUE = 5  # files of a folder whose name does not tell
 LOOKED_AT = 100  # second files of a stem that are opened, evenly chosen
 FEW = 64  # values of a mask of classes
 FLAT = 0.9  # share of its pixels that the two commonest values of a mask with soft edges have
@@ -168,6 +170,15 @@ def _masks_of_one_stem(found: Tree, twins: Sequence[list[str]]) -> list[Pair]:
     return pairs
 
 
+def _holds_masks(found: Tree, folder: str, files: Mapping[str, str]) -> bool:
+    """Tell whether a folder holds masks by its name and, where that may be a class as well, by the first files."""
+    words = set(split_and_rest(folder.rpartition("/")[2])[1])
+    if not words & MASK_WORDS:
+        return False
+    first = islice(files.values(), LOOKED_AT_VAGUE)
+    return bool(words & MASK_WORDS - VAGUE) or all(looks_like_mask(found.path(name)) for name in first)
+
+
 def _masks_in_folders(found: Tree) -> list[Pair]:
     """Return (image, mask) of class folders that hold a folder of images and one of masks.
 
@@ -184,7 +195,7 @@ def _masks_in_folders(found: Tree) -> list[Pair]:
     pairs = []
     for folders in inside.values():
         images = [folder for folder in folders if holds_images(folder.rpartition("/")[2])]
-        masks = [folder for folder in folders if set(split_and_rest(folder.rpartition("/")[2])[1]) & MASK_WORDS]
+        masks = [folder for folder in folders if _holds_masks(found, folder, by_folder[folder])]
         for image_folder in images[:1]:
             first = next(iter(by_folder[image_folder].values()))
             for mask_folder in masks:

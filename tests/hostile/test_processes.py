@@ -11,14 +11,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from snella.cli.main import COMMANDS, main
+from snella.compare import search
+from snella.config.schema import TrainConfig
 from snella.data import images as image_files
 from snella.data.images import open_image
 from snella.errors import UserError
 from snella.files import writing
 from snella.runs import devices
 from snella.runs.devices import check_processes
+from snella.runs.folder import alone_in, claim
 from support.runs import train, write_images
 
 
@@ -165,3 +169,17 @@ def test_a_run_of_a_comparison_ends_when_the_comparison_is_gone() -> None:
     child.stdin.close()  # as the system does it for a process that is killed
     assert child.wait(timeout=60) == -signal.SIGTERM
     child.stdout.close()
+
+
+def test_a_comparison_waits_for_a_run_that_is_still_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one that was killed the runs need a moment to end; without them another rate would be chosen."""
+    looks: list[float] = []
+    monkeypatch.setattr(search.time, "sleep", looks.append)
+    folder, said = tmp_path / "run", io.StringIO()
+    claim(folder, TrainConfig.of(data="x", out=str(folder)))
+    search._wait_for(folder, Console(file=said))
+    assert (looks, said.getvalue()) == ([], "")
+    with alone_in(folder, "training"), pytest.raises(UserError, match="a training is still at work in"):
+        search._wait_for(folder, Console(file=said))
+    assert len(looks) == search.WAIT
+    assert said.getvalue().startswith("waiting for a training that is at work in")

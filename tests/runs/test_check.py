@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 
 from snella.cli.main import main
 from snella.ops import native
@@ -119,6 +121,25 @@ def test_relative_data_is_found_from_another_folder(
     assert main(["evaluate", "../run"]) == 0
     (tmp_path / "run" / "summary.json").unlink()
     assert main(["train", "--resume", "--out", "../run"]) == 0
+
+
+def test_a_file_of_weights_that_has_moved(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(5)
+    weights, run = tmp_path / "w.pth", tmp_path / "run"
+    torch.save(timm.create_model("test_vit", img_size=32, num_classes=2).state_dict(), weights)
+    data = trained / "images"
+    assert train(data, run, "--checkpoint", str(weights), "--epochs", "1") == 0
+    moved = Path(shutil.move(weights, tmp_path / "moved.pth"))
+    assert main(["evaluate", str(run)]) == 2
+    assert "w.pth" in said(capsys)
+    assert main(["train", "--resume", "--out", str(run), "--checkpoint", str(moved)]) == 0
+    assert main(["evaluate", str(run)]) == 0
+    torch.manual_seed(6)
+    torch.save(timm.create_model("test_vit", img_size=32, num_classes=2).state_dict(), tmp_path / "other.pth")
+    before = (run / "config.yaml").read_bytes()
+    assert main(["train", "--resume", "--out", str(run), "--checkpoint", str(tmp_path / "other.pth")]) == 2
+    assert "is not what" in said(capsys)
+    assert (run / "config.yaml").read_bytes() == before
 
 
 def test_another_way_to_compute_is_told(

@@ -10,6 +10,7 @@ from statistics import fmean, geometric_mean, median
 from typing import Any
 
 from snella.compare.statistics import Difference, Spread, mean_of_pairs, spread
+from snella.errors import UserError
 from snella.report.rows import read_metrics
 from snella.runs.folder import read_config, read_summary
 
@@ -135,6 +136,10 @@ def read_result(folder: Path) -> RunResult:
     config, summary = read_config(folder), read_summary(folder)
     metrics = {name: _numbers(summary.get(name, {})) for name in ("test", "test_last", "val")}
     names = ("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "images", "device", "versions")
+    if missing := [name for name in (*names, "selection") if name not in summary]:
+        raise UserError(f"the summary.json of {folder} has no {missing[0]}; train it again with --overwrite")
+    if any(summary["selection"]["metric"] not in found for found in metrics.values() if found):
+        raise UserError(f"the summary.json of {folder} lacks the metric that chooses; train it again with --overwrite")
     images = min(config.data.images_per_batch, summary["images"]["train"]) * config.loop.accumulate
     return RunResult(
         str(folder),

@@ -39,14 +39,16 @@ START = "start.json"  # what it was started with, see `snella.runs.check`
 SUMMARY_HOLDS = Record(
     {
         "val": dict[str, float | None],
-        "selection": Record({"metric": str, "higher_is_better": bool}),
         **dict.fromkeys(("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seed"), Count),
         "seconds": float,
+    },
+    {
+        **dict.fromkeys(("test", "test_last"), dict[str, float | None]),
+        "selection": Record({"metric": str, "higher_is_better": bool}),
         "images": dict[str, Count],
         "device": str,
         "versions": dict[str, str],
     },
-    {"test": dict[str, float | None], "test_last": dict[str, float | None]},
 )
 PACKAGES = ("snella", "torch", "torchvision", "timm", "peft", "accelerate", "transformers")
 

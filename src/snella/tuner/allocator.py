@@ -195,7 +195,7 @@ def _gathered(factor: Tensor) -> Tensor:
 
 
 def _check_gradients(model: nn.Module, factors: Iterable[Tensor]) -> None:
-    """Raise UserError where no factor has a gradient in a model with checkpointed blocks, as transformers marks them."""
+    """Raise UserError where no factor has a gradient, in a model whose blocks transformers checkpoints."""
     if any(factor.grad is not None for factor in factors):
         return
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):

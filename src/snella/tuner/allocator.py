@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
@@ -183,7 +183,7 @@ def _gathered(factor: Tensor) -> Tensor:
         UserError: it is a part that FSDP1 left here.
     """
     if isinstance(factor, DTensor):
-        whole = factor.detach().full_tensor()
+        whole = cast(DTensor, factor.detach()).full_tensor()
         whole.grad = factor.grad.full_tensor() if isinstance(factor.grad, DTensor) else None
         return whole
     if factor.ndim != 4:

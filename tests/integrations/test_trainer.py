@@ -73,7 +73,8 @@ def test_averages_are_those_of_the_checkpoint_that_is_resumed(tmp_path: Path) ->
     straight.train()
     trainer(tmp_path / "b", 3, seed=5).train()
     checkpoint = str(tmp_path / "a" / "checkpoint-3")
-    for folder, named in (("b", {}), ("c", {"resume_from_checkpoint": checkpoint})):
+    ways: list[tuple[str, dict[str, Any]]] = [("b", {}), ("c", {"resume_from_checkpoint": checkpoint})]
+    for folder, named in ways:
         resumed = trainer(tmp_path / folder, 6, **named)
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)

@@ -13,7 +13,8 @@ class SuiteConfig(SnellaConfig):
     """SNELLA's config with PEFT's `init_weights`: where it is true, a new adapter changes nothing."""
 
     def __init__(self, *, init_weights: bool = True, **settings: Any) -> None:
-        super().__init__(**VISIBLE | {"start": "zero" if init_weights else "drawn"} | settings)
+        values: dict[str, Any] = VISIBLE | {"start": "zero" if init_weights else "drawn"} | settings
+        super().__init__(**values)
 
 
 def row(name: str, model: str, *targets: str, **settings: Any) -> tuple[str, str, type[SnellaConfig], dict[str, Any]]:

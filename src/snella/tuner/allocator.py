@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
@@ -80,12 +80,7 @@ class AllocatingTuner(BaseTuner):
             for layer in layers
             for factor in "AB"
         }
-        if all(factor.grad is None for factor in factors.values()) and _is_checkpointed(self.model):
-            raise UserError(
-                "no adapter weight has a gradient: call update_and_allocate after optimizer.step() and before the "
-                "gradients are cleared; where blocks are checkpointed by re-entry, also call "
-                "model.enable_input_require_grads() before training, or checkpoint with use_reentrant=False"
-            )
+        _check_gradients(self.model, factors.values())
         importance.update(factors)
         if config.gate == "none":
             return None  # nothing is selected
@@ -188,7 +183,7 @@ def _gathered(factor: Tensor) -> Tensor:
         UserError: it is a part that FSDP1 left here.
     """
     if isinstance(factor, DTensor):
-        whole = factor.detach().full_tensor()
+        whole = cast(DTensor, factor.detach()).full_tensor()
         whole.grad = factor.grad.full_tensor() if isinstance(factor.grad, DTensor) else None
         return whole
     if factor.ndim != 4:
@@ -199,9 +194,16 @@ def _gathered(factor: Tensor) -> Tensor:
     return factor
 
 
-def _is_checkpointed(model: nn.Module) -> bool:
-    """Return whether blocks are checkpointed, as transformers marks it."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+def _check_gradients(model: nn.Module, factors: Iterable[Tensor]) -> None:
+    """Raise UserError where no factor has a gradient, in a model whose blocks transformers checkpoints."""
+    if any(factor.grad is not None for factor in factors):
+        return
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise UserError(
+            "no adapter weight has a gradient: call update_and_allocate after optimizer.step() and before the "
+            "gradients are cleared; where blocks are checkpointed by re-entry, also call "
+            "model.enable_input_require_grads() before training, or checkpoint with use_reentrant=False"
+        )
 
 
 def _schedule(config: SnellaConfig, total_step: int, target_sparsity: float) -> Schedule:

@@ -120,6 +120,8 @@ class SnellaModel(AllocatingTuner):
         return with_adapter_name(state_dict, adapter_name)
 
     def _prepare_adapter_config(self, peft_config: SnellaConfig, model_config: dict) -> SnellaConfig:  # type: ignore[override]
+        if peft_config.bias != "none" and not hasattr(BaseTuner, "_get_learnable_bias_state_dict"):
+            raise UserError(f"bias={peft_config.bias!r} needs peft 0.21 or newer; this one would not save the biases")
         heads = head_names(self.model)
         if _requested(peft_config, "modules_to_save") is None:
             _fill_in(peft_config, "modules_to_save", UniqueNames(heads))

@@ -228,3 +228,12 @@ def test_an_adapter_away_from_its_target_is_told_once(vit: nn.Module, tmp_path: 
     for layer in layers(loaded):
         share = layer.get_delta_weight("default").count_nonzero() / layer.get_base_layer().weight.numel()
         assert share.item() == pytest.approx(0.3, abs=0.01)
+
+
+def test_an_adapter_without_any_tensor_of_an_update_is_refused(tmp_path: Path) -> None:
+    tuned(tiny_vit()).save_pretrained(str(tmp_path))
+    file = tmp_path / "adapter_model.safetensors"
+    heads = {name: tensor for name, tensor in load_file(file).items() if "snella_" not in name}
+    save_file(heads, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"none of its {len(heads)} tensors is of an update"):
+        peft.PeftModel.from_pretrained(tiny_vit(), str(tmp_path))

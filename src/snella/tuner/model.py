@@ -116,7 +116,16 @@ class SnellaModel(AllocatingTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Name all that was saved after the adapter, as PEFT 0.20 does: what does not fit is seen in `loading`."""
+        """Name all that was saved after the adapter, as PEFT 0.20 does: what does not fit is seen in `loading`.
+
+        Raises:
+            UserError: there is no tensor of an update.
+        """
+        if not any(cls.prefix in key for key in state_dict):
+            raise UserError(
+                f"adapter {adapter_name!r}: none of its {len(state_dict)} tensors is of an update ({cls.prefix}...); "
+                "its file is damaged or another method's: restore it, or train again"
+            )
         return with_adapter_name(state_dict, adapter_name)
 
     def _prepare_adapter_config(self, peft_config: SnellaConfig, model_config: dict) -> SnellaConfig:  # type: ignore[override]

@@ -27,7 +27,7 @@ CUSTOM = [
     row("Vanilla MLP 3", "MLP", "lin0", "lin1", r=2),
     row("Vanilla MLP 4", "MLP", "lin0", modules_to_save=["lin1"]),
     row("Vanilla MLP 5", "MLP", "lin0", kernel="pwl", gate="hard", target_sparsity=0.5),
-    row("MLP LayerNorm", "MLP_LayerNorm", "lin0", init_alpha=1.0),
+    row("MLP LayerNorm", "MLP_LayerNorm", "lin0"),
     row("Conv2d 1", "Conv2d", "conv2d"),
     row("Conv2d 2", "Conv2d", "conv2d", "lin0"),
     row("Conv2d 1x1", "Conv2d1x1", "conv2d"),

@@ -109,13 +109,14 @@ def test_a_row_is_named_by_its_line(tmp_path: Path) -> None:
     )
 )
 def test_whatever_stands_there_is_read_or_refused(value: Any) -> None:
-    text, wrong = json.dumps(value), None
+    text, wrong, found = json.dumps(value), None, None
     try:
         found = parse_json(text, HOLDS, "a.json", remedy=REMEDY)
     except UserError as error:
         wrong = str(error)
     if wrong is None:
         assert found == without_nan(value)
+        assert found is not None
         assert isinstance(found["name"], str)
     else:
         assert len(wrong.splitlines()) == 1

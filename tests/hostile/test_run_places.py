@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from snella.cli.main import main
-from snella.runs.pictures import picture_folder
 from support.runs import TINY, train, write_images
 
 
@@ -64,17 +63,6 @@ def test_overwrite_deletes_no_folder_that_is_not_a_run(
     assert f"{mine} is in the way and is not a run folder" in line(capsys)
     assert (mine / "thesis.txt").exists()
     assert (run / "summary.json").exists()
-
-
-def test_pictures_of_an_earlier_call_are_not_replaced_without_a_word(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert picture_folder(run, None) == run / "predictions"
-    assert capsys.readouterr().err == ""
-    (run / "predictions").mkdir()
-    (run / "predictions" / "a-mask.png").touch()
-    assert picture_folder(run, None) == run / "predictions"
-    assert "has pictures already; those of the same names are replaced (--pictures" in capsys.readouterr().err
 
 
 def test_what_a_kill_has_left_goes_at_the_next_resume(run: Path, place: Path) -> None:

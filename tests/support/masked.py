@@ -62,5 +62,5 @@ def refusal(data: str | Path, **options) -> str:
         read_masked_data(str(data), seed=0, **options)
     text = str(caught.value)
     assert "\n" not in text
-    assert len(text) < 500
+    assert len(text) < 600
     return text

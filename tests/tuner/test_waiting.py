@@ -83,7 +83,7 @@ def test_selection_and_the_averages_do_not_wait(vit: nn.Module, images: Tensor) 
     tuner = tuner_of(model)
     tuner.update_and_allocate(1)
     importance = tuner._importance("default")
-    _, layers = tuner._active_layers()
+    layers = tuner.adapted_layers()
     factors = {f"{layer.name}.{f}": getattr(layer, f"snella_{f}")["default"] for layer in layers for f in "AB"}
     with Waits() as waits, torch.no_grad():
         selection.threshold_by(torch.randn(50, 40), torch.tensor(300), True, selection.select_by_digits)

@@ -297,6 +297,13 @@ STOPS: dict[str, tuple[Files, tuple[str, ...]]] = {
     "examples beside": (photos("Set/0", "Set/1", "Set/2", "Examples"), ("3 classes in Set", "give", "--classes top")),
     "nested": (photos("fruit/apple", "fruit/pear", "milk/oat"), ("--classes top (2 c", "leaf (3 c", "path (3 c")),
     "the same folders in each": (photos("p1/good", "p1/bad", "p2/good", "p2/bad"), ("--classes top", "--classes leaf")),
+    "parts of a set, and a table of several columns": (
+        {
+            **photos("part_1", "part_2", count=6),
+            "meta.csv": sheet("image,dx,age", *(f"part_{k}/{i}.jpg,{PETS[i % 2]},{i}" for k in (1, 2) for i in SIX)),
+        },
+        ("two readings", "--classes top", "meta.csv has several columns that may be labels", "--label-column"),
+    ),
     "a vehicle or a split": (photos("bus", "train"), ("two readings", "--classes top")),
     "a folder without labels beside": (photos("cat", "dog", "unlabeled"), ("unlabeled is a split", "move it away")),
     "splits alone": (photos("training", "validation"), ("has no class folders",)),

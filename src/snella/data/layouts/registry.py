@@ -7,7 +7,7 @@ goes before a bundled set or a hub's name that is spelt alike, so rows of names 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
@@ -190,7 +190,12 @@ def _lists_or_folders(path: str, found: Tree, choices: Choices) -> Listing:
     except UnclearColumnError as error:
         if folders is None or not sure:
             raise
-        return replace(folders, notes=(*folders.notes, f"left out: {error}"))
+        if not _are_parts(folders.classes):
+            return replace(folders, notes=(*folders.notes, f"left out: {error}"))
+        raise UserError(
+            f"{path}: two readings: {counted(len(folders.classes), 'class', 'classes')} ({listed(folders.classes)}) by "
+            f"the folders, to choose by --classes top, or those of a table: {error}"
+        ) from None
     if found_lists and (folders is None or not sure or choices.label_column):
         return found_lists[0]
     if choices.label_column and not choices.of_run:
@@ -225,8 +230,7 @@ def _one_of(path: str, lists: Listing, column: str, folders: Listing) -> Listing
     both = {(by_folder[name], label) for name, label in entries if name in by_folder}
     if len(both) == len({folder for folder, _ in both}) == len({label for _, label in both}):
         return folders if lists.splits.keys() <= folders.splits.keys() else lists
-    letters = {"".join(filter(str.isalpha, name.lower())) for name in folders.classes}
-    if (len(letters) == 1 and "" not in letters) or all(map(holds_images, folders.classes)):
+    if _are_parts(folders.classes):
         return lists
     raise UserError(
         f"{path}: two readings: {counted(len(lists.classes), 'class', 'classes')} ({listed(lists.classes)}) by "
@@ -234,6 +238,12 @@ def _one_of(path: str, lists: Listing, column: str, folders: Listing) -> Listing
         f"({listed(folders.classes)}) by the folders; choose the list by --label-column {column}, the folders by "
         "--classes top"
     )
+
+
+def _are_parts(folders: Sequence[str]) -> bool:
+    """Tell whether folders are parts of no meaning: they differ in a number alone, or are called as any of images."""
+    letters = {"".join(filter(str.isalpha, name.lower())) for name in folders}
+    return (len(letters) == 1 and "" not in letters) or all(map(holds_images, folders))
 
 
 LABELLED: Table[Listing] = (

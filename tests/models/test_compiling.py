@@ -21,7 +21,7 @@ def loss_and_gradients(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[s
     return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("method", ["snella", "snell", "lora", "full"])
+@pytest.mark.parametrize("method", ["snella", pytest.param("snell", marks=pytest.mark.slow), "lora", "full"])
 def test_loss_and_gradients_are_the_same(method: str, vit: nn.Module, images: Tensor) -> None:
     torch._dynamo.reset()
     seen: list[Any] = []
@@ -33,7 +33,7 @@ def test_loss_and_gradients_are_the_same(method: str, vit: nn.Module, images: Te
     settings = MethodConfig(name=method, r=4, init_sparsity=0.5)  # pyright: ignore[reportCallIssue]
     plain = wrap(copy.deepcopy(vit), settings, total_step=10).train()
     compiled = copy.deepcopy(plain)
-    compile_blocks(blocks_of(compiled), backend)
+    compile_blocks(blocks_of(compiled)[:1], backend)  # the other runs as it is, which takes half of the time
     expected, wanted = loss_and_gradients(plain, images)
     loss, gradients = loss_and_gradients(compiled, images)
     assert seen

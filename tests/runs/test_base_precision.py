@@ -13,7 +13,7 @@ from snella.cli.main import main
 from snella.ops import FORMATS, pack, unpacked
 from support.runs import adapter, read, same, stop_after_first_checkpoint, train
 
-METHODS = ("snella", "lora", "linear")
+METHODS = ("snella", "lora")
 
 
 @pytest.mark.parametrize("method", METHODS)

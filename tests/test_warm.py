@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,12 @@ def test_signals_reach_it(number: signal.Signals, python: str) -> None:
     with subprocess.Popen([python, "-c", code], stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        process.send_signal(number)
-        assert process.wait(timeout=30) == -number
+        for _ in range(6):  # whoever waits presses Ctrl-C again: Python drops one that comes while it frees an object
+            process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=5)
+                break
+        assert process.poll() == -number
 
 
 def test_it_ends_with_who_started_it(python: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Sequence
 
 LONGEST = 200  # characters of a reason
 # what libraries advise to switch off, so that a file may run code, which nobody here does -> what is said instead
@@ -76,17 +77,39 @@ def short_reason(error: BaseException) -> str:
     for word, instead in UNSAFE.items():
         if word in text:
             return instead
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    return cut(text, LONGEST)
 
 
-def shown(value: object) -> str:
+def cut(text: str, most: int) -> str:
+    """Return text of so many characters at most, with an ellipsis where it is longer."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def brief(value: object) -> str:
     """Return a value as a message shows it: in a few characters, whatever it is."""
     if isinstance(value, int) and value.bit_length() > 200:  # Python refuses to write thousands of digits
         return f"a number of {value.bit_length()} bits"
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+    return cut(repr(value), SHOWN)
 
 
 def named(value: object) -> str:
-    """Return a key or a name as a message has it: as it is where it is short text, else as `shown` does."""
-    return value if isinstance(value, str) and value.isprintable() and len(value) <= SHOWN else shown(value)
+    """Return a key or a name as a message has it: as it is where it is short text, else as `brief` does."""
+    return value if isinstance(value, str) and value.isprintable() and len(value) <= SHOWN else brief(value)
+
+
+def listed(names: Sequence[str], limit: int = 3) -> str:
+    """Return the first names as a list in words.
+
+    >>> listed(["a", "b", "c", "d"])
+    'a, b, c, ...'
+    """
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """Return a number with its noun.
+
+    >>> counted(1, "image"), counted(2, "class", "classes")
+    ('1 image', '2 classes')
+    """
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from snella.errors import UserError, short_reason
+from snella.errors import UserError, cut, short_reason
 
 LONGEST_INT = 2**63  # what a tensor, and most other programs, can hold
 SHOWN = 40  # characters of a value that a message shows
@@ -85,14 +85,6 @@ def parse_json(text: str, hint: Any, where: str, *, remedy: str) -> Any:
         reason = "nested too deeply" if isinstance(error, RecursionError) else short_reason(error)
         raise UserError(f"{where} is damaged ({reason}); {remedy}") from None
     return value
-
-
-def check_value(value: Any, hint: Any, where: str, *, remedy: str) -> None:
-    """Check a value that was read already. Raises UserError as `read_json` does."""
-    try:
-        _check(value, hint, "")
-    except _Wrong as wrong:
-        raise UserError(f"{where}: {wrong}; {remedy}") from None
 
 
 def without_nan(value: Any) -> Any:
@@ -222,8 +214,7 @@ def expected(hint: Any) -> str:
 
 
 def _inside(key: str, name: str) -> str:
-    name = name if name.isprintable() else ascii(name)
-    name = name if len(name) <= SHOWN else f"{name[: SHOWN - 1]}…"
+    name = cut(name if name.isprintable() else ascii(name), SHOWN)
     return f"{key}.{name}" if key else name
 
 
@@ -231,4 +222,4 @@ def _shown(value: Any) -> str:
     if isinstance(value, list | dict):
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
     text = json.dumps(value, ensure_ascii=True) if not isinstance(value, int) or abs(value) < LONGEST_INT else "huge"
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+    return cut(text, SHOWN)

@@ -93,6 +93,7 @@ def again(args: Sequence[str]) -> str:
     return shlex.join(["snella", *args])
 
 
+OUT_OF_MEMORY = "out of memory; try a smaller --batch-size, with --accumulate, or a smaller --image-size"
 GONE = 129  # as a shell gives it for SIGHUP, which Windows does not have
 # words in a library's error -> what is said
 _TOLD = {
@@ -101,7 +102,7 @@ _TOLD = {
     "Expected more than 1 value per channel when training": "a batch norm needs two images or more in each batch; "
     "raise --batch-size",
     "ancdata": REMEDIES[errno.EMFILE],
-    "can't allocate memory": "out of memory; try a smaller --batch-size, with --accumulate, or a smaller --image-size",
+    "can't allocate memory": OUT_OF_MEMORY,
     "Too many open files": REMEDIES[errno.EMFILE],
 }
 
@@ -126,7 +127,7 @@ def explain(error: BaseException, args: Sequence[str], *, debug: bool) -> int:
         reason = REMEDIES.get(error_number(error)) or error.strerror or str(error)
         return _say(f"{error.filename}: {reason}" if error.filename else reason, 2)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return _say("out of memory; try a smaller --batch-size, with --accumulate, or a smaller --image-size", 2)
+        return _say(OUT_OF_MEMORY, 2)
     if told := next((text for words, text in _TOLD.items() if words in str(error)), None):
         return _say(told, 2)
     where = "" if debug else " (--debug shows where)"

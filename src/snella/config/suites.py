@@ -23,7 +23,7 @@ from snella.config.fields import nearest
 from snella.config.recipe import config_values, is_suite, mapping, recipe_text
 from snella.config.schema import TrainConfig
 from snella.config.validation import typed
-from snella.errors import UserError, named, shown
+from snella.errors import UserError, brief, named
 
 __all__ = [
     "Published",
@@ -210,11 +210,11 @@ def _published(value: Any) -> Published:
 
 def _table(name: str, value: Any) -> dict[Any, Any]:
     if not isinstance(value, dict | None):
-        raise UserError(f"{name}: {shown(value)} is not a table of `key: value`")
+        raise UserError(f"{name}: {brief(value)} is not a table of `key: value`")
     return value or {}
 
 
 def _list(name: str, value: Any) -> list[Any]:
     if not isinstance(value, list | None):
-        raise UserError(f"{name}: {shown(value)} is not a list")
+        raise UserError(f"{name}: {brief(value)} is not a list")
     return value or []

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
 from snella.config.fields import check_intervals, flag, nearest, read_bytes
 from snella.config.schema import TrainConfig, settings
 from snella.config.tasks import TASKS
-from snella.errors import UserError, named, shown
+from snella.errors import UserError, brief, named
 
 # methods for which weights cannot be kept in fewer bits, and why
 NOT_PACKED = {"full": "trains all weights", "shira": "writes into copies of the frozen weights"}
@@ -152,4 +152,4 @@ def choice_error(name: str, value: Any, choices: tuple[str, ...]) -> UserError:
 
 
 def _type_error(name: str, value: Any, wanted: str) -> UserError:
-    return UserError(f"{name}: {shown(value)} is not {wanted}")
+    return UserError(f"{name}: {brief(value)} is not {wanted}")

@@ -1,7 +1,7 @@
 """The look at every image before training: whether it can be read, and what is odd about it.
 
 file ─ decoded once, in threads ─┬─ UnreadableImage
-                                 └─ ImageFacts ─ the range of 16-bit values, and what `data.suspicions` makes of them
+                                 └─ ImageFacts ─ the range of 16-bit values, and what `readers.suspicions` makes of them
 """
 
 from __future__ import annotations

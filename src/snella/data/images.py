@@ -87,9 +87,9 @@ def decoding(file: str | os.PathLike[str] | BinaryIO, name: str) -> Iterator[Ima
             yield image
     except UnreadableImage:
         raise
-    except Exception as error:
+    except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
         if error_number(error) in OF_THE_MACHINE:  # no fault of the image, which must not be left out for it
-            raise  # Pillow's decoders raise whatever broken bytes lead them to
+            raise
         raise UnreadableImage(name, decode_failure(error)) from None
 
 

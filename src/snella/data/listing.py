@@ -14,7 +14,7 @@ from snella.data.checks import ImageFacts, check_images
 from snella.data.dataset import SPLITS, Images
 from snella.data.images import ImageFiles, Progress, UnreadableImage, open_image
 from snella.data.paths import composed
-from snella.errors import UserError
+from snella.errors import UserError, listed
 
 Entry = tuple[str, int]  # an image's name, relative to its listing's folder, and its label
 
@@ -103,7 +103,7 @@ def relabel(data: str, listing: Listing, classes: Sequence[str]) -> Listing:
         if composed(listing.classes[label]) not in position:
             raise UserError(
                 f"{data}: class {listing.classes[label]!r} of {name} is not among the model's {len(classes)} classes "
-                f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}); rename or remove it"
+                f"({listed(classes, 5)}); rename or remove it"
             )
         entries.append((name, position[composed(listing.classes[label])]))
     return replace(listing, classes=tuple(classes), splits={"test": entries})
@@ -145,6 +145,6 @@ def note_absent_classes(listing: Listing) -> list[str]:
         present = {label for _, label in listing.splits[split]}
         absent = [name for label, name in enumerate(listing.classes) if label not in present]
         if absent and present:
-            names = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
-            notes.append(f"{len(absent)} of {len(listing.classes)} classes have no image in {split}: {names}")
+            count = f"{len(absent)} of {len(listing.classes)} classes"
+            notes.append(f"{count} have no image in {split}: {listed(absent, 5)}")
     return notes

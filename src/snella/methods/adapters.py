@@ -111,7 +111,7 @@ def load_adapter(method: str, base: nn.Module, folder: str | os.PathLike[str]) -
     check_checksums(folder, remedy="restore it, or train again")
     state = read_tensors(file)
     if not plain:
-        _check_config(method, folder / PEFT_FILES[0])
+        _check_config(folder / PEFT_FILES[0])
     try:
         if not plain:
             return _with_peft(base, folder, state)
@@ -164,8 +164,8 @@ def _check_names(file: Path, state: Mapping[str, Tensor], expected: Mapping[str,
             raise ValueError(f"{file.name} {what} {names[0]}{more}")
 
 
-def _check_config(method: str, file: Path) -> None:
-    """Refuse an adapter_config.json whose values are of another type, or of another method. Raises UserError."""
+def _check_config(file: Path) -> None:
+    """Refuse an adapter_config.json whose values are of another type, or of no method of PEFT. Raises UserError."""
     remedy = "restore it, or train again"
     kind = str(read_json(file, Record({"peft_type": str}), remedy=remedy)["peft_type"])
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:

@@ -46,10 +46,8 @@ class Diverged(UserError):  # noqa: N818 (named as the other ends)
 
     def __init__(self, what: str, step: int, rate: float, remedy: str) -> None:
         super().__init__(f"{what} at step {step} with learning rate {rate:.3g}; {remedy}")
-        self.what = what
         self.step = step
         self.rate = rate
-        self.remedy = remedy
         self.best_epoch = 0  # the best one before, from 1; 0: there is none
 
 

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from snella.data.folders.choices import Choices
 from snella.data.folders.names import holds_images
-from snella.data.folders.tree import counted, listed
 from snella.data.listing import natural_order
-from snella.errors import UserError
+from snella.errors import UserError, counted, listed
 
 # beginnings of names that cameras and programs give
 _CAMERA = frozenset(

@@ -31,32 +31,9 @@ IMAGE_WORDS = frozenset(
 )
 MASK_WORDS = frozenset(
     (
-        *(
-            "mask",
-            "masks",
-            "label",
-            "labels",
-            "annot",
-            "annots",
-            "ann",
-            "anno",
-            "annotation",
-            "annotations",
-            "gt",
-            "gts",
-        ),
-        *(
-            "groundtruth",
-            "truth",
-            "seg",
-            "segmentation",
-            "segmentations",
-            "segmentationclass",
-            "y",
-            "target",
-            "targets",
-        ),
-        *("manual", "labelmap", "labelmaps"),
+        *("mask", "masks", "label", "labels", "annot", "annots", "ann", "anno", "annotation", "annotations"),
+        *("gt", "gts", "groundtruth", "truth", "manual", "seg", "segmentation", "segmentations", "segmentationclass"),
+        *("y", "target", "targets", "labelmap", "labelmaps"),
     )
 )
 VAGUE = frozenset(("x", "y", "target", "targets", "input", "inputs"))  # words of both that may be classes as well

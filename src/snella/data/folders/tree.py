@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from snella.data.images import is_hidden, is_image
+from snella.errors import listed
 
 # files that hold pictures or films in formats that are not read; counted, so that they are not missed in silence
 UNREAD = (
@@ -84,24 +85,6 @@ def is_run(folder: str, folders: Sequence[str], files: Sequence[str]) -> bool:
     inside = {*folders, *files}
     run = any(mark in inside and inside & {*others} for mark, others in _RUN_MARKS.items())
     return run or inside.issuperset(_COMPARISON_MARKS)
-
-
-def listed(names: Sequence[str], limit: int = 3) -> str:
-    """Return the first names as a list in words.
-
-    >>> listed(["a", "b", "c", "d"])
-    'a, b, c, ...'
-    """
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
-
-
-def counted(count: int, one: str, many: str | None = None) -> str:
-    """Return a number with its noun.
-
-    >>> counted(1, "image"), counted(2, "class", "classes")
-    ('1 image', '2 classes')
-    """
-    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
 def _notes(system: Counter[str], runs: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:

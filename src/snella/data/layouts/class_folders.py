@@ -13,11 +13,11 @@ from os.path import basename
 from snella.data.folders.choices import NO_CHOICE, Choices
 from snella.data.folders.class_labels import beginning, has_class_in_name, labelling, offer_names
 from snella.data.folders.names import SPLIT_NAMES, UNLABELLED, split_of
-from snella.data.folders.tree import UNREAD, Tree, counted, listed, tree
+from snella.data.folders.tree import UNREAD, Tree, tree
 from snella.data.images import SUFFIXES
 from snella.data.layouts.masks_beside import without_masks
 from snella.data.listing import Listing, label_entries, natural_order
-from snella.errors import UserError
+from snella.errors import UserError, counted, listed
 
 EXPECTED_SPLITS = "or give a manifest (.csv or .jsonl)"
 

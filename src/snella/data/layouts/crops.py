@@ -13,14 +13,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from snella.data.folders.tree import Tree, counted, tree
+from snella.data.folders.tree import Tree, tree
 from snella.data.images import UnreadableImage, image_size, open_image
 from snella.data.layouts.detections import Box, Detections, Shape, detection_format, detections, labels_of
 from snella.data.listing import Entry, Listing, label_entries
 from snella.data.masks.class_names import ClassNames
 from snella.data.masks.files import MaskCode, to_classes
 from snella.data.masks.listing import MaskListing
-from snella.errors import UserError
+from snella.errors import UserError, counted
 
 BACKGROUND = "background"
 
@@ -40,7 +40,7 @@ def crops(found: Tree) -> Listing:
     flat, twice = 0, set()
     for image, shapes in read.shapes.items():
         try:
-            size = _checked_size(found, read, image)
+            size = _checked_size(found.root, read, image)
         except UnreadableImage as error:
             skipped.append(error)
             continue
@@ -144,10 +144,7 @@ class Outlines:
     def read_mask(self, name: str, code: MaskCode) -> Tensor:
         """Return class indices, (h, w) int16. Raises UnreadableImage where the annotations are of another size."""
         path = os.path.join(self.root, name)
-        size = image_size(path)
-        said = self.found.sizes.get(name, size)
-        if size != said:
-            raise UnreadableImage(path, f"annotated as {said[0]} x {said[1]}, image {size[0]} x {size[1]}")
+        size = _checked_size(self.root, self.found, name)
         mask = np.zeros((size[1], size[0]), dtype=np.uint16)
         inside = [self._inside(shape, size) for shape in self.found.shapes[name]]
         order = sorted(range(len(inside)), key=lambda i: -int(inside[i].sum()))
@@ -191,8 +188,9 @@ def runs_to_mask(runs: Mapping[str, Any]) -> np.ndarray:
     return flat.reshape(width, height).T
 
 
-def _checked_size(found: Tree, read: Detections, image: str) -> tuple[int, int]:
-    path = found.path(image)
+def _checked_size(root: str, read: Detections, image: str) -> tuple[int, int]:
+    """Return an image's size. Raises UnreadableImage where the annotations are of another."""
+    path = os.path.join(root, image)
     size = image_size(path)
     said = read.sizes.get(image, size)
     if said != size:

@@ -16,9 +16,9 @@ from xml.etree import ElementTree
 import yaml
 
 from snella.data.folders.names import SPLIT_NAMES, split_and_rest, split_of
-from snella.data.folders.tree import Tree, counted, listed
+from snella.data.folders.tree import Tree
 from snella.data.paths import read_text
-from snella.errors import UserError
+from snella.errors import UserError, counted, listed
 
 MOST = 0.5  # share of the images, or of the files of that kind, that have to go together
 LOOKED_AT = 5  # files that are opened to know a format

@@ -17,12 +17,12 @@ from snella.data.dataset import SPLITS
 from snella.data.folders.choices import Choices
 from snella.data.folders.name_tables import class_names
 from snella.data.folders.names import SPLIT_NAMES, UNLABELLED, split_and_rest
-from snella.data.folders.tree import Tree, counted, listed
+from snella.data.folders.tree import Tree
 from snella.data.images import SUFFIXES
 from snella.data.layouts.manifests import LABEL_COLUMNS, SPLIT_COLUMNS, read_table
 from snella.data.listing import Listing, label_entries
 from snella.data.paths import read_text
-from snella.errors import UserError
+from snella.errors import UserError, counted, listed
 
 BOXES = frozenset(("xmin", "ymin", "xmax", "ymax"))
 NUMBERED = ("images.txt", "train_test_split.txt")  # of CUB-200

@@ -24,7 +24,7 @@ PATH_COLUMNS = ("path", "image", "file_name")
 LABEL_COLUMNS = ("label", "class")
 SPLIT_COLUMNS = ("split", "subset", "fold", "set", "partition")
 SUFFIXES = (".csv", ".jsonl")
-NOT_LABELS = ("nan", "null", "<na>", "nat")  # "none" and "n/a" may be classes: `data.suspicions` asks
+NOT_LABELS = ("nan", "null", "<na>", "nat")  # "none" and "n/a" may be classes: `readers.suspicions` asks
 FILL_IN = "fill it in or remove the row"
 
 Row = tuple[int, dict[str, object]]  # line number in the file, values by column

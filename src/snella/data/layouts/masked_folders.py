@@ -16,14 +16,13 @@ from typing import Literal
 from snella.data.folders.names import IMAGE_WORDS, MASK_WORDS, VAGUE, split_and_rest, split_of
 from snella.data.folders.tree import tree
 from snella.data.images import images_below, is_hidden, is_image
-from snella.data.layouts.masks_beside import looks_like_mask
+from snella.data.layouts.masks_beside import FIRST, looks_like_mask
 from snella.data.masks.class_names import names_file
 from snella.data.masks.listing import MaskListing, Pair
 from snella.data.paths import composed
-from snella.errors import UserError
+from snella.errors import UserError, listed
 
 MASK_SUFFIXES = ("_mask", "_seg", "_segmentation", "_label", "_gt")
-LOOKED_AT = 5  # masks in a folder of such a name
 SURE = 0.5  # share of the masks that have an image, where names of folders alone do not tell
 
 EXPECTED = "images/NAME and masks/NAME, with or without train, val and test folders"
@@ -159,7 +158,7 @@ def note_left_out(names: Sequence[str], used: set[str], folder: str, what: str) 
     lone = [name for name in names if name not in used]
     if not lone:
         return []
-    return [f"{folder}: {len(lone)} {what} left out: {', '.join(lone[:3])}{', ...' if len(lone) > 3 else ''}"]
+    return [f"{folder}: {len(lone)} {what} left out: {listed(lone)}"]
 
 
 def _unwrapped(root: str) -> str:
@@ -196,7 +195,7 @@ def _roles(root: str) -> dict[str, Role | None]:
     if len(full) == 2 and "masks" not in roles.values():
         for images, masks in (full, full[::-1]):
             image_folder, mask_folder = os.path.join(root, images), os.path.join(root, masks)
-            photographs = [os.path.join(image_folder, name) for name in images_below(image_folder)[:LOOKED_AT]]
+            photographs = [os.path.join(image_folder, name) for name in images_below(image_folder)[:FIRST]]
             if _go_together(image_folder, mask_folder, False) and not any(map(looks_like_mask, photographs)):
                 return {images: "images", masks: "masks"}
     return roles
@@ -243,7 +242,7 @@ def _go_together(image_folder: str, mask_folder: str, told: bool) -> bool:
     masks = images_below(mask_folder)
     by_stem, masks_by_stem = _stems(images_below(image_folder), masks)
     paired = len(by_stem.keys() & masks_by_stem.keys()) >= SURE * len(masks_by_stem)
-    return paired and (told or all(looks_like_mask(os.path.join(mask_folder, name)) for name in masks[:LOOKED_AT]))
+    return paired and (told or all(looks_like_mask(os.path.join(mask_folder, name)) for name in masks[:FIRST]))
 
 
 def _inner_splits(root: str, images: str, masks: str) -> dict[str, Pair]:

@@ -17,12 +17,12 @@ import numpy as np
 from PIL import Image
 
 from snella.data.folders.names import MASK_WORDS, VAGUE, holds_images, split_and_rest, split_of
-from snella.data.folders.tree import Tree, counted, listed, tree
+from snella.data.folders.tree import Tree, tree
 from snella.data.masks.class_names import names_file
 from snella.data.masks.listing import MaskListing, Pair
-from snella.errors import UserError
+from snella.errors import UserError, counted, listed
 
-LOOKED_AT_VAGUE = 5  # files of a folder whose name does not tell
+FIRST = 5  # files of a folder whose name does not tell that are opened
 LOOKED_AT = 100  # second files of a stem that are opened, evenly chosen
 FEW = 64  # values of a mask of classes
 FLAT = 0.9  # share of its pixels that the two commonest values of a mask with soft edges have
@@ -175,7 +175,7 @@ def _holds_masks(found: Tree, folder: str, files: Mapping[str, str]) -> bool:
     words = set(split_and_rest(folder.rpartition("/")[2])[1])
     if not words & MASK_WORDS:
         return False
-    first = islice(files.values(), LOOKED_AT_VAGUE)
+    first = islice(files.values(), FIRST)
     return bool(words & MASK_WORDS - VAGUE) or all(looks_like_mask(found.path(name)) for name in first)
 
 

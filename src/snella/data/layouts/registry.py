@@ -23,7 +23,7 @@ from snella.data.bundled import (
 )
 from snella.data.folders.choices import NO_CHOICE, Choices
 from snella.data.folders.names import holds_images
-from snella.data.folders.tree import Tree, counted, listed, tree
+from snella.data.folders.tree import Tree, tree
 from snella.data.images import is_image
 from snella.data.layouts.caption_folders import Captions, caption_folder, is_captioned
 from snella.data.layouts.class_folders import class_folders
@@ -38,7 +38,7 @@ from snella.data.layouts.vtab_fgvc import fgvc, is_fgvc, is_vtab, vtab
 from snella.data.listing import Listing
 from snella.data.masks.listing import MaskListing
 from snella.data.paths import check_exists, explain_hidden_set
-from snella.errors import UserError, short_reason
+from snella.errors import UserError, counted, listed, short_reason
 
 Listed = TypeVar("Listed", covariant=True)
 

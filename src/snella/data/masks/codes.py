@@ -10,7 +10,7 @@ import numpy as np
 from snella.data.masks.class_names import NAMES_FILE, ClassNames, distinct_colors
 from snella.data.masks.files import MAX_VALUE, RGB, MaskCode, format_values, mask_palette
 from snella.data.masks.scan import MaskFacts
-from snella.errors import UserError
+from snella.errors import UserError, listed
 
 BINARY = ("background", "foreground")
 BINARY_NOTE = "masks of two levels: grey above half is {}"
@@ -65,7 +65,7 @@ def code_by_name(names: ClassNames, classes: Sequence[str], code: MaskCode) -> t
     if unknown:
         raise UserError(
             f"{names.source}: class {unknown[0]!r} is not among the model's {len(classes)} classes "
-            f"({format_names(classes)}); rename it, or remove it and set its pixels to a value that is ignored"
+            f"({listed(classes, 5)}); rename it, or remove it and set its pixels to a value that is ignored"
         )
     spare = (value for value in range(MAX_VALUE, -1, -1) if value not in {*names.values, *code.ignore})
     values = tuple(names.values[at[name]] if name in at else next(spare) for name in classes)
@@ -83,11 +83,6 @@ def code_by_name(names: ClassNames, classes: Sequence[str], code: MaskCode) -> t
 def _is_unnamed(classes: Sequence[str], code: MaskCode) -> bool:
     """Tell whether the classes are called by their values, or as two levels are."""
     return tuple(classes) in (tuple(map(str, code.values)), BINARY)
-
-
-def format_names(names: Sequence[str], most: int = 5) -> str:
-    """Put the first names in a row: "sky, sea, ..."."""
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def _by_color(

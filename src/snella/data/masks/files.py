@@ -18,7 +18,7 @@ from torchvision.tv_tensors import Mask
 
 from snella.data.dataset import Example, ImageData
 from snella.data.images import UnreadableImage, decoding, is_wide, open_image, upright, wide_values
-from snella.errors import UserError
+from snella.errors import UserError, listed
 
 IGNORE = -1  # in a mask as tensors hold it: not trained on, not evaluated
 MAX_VALUE = 65_535
@@ -133,7 +133,7 @@ def format_values(values: tuple[int, ...]) -> str:
     ordered = sorted(values)
     if len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1)):
         return f"{ordered[0]} to {ordered[-1]}"
-    return ", ".join(map(str, ordered[:12])) + (", ..." if len(ordered) > 12 else "")
+    return listed(list(map(str, ordered)), 12)
 
 
 def mask_picture(mask: Tensor, code: MaskCode, palette: Sequence[RGB]) -> Image.Image:

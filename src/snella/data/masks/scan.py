@@ -14,7 +14,7 @@ from snella.data.masks.files import IGNORE, MAX_VALUE, MaskCode, check_sizes, ma
 from snella.data.threads import IN_FLIGHT, in_threads
 from snella.errors import UserError
 
-SCANNED = 5_000  # masks read where there are more than 20,000 pairs
+SCANNED = 5_000  # masks read where there are more than CHECK_ALL pairs
 MAX_COLORS = 4_096  # a file with more is a photograph
 
 
@@ -69,7 +69,7 @@ def scan_pairs(
     """Return the mask's facts for each (image, mask), why the pair cannot be used, or None where only the mask's header
     was read; whether every mask was read; and the facts of the images that were read, by path.
 
-    Up to 20,000 pairs every file is read, in threads; beyond that headers, and 5,000 evenly chosen masks.
+    Up to CHECK_ALL pairs every file is read, in threads; beyond that headers, and 5,000 evenly chosen masks.
     """
     whole = len(pairs) <= CHECK_ALL
     chosen = set(range(len(pairs)) if whole else np.linspace(0, len(pairs) - 1, SCANNED).astype(int).tolist())

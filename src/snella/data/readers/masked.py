@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from snella.data.checks import CHECK_ALL
 from snella.data.dataset import SPLITS
 from snella.data.images import Progress, UnreadableImage
 from snella.data.layouts import registry
@@ -16,7 +17,7 @@ from snella.data.masks.files import IGNORE, RGB, MaskCode, MaskData, MaskedImage
 from snella.data.masks.listing import MaskListing, Pair
 from snella.data.masks.scan import MaskFacts, scan_pairs
 from snella.data.splits import check_fractions, note_taken, split_off, too_few
-from snella.errors import UserError
+from snella.errors import UserError, listed
 
 
 def is_masked(data: str) -> bool:
@@ -120,7 +121,10 @@ def _drop_unusable(
             raise UserError(f"{data}: none of the {count} pairs{of} can be used, the first: {first}; check the files")
     notes = listing.notes
     if not whole:
-        notes = (*notes, f"more than 20,000 pairs: values and pixels are those of {len(facts)} masks, evenly chosen")
+        notes = (
+            *notes,
+            f"more than {CHECK_ALL:,} pairs: values and pixels are those of {len(facts)} masks, evenly chosen",
+        )
     return replace(listing, splits=splits, notes=notes, facts=seen), facts, list(faults.values())
 
 
@@ -186,8 +190,8 @@ def _note_absent_classes(data: MaskData) -> list[str]:
     for split, counts in data.pixels.items():
         absent = [name for name, count in zip(data.classes, counts, strict=True) if not count]
         if absent and data.splits[split]:
-            names = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
-            notes.append(f"{len(absent)} of {len(data.classes)} classes have no pixel in {split}: {names}")
+            count = f"{len(absent)} of {len(data.classes)} classes"
+            notes.append(f"{count} have no pixel in {split}: {listed(absent, 5)}")
     return notes
 
 

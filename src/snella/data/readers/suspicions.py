@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from snella.data.checks import ImageFacts
-from snella.data.dataset import SPLITS, ImageData
-from snella.data.images import ImageFiles
-from snella.data.layouts.class_folders import SPLIT_NAMES
+from snella.data.dataset import SPLITS, ImageData, white_in
+from snella.data.folders.names import SPLIT_NAMES
 from snella.data.splits import source_of
 from snella.data.threads import in_threads
+from snella.errors import listed
 
 HASHED = 20_000  # files of equal size whose bytes are compared, at most
 COMPARED = 20_000  # images whose looks are compared, at most
@@ -104,7 +104,7 @@ def _lookalikes(seen: _Seen) -> Iterator[str]:
 def _split_names(seen: _Seen) -> Iterator[str]:
     named = [name for name in seen.data.classes if name.lower() in SPLIT_NAMES]
     if named:
-        yield f"{len(named)} classes are called as splits are: {_row(named)}; give the folder above, or its splits"
+        yield f"{len(named)} classes are called as splits are: {listed(named, 5)}; give the folder above, or its splits"
 
 
 def _spelling(seen: _Seen) -> Iterator[str]:
@@ -163,7 +163,7 @@ def _dark(seen: _Seen) -> Iterator[str]:
         example = next(path for path, found in seen.data.facts.items() if found is narrow[0])
         yield f"{len(narrow)} images have no value above {brightest} of 255, as {example}"
     wide = {path: found.widest for path, found in seen.data.facts.items() if found.widest is not None}
-    white = next((split.read.white for split in seen.data.splits.values() if isinstance(split.read, ImageFiles)), 0)
+    white = white_in(seen.data) or 0
     if wide and max(wide.values()) < DARK / 256 * white:
         yield f"{len(wide)} images of 16 bits have no value above {max(wide.values())}, and {white} is white"
 
@@ -244,7 +244,3 @@ def _bare(name: str) -> str:
     """Return what is left of a name without case, spaces, dashes, accents' forms and leading zeros."""
     plain = re.sub(r"[\s_\-]+", "", unicodedata.normalize("NFKC", name).casefold())
     return re.sub(r"(?<!\d)0+(?=\d)", "", plain)
-
-
-def _row(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

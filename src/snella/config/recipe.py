@@ -13,8 +13,8 @@ import yaml
 from snella.config.fields import flag, nearest
 from snella.config.schema import TrainConfig, recipe_keys, settings
 from snella.config.validation import typed
-from snella.config.yaml_text import read_yaml
 from snella.errors import UserError, named
+from snella.yaml_text import read_yaml
 
 PLACES = ("data", "checkpoint", "prior_data", "backbone")  # settings that may name files or folders
 FOLDER_PREFIXES = ("hf:", "local-dir:")  # of backbones in a folder

@@ -117,6 +117,39 @@ def test_crops_of_one_image_stay_in_one_split(tmp_path: Path, kind: str) -> None
     assert all(sources)
 
 
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        ("names: ['no', cat]", ("cat", "no")),
+        ("names:\n  0: no one\n  1: cat", ("cat", "no one")),
+        ("names: {1: 7, 0: 2024-01-01}", ("7", "2024-01-01")),
+        ("nc: 2", ("0", "1")),
+        ("{% template %}", ("0", "1")),
+    ],
+)
+def test_names_of_yolo_classes(tmp_path: Path, names: str, classes: tuple[str, ...]) -> None:
+    data = read_data(lay(tmp_path, {**yolo(), "data.yaml": names}), seed=0, choices=CROPS)
+    assert data.classes == classes
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("names: [no, cat]", "names: 0: False is not a class number with its name"),
+        ("names: [null, cat]", "names: 0: None is not"),
+        ("names: {cat: 0, dog: 1}", "names: 'cat': 0 is not"),
+        ("names: [[cat], dog]", "names: 0: ['cat'] is not"),
+        ("names: [cat, dog", "no valid YAML"),
+        ("names: {0: cat, 0: dog}", "0 is there twice"),
+        ("names: " + "[" * 5000, "deep"),
+    ],
+)
+def test_names_that_are_not_names_are_refused(tmp_path: Path, names: str, said: str) -> None:
+    text = refused(lay(tmp_path, {**yolo(), "data.yaml": names}), CROPS)
+    assert "data.yaml: " in text
+    assert said in text
+
+
 @pytest.mark.parametrize(("kind", "files"), [("COCO", coco()), ("LabelMe", labelme()), ("YOLO", yolo(outlined=True))])
 def test_outlines_become_masks(tmp_path: Path, kind: str, files: Files) -> None:
     root = lay(tmp_path, files)

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from xml.etree import ElementTree
 
-import yaml
-
 from snella.data.folders.names import SPLIT_NAMES, split_and_rest, split_of
 from snella.data.folders.tree import Tree
 from snella.data.paths import read_text
-from snella.errors import UserError, counted, listed
+from snella.errors import UserError, brief, counted, listed
+from snella.yaml_text import read_yaml
 
 MOST = 0.5  # share of the images, or of the files of that kind, that have to go together
 LOOKED_AT = 5  # files that are opened to know a format
@@ -205,16 +204,31 @@ def _yolo_names(found: Tree) -> dict[int, str]:
     for file in found.others:
         path, last = found.path(file), os.path.basename(file).lower()
         if last.endswith((".yaml", ".yml")):
-            try:
-                content = yaml.safe_load(read_text(path))
-            except yaml.YAMLError:
-                continue
-            names = content.get("names") if isinstance(content, dict) else None
-            if isinstance(names, (list, dict)):
-                return {int(k): str(v) for k, v in (names.items() if isinstance(names, dict) else enumerate(names))}
+            names = _yaml_names(path)
+            if names:
+                return names
         if last in ("classes.txt", "obj.names", "labels.names"):
             return dict(enumerate(line.strip() for line in read_text(path).splitlines() if line.strip()))
     return {}
+
+
+def _yaml_names(path: str) -> dict[int, str]:
+    text = read_text(path)
+    try:
+        content = read_yaml(text)
+    except UserError as error:
+        if "names:" in text:
+            raise UserError(f"{path}: {error}; mend it, for it names the classes") from None
+        return {}
+    names = content.get("names") if isinstance(content, dict) else None
+    pairs = dict(enumerate(names)) if isinstance(names, list) else names if isinstance(names, dict) else {}
+    for number, name in pairs.items():
+        if not str(number).isdecimal() or isinstance(name, bool) or not isinstance(name, (str, int, float)):
+            raise UserError(
+                f"{path}: names: {brief(number)}: {brief(name)} is not a class number with its name; mend it, and put "
+                "names such as yes, no and null in quotes"
+            )
+    return {int(number): str(name) for number, name in pairs.items()}
 
 
 def _is_labelme(found: Tree) -> bool:

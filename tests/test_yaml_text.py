@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from snella.cli.main import main
 from snella.config.recipe import read_recipe
-from snella.config.yaml_text import read_yaml
 from snella.errors import UserError
+from snella.yaml_text import read_yaml
 
 BOMB = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [{','.join([f'*{chr(97 + i)}'] * 9)}]\n" for i in range(14)

@@ -19,7 +19,7 @@ from benchmarks.timing import Contender, synchronize
 from snella.ops import product
 
 TRITON_KERNELS = (  # of `snella.ops.triton_kernels`
-    *("distances_kernel", "softmax_mix_kernel", "add_gated_kernel"),
+    *("distances_kernel", "softmax_mix_kernel", "digit_counts_kernel", "selected_kernel", "add_gated_kernel"),
     *("gate_backward_kernel", "softmax_backward_kernel", "distance_backward_kernel"),
 )
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "hipLaunchKernel", "hipModuleLaunchKernel", "hipExtModuleLaunch")

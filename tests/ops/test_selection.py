@@ -127,9 +127,19 @@ def test_the_operator_takes_any_layout(interpolated: bool) -> None:
         assert torch.equal(t, defined(view, kept, interpolated))
 
 
+@pytest.mark.parametrize("interpolated", [False, True])
+def test_the_operator_takes_several_matrices(interpolated: bool) -> None:
+    matrices, kept = torch.stack([real_like(30, 20) for _ in range(3)]), torch.tensor([0, 100, 600])
+    t = budget_threshold(matrices, kept, interpolated)
+    assert torch.equal(t, torch.stack([budget_threshold(matrices[i], kept[i], interpolated) for i in range(3)]))
+    by_digits = selection.threshold_by(matrices, kept, interpolated, selection.select_by_digits)
+    assert torch.equal(by_digits, t)
+
+
 def test_the_operator_is_fit_for_compilation() -> None:
     for interpolated in (False, True):
         torch.library.opcheck(budget_threshold, (real_like(40, 30), torch.tensor(100), interpolated))
+        torch.library.opcheck(budget_threshold, (real_like(40, 30), torch.tensor([10] * 40), interpolated))
 
 
 @pytest.mark.parametrize("interpolated", [False, True])

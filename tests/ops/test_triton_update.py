@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from snella import delta
-from snella.ops import Factors, UpdateSpec, adapted_weight, blocks, update
+from snella.ops import Factors, UpdateSpec, adapted_weight, blocks, selection, update
 from snella.ops.blocks import Scalars
 from support.tuned import grad_of
 
@@ -36,17 +36,28 @@ if TYPE_CHECKING or RUNNABLE:
 Inputs = tuple[Tensor, Tensor, Scalars | None]  # A, B and the scalars
 
 
-def kernel_and_stats(inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+def stacked(inputs: Inputs) -> Inputs:
+    """The inputs as those of a layer with one matrix."""
     A, B, scalars = inputs
-    K = torch.full((B.shape[1], A.shape[1]), torch.nan, device=A.device)
-    return K, triton_update.kernel_and_stats(A, B, scalars, K, scale=0.1)
+    return A[None], B[None], None if scalars is None else (scalars[0][None], scalars[1][None], scalars[2][None])
+
+
+def first(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor[None]
+
+
+def kernel_and_stats(inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+    A, B, scalars = stacked(inputs)
+    K = torch.full((1, B.shape[2], A.shape[2]), torch.nan, device=A.device)
+    lse = triton_update.kernel_and_stats(A, B, scalars, K, scale=0.1)
+    return K[0], None if lse is None else lse[0]
 
 
 def add_gated(
     weight: Tensor | None, K: Tensor, t: Tensor | None, *, gate: delta.Gate, out_dtype: torch.dtype
 ) -> Tensor:
     out = torch.full_like(K, torch.nan, dtype=out_dtype)
-    triton_update.add_gated(weight, K, t, out, gate=gate)
+    triton_update.add_gated(first(weight), K[None], first(t), out[None], gate=gate)
     return out
 
 
@@ -61,12 +72,12 @@ def update_backward(
     out_dtype: torch.dtype | None = torch.float32,
 ) -> tuple[Tensor | None, list[Tensor]]:
     """The adapted weight again, or None where out_dtype is None, and the gradients of A, B and the scalars."""
-    A, B, scalars = inputs
+    A, B, scalars = stacked(inputs)
     adapted = None if out_dtype is None else torch.full_like(G, torch.nan, dtype=out_dtype)
     grad_A, grad_B, grad_scalars = triton_update.update_backward(
-        G, weight, A, B, scalars, t, lse, adapted, gate=gate, scale=0.1
+        G[None], first(weight), A, B, scalars, first(t), first(lse), first(adapted), gate=gate, scale=0.1
     )
-    return adapted, [grad_A, grad_B, *(grad_scalars or ())]
+    return adapted, [part[0] for part in (grad_A, grad_B, *(grad_scalars or ()))]
 
 
 @pytest.mark.skipif(not INSTALLED, reason="triton is not installed")
@@ -230,12 +241,12 @@ class TestKernels:
     @pytest.mark.parametrize("gate", delta.GATES)
     def test_through_the_layers_function(self, gate: delta.Gate, monkeypatch: pytest.MonkeyPatch) -> None:
         torch.manual_seed(0)
-        values = [torch.randn(2, 2, size, 3) for size in (20, 31)] + [torch.rand(2) + 0.5 for _ in range(3)]
-        weight, G, results = torch.randn(62, 20), torch.randn(62, 20).to(DEVICE), []
+        values = [torch.randn(3, 2, size, 3) for size in (20, 1100)] + [torch.rand(3) + 0.5 for _ in range(3)]
+        weight, G, results = torch.randn(3300, 20), torch.randn(3300, 20).to(DEVICE), []
         for backend in (triton_update, blocks):
             monkeypatch.setattr(update, "_backend", lambda A, backend=backend: backend)
             factors = Factors(*(value.clone().to(DEVICE).requires_grad_() for value in values))
-            kept = torch.tensor([200, 300]).to(DEVICE)
+            kept = torch.tensor([200, 3000, 12000]).to(DEVICE)
             made = adapted_weight(weight.to(DEVICE), factors, kept, UpdateSpec("mixk", gate, 0.1), torch.float32)
             (made * G).sum().backward()
             results.append([made.detach(), *(grad_of(tensor) for tensor in factors)])
@@ -324,3 +335,50 @@ class TestKernels:
         assert (gradients[0].dtype, gradients[1].dtype) == (torch.bfloat16, torch.bfloat16)
         for actual, wanted in zip(gradients, expected.gradients, strict=True):
             assert_near(actual, wanted, torch.finfo(torch.bfloat16).eps)
+
+    @settings(max_examples=30, phases=[Phase.generate])
+    @given(
+        splits=st.integers(1, 3),
+        size=st.integers(1, 5000),
+        seed=st.integers(0, 99),
+        levels=st.sampled_from([None, 1, 3]),
+        interpolated=st.booleans(),
+        share=st.floats(0, 1),
+    )
+    def test_thresholds_equal_the_definition(
+        self, splits: int, size: int, seed: int, levels: int | None, interpolated: bool, share: float
+    ) -> None:
+        """Of several matrices at once, with ties, zeros, and numbers of all sizes."""
+        random = torch.Generator().manual_seed(seed)
+        K = torch.randn(splits, size, generator=random) ** 9
+        if levels is not None:
+            K = K[:, torch.randint(min(levels, size), (size,), generator=random)]
+        kept = (torch.tensor([share, 0.0, 1.0])[:splits] * size).long()
+        select = triton_update.select_by_counts
+        t = selection.threshold_by(K.to(DEVICE), kept.to(DEVICE), interpolated, select).cpu()
+        for row, budget, found in zip(K.abs(), kept.tolist(), t, strict=True):
+            assert found == (delta.quantile(row, 1 - budget / size) if interpolated else delta.threshold(row, budget))
+
+    @pytest.mark.parametrize(("kernel", "launches"), [("mixk", (8, 4)), ("pwl", (7, 3))])
+    def test_matrices_share_their_launches(
+        self, kernel: delta.Kernel, launches: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As many for the three of a fused qkv as for one."""
+        launched: list[Any] = []
+        launch = triton_update._launch
+        monkeypatch.setattr(
+            triton_update, "_launch", lambda *args, **kwargs: (launched.append(args[0]), launch(*args, **kwargs))
+        )
+        monkeypatch.setattr(update, "_backend", lambda A: triton_update)
+        monkeypatch.setattr(selection, "_select_on", lambda K: triton_update.select_by_counts)
+        for splits in (1, 3):
+            A, B = (torch.randn(splits, 2, 9, 3, device=DEVICE) for _ in "AB")
+            ones = torch.ones(splits, device=DEVICE) if kernel == "mixk" else None
+            factors = Factors(A, B, ones, ones, ones)
+            kept, spec = torch.full((splits,), 20, device=DEVICE), UpdateSpec(kernel, "published", 0.1)
+            adapted, stats = update.build(None, factors, kept, spec, torch.float32)
+            assert int((adapted != 0).sum()) == 20 * splits
+            assert len(launched) == launches[0]
+            update.build_backward(torch.randn_like(adapted), None, factors, stats, spec, None)
+            assert len(launched) == sum(launches)
+            launched.clear()

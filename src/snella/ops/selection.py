@@ -1,13 +1,16 @@
 """Selection of a budget's threshold: exact, without a sort, and one operator that torch.compile does not look into.
 
 On the CPU a sample brackets the wanted rank, and only the magnitudes inside the bracket are put in order. Elsewhere the
-bits of the answer are found digit by digit from histograms, and the host never waits for a value.
+bits of the answer are found digit by digit from histograms, and the host never waits for a value: on GPUs by Triton's
+kernels, of all matrices at once, and where there are none by tensor operations.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -23,42 +26,66 @@ DIGITS = 1 << DIGIT_BITS
 LANES = 1024  # histograms side by side: atomic additions to one and the same count would wait for each other
 INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
-Select = Callable[[Tensor, Tensor], Tensor]  # entries (N,), 0-based ranks (k,) -> the magnitudes (k,) of these ranks
+# entries (S, N), 0-based ranks (S, k) among each row's magnitudes -> the magnitudes (S, k) of these ranks
+Select = Callable[[Tensor, Tensor], Tensor]
+
+
+@lru_cache(maxsize=1)
+def triton_update() -> ModuleType | None:
+    """Return the module of Triton's kernels; None where this platform has no Triton."""
+    try:
+        from snella.ops import triton_update
+    except ImportError:
+        return None
+    return triton_update
 
 
 @torch.library.custom_op("snella::budget_threshold", mutates_args=())
 def budget_threshold(K: Tensor, kept: Tensor, interpolated: bool) -> Tensor:
-    """Return the threshold (0-d) that a budget `kept` (0-d, int64) sets on the magnitudes of entries of any shape.
+    """Return the threshold that a budget `kept` (int64) sets on the magnitudes of entries of any shape.
 
-    Equal to `delta.threshold` of |K|, or where `interpolated` (gate `soft`) to `delta.quantile` at 1 - kept / N.
+    `kept` is 0-d, or (S,), the budgets of S matrices K (S, ...); the result has its shape. A threshold is equal to
+    `delta.threshold` of |K|, or where `interpolated` (gate `soft`) to `delta.quantile` at 1 - kept / N.
     K is float32 or float64; it is copied where it is not contiguous.
     """
-    return threshold_by(K, kept, interpolated, select_by_sample if K.device.type == "cpu" else select_by_digits)
+    return threshold_by(K, kept, interpolated, _select_on(K))
 
 
 @budget_threshold.register_fake
 def _(K: Tensor, kept: Tensor, interpolated: bool) -> Tensor:
-    return K.new_empty(())
+    return K.new_empty(kept.shape)
+
+
+def _select_on(K: Tensor) -> Select:
+    if K.device.type == "cpu":
+        return select_by_sample
+    kernels = triton_update() if K.is_cuda and K.dtype == torch.float32 else None
+    return select_by_digits if kernels is None else kernels.select_by_counts
 
 
 def threshold_by(K: Tensor, kept: Tensor, interpolated: bool, select: Select) -> Tensor:
-    """Return the threshold of `budget_threshold`, its order statistics by `select`."""
-    values = K.flatten()
-    size = values.numel()
+    """Return the thresholds of `budget_threshold`, their order statistics by `select`."""
+    values, budgets = K.reshape(kept.numel(), -1), kept.reshape(-1, 1)
+    size = values.shape[1]
     if not interpolated:
-        return select(values, (size - kept).clamp_min(1).reshape(1) - 1).squeeze(0)
+        return select(values, (size - budgets).clamp_min(1) - 1).view(kept.shape)
     # A tensor as divisor: CUDA divides by a Python number through its reciprocal, which can be one bit off.
-    kept = kept.cpu() if kept.device.type == "mps" else kept  # Apple's GPUs have no float64
-    total = torch.full_like(kept, size, dtype=torch.float64)
-    position = (1 - kept / total) * (size - 1)
+    budgets = budgets.cpu() if budgets.device.type == "mps" else budgets  # Apple's GPUs have no float64
+    total = torch.full_like(budgets, size, dtype=torch.float64)
+    position = (1 - budgets / total) * (size - 1)
     low = position.floor().clamp_max(size - 1)
-    ordered = select(values, torch.stack((low, (low + 1).clamp_max(size - 1))).long().to(values.device))
-    return torch.lerp(ordered[0], ordered[1], (position - low).to(values.dtype).to(values.device))
+    ordered = select(values, torch.cat((low, (low + 1).clamp_max(size - 1)), 1).long().to(values.device))
+    fraction = (position - low).to(values.dtype).to(values.device)
+    return torch.lerp(ordered[:, :1], ordered[:, 1:], fraction).view(kept.shape)
 
 
 def select_by_sample(values: Tensor, ranks: Tensor) -> Tensor:
     """Select on the CPU: put in order only what lies between two values that enclose the ranks, most likely."""
-    entries, wanted = values.numpy(), np.asarray(ranks)
+    return torch.stack([_selected_by_sample(row, wanted) for row, wanted in zip(values, ranks.numpy(), strict=True)])
+
+
+def _selected_by_sample(values: Tensor, wanted: np.ndarray) -> Tensor:
+    entries = values.numpy()
     low, high = _bracket(entries, wanted[0], wanted[-1])
     counted = native.magnitudes_between(values, low, high)
     below, inside = _magnitudes_between(entries, low, high) if counted is None else counted
@@ -103,8 +130,8 @@ def select_by_digits(values: Tensor, ranks: Tensor) -> Tensor:
     Non-negative floating-point numbers are in the order of their bits, read as integers; the sign bit is left out.
     """
     bits = values.view(INTEGERS[values.dtype])
-    selected = torch.stack([_integer_of_rank(bits, rank) for rank in ranks])
-    return selected.to(bits.dtype).view(values.dtype)
+    selected = [_integer_of_rank(row, rank) for row, wanted in zip(bits, ranks, strict=True) for rank in wanted]
+    return torch.stack(selected).to(bits.dtype).view(values.dtype).view(ranks.shape)
 
 
 def _integer_of_rank(bits: Tensor, rank: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """The kernels of `triton_update`, in Triton's language: the same maths as `snella.delta`, all fp32 inside.
 
-A kernel's grid is (blocks of columns, chunks of rows); a program walks down the rows of its chunk, and what it
-sums goes into a buffer of one slot per chunk that is added up afterwards: no atomics, so that a run repeats.
+A kernel's grid is (blocks of columns, chunks of rows, matrices of the layer); a program walks down the rows of its
+chunk, and what it sums goes into a buffer of one slot per chunk that is added up afterwards: no atomics but those of
+counts, so that a run repeats.
 """
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 # pyright: reportPossiblyUnboundVariable=false
-# (a kernel's body is Triton's language, which its stubs type only in part; a constexpr decides what a branch binds)
+# (its stubs type Triton's language only in part; a constexpr decides what a branch binds)
 
 from __future__ import annotations
 
@@ -29,6 +30,10 @@ DISTANCES = _configs((32, 64, 2), (8, 128, 1), (16, 64, 1), (32, 128, 4))
 GATES = _configs((16, 64, 2), (8, 64, 1), (4, 128, 1), (16, 128, 4))
 FIXED = {"BLOCK_M": 8, "BLOCK_N": 128}  # of the kernels that memory bounds, and that change their input in place
 
+DIGITS, ROUNDS = 256, 4  # of the integers that magnitudes are read as
+
+_DIGITS = tl.constexpr(DIGITS)
+_ROUNDS = tl.constexpr(ROUNDS)
 _GAMMA_MIN = tl.constexpr(GAMMA_MIN)
 _LOWEST = tl.constexpr(-3e38)  # stands for -inf where inf - inf would be NaN
 _SMALLEST = tl.constexpr(1.2e-38)  # below it squares flush to zero on the GPU
@@ -41,6 +46,13 @@ def _clamped(gamma):
     negative = value.to(tl.int32, bitcast=True) < 0  # the sign of -0.0 counts, as in torch.copysign
     small = tl.abs(value) < _GAMMA_MIN
     return tl.where(small, tl.where(negative, -_GAMMA_MIN, _GAMMA_MIN), value), small
+
+
+@triton.jit
+def _scalars(alpha, gamma, beta, matrix):
+    """Return alpha, the inverse of gamma, whether gamma is clamped, and beta of a matrix."""
+    value, small = _clamped(gamma + matrix)
+    return tl.load(alpha + matrix).to(tl.float32), 1.0 / value, small, tl.load(beta + matrix).to(tl.float32)
 
 
 @triton.jit
@@ -103,10 +115,10 @@ def _gate_factor(K, t, GATE: tl.constexpr):
 
 
 @triton.jit
-def _threshold(t, GATE: tl.constexpr):
+def _threshold(t, matrix, GATE: tl.constexpr):
     value = 0.0
     if GATE != "none":
-        value = tl.load(t).to(tl.float32)
+        value = tl.load(t + matrix).to(tl.float32)
     return value
 
 
@@ -119,9 +131,12 @@ def distances_kernel(
     """Write D and, for `mixk`, each chunk's log-sum-exp of D / gamma down its columns."""
     cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     first = tl.program_id(1) * chunk
+    matrix = tl.program_id(2).to(tl.int64)
+    A, B = A + matrix * H * W * n, B + matrix * H * W * m
+    D += matrix * m * n
     inverse = 1.0
     if MIX:
-        inverse = 1.0 / _clamped(gamma)[0]
+        inverse = 1.0 / _clamped(gamma + matrix)[0]
     top = tl.full((BLOCK_N,), _LOWEST, tl.float32)
     total = tl.zeros((BLOCK_N,), tl.float32)
     for start in range(first, tl.minimum(first + chunk, m), BLOCK_M):
@@ -135,7 +150,8 @@ def distances_kernel(
             total = total * tl.exp(top - higher) + tl.sum(tl.exp(logits - higher[None, :]), 0)
             top = higher
     if MIX:
-        tl.store(chunk_lse + tl.program_id(1) * n + cols, top + tl.log(total), mask=cols < n)
+        slot = matrix * tl.num_programs(1) + tl.program_id(1)
+        tl.store(chunk_lse + slot * n + cols, top + tl.log(total), mask=cols < n)
 
 
 @triton.jit
@@ -146,14 +162,17 @@ def softmax_mix_kernel(
     """Put K in the place of D."""
     cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     first = tl.program_id(1) * chunk
+    matrix = tl.program_id(2).to(tl.int64)
+    K += matrix * m * n
+    chunk_lse += matrix * chunks * n
+    lse += matrix * n
     slots = tl.arange(0, CHUNKS)
     known = (slots < chunks)[:, None] & (cols < n)[None, :]
     parts = tl.load(chunk_lse + slots[:, None] * n + cols[None, :], mask=known, other=_LOWEST)
     top = tl.max(parts, 0)
     whole = top + tl.log(tl.sum(tl.exp(parts - top[None, :]), 0))
     tl.store(lse + cols, whole, mask=(cols < n) & (first == 0))
-    inverse = 1.0 / _clamped(gamma)[0]
-    alpha_value, beta_value = tl.load(alpha).to(tl.float32), tl.load(beta).to(tl.float32)
+    alpha_value, inverse, _, beta_value = _scalars(alpha, gamma, beta, matrix)
     for start in range(first, tl.minimum(first + chunk, m), BLOCK_M):
         rows = start + tl.arange(0, BLOCK_M)
         entries, inside = _block(rows, cols, m, n)
@@ -163,11 +182,13 @@ def softmax_mix_kernel(
 
 @triton.jit
 def add_gated_kernel(K, t, weight, out, size, GATE: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Write weight + update, or the update where weight is None, of `size` entries."""
+    """Write weight + update, or the update where weight is None, of `size` entries a matrix."""
+    matrix = tl.program_id(2).to(tl.int64)
     entries = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = entries < size
+    entries += matrix * size
     values = tl.load(K + entries, mask=inside, other=0.0)
-    update = values * _gate_factor(values, _threshold(t, GATE), GATE)
+    update = values * _gate_factor(values, _threshold(t, matrix, GATE), GATE)
     if weight is not None:
         update = tl.load(weight + entries, mask=inside, other=0.0).to(tl.float32) + update
     tl.store(out + entries, update.to(out.dtype.element_ty), mask=inside)
@@ -183,13 +204,19 @@ def gate_backward_kernel(
     """Write the adapted weight; into `gradient` D, or for `pwl` dL/dD; and a chunk's column sums of dK·P and dK."""
     cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     first = tl.program_id(1) * chunk
-    threshold = _threshold(t, GATE)
+    matrix = tl.program_id(2).to(tl.int64)
+    G, gradient = G + matrix * m * n, gradient + matrix * m * n
+    A, B = A + matrix * H * W * n, B + matrix * H * W * m
+    if weight is not None:
+        weight += matrix * m * n
+    if adapted is not None:
+        adapted += matrix * m * n
+    threshold = _threshold(t, matrix, GATE)
     mixed_sum = tl.zeros((BLOCK_N,), tl.float32)
     unmixed_sum = tl.zeros((BLOCK_N,), tl.float32)
     if MIX:
-        inverse = 1.0 / _clamped(gamma)[0]
-        alpha_value, beta_value = tl.load(alpha).to(tl.float32), tl.load(beta).to(tl.float32)
-        column_lse = tl.load(lse + cols, mask=cols < n, other=0.0)
+        alpha_value, inverse, _, beta_value = _scalars(alpha, gamma, beta, matrix)
+        column_lse = tl.load(lse + matrix * n + cols, mask=cols < n, other=0.0)
     for start in range(first, tl.minimum(first + chunk, m), BLOCK_M):
         rows = start + tl.arange(0, BLOCK_M)
         entries, inside = _block(rows, cols, m, n)
@@ -212,7 +239,7 @@ def gate_backward_kernel(
                 update = tl.load(weight + entries, mask=inside, other=0.0).to(tl.float32) + update
             tl.store(adapted + entries, update.to(adapted.dtype.element_ty), mask=inside)
     if MIX:
-        slot = tl.program_id(1) * n + cols
+        slot = (matrix * tl.num_programs(1) + tl.program_id(1)) * n + cols
         tl.store(mixed_sums + slot, mixed_sum, mask=cols < n)
         tl.store(unmixed_sums + slot, unmixed_sum, mask=cols < n)
 
@@ -225,14 +252,15 @@ def softmax_backward_kernel(
     """Put dL/dD in the place of D in `gradient`; the chunk's column sums of dL/dgamma go into `gamma_sums`."""
     cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     first = tl.program_id(1) * chunk
+    matrix = tl.program_id(2).to(tl.int64)
+    G, gradient = G + matrix * m * n, gradient + matrix * m * n
+    mixed_sums += matrix * chunks * n
     slots = tl.arange(0, CHUNKS)
     known = (slots < chunks)[:, None] & (cols < n)[None, :]
     mean = tl.sum(tl.load(mixed_sums + slots[:, None] * n + cols[None, :], mask=known, other=0.0), 0)
-    column_lse = tl.load(lse + cols, mask=cols < n, other=0.0)
-    threshold = _threshold(t, GATE)
-    gamma_value, small = _clamped(gamma)
-    inverse = 1.0 / gamma_value
-    alpha_value, beta_value = tl.load(alpha).to(tl.float32), tl.load(beta).to(tl.float32)
+    column_lse = tl.load(lse + matrix * n + cols, mask=cols < n, other=0.0)
+    threshold = _threshold(t, matrix, GATE)
+    alpha_value, inverse, small, beta_value = _scalars(alpha, gamma, beta, matrix)
     gamma_sum = tl.zeros((BLOCK_N,), tl.float32)
     for start in range(first, tl.minimum(first + chunk, m), BLOCK_M):
         rows = start + tl.arange(0, BLOCK_M)
@@ -245,26 +273,28 @@ def softmax_backward_kernel(
         gamma_sum += tl.sum(tl.where(inside, through_softmax * D, 0.0), 0)
         tl.store(gradient + entries, dK + through_softmax, mask=inside)
     gamma_sum = tl.where(small, 0.0, -gamma_sum * inverse)
-    tl.store(gamma_sums + tl.program_id(1) * n + cols, gamma_sum, mask=cols < n)
+    tl.store(gamma_sums + (matrix * chunks + tl.program_id(1)) * n + cols, gamma_sum, mask=cols < n)
 
 
 @triton.autotune(DISTANCES, key=["P_count", "Q_count", "P_stride", "W"])
 @triton.jit
 def distance_backward_kernel(
     P, Q, gradient, parts, P_count, Q_count, P_stride, Q_stride, chunk, scale,
-    W: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients Σ_q ratio · (P − Q) of the points P of head program_id(2), from the chunk program_id(1) of Q.
+    """Write the gradients Σ_q ratio · (P − Q) of the points P of a head, from the chunk program_id(1) of Q.
 
-    P's points are the columns of a block here, whichever side of the matrix they are on: the strides say.
+    program_id(2) counts the heads of all matrices. P's points are the columns of a block here, whichever side of the
+    matrix they are on: the strides say.
     """
-    head = tl.program_id(2)
+    head = tl.program_id(2).to(tl.int64)
     first = tl.program_id(1) * chunk
     P += head * W * P_count
     Q += head * W * Q_count
     parts += (tl.program_id(1) * tl.num_programs(2) + head) * W * P_count
+    gradient += head // H * P_count * Q_count
     cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    signed_scale = tl.where(head % 2 == 0, scale, -scale)
+    signed_scale = tl.where(head % H % 2 == 0, scale, -scale)
     for start in range(first, tl.minimum(first + chunk, Q_count), BLOCK_M):
         rows = start + tl.arange(0, BLOCK_M)
         squared = _squared_distance(Q, P, rows, cols, Q_count, P_count, W, BLOCK_M, BLOCK_N)
@@ -280,3 +310,41 @@ def distance_backward_kernel(
                 part += tl.load(parts + k * P_count + cols, mask=cols < P_count, other=0.0)
             tl.store(parts + k * P_count + cols, part, mask=cols < P_count)
         tl.debug_barrier()  # the next block's threads add to what this block's have stored
+
+
+@triton.jit
+def _prefix(counts, rank, FOUND: tl.constexpr):
+    """Return the integer of a 0-based rank from the counts of its `FOUND` highest digits; the others are zeros."""
+    prefix = 0
+    for found in tl.static_range(FOUND):
+        at_most = tl.cumsum(tl.load(counts + found * _DIGITS + tl.arange(0, _DIGITS)), 0)
+        digit = tl.sum((at_most <= rank).to(tl.int32), 0)
+        prefix += digit << (_ROUNDS - 1 - found) * 8
+    return prefix
+
+
+@triton.jit
+def digit_counts_kernel(values, ranks, counts, size, EACH: tl.constexpr, ROUND: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Add how many of the magnitudes of a matrix, read as integers, have each digit behind the prefix found so far.
+
+    What lies below the prefix counts to the first digit and what lies above to the last, which leaves the sums of the
+    first digits as the ranks need them. program_id(2) counts the ranks of all matrices, EACH for one.
+    """
+    rank = tl.program_id(2).to(tl.int64)
+    values += rank // EACH * size
+    counts += rank * _ROUNDS * _DIGITS
+    prefix = _prefix(counts, tl.load(ranks + rank), ROUND)
+    entries = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = entries < size
+    bits = tl.load(values + entries, mask=inside, other=0.0).to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    digit = (bits - prefix) >> (_ROUNDS - 1 - ROUND) * 8
+    found = tl.histogram(tl.where(inside, tl.minimum(tl.maximum(digit, 0), _DIGITS - 1), _DIGITS - 1), _DIGITS)
+    tl.atomic_add(counts + ROUND * _DIGITS + tl.arange(0, _DIGITS), found, mask=found > 0)
+
+
+@triton.jit
+def selected_kernel(ranks, counts, selected):
+    """Write the magnitude of each rank."""
+    rank = tl.program_id(2).to(tl.int64)
+    bits = _prefix(counts + rank * _ROUNDS * _DIGITS, tl.load(ranks + rank), _ROUNDS)
+    tl.store(selected + rank, tl.cast(bits, tl.float32, bitcast=True))

@@ -9,7 +9,7 @@ A layer holds S matrices on top of each other: A (S, H, n, r/H), B (S, H, m, r/H
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from collections.abc import Iterable
 from types import ModuleType
 from typing import NamedTuple, cast
 
@@ -20,7 +20,9 @@ from torch.autograd.function import once_differentiable
 from snella.delta import Gate, Kernel, gated, kernel_matrix
 from snella.ops import blocks, native
 from snella.ops.rematerialize import is_transformed
-from snella.ops.selection import budget_threshold
+from snella.ops.selection import budget_threshold, triton_update
+
+Index = int | slice  # of one of a layer's matrices, or of all of them
 
 
 class UpdateSpec(NamedTuple):
@@ -40,8 +42,8 @@ class Factors(NamedTuple):
     gamma: Tensor | None
     beta: Tensor | None
 
-    def matrix(self, i: int) -> tuple[Tensor, Tensor, blocks.Scalars | None]:
-        """Return A, B and the scalars of one of the S matrices, in the dtype to compute in (at least fp32)."""
+    def matrix(self, i: Index) -> tuple[Tensor, Tensor, blocks.Scalars | None]:
+        """Return A, B and the scalars of one or all of the S matrices, in the dtype to compute in (at least fp32)."""
         dtype = torch.promote_types(self.A.dtype, torch.float32)
         A, B, *scalars = (None if tensor is None else tensor.detach()[i].to(dtype) for tensor in self)
         assert A is not None
@@ -69,26 +71,22 @@ class Stats(NamedTuple):
         live = tuple(map(math.isfinite, self.t.tolist()))
         return None if all(live) else live
 
-    def matrix(self, i: int) -> tuple[Tensor | None, Tensor | None]:
-        """Return the threshold (0-d) and the log-sum-exps (n) of one of the S matrices."""
+    def matrix(self, i: Index) -> tuple[Tensor | None, Tensor | None]:
+        """Return the threshold (0-d) and the log-sum-exps (n) of one of the S matrices, or these of all."""
         return (None if self.t is None else self.t[i]), (None if self.lse is None else self.lse[i])
 
 
-@lru_cache(maxsize=1)
-def _triton() -> ModuleType | None:
-    try:
-        from snella.ops import triton_update
-    except ImportError:  # no triton for this platform
-        return None
-    return triton_update
-
-
 def _backend(A: Tensor) -> ModuleType:
-    """Return the module that computes for these factors (H, n, r/H)."""
+    """Return the module that computes for these factors (H, n, r/H) of a matrix."""
     if native.available(A):
         return native
-    kernels = _triton() if A.is_cuda and A.dtype == torch.float32 else None
+    kernels = triton_update() if A.is_cuda and A.dtype == torch.float32 else None
     return blocks if kernels is None else kernels
+
+
+def _indices(backend: ModuleType, splits: int) -> Iterable[Index]:
+    """Return what the backend computes at once: each of the matrices, or with Triton's kernels all of them."""
+    return range(splits) if backend in (native, blocks) else [slice(None)]
 
 
 def build(
@@ -102,25 +100,24 @@ def build(
     splits, _, m, _ = factors.B.shape
     adapted = torch.empty(splits, m, n, dtype=dtype, device=factors.A.device)
     parts = None if weight is None else weight.detach().reshape(splits, m, n)
-    thresholds, lses = [], []
-    for i in range(splits):
-        A, B, scalars = factors.matrix(i)
-        if spec.gate != "none" and kept.device.type == "cpu" and not kept[i]:
+    backend, computed = _backend(factors.matrix(0)[0]), torch.promote_types(factors.A.dtype, torch.float32)
+    thresholds = None if spec.gate == "none" else adapted.new_empty(splits, dtype=computed)
+    lses = None if spec.kernel == "pwl" else adapted.new_zeros(splits, n, dtype=computed)
+    for i in _indices(backend, splits):
+        if thresholds is not None and kept.device.type == "cpu" and isinstance(i, int) and not kept[i]:
             adapted[i] = 0 if parts is None else parts[i]
-            thresholds.append(A.new_tensor(math.inf))
-            lses.append(A.new_zeros(n))
+            thresholds[i] = math.inf
             continue
-        backend = _backend(A)
-        K = adapted[i] if dtype == A.dtype else A.new_empty(m, n)
+        A, B, scalars = factors.matrix(i)
+        K = adapted[i] if dtype == computed else torch.empty_like(adapted[i], dtype=computed)
         lse = backend.kernel_and_stats(A, B, scalars, K, scale=spec.scale)
-        t = None if spec.gate == "none" else budget_threshold(K, kept[i], spec.gate == "soft")
+        if lses is not None:
+            lses[i] = lse
+        t = None
+        if thresholds is not None:
+            t = thresholds[i] = budget_threshold(K, kept[i], spec.gate == "soft")
         backend.add_gated(None if parts is None else parts[i], K, t, adapted[i], gate=spec.gate)
-        thresholds.append(t)
-        lses.append(lse)
-    stats = Stats(
-        None if spec.gate == "none" else torch.stack(thresholds), None if spec.kernel == "pwl" else torch.stack(lses)
-    )
-    return adapted.view(splits * m, n), stats
+    return adapted.view(splits * m, n), Stats(thresholds, lses)
 
 
 def build_backward(
@@ -135,17 +132,18 @@ def build_backward(
     adapted = None if dtype is None else torch.empty(splits, m, n, dtype=dtype, device=G.device)
     parts = None if weight is None else weight.detach().reshape(splits, m, n)
     gradients = cast(Factors, Factors._make(None if tensor is None else torch.zeros_like(tensor) for tensor in factors))
-    live = stats.live
-    for i, part in enumerate(G.view(splits, m, n)):
-        A, B, scalars = factors.matrix(i)
-        t, lse = stats.matrix(i)
+    backend, live = _backend(factors.matrix(0)[0]), stats.live
+    for i in _indices(backend, splits):
         into = None if adapted is None else adapted[i]
-        if live is not None and not live[i]:
+        if live is not None and isinstance(i, int) and not live[i]:
             if into is not None:
                 into.copy_(parts[i]) if parts is not None else into.zero_()
             continue
-        grad_A, grad_B, grad_scalars = _backend(A).update_backward(
-            part, None if parts is None else parts[i], A, B, scalars, t, lse, into, gate=spec.gate, scale=spec.scale
+        A, B, scalars = factors.matrix(i)
+        t, lse = stats.matrix(i)
+        part, values = G.view(splits, m, n)[i], None if parts is None else parts[i]
+        grad_A, grad_B, grad_scalars = backend.update_backward(
+            part, values, A, B, scalars, t, lse, into, gate=spec.gate, scale=spec.scale
         )
         for gradient, values in zip(gradients, (grad_A, grad_B, *(grad_scalars or ())), strict=False):
             if gradient is not None:

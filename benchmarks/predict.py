@@ -3,8 +3,8 @@
     python -m benchmarks.predict                                 ViT-S at 224 pixels, 128 JPEG files of 500 x 375
     python -m benchmarks.predict --backbone convnext_tiny --batch-size 16
 
-The plain loop opens each file by Pillow, takes timm's own transform, and gives batches to the model. Both read the files
-anew in each round. Weights are random, the files lie in a folder that is deleted afterwards.
+The plain loop opens each file by Pillow, takes timm's own transform, and gives batches to the model. Both read the
+files anew in each round. Weights are random, the files lie in a folder that is deleted afterwards.
 """
 
 from __future__ import annotations

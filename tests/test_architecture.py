@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "tasks.segmentation": TASKS | {"segmenter"},
     "tasks.generation": TASKS | {"diffusion"},
     "runs": RUNS - {"runs"} | {"tuner"},
-    "compare": {"config", "console", "errors", "files", "report", "runs", "tasks", "training"},
+    "compare": {"config", "console", "data", "errors", "files", "methods", "report", "runs", "tasks", "training"},
     "cli": {"compare", "config", "console", "errors", "runs", "tasks", "training", "version"},
 }
 

@@ -126,6 +126,24 @@ class Merge:
 
 
 @dataclass(frozen=True)
+class Soup:
+    """Average the weights of runs of one backbone, trained on the same images, into one model: a run folder again.
+
+    The best on val comes first; each further run, the better first, is taken where val does not fall by it."""
+
+    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN")] = ()
+    """Run folders that snella train wrote, or snella compare (METHOD/lr-RATE/seed-SEED); of any methods and rates."""
+    out: str = ""
+    """Folder of the soup. Needed; has no default."""
+    take_all: bool = False
+    """Average all runs, whatever val says."""
+    batch_size: int = 64
+    """Images per forward pass."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:N or mps."""
+
+
+@dataclass(frozen=True)
 class Check:
     """Verify a run folder: that its files are whole and finite, and its backbone and data those of the training.
     Exits with 0 where all is well, and with 1 where something is wrong; says what to do about it."""

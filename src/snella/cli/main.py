@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from snella.cli.commands import Check, Compare, Data, Evaluate, Merge, Predict, Train, parse_train, train_hints
+from snella.cli.commands import Check, Compare, Data, Evaluate, Merge, Predict, Soup, Train, parse_train, train_hints
 from snella.cli.compare_flags import make_plan
 from snella.cli.exit import Stopped, again, end_with_parent, exit_code, explain, ready_output, terminable
 from snella.cli.flags import check_flags, divided, parse, value_of
@@ -35,6 +35,7 @@ snella {__version__}: fine-tune pre-trained vision backbones by a sparse update 
   snella evaluate RUN             test a run: metrics, per-class table, figures
   snella predict RUN [IMAGE...]   predict images, or the images of a folder
   snella merge RUN --out FOLDER   write a checkpoint that loads without snella, and ONNX with --onnx
+  snella soup RUN... --out FOLDER average the weights of runs into one model that is a run too
   snella check RUN                verify a run folder: what is wrong with it, and what to do
   snella data PATH                show what is found in a data set
 
@@ -191,6 +192,17 @@ def _merge(args: list[str]) -> int:
     return 0
 
 
+def _soup(args: list[str]) -> int:
+    command = _parse(Soup, args)
+    if not command.out:
+        raise UserError("no folder for the soup: snella soup RUN RUN... --out FOLDER")
+    from snella.compare.soup import soup
+
+    options = {name: value for name, value in _options(command).items() if name not in ("runs", "out")}
+    soup([Path(run) for run in command.runs], out=Path(command.out), **options)
+    return 0
+
+
 def _check(args: list[str]) -> int:
     command = _parse(Check, args)
     folder = _run(command.run, "check")
@@ -226,6 +238,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": _evaluate,
     "predict": _predict,
     "merge": _merge,
+    "soup": _soup,
     "check": _check,
     "data": _data,
 }

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import timm
 import torch
@@ -78,7 +79,7 @@ def predict_by_run(run: LoadedRun, paths: Sequence[str], batch_size: int) -> flo
 def predict_plainly(model: nn.Module, paths: Sequence[str], batch_size: int) -> float:
     """Return the seconds that a plain loop takes for the same."""
     start = time.perf_counter()
-    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    transform: Any = create_transform(**resolve_model_data_config(model), is_training=False)
     found = []
     for first in range(0, len(paths), batch_size):
         images = [transform(Image.open(path).convert("RGB")) for path in paths[first : first + batch_size]]

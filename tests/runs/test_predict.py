@@ -13,6 +13,7 @@ from PIL import Image
 
 from snella.cli.main import main
 from snella.runs.load import load_run
+from support.runs import train
 
 
 def test_predict_names_what_it_cannot_read_and_goes_on(
@@ -42,6 +43,37 @@ def test_predict_is_what_the_model_says(trained: Path, images: Path, capsys: pyt
     with torch.no_grad():
         expected = run.model((pixels - mean) / std).softmax(-1)[0]
     assert list(rows[4]["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def probabilities(capsys: pytest.CaptureFixture[str], *paths: Path) -> list[list[float]]:
+    capsys.readouterr()
+    assert main(["predict", *map(str, paths), "--json"]) == 0
+    return [list(row["probabilities"].values()) for row in json.loads(capsys.readouterr().out)]
+
+
+def test_several_runs_give_the_mean_of_their_probabilities(
+    snella_run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    assert train(images, other, "--backbone", "test_convnext", "--method", "linear", "--epochs", "1") == 0
+    parts = [probabilities(capsys, run, images / "c0") for run in (snella_run, other)]
+    assert parts[0] != parts[1]
+    both = probabilities(capsys, snella_run, images / "c0", other)
+    expected = (torch.tensor(parts[0]) + torch.tensor(parts[1])) / 2
+    torch.testing.assert_close(torch.tensor(both), expected, rtol=0, atol=1e-5)
+
+
+def test_runs_that_cannot_be_averaged_are_refused(
+    snella_run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(snella_run, other)
+    about = json.loads((other / "adapter/snella.json").read_text())
+    about["classes"] = ["x", "y", "z"]
+    (other / "adapter/snella.json").write_text(json.dumps(about))
+    (other / "adapter/checksums.json").unlink()
+    assert main(["predict", str(snella_run), str(other), str(images)]) == 2
+    assert "differ in classes" in capsys.readouterr().err
 
 
 def test_predict_as_csv_to_a_file_and_as_a_table(

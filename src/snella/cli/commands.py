@@ -88,7 +88,8 @@ class Predict:
     run: Annotated[Positional[str], arg(metavar="RUN")] = ""
     """Run folder that snella train wrote."""
     images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE...")] = ()
-    """Image files, or folders of them (searched in depth). None: three test images of the run's own data."""
+    """Image files, or folders of them (searched in depth). None: three test images of the run's own data.
+    A run folder is a further run: probabilities are the mean of all runs', which may have other backbones."""
     json: bool = False
     """Print JSON, with all that was found: probabilities, or areas, of all classes."""
     csv: bool = False

@@ -152,7 +152,7 @@ def _predict(args: list[str]) -> int:
     folder = _run(command.run, "predict")
     if command.json and command.csv:
         raise UserError("--json and --csv contradict each other: pass one of them")
-    from snella.runs.folder import read_about
+    from snella.runs.folder import read_about, state_of
     from snella.tasks.registry import task_named
 
     options = _options(command)
@@ -165,8 +165,10 @@ def _predict(args: list[str]) -> int:
     from snella.runs.predict import predict
 
     _refuse(command, _GENERATION_FLAGS, "generates no images")
-    images = predict(folder, **{name: value for name, value in options.items() if name not in _GENERATION_FLAGS})
-    return 1 if images else 0
+    others = [Path(path) for path in command.images if state_of(Path(path)) in ("started", "finished")]
+    options |= {"images": [path for path in command.images if Path(path) not in others], "others": others}
+    unread = predict(folder, **{name: value for name, value in options.items() if name not in _GENERATION_FLAGS})
+    return 1 if unread else 0
 
 
 _IMAGE_FLAGS = ("images", "csv", "out", "batch_size")  # of predict, for runs that look at images

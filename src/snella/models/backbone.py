@@ -10,6 +10,8 @@ Every kind takes images (b, 3, s, s) and has a head for the classes at hand.
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -132,6 +134,19 @@ def fingerprint(model: nn.Module) -> str:
 def logits_of(output: Any) -> Tensor:
     """Return the logits (b, K) in a model's output: a tensor (timm) or an object that has them (transformers)."""
     return output if isinstance(output, Tensor) else output.logits
+
+
+class Ensemble(nn.Module):
+    """Models whose probabilities of classes, along dimension 1, are averaged; gives the logarithm of the mean."""
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (b, K, ...) of images (b, 3, h, w): softmax of them gives the mean probabilities."""
+        parts = [logits_of(model(images)).float().log_softmax(1) for model in self.models]
+        return torch.stack(parts).logsumexp(0) - math.log(len(parts))
 
 
 def _build_bundled(spec: BackboneSpec) -> nn.Module:

@@ -8,8 +8,8 @@ backbone ────┘                                     ├─ predict ─�
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from snella.console import Terminal, print_line
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError, short_reason
 from snella.methods.adapters import load_adapter, merged, read_tensors
-from snella.models.backbone import fingerprint
+from snella.models.backbone import Ensemble, fingerprint
 from snella.models.export import check_onnx, export_onnx
 from snella.runs.devices import check_device
 from snella.runs.folder import ABOUT, ADAPTER, BASE, read_about, read_config
@@ -31,6 +31,7 @@ from snella.tasks.registry import task_named
 from snella.tuner import set_base_precision
 
 T = TypeVar("T")
+OF_ONE_RUN = {"method", "backbone", "fingerprint", "versions", "arithmetic"}  # what runs of an ensemble may differ in
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,25 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> LoadedRun:
     model = load_adapter(saved["method"], base, folder / ADAPTER)
     model.to(device).eval()
     return LoadedRun(config, saved, task, learner, preprocessing, model)
+
+
+def load_ensemble(folders: Sequence[Path], device: torch.device | str = "cpu") -> LoadedRun:
+    """Load runs, of any backbones, as one whose probabilities are the mean of theirs; one run alone as it is.
+
+    Raises:
+        UserError: as `load_run` does, or the runs have other tasks, classes or preprocessing.
+    """
+    runs = [load_run(folder, device) for folder in folders]
+    first = runs[0]
+    if len(runs) == 1:
+        return first
+    if not first.task.ensembles:
+        raise UserError(f"{folders[0]}: there is no mean of several runs where the task is {first.saved['task']}")
+    for folder, run in zip(folders, runs, strict=True):
+        for key in sorted((first.saved.keys() | run.saved.keys()) - OF_ONE_RUN):
+            if first.saved.get(key) != run.saved.get(key):
+                raise UserError(f"{folders[0]} and {folder} differ in {key}: there is no mean of them")
+    return replace(first, model=Ensemble([run.model for run in runs]).eval())
 
 
 def _made_of(path: Path, make: Callable[[], T]) -> T:

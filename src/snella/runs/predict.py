@@ -19,7 +19,7 @@ from snella.files import write_text
 from snella.report.tables import csv_text
 from snella.runs.devices import make_accelerator
 from snella.runs.folder import read_about, read_config
-from snella.runs.load import LoadedRun, check_options, load_run
+from snella.runs.load import LoadedRun, check_options, load_ensemble
 from snella.runs.pictures import picture_folder, write_pictures
 from snella.runs.prepare import read_run_data
 from snella.tasks.registry import task_named
@@ -31,6 +31,7 @@ def predict(
     folder: Path,
     *,
     images: Sequence[str] = (),
+    others: Sequence[Path] = (),
     json: bool = False,
     csv: bool = False,
     out: str | None = None,
@@ -41,6 +42,7 @@ def predict(
 ) -> int:
     """Predict image files, the images of folders, or three test images; returns how many could not be read.
 
+    With `others`, further runs, probabilities are the mean of all runs'.
     Those are named on standard error. Predictions go to standard output, as a table, JSON or CSV, or to the file `out`;
     pictures (masks) to the folder `pictures`, or to RUN/predictions.
 
@@ -54,7 +56,7 @@ def predict(
     chosen = Images(image_files(images)) if images else _own_examples(folder)
     if task_named(read_about(folder)["task"]).generates:
         raise UserError(f"{folder} makes images and predicts none; snella predict {folder} --prompt TEXT")
-    run = load_run(folder, make_accelerator(device, "fp32").device)
+    run = load_ensemble([folder, *others], make_accelerator(device, "fp32").device)
     chosen = _scaled(chosen, run.saved.get("white", WHITE))
     rows, unreadable = _predictions(run, chosen, batch_size, gallery)
     if json or (out and out.endswith(".json") and not csv):

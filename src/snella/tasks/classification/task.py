@@ -35,6 +35,7 @@ class ClassificationTask(Task[ClassifierSpec, ImageData[Images], Images]):
     """One class for each image."""
 
     metrics: ClassVar[dict[str, str]] = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced accuracy"}
+    ensembles = True
     resize = "squash"
     exports_onnx = True
 

@@ -43,6 +43,7 @@ class SegmentationTask(Task[SegmenterSpec, MaskData, MaskedImages]):
         "palette": list[RGB],
     }
     metrics: ClassVar[dict[str, str]] = {"miou": "mIoU", "mdice": "mDice", "pixel_accuracy": "pixel accuracy"}
+    ensembles = True
     resize = "squash"
     pictures = ("mask", "overlay")
     exports_onnx = True

@@ -120,7 +120,12 @@ def test_every_family_trains_is_loaded_again_and_generates(
         assert made.size == (16, 16)
 
 
-@pytest.mark.parametrize("method", METHODS)
+USUAL = ("snella", "lora", "full")  # the others take as long again
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in METHODS]
+)
 def test_every_method_trains_and_is_loaded_again(method: str, unet: Path, classes: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     convolutions = ("--adapt-convs",) if method in ("snella", "snell", "lora") else ()

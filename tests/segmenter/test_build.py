@@ -220,7 +220,9 @@ def test_dpt_on_patches_of_14_pixels():
 # training
 
 
-@pytest.mark.parametrize(("method", "adapt"), [("snella", False), ("snella", True), ("lora", True)])
+@pytest.mark.parametrize(
+    ("method", "adapt"), [("snella", False), ("snella", True), pytest.param("lora", True, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(("name", "decoder"), CASES)
 def test_trained_saved_loaded_and_merged(method, name, decoder, adapt, tmp_path):
     base = build(name, decoder, SMALL, adapt=adapt)

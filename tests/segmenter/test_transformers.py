@@ -75,7 +75,9 @@ def test_the_decoder_trains_and_is_not_in_the_fingerprint(source):
 unused = "fusion_stage.layers.0.residual_layer1"  # of transformers' DPT: the first one has nothing to add to
 
 
-@pytest.mark.parametrize(("method", "adapt"), [("snella", False), ("snella", True), ("lora", True)])
+@pytest.mark.parametrize(
+    ("method", "adapt"), [("snella", False), ("snella", True), pytest.param("lora", True, marks=pytest.mark.slow)]
+)
 def test_trained_saved_loaded_and_merged(source, method, adapt, tmp_path):
     folder, model = source
     if type(model).__name__.startswith("MobileNetV2"):

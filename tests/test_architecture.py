@@ -9,7 +9,7 @@ import pytest
 
 from support.architecture import SOURCE, arrows, circles, files, floors, folders, functions, imported_by, modules
 
-GROUND = {"errors", "console", "delta", "version"}
+GROUND = {"errors", "console", "delta", "machine", "version"}
 LOW = GROUND | {"json_files", "files", "config", "allocation", "ops", "report"}
 DATA = LOW | {"data", "data.masks", "data.transforms"}
 MODELS = DATA | {"data.bundled", "models"}
@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "tuner": {"allocation", "delta", "errors", "files", "ops"},
     "integrations": {"errors", "files", "ops", "tuner"},
     "training": {"config", "errors", "files", "json_files", "report"},
-    "data": {"errors", "files"},
+    "data": {"errors", "files", "machine"},
     "data.masks": {"data", "errors"},
     "data.transforms": {"data", "data.masks", "errors"},
     "data.bundled": {"data", "data.folders", "data.masks", "errors"},
@@ -46,8 +46,8 @@ ALLOWED: dict[str, set[str]] = {
     "tasks.segmentation": TASKS | {"segmenter"},
     "tasks.generation": TASKS | {"diffusion"},
     "runs": RUNS - {"runs"} | {"tuner"},
-    "compare": {"config", "console", "errors", "files", "report", "runs", "tasks", "training"},
-    "cli": {"compare", "config", "console", "errors", "runs", "tasks", "training", "version"},
+    "compare": {"config", "console", "errors", "files", "machine", "report", "runs", "tasks", "training"},
+    "cli": {"compare", "config", "console", "errors", "machine", "runs", "tasks", "training", "version"},
 }
 
 

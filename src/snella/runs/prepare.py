@@ -19,9 +19,9 @@ from snella.data.dataset import ImageData, with_white
 from snella.data.kept_images import keep_images
 from snella.data.loading import Examples, ImageBatches
 from snella.data.readers.suspicions import suspicions
-from snella.data.threads import usable_cores
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
+from snella.machine import free_memory, usable_cores
 from snella.methods.adapters import wrap
 from snella.methods.layers import with_convolutions
 from snella.models.backbone import BackboneSpec, fingerprint
@@ -31,7 +31,6 @@ from snella.models.compiling import compile_blocks
 from snella.runs.devices import lay_out
 from snella.tasks.interface import Spec, Task, TaskLearner
 from snella.tasks.registry import task_named
-from snella.training.memory import free_memory
 from snella.tuner import set_base_precision
 
 KEPT_SHARE = 0.25  # of the memory that is free, for decoded images

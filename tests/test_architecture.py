@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"errors", "files", "machine"},
     "data.masks": {"data", "errors"},
     "data.transforms": {"data", "data.masks", "errors"},
-    "data.bundled": {"data", "data.folders", "data.masks", "errors"},
+    "data.bundled": {"data", "data.folders", "data.masks", "errors", "machine"},
     "data.folders": {"data", "errors"},
     "data.layouts": {"data", "data.bundled", "data.folders", "data.masks", "errors", "yaml_text"},
     "data.readers": {"console", "data", "data.bundled", "data.folders", "data.layouts", "data.masks", "errors"},

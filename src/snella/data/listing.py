@@ -155,7 +155,7 @@ def drop_unreadable(data: str, listing: CheckableListingT, progress: Progress | 
 def note_absent_classes(listing: Listing) -> list[str]:
     """Return a note for each split in which a class has no image."""
     notes = []
-    for split in SPLITS:
+    for split in [split for split in SPLITS if split in listing.splits]:
         present = {label for _, label in listing.splits[split]}
         absent = [name for label, name in enumerate(listing.classes) if label not in present]
         if absent and present:

@@ -71,13 +71,13 @@ def crops(found: Tree) -> Listing:
         found.root,
         classes,
         dict(by_split),
-        read=Crops(),
+        read=CutBoxes(),
         notes=tuple(notes),
         skipped=tuple(skipped),
     )
 
 
-class Crops(ImageReader):
+class CutBoxes(ImageReader):
     """Reads the parts of image files that PATH#LEFT,TOP,RIGHT,BOTTOM names."""
 
     def decoded(self, name: str) -> Image.Image:

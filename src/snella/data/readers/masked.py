@@ -94,7 +94,8 @@ def read_masked_test_data(
         listing = replace(listing, notes=(*listing.notes, *notes))
     listing, facts, skipped = _drop_unusable(data, listing, progress)
     counts = {mask: known.pixels(code) for mask, known in facts.items()}
-    return _data(data, listing, ("test",), classes, code, palette, counts, skipped)
+    result = _data(data, listing, ("test",), classes, code, palette, counts, skipped)
+    return replace(result, notes=(*result.notes, *_note_absent_classes(result)))
 
 
 def _listing(data: str, seed: int) -> MaskListing:

@@ -13,7 +13,6 @@ Exit code 0; 1 where a test or a section failed; 2 without CUDA or with wrong fl
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -36,6 +35,7 @@ from benchmarks.gpu.tasks import Given, find_tasks, pack
 from benchmarks.run import OneLineParser, positive_int
 from snella.errors import UserError
 from snella.files import check_writable, write_json
+from snella.machine import usable_cores
 from snella.runs.folder import versions
 
 SECONDS = {"correct": 110, "speed": 235, "accuracy": 350}
@@ -153,7 +153,6 @@ def _accuracy(check: Check) -> dict[str, Any]:
 
 def _check(args: argparse.Namespace, temporary: Path | None) -> Check:
     """Return the call's settings; `temporary` is a folder for a dry run."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     settings: dict[str, Any] = {"device": "cuda", "workers": 0}
     data, backbone = tuple(args.data), args.backbone
     if temporary is not None:
@@ -165,7 +164,7 @@ def _check(args: argparse.Namespace, temporary: Path | None) -> Check:
         dry=args.dry,
         out=args.out or (temporary or Path("runs/gpu")),
         runs=args.runs or ((temporary or Path("runs/gpu")) / "accuracy"),
-        workers=args.workers or (1 if args.dry else max(2, min(12, cores - 2))),
+        workers=args.workers or (1 if args.dry else max(2, min(12, usable_cores() - 2))),
         seconds={name: getattr(args, name) or (DRY_SECONDS if args.dry else SECONDS)[name] for name in SECONDS},
         given=Given(data, args.checkpoint, backbone, settings),
         start=time.monotonic(),

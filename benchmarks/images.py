@@ -25,7 +25,7 @@ from snella.data.kept_images import keep_images
 from snella.data.loading import ImageBatches
 from snella.data.readers.labelled import read_data
 from snella.data.transforms.images import Augmentation, Preprocessing, train_transform
-from snella.training.memory import free_memory
+from snella.machine import free_memory
 
 EPOCHS = 3  # the first one starts the workers and fills the memory; the others are timed
 CLASSES = 10

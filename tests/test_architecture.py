@@ -9,7 +9,7 @@ import pytest
 
 from support.architecture import SOURCE, arrows, circles, files, floors, folders, functions, imported_by, modules
 
-GROUND = {"errors", "console", "delta", "version"}
+GROUND = {"errors", "console", "delta", "machine", "version"}
 LOW = GROUND | {"json_files", "files", "config", "allocation", "ops", "report"}
 DATA = LOW | {"data", "data.masks", "data.transforms"}
 MODELS = DATA | {"data.bundled", "models"}
@@ -30,12 +30,12 @@ ALLOWED: dict[str, set[str]] = {
     "tuner": {"allocation", "delta", "errors", "files", "ops"},
     "integrations": {"errors", "files", "ops", "tuner"},
     "training": {"config", "errors", "files", "json_files", "report"},
-    "data": {"errors", "files"},
-    "data.masks": {"data", "errors"},
+    "data": {"errors", "files", "machine"},
+    "data.masks": {"data", "errors", "json_files"},
     "data.transforms": {"data", "data.masks", "errors"},
-    "data.bundled": {"data", "data.folders", "data.masks", "errors"},
+    "data.bundled": {"data", "data.folders", "data.masks", "errors", "machine"},
     "data.folders": {"data", "errors"},
-    "data.layouts": {"data", "data.bundled", "data.folders", "data.masks", "errors", "yaml_text"},
+    "data.layouts": {"data", "data.bundled", "data.folders", "data.masks", "errors", "json_files", "yaml_text"},
     "data.readers": {"console", "data", "data.bundled", "data.folders", "data.layouts", "data.masks", "errors"},
     "models": DATA - {"report"} | {"data.bundled"},
     "segmenter": MODELS - {"report"},
@@ -46,8 +46,20 @@ ALLOWED: dict[str, set[str]] = {
     "tasks.segmentation": TASKS | {"segmenter"},
     "tasks.generation": TASKS | {"diffusion"},
     "runs": RUNS - {"runs"} | {"tuner"},
-    "compare": {"config", "console", "data", "errors", "files", "methods", "report", "runs", "tasks", "training"},
-    "cli": {"compare", "config", "console", "errors", "runs", "tasks", "training", "version"},
+    "compare": {
+        "config",
+        "console",
+        "data",
+        "errors",
+        "files",
+        "machine",
+        "methods",
+        "report",
+        "runs",
+        "tasks",
+        "training",
+    },
+    "cli": {"compare", "config", "console", "errors", "machine", "runs", "tasks", "training", "version"},
 }
 
 

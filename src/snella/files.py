@@ -68,6 +68,12 @@ def check_free(folder: str | os.PathLike[str], overwrite: bool) -> Path:
     return folder
 
 
+def refuse_existing(path: Path) -> None:
+    """Refuse to write where a file or a folder is: nothing that a user has is replaced unasked. Raises UserError."""
+    if os.path.lexists(path):
+        raise UserError(f"{path} exists already; choose another name")
+
+
 def or_overwrite(possible: bool) -> str:
     """Return the end of a message that a thing exists, where it may be replaced."""
     return " or pass overwrite=True" if possible else ""

@@ -45,6 +45,31 @@ class _Wrong(Exception):  # noqa: N818 (becomes a UserError that names the file)
     """A value is not what it must be."""
 
 
+class RepeatedKeyError(ValueError):
+    """An object of JSON has one key twice."""
+
+
+def load_json(text: str, *, parse_constant: Callable[[str], Any] | None = None) -> Any:
+    """Return what a text of JSON holds, as `json.loads` does.
+
+    Raises:
+        ValueError: not JSON, too deep, or (RepeatedKeyError) a key twice, of which json would take the last value.
+    """
+    try:
+        return json.loads(text, parse_constant=parse_constant, object_pairs_hook=_unrepeated)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise RepeatedKeyError(f"{_inside('', name)} is there twice")
+        found[name] = value
+    return found
+
+
 def read_json(path: Path, hint: Any, *, remedy: str) -> Any:
     """Return what a JSON file holds; NaN and infinity, which JSON does not have, are read as null.
 
@@ -77,13 +102,12 @@ def read_rows(
 def parse_json(text: str, hint: Any, where: str, *, remedy: str) -> Any:
     """Return what a text of JSON holds, as `read_json` does; `where` is what the message calls it."""
     try:
-        value = json.loads(text, parse_constant=lambda _: None, object_pairs_hook=_object)
+        value = load_json(text, parse_constant=lambda _: None)
         _check(value, hint, "")
-    except _Wrong as wrong:
+    except (_Wrong, RepeatedKeyError) as wrong:
         raise UserError(f"{where}: {wrong}; {remedy}") from None
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else short_reason(error)
-        raise UserError(f"{where} is damaged ({reason}); {remedy}") from None
+    except ValueError as error:
+        raise UserError(f"{where} is damaged ({short_reason(error)}); {remedy}") from None
     return value
 
 
@@ -101,15 +125,6 @@ def _text(path: Path, remedy: str) -> str:
         return path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({short_reason(error)}); {remedy}") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _Wrong(f"{_inside('', twice)} is there twice")
-    return found
 
 
 def _check(value: Any, hint: Any, key: str) -> None:

@@ -15,7 +15,7 @@ def _nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*threads.CHOSEN, "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(threads.os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    monkeypatch.setattr(threads, "usable_cores", lambda: 2)
 
 
 def look(monkeypatch: pytest.MonkeyPatch, *running: int | None) -> None:

@@ -55,7 +55,7 @@ def test_what_an_earlier_try_said_is_no_reason(tmp_path):
 
 def test_several_run_at_once_and_share_the_cores(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(6), raising=False)
+    monkeypatch.setattr("snella.compare.jobs.usable_cores", lambda: 6)
     meet = (  # each waits for the other
         "import os, pathlib, time; here = pathlib.Path({here!r}); here.touch(); end = time.time() + 20\n"
         "while not pathlib.Path({there!r}).exists(): assert time.time() < end; time.sleep(0.02)\n"

@@ -8,7 +8,8 @@ from itertools import count, islice
 
 import pytest
 
-from snella.data.threads import PixelBudget, in_threads, usable_cores
+from snella.data.threads import PixelBudget, in_threads
+from snella.machine import usable_cores
 
 
 def test_results_come_in_order_and_not_far_ahead() -> None:

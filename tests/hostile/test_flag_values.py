@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from snella.cli.main import main
+from snella.config.fields import read_number
+from snella.config.schema import settings
 
 
 @pytest.mark.parametrize(
@@ -28,6 +32,19 @@ from snella.cli.main import main
         ("--device cuda:4x", "--device cuda:4x is unknown"),
         ("--lr nan", "--lr nan is outside"),
         ("--lr inf", "--lr inf is outside"),
+        ("--lr -0.0", "--lr -0.0 is outside"),
+        # Python reads the digits of every script, and 1_0 for 10
+        ("--epochs \u0663", "--epochs: '\u0663' is not a whole number written in plain digits"),
+        ("--epochs 1_000", "--epochs: '1_000' is not a whole number written in plain digits"),
+        ("--epochs 1e3", "--epochs: '1e3' is not a whole number written in plain digits"),
+        ("--epochs 5.0", "--epochs: '5.0' is not a whole number"),
+        ("--epochs 0x10", "--epochs: '0x10' is not a whole number"),
+        ("--batch-size \uff15", "--batch-size: '\uff15' is not a whole number"),
+        ("--lr \u0663e-3", "--lr: '\u0663e-3' is not a number written in plain digits"),
+        ("--lr 1_0e-4", "--lr: '1_0e-4' is not a number written in plain digits"),
+        ("--lr 1,5", "--lr: '1,5' is not a number"),
+        ("--memory \u0663GB", "--memory: \u0663GB is not a size"),
+        ("--device cuda:\u0663", "--device cuda:\u0663 is unknown"),
     ],
 )
 def test_values_beyond_all_computing(
@@ -39,3 +56,31 @@ def test_values_beyond_all_computing(
     assert expected in said
     assert len(said.splitlines()) == 1
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        *(("5", int, 5), ("+5", int, 5), (" 5 ", int, 5), ("5\r", int, 5), ("-0", int, 0), ("007", int, 7)),
+        *(("1e-3", float, 1e-3), ("+.5", float, 0.5), ("3.", float, 3.0), ("-0.0", float, 0.0), ("1E5", float, 1e5)),
+    ],
+)
+def test_a_number_in_plain_digits_is_what_it_says(text: str, kind: type, value: float) -> None:
+    found = read_number(text, kind)
+    assert (found, type(found)) == (value, kind)
+    assert math.copysign(1, found) == math.copysign(1, value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("--seeds 1_0", "--seeds: 1_0 is not a number"), ("--lr-grid 1e-3,\u0663", "--lr-grid: \u0663 is not a number")],
+)
+def test_lists_of_numbers_are_read_alike(flags: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--data", "x", *flags.split()]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_every_number_has_an_interval_so_that_none_is_nan() -> None:
+    numbers = {name: known for name, known in settings().items() if float in (known.hint, *get_args(known.hint))}
+    assert len(numbers) > 20
+    assert [name for name, known in numbers.items() if known.reading.interval is None] == []

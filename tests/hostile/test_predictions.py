@@ -147,3 +147,14 @@ def test_masks_of_other_data_are_evaluated_by_the_names_of_their_classes(segment
     assert found["same"]["confusion"] == found["other"]["confusion"]
     (tmp_path / "same" / "classes.json").write_text('["sky", "mask", "height"]')
     assert main(["evaluate", str(segmenter), "--data", str(tmp_path / "same")]) == 2
+
+
+# An empty class folder ended the evaluation; classes without images were not said.
+def test_classes_without_images_are_said_in_an_evaluation(run: Path, tmp_path: Path, capsys) -> None:
+    picture(tmp_path / "d" / "text" / "a.png")
+    (tmp_path / "d" / "probability").mkdir()
+    (tmp_path / "d" / "unknown").mkdir()
+    assert main(["evaluate", str(run), "--data", str(tmp_path / "d"), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "folders without images, left out: probability, unknown" in said
+    assert "2 of 3 classes have no image in test: image, probability" in said

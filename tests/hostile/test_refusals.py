@@ -128,7 +128,11 @@ CASES: dict[str, Case] = {
     ),
     "a name twice in JSON": Case(
         together(FOUR, text("m.jsonl", '{"path": "a.png", "label": "x", "label": "y"}\n')),
-        "data m.jsonl", 2, ("m.jsonl line 1: 'label' is there twice",),
+        "data m.jsonl", 2, ("m.jsonl line 1: label is there twice; keep one",),
+    ),
+    "a value twice in classes.json": Case(
+        together(PAIRS, text("d/classes.json", '{"0": "sky", "1": "sea", "1": "land"}')),
+        "data d", 2, ("d/classes.json cannot be read: 1 is there twice",),
     ),
     # To open a pipe waited for ever.
     "a pipe among images": Case(

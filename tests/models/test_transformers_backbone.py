@@ -15,6 +15,8 @@ from snella.data.transforms.images import Preprocessing, eval_transform
 from snella.errors import UserError
 from snella.models import transformers_backbone
 from snella.models.backbone import fingerprint, preprocessing_of
+from snella.models.export import _processor
+from snella.segmenter.transformers import processor as segmenter_processor
 from support.backbones import build, images, logits, spec
 
 
@@ -120,7 +122,8 @@ def test_levit_and_cvt(tmp_path):
         assert model.config.drop_path_rate == [rate] * 3
 
 
-def test_an_image_processor_that_does_not_normalise(tmp_path, caplog):
+# The order of the channels was warned of, and images came in as red, green, blue.
+def test_an_image_processor_that_does_not_normalise_and_takes_blue_first(tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.MobileViTConfig(image_size=32, num_labels=3)
     folder = tmp_path / "mobilevit"
@@ -130,8 +133,18 @@ def test_an_image_processor_that_does_not_normalise(tmp_path, caplog):
     processor |= {"crop_size": {"height": 32, "width": 32}, "do_flip_channel_order": True}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     found = preprocessing_of(spec(f"hf:{folder}", pretrained=True), model)
-    assert found == Preprocessing(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
-    assert "in the order blue, green, red" in caplog.text
+    assert found == Preprocessing(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", bgr=True)
+    assert Preprocessing.from_dict(found.to_dict()) == found
+    assert Preprocessing.from_dict(Preprocessing(8).to_dict()) == Preprocessing(8)
+    assert "bgr" not in Preprocessing(8).to_dict()
+    image = Image.new("RGB", (50, 40), (200, 30, 90))
+    for p in (found, replace(found, resize="squash")):
+        tensor = eval_transform(p)({"image": image})["image"]
+        assert tensor[:, 16, 16].tolist() == pytest.approx([90 / 255, 30 / 255, 200 / 255])
+        for make in (_processor, segmenter_processor):
+            given = make(p)(images=image, return_tensors="pt")["pixel_values"][0]
+            assert torch.allclose(given[:, 16, 16], tensor[:, 16, 16], atol=1e-6)
+        assert _processor(p)(images=image, return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 32)
 
 
 # type of the processor, its settings

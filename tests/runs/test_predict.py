@@ -90,16 +90,18 @@ def test_predict_as_csv_to_a_file_and_as_a_table(
     assert capsys.readouterr().out.count(".png") == 3
 
 
-def test_predictions_replace_no_folder_and_no_image(
+def test_predictions_replace_nothing_that_is_there(
     snella_run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "precious"
     shutil.copytree(images / "c0", folder)
-    before = {path: path.read_bytes() for path in folder.iterdir()}
-    for out in (folder, folder / "0.png"):
+    (folder / "last-week.csv").write_text("image,class\n")
+    (folder / "link.csv").symlink_to("nowhere")
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.exists()}
+    for out in (folder, folder / "0.png", folder / "last-week.csv", folder / "link.csv"):
         assert main(["predict", str(snella_run), str(folder), "--out", str(out)]) == 2
-        assert f"--out {out} exists and is no table of predictions" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+        assert f"{out} exists already; choose another name" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.exists()} == before
 
 
 @pytest.mark.parametrize(

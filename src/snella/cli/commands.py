@@ -95,7 +95,7 @@ class Predict:
     csv: bool = False
     """Print CSV, a line for each image."""
     out: str | None = None
-    """Write to this file instead of standard output (JSON or CSV by its ending, unless a format is given)."""
+    """Write to this new file instead of standard output (JSON or CSV by its ending, unless a format is given)."""
     pictures: str | None = None
     """Folder for pictures (masks, overlays, generated images); a new one. None: RUN/predictions."""
     prompt: str | None = None

@@ -11,7 +11,7 @@ from typing import TypeVar
 from snella.cli.commands import Compare
 from snella.cli.flags import divided, value_of
 from snella.compare.plan import Plan, PlannedTask
-from snella.config.fields import flag
+from snella.config.fields import flag, read_number
 from snella.config.method import METHODS
 from snella.config.schema import TrainConfig, source_name
 from snella.config.validation import choice_error, validate
@@ -44,7 +44,7 @@ def make_plan(
     if command.workers < 1:
         raise UserError(f"--workers {command.workers} is below 1")
     given = tuple(_listed("methods", command.methods, _method)) if command.methods is not None else None
-    seeds = tuple(_listed("seeds", command.seeds, int))
+    seeds = tuple(_listed("seeds", command.seeds, lambda word: read_number(word, int)))
     grid = tuple(sorted(_listed("lr_grid", command.lr_grid, _rate))) if command.lr_grid is not None else None
     source = command.recipe or value_of(shared, "data") or ""
     folder = Path(command.out) if command.out else Path("runs") / f"compare-{source_name(source)}"
@@ -105,7 +105,7 @@ def _method(word: str) -> str:
 
 
 def _rate(word: str) -> float:
-    rate = float(word)
+    rate = read_number(word, float)
     if not 0 < rate < math.inf:
         raise UserError(f"--lr-grid: {word} is not above 0")
     return float(f"{rate:g}")  # as the folder's name has it

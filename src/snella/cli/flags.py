@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import tyro
 from tyro.conf import FlagCreatePairsOff
 
-from snella.config.fields import flag, nearest
+from snella.config.fields import flag, nearest, read_number
 from snella.config.validation import choice_error
 from snella.errors import UserError
 
@@ -68,7 +68,7 @@ def parse(command: type[C], args: Sequence[str], name: str, *, negatable: bool =
 
 
 def check_flags(args: Sequence[str], hints: Mapping[str, Any], name: str, *, negatable: bool = False) -> None:
-    """Refuse what tyro would refuse at more length: unknown flags and choices, with the nearest valid ones.
+    """Refuse what tyro would refuse at more length, unknown flags and choices, and numbers that it would take.
 
     Args:
         hints: field -> type, of all fields that the command reads.
@@ -84,11 +84,26 @@ def check_flags(args: Sequence[str], hints: Mapping[str, Any], name: str, *, neg
         given = "--" + given[2:].replace("_", "-")
         if given not in flags and given not in negated:
             raise UserError(f"unknown flag {given}{nearest(given, [*flags, *negated])} (see snella {name} --help)")
+        if not equals and i + 1 == len(args):
+            continue
+        value = value if equals else args[i + 1]
         choices = _choices(flags.get(given))
-        if choices and (equals or i + 1 < len(args)):
-            value = value if equals else args[i + 1]
-            if value not in choices:
-                raise choice_error(given[2:], value, choices)
+        if choices and value not in choices:
+            raise choice_error(given[2:], value, choices)
+        _check_number(given, value, flags.get(given))
+
+
+def _check_number(given: str, value: str, hint: Any) -> None:
+    """Refuse a number that is not written in plain digits; tyro would take what Python takes. Raises UserError."""
+    parts = get_args(hint) or (hint,)
+    kind = next((kind for kind in (float, int) if kind in parts), None)
+    words = [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
+    if kind is None or value in (*words, "None"):
+        return
+    try:
+        read_number(value, kind)
+    except ValueError as error:
+        raise UserError(f"{given}: {error}") from None
 
 
 def _choices(hint: Any) -> tuple[str, ...]:

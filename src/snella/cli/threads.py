@@ -12,6 +12,8 @@ import os
 import time
 from pathlib import Path
 
+from snella.machine import usable_cores
+
 LOOKS, PAUSE = 5, 0.01  # the number of looks at what runs beside, and the seconds between them
 CHOSEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
@@ -35,7 +37,7 @@ def is_busy() -> bool:
             return False
         beside.append(running - 1)  # without this one
     cores = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    usable = usable_cores()
     given = os.environ.get("OMP_NUM_THREADS", "")
     threads = min(usable, int(given)) if given.isdecimal() and int(given) else usable
     return threads > 1 and sorted(beside)[LOOKS // 2] + threads > cores

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from snella.console import print_line
+from snella.machine import usable_cores
 from snella.training.interrupt import ENDS_WITH_PARENT
 
 POLL = 0.2  # seconds between two looks at the processes
@@ -72,7 +73,7 @@ def run_jobs(jobs: Sequence[Job], *, workers: int, console: Console) -> dict[Job
 
 
 def _environment(workers: int) -> dict[str, str]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     share = {"OMP_NUM_THREADS": str(max(1, cores // workers))} if workers > 1 else {}
     return share | dict(os.environ) | {"PYTHONUNBUFFERED": "1", ENDS_WITH_PARENT: "1"}
 

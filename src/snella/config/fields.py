@@ -18,9 +18,13 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from functools import lru_cache
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
-from snella.errors import UserError
+from snella.errors import UserError, brief
+
+LONGEST_NUMBER = 100  # characters
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,23 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+_DIGITS = {int: r"[-+]?[0-9]+", float: r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?|[-+]?(nan|inf|infinity)"}
+
+
+def read_number(text: str, kind: type[Number]) -> Number:
+    """Return the number that a text is, in ASCII digits without "_", with spaces around at most; -0.0 is 0.0.
+
+    Python reads more: the digits of every script, and 1_0 for 10.
+
+    Raises:
+        ValueError: not such a number; the message says so.
+    """
+    word = text.strip(" \t\r\n")
+    if not re.fullmatch(_DIGITS[kind], word.lower()) or len(word) > LONGEST_NUMBER:
+        raise ValueError(f"{brief(text)} is not a {'whole ' if kind is int else ''}number written in plain digits")
+    return kind(word) + kind(0)
+
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
@@ -182,7 +203,7 @@ def read_bytes(text: str) -> int:
     Raises:
         ValueError: not a size above 0.
     """
-    found = re.fullmatch(r"(\d+\.?\d*|\.\d+) ?([kmgt]?i?)b?", text.strip().lower())
+    found = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+) ?([kmgt]?i?)b?", text.strip().lower())
     size = round(float(found[1]) * _UNITS[found[2]]) if found and found[2] in _UNITS else 0
     if not size:
         raise ValueError(f"{text} is not a size such as 6GB or 800MiB")

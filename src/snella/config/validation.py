@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import types
 from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
 
-from snella.config.fields import check_intervals, flag, nearest, read_bytes
+from snella.config.fields import check_intervals, flag, nearest, read_bytes, read_number
 from snella.config.schema import TrainConfig, settings
 from snella.config.tasks import TASKS
 from snella.errors import UserError, brief, named
@@ -64,7 +65,7 @@ def _check_run(config: TrainConfig) -> None:
             )
     if sum(config.data.fractions.values()) >= 1:
         raise UserError("--val-fraction and --test-fraction add up to 1 or more: no image is left to train on")
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device):
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", config.device):
         devices = ("auto", "cpu", "cuda", "cuda:0", "mps")
         raise UserError(
             f"--device {config.device} is unknown{nearest(config.device, devices)} (auto, cpu, cuda, cuda:N, mps)"
@@ -129,12 +130,10 @@ def typed(name: str, value: Any, hint: Any, *, parse: bool = False) -> Any:
         raise _type_error(name, value, "a list of names")
     if hint is float:
         if isinstance(value, float) or _is_whole(value):
-            return float(value)
+            return float(value) + 0.0  # -0.0 is 0
         if parse and isinstance(value, str):  # YAML 1.1 reads 1e-3, without a dot, as text
-            try:
-                return float(value)
-            except ValueError:
-                pass
+            with contextlib.suppress(ValueError):
+                return read_number(value, float)
         raise _type_error(name, value, "a number")
     if isinstance(value, hint) and not (hint is int and not _is_whole(value)):
         return value

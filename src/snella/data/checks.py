@@ -17,6 +17,7 @@ from PIL import Image
 from snella.data.images import (
     WHITE,
     ImageFiles,
+    ImageReader,
     Progress,
     UnreadableImage,
     decoding,
@@ -70,17 +71,20 @@ class Checked:
 def check_images(paths: Sequence[str], *, read: Callable[[str], Image.Image], progress: Progress | None) -> Checked:
     """Read the images, each once, in threads (Pillow releases the lock).
 
-    Above 10,000 the headers alone are read, but for 2,000 images evenly chosen; of images that are not files, none.
+    Above 10,000 the headers alone are read, but for 2,000 images evenly chosen; of images that are not files, those
+    alone, and none of a package's.
     """
     files = isinstance(read, ImageFiles)
-    if len(paths) > CHECK_ALL and not files:
+    if len(paths) > CHECK_ALL and not isinstance(read, ImageReader):
         return Checked()
     whole = set(paths if len(paths) <= CHECK_ALL else paths[:: len(paths) // SAMPLED])
 
     def look(path: str) -> object:
-        if not files:
-            return facts_of(read(path))
-        return look_at_file(path) if path in whole else image_size(path)
+        if path not in whole:
+            return image_size(path) if files else None
+        if files:
+            return look_at_file(path)
+        return _look_at(read.decoded(path), path) if isinstance(read, ImageReader) else facts_of(read(path))
 
     checked = Checked()
     for path, found in zip(paths, looks(look, paths, progress), strict=True):
@@ -114,10 +118,14 @@ def look_at_file(path: str) -> ImageFacts:
     """Read all of a file, a JPEG at up to 1/8 of its size, which takes a third of the time. Raises UnreadableImage."""
     with decoding(path, path) as image, IN_FLIGHT.holding(image.width * image.height):
         image.draft(None, (LEAST, LEAST))  # pyright: ignore[reportArgumentType] (None keeps the mode)
-        image = upright(image, path)
-        widest = int(wide_values(image, path).max(initial=0)) if is_wide(image) else None
-        clear = is_transparent(image) and _cover(image) < LEAST_COVER
-        return facts_of(to_rgb(image, path), widest=widest, clear=clear)
+        return _look_at(upright(image, path), path)
+
+
+def _look_at(image: Image.Image, name: str) -> ImageFacts:
+    """Return the facts of an image in its own mode, whatever is white. Raises UnreadableImage."""
+    widest = int(wide_values(image, name).max(initial=0)) if is_wide(image) else None
+    clear = is_transparent(image) and _cover(image) < LEAST_COVER
+    return facts_of(to_rgb(image, name), widest=widest, clear=clear)
 
 
 def _cover(image: Image.Image) -> float:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from snella.data.checks import ImageFacts, white_of
-from snella.data.images import WHITE, ImageFiles, UnreadableImage, open_image
+from snella.data.images import WHITE, ImageReader, UnreadableImage, open_image
 
 # "image", a PIL image and a float32 tensor once transformed, with "label" (int), "mask" (Mask) or "caption" (str); open
 # as the dicts that torchvision's transforms take and give are
@@ -89,12 +89,12 @@ class ImageData(Generic[Split]):
 def with_white(data: ImageData[Any], white: int | None) -> ImageData[Any]:
     """Return the data with their 16-bit greys scaled so that `white` becomes 255, and a note where that is a choice.
 
-    None: the largest value of the bits that they use. Images that are not files stay as they are.
+    None: the largest value of the bits that they use. Images of a package stay as they are.
     """
     wide = [found.widest for found in data.facts.values() if found.widest is not None]
     chosen = white_of(wide) if white is None else white
     splits = {
-        name: replace(split, read=ImageFiles(chosen)) if isinstance(split.read, ImageFiles) else split
+        name: replace(split, read=replace(split.read, white=chosen)) if isinstance(split.read, ImageReader) else split
         for name, split in data.splits.items()
     }
     notes = data.notes
@@ -108,7 +108,7 @@ def white_in(data: ImageData[Any]) -> int | None:
     """Return the value of 16-bit greys that is white in the data; None where no image has such."""
     if all(found.widest is None for found in data.facts.values()):
         return None
-    return next((split.read.white for split in data.splits.values() if isinstance(split.read, ImageFiles)), None)
+    return next((split.read.white for split in data.splits.values() if isinstance(split.read, ImageReader)), None)
 
 
 def class_weights(images: Images, classes: Sequence[str]) -> Tensor:
@@ -128,26 +128,34 @@ def inverse_frequency(counts: Tensor) -> Tensor:
     return torch.where(occurs, weights, 1).float()
 
 
+def folder_of(data: str) -> str:
+    """Return the folder that names of images are relative to: the data's own, or the one that a manifest is in."""
+    path = os.path.expanduser(data)
+    return path if os.path.isdir(path) else os.path.dirname(path)
+
+
 def entries_of(data: ImageData[Any]) -> dict[str, dict[str, str]]:
     """Return split -> the name of each image, below the data's folder -> what is known of it.
 
-    That is the size of its file, its label by name, its caption, and its mask's name and size.
+    That is the size of its file, its label by name, its caption, its mask's name and size or what it is drawn from.
     """
-    folder = data.root if os.path.isdir(data.root) else os.path.dirname(data.root)
+    folder = folder_of(data.root)
 
-    def named(path: str) -> tuple[str, str]:
-        is_file = os.path.isfile(path)
-        name = os.path.relpath(path, folder or ".") if is_file else path
-        return name.replace(os.sep, "/"), f"{os.path.getsize(path)} bytes" if is_file else ""
+    def named(path: str, file: str) -> tuple[str, str]:
+        if not os.path.isfile(file):
+            return path.replace(os.sep, "/"), ""
+        name = os.path.relpath(file, folder or ".") + path[len(file) :]
+        return name.replace(os.sep, "/"), f"{os.path.getsize(file)} bytes"
 
     found: dict[str, dict[str, str]] = {}
     for split, images in data.splits.items():
         known = found.setdefault(split, {})
+        file_of = images.read.file if isinstance(images.read, ImageReader) else lambda path: path
         labels, masks, captions = (getattr(images, name, ()) for name in ("labels", "masks", "captions"))
         for i, path in enumerate(images.paths):
-            name, size = named(path)
+            name, size = named(path, file_of(path))
             label = data.classes[labels[i]] if labels and data.classes else ""
-            mask = " ".join(named(masks[i])) if masks else ""
+            mask = (images.drawn_from(i) or " ".join(named(masks[i], masks[i]))) if masks else ""
             facts = [fact for fact in (size, label, mask, captions[i] if captions else "") if fact]
             known[name] = "; ".join([*filter(None, [known.get(name)]), *facts])  # a manifest may have it twice
     return found

@@ -51,8 +51,8 @@ class UnreadableImage(Exception):  # noqa: N818 (a finding to report, seldom a f
 
 
 @dataclass(frozen=True)
-class ImageFiles:
-    """Reads image files as 8-bit RGB, as a person would see them: `open_image(path)`.
+class ImageReader:
+    """Reads encoded images by name as 8-bit RGB, as a person would see them. Subclasses say where they are.
 
     The EXIF orientation is applied, 16-bit greys are scaled to 8 bits, CMYK and palettes are converted, and what is
     transparent shows white. Of a JPEG that carries further views (MPO) the main one is read.
@@ -66,25 +66,50 @@ class ImageFiles:
 
     white: int = WHITE
 
-    def __call__(self, path: str | os.PathLike[str]) -> Image.Image:
-        return decode(path, str(path), white=self.white)
+    def decoded(self, name: str) -> Image.Image:
+        """Return an image in its own mode, upright."""
+        raise NotImplementedError
+
+    def file(self, name: str) -> str:
+        """Return the path of the file that an image is in, which need not be there; "" where it is in none."""
+        return ""
+
+    def __call__(self, name: str | os.PathLike[str]) -> Image.Image:
+        with failures_of(str(name)):
+            return to_rgb(self.decoded(str(name)), str(name), white=self.white)
+
+
+class ImageFiles(ImageReader):
+    """Reads image files: `open_image(path)`."""
+
+    def decoded(self, name: str) -> Image.Image:
+        return decode(name, name)
+
+    def file(self, name: str) -> str:
+        return name
 
 
 open_image = ImageFiles()
 
 
-def decode(file: str | os.PathLike[str] | BinaryIO, name: str, *, white: int = WHITE) -> Image.Image:
-    """Read a path or an open binary file as `open_image` does; `name` is what the error calls it."""
+def decode(file: str | os.PathLike[str] | BinaryIO, name: str) -> Image.Image:
+    """Decode a path or an open binary file, upright, in its own mode; `name` is what the error calls it."""
     with decoding(file, name) as image:
-        return to_rgb(upright(image, name), name, white=white)
+        return upright(image, name)
 
 
 @contextmanager
 def decoding(file: str | os.PathLike[str] | BinaryIO, name: str) -> Iterator[Image.Image]:
     """Open an image and close it; whatever goes wrong with it inside is an UnreadableImage."""
+    with failures_of(name), open_checked(file, name) as image:
+        yield image
+
+
+@contextmanager
+def failures_of(name: str) -> Iterator[None]:
+    """Turn whatever goes wrong with an image inside into an UnreadableImage."""
     try:
-        with open_checked(file, name) as image:
-            yield image
+        yield
     except UnreadableImage:
         raise
     except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to

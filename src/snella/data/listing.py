@@ -57,7 +57,20 @@ class SplitListing(Protocol):
     def notes(self) -> tuple[str, ...]: ...
 
 
+class CheckableListing(SplitListing, Protocol):
+    """A listing of images by name, of any kind; the first of an entry is the image's name."""
+
+    @property
+    def read(self) -> Callable[[str], Image.Image]: ...
+
+    @property
+    def skipped(self) -> tuple[UnreadableImage, ...]: ...
+
+    def path(self, name: str) -> str: ...
+
+
 SplitListingT = TypeVar("SplitListingT", bound=SplitListing)
+CheckableListingT = TypeVar("CheckableListingT", bound=CheckableListing)
 
 
 def natural_order(name: str) -> tuple[list[str | tuple[int, str]], str]:
@@ -109,7 +122,7 @@ def relabel(data: str, listing: Listing, classes: Sequence[str]) -> Listing:
     return replace(listing, classes=tuple(classes), splits={"test": entries})
 
 
-def drop_unreadable(data: str, listing: Listing, progress: Progress | None) -> Listing:
+def drop_unreadable(data: str, listing: CheckableListingT, progress: Progress | None) -> CheckableListingT:
     """Return the listing without the images that cannot be read. Raises UserError where that leaves a split empty."""
     paths = list(dict.fromkeys(listing.path(name) for entries in listing.splits.values() for name, _ in entries))
     checked = check_images(paths, read=listing.read, progress=progress)
@@ -133,7 +146,8 @@ def drop_unreadable(data: str, listing: Listing, progress: Progress | None) -> L
     }
     empty = next((split for split, entries in splits.items() if listing.splits[split] and not entries), None)
     if empty:
-        first = next(error for error in skipped if error.path in set(listing.images(empty).paths))
+        names = {listing.path(name) for name, _ in listing.splits[empty]}
+        first = next(error for error in skipped if error.path in names)
         raise UserError(f"{data}: no image of {empty} can be read, the first: {first}; check the files")
     return replace(listing, splits=splits, skipped=(*listing.skipped, *skipped), facts=checked.facts)
 
@@ -141,7 +155,7 @@ def drop_unreadable(data: str, listing: Listing, progress: Progress | None) -> L
 def note_absent_classes(listing: Listing) -> list[str]:
     """Return a note for each split in which a class has no image."""
     notes = []
-    for split in SPLITS:
+    for split in [split for split in SPLITS if split in listing.splits]:
         present = {label for _, label in listing.splits[split]}
         absent = [name for label, name in enumerate(listing.classes) if label not in present]
         if absent and present:

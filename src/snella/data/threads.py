@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
+
+from snella.machine import usable_cores
 
 PIXELS = 48_000_000  # of the images that are held at a time: up to half a GB while they are decoded and resized
 
@@ -43,11 +44,6 @@ class PixelBudget:
 
 
 IN_FLIGHT = PixelBudget(PIXELS)  # of this process
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -217,9 +217,22 @@ def _processor(p: Preprocessing) -> BaseImageProcessor:
     from transformers import BitImageProcessor, ViTImageProcessor
 
     square, values = {"height": p.image_size, "width": p.image_size}, processor_values(p)
+    short = {"shortest_edge": p.image_size * 256 // 224}
+    if p.bgr:
+        squash = p.resize == "squash"
+        return bgr_processor(p, size=square if squash else short, do_center_crop=not squash, crop_size=square)
     if p.resize == "squash":
         return ViTImageProcessor(size=square, **values)
-    return BitImageProcessor(size={"shortest_edge": p.image_size * 256 // 224}, crop_size=square, **values)
+    return BitImageProcessor(size=short, crop_size=square, **values)
+
+
+def bgr_processor(p: Preprocessing, **sizes: Any) -> BaseImageProcessor:
+    """Make the image processor of transformers that gives blue, green, red; it normalises nothing."""
+    from transformers import MobileViTImageProcessor
+
+    return MobileViTImageProcessor(
+        resample=int(str_to_pil_interp(p.interpolation)), do_flip_channel_order=True, **sizes
+    )
 
 
 @torch.no_grad()

@@ -130,8 +130,6 @@ def preprocessing_of(name: str, model: nn.Module) -> Preprocessing:
             raise UserError(f"hf:{name} cannot be loaded ({short_reason(error)}); {REMEDY}") from error
         _log.warning("hf:%s has no preprocessor_config.json; images are normalised with ImageNet's mean and std", name)
         return Preprocessing(size or 224)
-    if getattr(processor, "do_flip_channel_order", None):
-        _log.warning("hf:%s was trained on images in the order blue, green, red; here they are RGB", name)
     crops = getattr(processor, "do_center_crop", True) and getattr(processor, "crop_size", None)
     sides: Any = crops or getattr(processor, "size", None) or {}
     mean, std = _normalisation(processor)
@@ -141,6 +139,7 @@ def preprocessing_of(name: str, model: nn.Module) -> Preprocessing:
         mean=mean,
         std=std,
         interpolation="bicubic" if resample is None else Resampling(int(resample)).name.lower(),
+        bgr=bool(getattr(processor, "do_flip_channel_order", None)),
     )
     _check_values(name, processor, found)
     return found
@@ -181,7 +180,7 @@ def _check_values(name: str, processor: Any, found: Preprocessing) -> None:
             _log.warning("hf:%s: its image processor cannot be tried (%s)", name, short_reason(error))
             return
         own = [(c / 255 - m) / s for c, m, s in zip(color, found.mean, found.std, strict=True)]
-        if getattr(processor, "do_flip_channel_order", None):
+        if found.bgr:
             own.reverse()
         centre = given.float()[..., given.shape[-2] // 2, given.shape[-1] // 2].flatten()[
             :3

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from rich.console import Console
 from snella.config.recipe import PLACES, differences
 from snella.config.schema import TrainConfig
 from snella.console import Terminal, print_line
-from snella.data.dataset import ImageData, entries_of
+from snella.data.dataset import ImageData, entries_of, folder_of
 from snella.errors import UserError
 from snella.files import CHECKSUMS, check_checksums, write_json
 from snella.json_files import Count, Record, read_json
@@ -74,15 +76,18 @@ def listing_fingerprint(entries: Entries) -> str:
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
-def check_data(folder: Path, data: ImageData[Any]) -> bool:
+def check_data(folder: Path, start: Mapping[str, Any] | None, data: ImageData[Any]) -> bool:
     """Return whether it is known that the data are those that a run was started with.
+
+    Args:
+        start: what `read_start` gives of the run.
 
     Raises:
         UserError: they are others; the message names up to three images.
     """
-    start, entries = read_start(folder), entries_of(data)
     if start is None:
         return False
+    entries = entries_of(data)
     if start["data"] != listing_fingerprint(entries):
         raise UserError(
             f"the data of {folder} are not those that it was started with ({_changes(start, entries)}); restore them, "
@@ -116,18 +121,30 @@ def _changes(start: Mapping[str, Any], entries: Entries) -> str:
     return "; ".join(words) or "the order of its classes"
 
 
-def check_backbone(folder: Path, fingerprint: str, name: str) -> None:
+def may_be_data(start: Mapping[str, Any], root: str) -> bool:
+    """Return whether a path may hold the images that a run was started with: by files' names and sizes, none opened."""
+    folder = folder_of(root)
+    for known in (start.get("entries") or {}).values():
+        for name, facts in known.items():
+            size = re.match(r"(\d+) bytes", facts)  # of a file; its name may go on with the place of a crop
+            path = os.path.join(folder, name)
+            paths = (path, path.rpartition("#")[0])
+            if size and not any(os.path.isfile(p) and os.path.getsize(p) == int(size[1]) for p in paths):
+                return False
+    return True
+
+
+def check_backbone(folder: Path, start: Mapping[str, Any] | None, fingerprint: str, name: str) -> None:
     """Refuse a backbone that is not the one that a run was started with, where that is known. Raises UserError."""
-    start = read_start(folder)
     finished = (folder / ADAPTER / ABOUT).is_file()
     known = start["backbone"] if start is not None else read_about(folder)["fingerprint"] if finished else None
     if known is not None and known != fingerprint:
         raise UserError(f"{name} is not what {folder} was trained on; its weights have changed")
 
 
-def arithmetic_note(folder: Path) -> str | None:
+def arithmetic_note(start: Mapping[str, Any] | None) -> str | None:
     """Return a line where updates are computed by something else than at the start of a run."""
-    start, now = read_start(folder), native.arithmetic()
+    now = native.arithmetic()
     if start is None or start["arithmetic"] == now:
         return None
     return f"updates were computed by {start['arithmetic']}, and are now by {now}: results differ in their last bits"
@@ -218,7 +235,7 @@ def _adapter(folder: Path, config: TrainConfig) -> list[str]:
     if layers:
         kept, sizes = _budgets(folder, layers)
         share, target = kept / sizes, 1 - config.method.target_sparsity
-        late = "" if share <= target * 1.05 else "; its best epoch came before the target was reached"
+        late = "" if share <= target * 1.05 else "; at its best epoch the target was not reached yet"
         found.append(f"budgets: {share:.1%} of all entries are kept, the target is {target:.1%}{late}")
     return [*found, f"{about['method']} on {about['backbone']['name']}"]
 
@@ -240,7 +257,7 @@ def _data(folder: Path, config: TrainConfig) -> list[str]:
         data = read_run_data(config, Console(quiet=True))
     except UserError as error:
         raise UserError(f"{error}; where they have moved: {resume_command(folder)} --data NEW") from None
-    known = check_data(folder, data)
+    known = check_data(folder, read_start(folder), data)
     return [f"{source}: the images that it was started with" if known else f"{source}: there; what it was is not known"]
 
 
@@ -249,6 +266,6 @@ def _versions(folder: Path, config: TrainConfig) -> list[str]:
     other = [
         f"{name} was {then[name]}, is {now.get(name, 'not there')}" for name in then if then[name] != now.get(name)
     ]
-    note = arithmetic_note(folder)
+    note = arithmetic_note(read_start(folder))
     found = [f"others than in the training ({', '.join(other)}): results may differ a little" if other else "the same"]
     return [*found, *([note] if note else [])]

@@ -43,7 +43,7 @@ def check_processes() -> None:
     if not re.fullmatch(r"[0-9]{1,9}", given):
         raise UserError(f"WORLD_SIZE is {named(given)}, and should be a number of processes; unset it")
     if int(given) > 1:
-        raise UserError(f"{several}; start one process")
+        raise UserError(f"{several}; start one process, without torchrun")
     if "ACCELERATE_DYNAMO_BACKEND" in os.environ and "WORLD_SIZE" not in os.environ:  # by accelerate launch, alone
         try:  # it does not pass on how many were asked for
             asked = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")

@@ -16,7 +16,7 @@ from snella.data.loading import ImageBatches
 from snella.errors import UserError
 from snella.files import refuse_link, write_json
 from snella.report.tables import format_metric
-from snella.runs.check import check_data, read_start
+from snella.runs.check import check_data, may_be_data, read_start
 from snella.runs.devices import make_accelerator
 from snella.runs.folder import read_about, read_config
 from snella.runs.load import LoadedRun, check_options, load_run
@@ -97,15 +97,17 @@ def _check_features(folder: Path, task: str, features: str, samples: int) -> Non
 
 def _images_of(folder: Path, data: str | None, split: str, saved: dict[str, Any], console: Console) -> tuple[Any, str]:
     """Return the images to test on, and what to call them."""
-    config, white = read_config(folder), saved.get("white", WHITE)
+    config, start = read_config(folder), read_start(folder)
+    white = saved.get("white", WHITE)
     if data is None:
         own = read_run_data(config.changed(white=white), console)
         if own.classes != tuple(saved["classes"]):
             raise UserError(f"{own.root} has other classes than when {folder} was trained; name data by --data")
-        check_data(folder, own)
+        check_data(folder, start, own)
         tell(own, console)
         return own.splits[split], split
-    own = _own_elsewhere(folder, config, data)
+    moved = config.changed(data=data)
+    own = _own_elsewhere(folder, start, moved.changed(white=white), saved)
     if own is not None:
         print_line(console, f"{data} has the images that {folder} was trained on: of them, {split} alone is taken")
         tell(own, console)
@@ -113,7 +115,6 @@ def _images_of(folder: Path, data: str | None, split: str, saved: dict[str, Any]
     if split != "test":
         raise UserError("--split chooses from the run's own data; of --data the test split is taken, or all")
     with checking_images(console) as progress:
-        moved = config.changed(data=data)
         found = with_white(task_named(saved["task"]).read_test(moved, saved, progress), white)
     tell(found, console)
     return found.splits["test"], _name_of(data)
@@ -125,15 +126,15 @@ def _name_of(data: str) -> str:
     return f"data-{name}" if name in ("train", "val", "test") else name
 
 
-def _own_elsewhere(folder: Path, config: TrainConfig, data: str) -> ImageData[Any] | None:
-    """Return the run's own data where `data` is them, moved or not; None where it is not known that it is."""
-    if read_start(folder) is None:
+def _own_elsewhere(
+    folder: Path, start: dict[str, Any] | None, config: TrainConfig, saved: dict[str, Any]
+) -> ImageData[Any] | None:
+    """Return the run's own data where those of the config are them; None where it is not known that they are."""
+    if start is None or not may_be_data(start, config.data.source or ""):
         return None
     try:
-        own = read_run_data(
-            config.changed(data=data, white=read_about(folder).get("white", WHITE)), Console(quiet=True)
-        )
-        return own if check_data(folder, own) else None
+        own = read_run_data(config, Console(quiet=True))
+        return own if own.classes == tuple(saved["classes"]) and check_data(folder, start, own) else None
     except UserError:
         return None
 

@@ -21,6 +21,7 @@ from snella.config.schema import TrainConfig
 from snella.console import Terminal, print_line
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError, short_reason
+from snella.files import refuse_existing
 from snella.methods.adapters import load_adapter, merged, read_tensors
 from snella.models.backbone import Ensemble, fingerprint
 from snella.models.export import check_onnx, export_onnx
@@ -120,8 +121,8 @@ def merge(folder: Path, *, out: str, onnx: str | None = None, console: Console |
     if onnx and not task_named(saved["task"]).exports_onnx:
         raise UserError(f"--onnx: {folder} is not a single model to export (its task is {saved['task']}); leave it out")
     for path in (Path(out), Path(onnx) if onnx else None):
-        if path is not None and path.exists():
-            raise UserError(f"{path} exists already; choose another name")
+        if path is not None:
+            refuse_existing(path)
     if onnx:
         check_onnx()
     run = load_run(folder, torch.device("cpu"))

@@ -17,11 +17,11 @@ from snella.config.schema import TrainConfig
 from snella.console import Terminal, print_line, working
 from snella.data.dataset import ImageData
 from snella.errors import UserError
+from snella.machine import free_memory
 from snella.models.checkpointing import blocks_of, checkpoint_blocks
 from snella.report.tables import decimal_bytes
 from snella.runs.prepare import Prepared, make_batches, prepare
 from snella.training.estimate import Estimate, estimate
-from snella.training.memory import free_memory
 
 SPARE = 0.1  # of what is free: for workspace and gaps of the allocator, which nothing counts
 LEVELS: tuple[Rematerialize, ...] = ("none", "inputs", "mlp")  # from the fastest to the smallest

@@ -13,9 +13,9 @@ from rich.console import Console
 from snella.console import Terminal, print_line, print_text
 from snella.data.checks import white_of, widest_values
 from snella.data.dataset import Images
-from snella.data.images import WHITE, ImageFiles, UnreadableImage, image_files, is_image
+from snella.data.images import WHITE, ImageFiles, UnreadableImage, image_files
 from snella.errors import UserError
-from snella.files import write_text
+from snella.files import refuse_existing, write_text
 from snella.report.tables import csv_text
 from snella.runs.devices import make_accelerator
 from snella.runs.folder import read_about, read_config
@@ -51,8 +51,8 @@ def predict(
     """
     gallery = picture_folder(folder, pictures)
     check_options(batch_size, device)
-    if out and Path(out).exists() and (not Path(out).is_file() or is_image(out)):
-        raise UserError(f"--out {out} exists and is no table of predictions; choose another name")
+    if out:
+        refuse_existing(Path(out))
     chosen = Images(image_files(images)) if images else _own_examples(folder)
     if task_named(read_about(folder)["task"]).generates:
         raise UserError(f"{folder} makes images and predicts none; snella predict {folder} --prompt TEXT")

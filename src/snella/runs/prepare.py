@@ -19,9 +19,9 @@ from snella.data.dataset import ImageData, with_white
 from snella.data.kept_images import keep_images
 from snella.data.loading import Examples, ImageBatches
 from snella.data.readers.suspicions import suspicions
-from snella.data.threads import usable_cores
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
+from snella.machine import free_memory, usable_cores
 from snella.methods.adapters import wrap
 from snella.methods.layers import with_convolutions
 from snella.models.backbone import BackboneSpec, fingerprint
@@ -31,7 +31,7 @@ from snella.models.compiling import compile_blocks
 from snella.runs.devices import lay_out
 from snella.tasks.interface import Spec, Task, TaskLearner
 from snella.tasks.registry import task_named
-from snella.training.memory import free_memory
+from snella.training.tuned_weights import lone_batch_norm
 from snella.tuner import set_base_precision
 
 KEPT_SHARE = 0.25  # of the memory that is free, for decoded images
@@ -115,14 +115,28 @@ def prepare(config: TrainConfig, data: ImageData, device: torch.device, console:
     for parameter in model.parameters():
         if parameter.requires_grad:  # a copy of the head is made in the base's precision
             parameter.data = parameter.data.float()
+    if min(config.data.images_per_batch, len(examples["train"])) == 1:
+        _check_lone_image(model, preprocessing.image_size)
     lay_out(model, device)
     compile_blocks(blocks)
     return Prepared(config, data, task, spec, preprocessing, mark, weights, model, learner, examples, batches)
 
 
+def _check_lone_image(model: nn.Module, size: int) -> None:
+    """Refuse batches of one image where a batch norm cannot train on them. Raises UserError."""
+    norm = lone_batch_norm(model, torch.zeros(1, 3, size, size))
+    if norm is not None:
+        raise UserError(
+            f"a batch of one image gives the batch norm {norm} one value to train on; pass --batch-size 2 or more "
+            "(of two images or more), or another --method, by which it is not trained"
+        )
+
+
 def _preprocessing(config: TrainConfig, task: Task[Any, Any, Any], spec: Spec, base: nn.Module) -> Preprocessing:
     preprocessing = replace(task.preprocessing(spec, base), resize=config.data.resize or task.resize)
     if config.data.normalisation == "imagenet":
+        if preprocessing.bgr:
+            raise UserError(f"{spec.backbone.name} takes blue, green, red as they are; leave out --normalisation")
         preprocessing = replace(preprocessing, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
     return preprocessing
 

@@ -33,13 +33,12 @@ from snella.report.figures import training_curves_figure
 from snella.report.rows import read_allocations, read_metrics
 from snella.report.tables import summary_table
 from snella.report.trackers import check_trackers
-from snella.runs.check import arithmetic_note, check_backbone, check_data, moved, write_start
+from snella.runs.check import arithmetic_note, check_backbone, check_data, moved, read_start, write_start
 from snella.runs.devices import device_name, make_accelerator, with_precision
 from snella.runs.folder import (
     ABOUT,
     ADAPTER,
     BASE,
-    START,
     alone_in,
     check_claim,
     claim,
@@ -98,17 +97,18 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
 
     data = _read(config, console)
     goes_on = config.resume and state_of(folder) in ("started", "finished")
+    start = read_start(folder) if goes_on else None
     if goes_on and not config.accept_data:
-        check_data(folder, data)
+        check_data(folder, start, data)
     ready = fitted(config, data, accelerator, console)
     config = ready.config
     if goes_on:
-        check_backbone(folder, ready.fingerprint, config.model.backbone)
-        if note := arithmetic_note(folder):
+        check_backbone(folder, start, ready.fingerprint, config.model.backbone)
+        if note := arithmetic_note(start):
             print_line(console, note)
     claim(folder, config)
     with alone_in(folder, "training"):
-        if not goes_on or config.accept_data or not (folder / START).is_file():
+        if start is None or config.accept_data:
             write_start(folder, ready, data)
         if trained:
             _move(folder, config, ready)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from snella.data.transforms.images import Preprocessing
-from snella.models.export import processor_values
+from snella.models.export import bgr_processor, processor_values
 from snella.models.transformers_backbone import Kind
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ def processor(p: Preprocessing) -> BaseImageProcessor:
     from transformers import BitImageProcessor, SegformerImageProcessor
 
     values = processor_values(p)
+    if p.bgr:
+        squash = {"height": p.image_size, "width": p.image_size}
+        size = squash if p.resize == "squash" else {"shortest_edge": p.image_size}
+        return bgr_processor(p, size=size, do_resize=p.resize != "none", do_center_crop=False)
     if p.resize == "squash":
         return SegformerImageProcessor(size={"height": p.image_size, "width": p.image_size}, **values)
     size, resized = {"shortest_edge": p.image_size}, p.resize != "none"

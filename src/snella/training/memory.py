@@ -16,10 +16,8 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -105,14 +103,3 @@ class PeakMemory:
         """Measure after a training step."""
         if self._cuda is not None:
             self.bytes = max(self.bytes, torch.cuda.max_memory_allocated(self._cuda))
-
-
-def free_memory() -> int:
-    """Return the bytes of main memory that this process may still take, by the machine and by its control group."""
-    free = psutil.virtual_memory().available
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return free if limit == "max" else min(free, max(0, int(limit) - int(used)))
-    except (OSError, ValueError):
-        return free

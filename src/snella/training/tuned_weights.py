@@ -46,8 +46,40 @@ def train_mode(model: nn.Module) -> None:
     """Set training mode, except in batch norms without a trainable parameter, whose statistics must not move."""
     model.train()
     for module in model.modules():
-        if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
+        if isinstance(module, _BatchNorm) and not _trains(module):
             module.eval()
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
+
+
+def lone_batch_norm(model: nn.Module, image: Tensor) -> str | None:
+    """Return the name of a batch norm that trains and gets one value a channel of an image (1, c, h, w), or None.
+
+    It has no variance then, and torch refuses to train it on batches of one image.
+    """
+    found: list[str] = []
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and _trains(module):
+
+            def look(norm: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                if inputs[0].numel() == inputs[0].shape[1]:
+                    found.append(name)
+
+            hooks.append(module.register_forward_pre_hook(look))
+    if not hooks:
+        return None
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(image)  # no statistics move
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None
 
 
 class Ema:

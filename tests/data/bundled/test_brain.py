@@ -86,7 +86,7 @@ def test_ignored_background_and_other_codes(package: Path) -> None:
     test = read_masked_test_data("brain", classes=CLASSES[1:], code=data.code, palette=data.palette, seed=0)
     assert (list(test.splits), test.pixels["test"]) == (["test"], data.pixels["test"])
     assert test.splits["test"].paths == data.splits["test"].paths
-    with pytest.raises(UserError, match="value 2 stands for no class"):
+    with pytest.raises(UserError, match="class 'background' is not among the model's 2 classes"):
         read_masked_test_data("brain", classes=("a", "b"), code=MaskCode((0, 1)), palette=PALETTE[:2], seed=0)
     with pytest.raises(UnreadableImage):
         data.splits["test"].read_mask("z-110", MaskCode((0, 1)))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
 from PIL import Image
 
 from snella.data.bundled.timm_entries import create, indexed_entries, known_splits
-from snella.data.images import UnreadableImage, decode
+from snella.data.images import ImageReader, UnreadableImage, decode
 from snella.data.listing import Listing
 from snella.errors import UserError, short_reason
 
@@ -23,19 +23,21 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True)
-class _Images:
+class _Images(ImageReader):
     """Opens "SPLIT#INDEX" from timm's readers of the splits."""
 
-    readers: Mapping[str, Reader]
+    readers: Mapping[str, Reader] = field(default_factory=dict)
 
-    def __call__(self, path: str) -> Image.Image:
-        split, _, index = path.rpartition("#")
+    def decoded(self, name: str) -> Image.Image:
+        split, _, index = name.rpartition("#")
         try:
             file = self.readers[split][int(index)][0]
         except OSError as error:
-            raise UnreadableImage(path, short_reason(error)) from None
+            raise UnreadableImage(name, short_reason(error)) from None
+        except (AssertionError, TypeError):  # as timm's reader meets a row without an image
+            raise UnreadableImage(name, "the row has no image") from None
         with file:
-            return decode(file, path)
+            return decode(file, name)
 
 
 def read(name: str) -> Listing:
@@ -73,7 +75,7 @@ def read(name: str) -> Listing:
     if not labels:
         raise UserError(f"{data} has no labelled train split (found: {', '.join(found)}); use another data set")
     classes, entries = indexed_entries(data, labels, getattr(features[label_key], "names", None))
-    return Listing("hfds", "", classes, entries, read=_Images(readers), notes=tuple(notes))
+    return Listing("hfds", "", classes, entries, read=_Images(readers=readers), notes=tuple(notes))
 
 
 def _columns(data: str, features: Mapping[str, object]) -> tuple[str, str, list[str]]:

@@ -4,37 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import math
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from snella.data.bundled.timm_entries import create, indexed_entries, known_splits
 from snella.data.folders.names import SPLIT_NAMES
-from snella.data.images import UnreadableImage, decode, to_rgb
+from snella.data.images import SUFFIXES, ImageReader, UnreadableImage, decode
 from snella.data.listing import Listing
 from snella.data.paths import check_exists
-from snella.errors import UserError
+from snella.errors import UserError, short_reason
+from snella.machine import free_memory
 
 MOST_SHARDS = 100_000
+IMAGES = tuple(dict.fromkeys(("jpg", "png", "webp", *(suffix[1:] for suffix in SUFFIXES))))  # timm's order first
 _LOGGER = "timm.data.readers.reader_wds"
-# how timm's reader logs a sample that it leaves out
-_FAILURE, _FAILURE_END = "Handling webdataset error (", "). Ignoring."
 
 
 @dataclass(frozen=True)
-class _Images:
-    """Opens "SPLIT#INDEX" from PNG bytes."""
+class _Images(ImageReader):
+    """Opens "SPLIT#INDEX" from the bytes of files."""
 
-    encoded: dict[str, bytes]
+    encoded: Mapping[str, bytes] = field(default_factory=dict)
 
-    def __call__(self, path: str) -> Image.Image:
-        return decode(io.BytesIO(self.encoded[path]), path)
+    def decoded(self, name: str) -> Image.Image:
+        return decode(io.BytesIO(self.encoded[name]), name)
 
 
 def read(folder: str) -> Listing:
@@ -53,21 +56,17 @@ def read(folder: str) -> Listing:
     for split, shards in _splits(folder).items():
         _check_count(folder, shards)
         labels[split] = []
-        with _logged() as problems:  # timm logs what it cannot read and goes on
-            # no mode: timm would clip 16-bit images to convert them
-            for image, label in create("wds/", folder, shards, input_img_mode=""):
-                name = f"{split}#{len(labels[split])}"
-                try:
-                    encoded[name] = _png(image, name)
-                except UnreadableImage as error:
-                    skipped.append(error)
-                else:
+        for sample, key in _samples(folder, shards):
+            name = f"{split}#{len(labels[split])}"
+            try:
+                label, content = _parts(sample, key)
+                decode(io.BytesIO(content), name)
+            except UnreadableImage as error:
+                skipped.append(UnreadableImage(f"{split} sample {sample.get('__key__', '')}".strip(), error.reason))
+            else:
+                if label is not None:
+                    encoded[name] = content
                     labels[split].append(label)
-        failures = [problem for problem in problems if problem.startswith(_FAILURE)]
-        skipped += [
-            UnreadableImage(f"{split} sample", failure.removeprefix(_FAILURE).removesuffix(_FAILURE_END))
-            for failure in failures
-        ]
         if not labels[split]:
             reason = str(skipped[-1]) if skipped else "the shards are empty"
             raise UserError(
@@ -76,21 +75,63 @@ def read(folder: str) -> Listing:
     size = sum(map(len, encoded.values())) / 1e6
     note = f"the shards are read once and held in memory: {len(encoded)} images, {size:.1f} MB"
     classes, entries = indexed_entries(f"wds/{folder}", labels, None)
-    return Listing("wds", "", classes, entries, read=_Images(encoded), notes=(note,), skipped=tuple(skipped))
+    return Listing("wds", "", classes, entries, read=_Images(encoded=encoded), notes=(note,), skipped=tuple(skipped))
 
 
-def _png(image: Image.Image, name: str) -> bytes:
-    buffer = io.BytesIO()
-    to_rgb(ImageOps.exif_transpose(image), name).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+def _samples(folder: str, shards: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield each sample as the bytes of its files by ending, and the JSON's key of the label, "" for the .cls file.
+
+    timm says which files those are; its own decoding would clip 16-bit images and take one frame of several.
+    """
+    webdataset: Any = import_module("webdataset")  # an extra
+    try:
+        with _quiet():
+            chosen = create("wds/", folder, shards).reader.split_info
+            paths = [os.path.join(folder, name) for name in chosen.filenames]
+            key = str(chosen.alt_label or "")
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"wds/{folder}: its info file is not one of shards ({short_reason(error)}); mend it") from None
+    size, free = sum(os.path.getsize(path) for path in paths if os.path.isfile(path)), free_memory()
+    if size > free:
+        raise UserError(
+            f"wds/{folder}: the shards, which are held in memory, are {size / 1e9:,.1f} GB; {free / 1e9:,.1f} GB are "
+            "free: unpack them into class folders"
+        )
+    faults: list[Exception] = []
+    source = webdataset.DataPipeline(
+        webdataset.SimpleShardList(paths),
+        webdataset.tarfile_to_samples(handler=lambda error: faults.append(error) or True),
+    )
+    for sample in source:
+        yield sample, key
+    for error in faults:
+        yield {"__fault__": short_reason(error)}, key
+
+
+def _parts(sample: Mapping[str, Any], key: str) -> tuple[int | None, bytes]:
+    """Return a sample's label, None where it has none (-1), and its image. Raises UnreadableImage for one without."""
+    if "__fault__" in sample:
+        raise UnreadableImage("", sample["__fault__"])
+    try:
+        label = int(json.loads(sample["json"])[key] if key else sample["cls"])
+    except (KeyError, ValueError, TypeError, RecursionError):
+        where = f"{key!r} in its .json" if key else "its .cls file"
+        raise UnreadableImage("", f"{where} does not hold a class number") from None
+    content = next((sample[ending] for ending in IMAGES if ending in sample), None)
+    if not content:
+        raise UnreadableImage("", f"no image (.{', .'.join(IMAGES[:3])} ...)")
+    return None if label < 0 and key else label, content
 
 
 def _splits(folder: str) -> dict[str, str]:
     """Map our split names to what timm's reader takes: a split of the info file, or shards joined by "::"."""
     from timm.data.readers.reader_wds import _load_info
 
-    with _logged():
-        info = _load_info(folder).get("splits", {})
+    with _quiet():
+        found = _load_info(folder)
+    info = found.get("splits", {}) if isinstance(found, dict) else None
+    if not isinstance(info, dict):
+        raise UserError(f"wds/{folder}: its info file is not one of shards; mend it, or remove it")
     if info:
         splits, _ = known_splits(list(info))
         if not splits:
@@ -129,17 +170,12 @@ def _alternatives(braces: str) -> int:
 
 
 @contextlib.contextmanager
-def _logged() -> Iterator[list[str]]:
-    """Collect what timm's reader logs inside, instead of its being printed."""
-    messages: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())
+def _quiet() -> Iterator[None]:
+    """Keep what timm's reader logs inside from being printed."""
     logger = logging.getLogger(_LOGGER)
-    propagate = logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
-        yield messages
+        yield
     finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagate
+        logger.setLevel(level)

@@ -78,7 +78,7 @@ def _parts(found: Tree, choices: Choices) -> tuple[list[_Part], list[str]]:
         folders = [top for top in named if top in nested or basename(top).lower() in SPLIT_NAMES]
         folders = [top for top in folders if _split(top) != UNLABELLED]
         notes += _beside_splits(names, below, folders)
-        return _split_folders(found, base, {top: below[top] for top in folders}, notes), notes
+        return _split_folders(found, base, {top: below[top] for top in folders}, notes, choices), notes
     if named and choices.classes not in ("top", "path", "leaf"):
         return _flat_splits(found, base, below, choices, notes), notes
     direct = [name for name in names if "/" not in name]
@@ -92,7 +92,7 @@ def _parts(found: Tree, choices: Choices) -> tuple[list[_Part], list[str]]:
     if direct and inside:
         folder = found.path(base.rstrip("/")) if base else found.root
         notes.append(f"{len(direct)} images directly in {folder}, outside every class folder, left out")
-    notes += _check_full(found, base, inside)
+    notes += _check_full(found, base, inside, choices)
     return [_Part("all", base, _in_order(inside or direct))], notes
 
 
@@ -119,7 +119,9 @@ def _wrapper(names: Sequence[str]) -> str:
         base += f"{top}/"
 
 
-def _split_folders(found: Tree, base: str, below: dict[str, list[str]], notes: list[str]) -> list[_Part]:
+def _split_folders(
+    found: Tree, base: str, below: dict[str, list[str]], notes: list[str], choices: Choices
+) -> list[_Part]:
     """Return the splits of folders with class folders in them."""
     parts = []
     for split, folder in sorted(_folder_of_splits(found, base, below).items()):
@@ -136,7 +138,7 @@ def _split_folders(found: Tree, base: str, below: dict[str, list[str]], notes: l
             count = len(inside) - len(kept)
             notes.append(f"{count} images directly in {found.path(place[:-1])}, outside every class folder, left out")
         if split == "train":
-            notes += _check_full(found, place, kept)
+            notes += _check_full(found, place, kept, choices)
         parts.append(_Part(split, place, _in_order(kept)))
     return parts
 
@@ -199,8 +201,10 @@ def _splits_below(base: str, names: Sequence[str]) -> list[_Part]:
     return [_Part(split, base, _in_order(inside), True) for split, inside in sorted(by_split.items())]
 
 
-def _check_full(found: Tree, place: str, names: Sequence[str]) -> list[str]:
+def _check_full(found: Tree, place: str, names: Sequence[str], choices: Choices) -> list[str]:
     """Refuse a folder in the place of a class that holds no image; return a note on those of annotations and the like.
+
+    To test a run on, they need not hold any: what classes have no image is said of the whole.
 
     Raises:
         UserError: a folder that is empty, or holds files in formats that are not read.
@@ -210,11 +214,12 @@ def _check_full(found: Tree, place: str, names: Sequence[str]) -> list[str]:
     without = sorted((name for name in inside if "/" not in name and name not in full), key=natural_order)
     texts = [name for name in without if _holds_texts_alone(found, f"{place}{name}/")]
     empty = [name for name in without if name not in texts]
-    if full and empty:
+    if full and empty and not choices.of_run:
         more = f" (and {len(empty) - 1} more such folders)" if len(empty) > 1 else ""
         path = found.path(place + empty[0])
         raise UserError(f"{path} holds no image, so its class has none{more}; add images or remove the folder")
-    return [f"folders without images, left out: {listed(texts)}"] if full and texts else []
+    left_out = without if choices.of_run else texts
+    return [f"folders without images, left out: {listed(left_out)}"] if full and left_out else []
 
 
 def _holds_texts_alone(found: Tree, folder: str) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from snella.data.folders.tree import Tree, tree
-from snella.data.images import UnreadableImage, image_size, open_image
+from snella.data.images import ImageReader, UnreadableImage, decode, image_size
 from snella.data.layouts.detections import Box, Detections, Shape, detection_format, detections, labels_of
 from snella.data.listing import Entry, Listing, label_entries
 from snella.data.masks.class_names import ClassNames
@@ -69,22 +71,26 @@ def crops(found: Tree) -> Listing:
         found.root,
         classes,
         dict(by_split),
-        read=crop,
+        read=CutBoxes(),
         notes=tuple(notes),
         skipped=tuple(skipped),
     )
 
 
-def crop(path: str) -> Image.Image:
-    """Read the part of an image that PATH#LEFT,TOP,RIGHT,BOTTOM names. Raises UnreadableImage."""
-    file, _, box = path.rpartition("#")
-    left, top, right, bottom = map(int, box.split(","))
-    return _opened(file).crop((left, top, right, bottom))
+class CutBoxes(ImageReader):
+    """Reads the parts of image files that PATH#LEFT,TOP,RIGHT,BOTTOM names."""
+
+    def decoded(self, name: str) -> Image.Image:
+        left, top, right, bottom = map(int, name.rpartition("#")[2].split(","))
+        return _decoded(self.file(name)).crop((left, top, right, bottom))
+
+    def file(self, name: str) -> str:
+        return name.rpartition("#")[0]
 
 
 @lru_cache(maxsize=2)
-def _opened(path: str) -> Image.Image:
-    return open_image(path)
+def _decoded(path: str) -> Image.Image:
+    return decode(path, path)
 
 
 def has_outlines(root: str) -> bool:
@@ -119,31 +125,52 @@ def outlined(found: Tree) -> MaskListing:
         raise UserError(f"{found.root}: no image has an outline ({read.in_words()}); check the annotations")
     drawn = Outlines(found.root, read, {label: value for value, label in enumerate(classes, start=1)})
     splits: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    skipped: list[UnreadableImage] = []
     for image in read.shapes:
-        splits[read.splits.get(image, "all")].append((image, image))
+        try:
+            _checked_size(found.root, read, image)
+        except UnreadableImage as error:
+            skipped.append(error)
+        else:
+            splits[read.splits.get(image, "all")].append((image, image))
+    if not splits:
+        raise UserError(f"{found.root}: none of the images can be used, the first: {skipped[0]}; check the files")
     names = ClassNames(found.root, (BACKGROUND, *classes), tuple(range(len(classes) + 1)))
     notes = (
         *found.notes,
         f"masks drawn from outlines, the rest is {BACKGROUND} ({read.in_words()})",
         *_without(found, read),
     )
-    return MaskListing(f"masks of {read.kind}", "", dict(splits), names, notes, drawn.read, drawn.read_mask)
+    return MaskListing(
+        f"masks of {read.kind}",
+        found.root,
+        dict(splits),
+        names,
+        notes,
+        read_mask=drawn,
+        skipped=tuple(skipped),
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class Outlines:
-    """Images by name and the masks that the outlines of their objects draw."""
+    """The masks of images that the outlines of their objects draw."""
 
     root: str
     found: Detections
     values: dict[str, int]
 
-    def read(self, name: str) -> Image.Image:
-        return open_image(os.path.join(self.root, name))
+    def drawn_from(self, path: str) -> str:
+        """Return a digest of what an image file's mask is drawn from."""
+        shapes = [(shape.label, shape.outlines, shape.runs) for shape in self.found.shapes[self._name(path)]]
+        return blake2b(json.dumps(shapes).encode(), digest_size=8).hexdigest()
 
-    def read_mask(self, name: str, code: MaskCode) -> Tensor:
-        """Return class indices, (h, w) int16. Raises UnreadableImage where the annotations are of another size."""
-        path = os.path.join(self.root, name)
+    def _name(self, path: str) -> str:
+        return os.path.relpath(path, self.root).replace(os.sep, "/")
+
+    def __call__(self, path: str, code: MaskCode) -> Tensor:
+        """Return class indices of an image file's mask, (h, w) int16. Raises UnreadableImage."""
+        name = self._name(path)
         size = _checked_size(self.root, self.found, name)
         mask = np.zeros((size[1], size[0]), dtype=np.uint16)
         inside = [self._inside(shape, size) for shape in self.found.shapes[name]]

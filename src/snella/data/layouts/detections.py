@@ -5,7 +5,6 @@ The classes are of objects, not of images: `crops` makes images of them, and out
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,8 @@ from xml.etree import ElementTree
 from snella.data.folders.names import SPLIT_NAMES, split_and_rest, split_of
 from snella.data.folders.tree import Tree
 from snella.data.paths import read_text
-from snella.errors import UserError, brief, counted, listed
+from snella.errors import UserError, brief, counted, listed, short_reason
+from snella.json_files import load_json
 from snella.yaml_text import read_yaml
 
 MOST = 0.5  # share of the images, or of the files of that kind, that have to go together
@@ -319,9 +319,11 @@ def _all(path: str) -> str:
 
 def _json(path: str) -> dict[str, Any]:
     try:
-        content = json.loads(read_text(path))
+        content = load_json(read_text(path))
+    except UserError:
+        raise
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); mend it") from None
+        raise UserError(f"{path} is not JSON ({short_reason(error)}); mend it") from None
     return content if isinstance(content, dict) else {}
 
 

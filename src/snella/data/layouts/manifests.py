@@ -7,11 +7,9 @@ Paths are relative to the manifest. Labels are names; whole numbers are ordered 
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import islice
 
 from snella.data.folders.choices import NO_CHOICE, Choices
@@ -19,6 +17,7 @@ from snella.data.folders.names import SPLIT_NAMES
 from snella.data.listing import Entry, Listing, label_entries
 from snella.data.paths import same_file_key
 from snella.errors import UserError, short_reason
+from snella.json_files import RepeatedKeyError, load_json
 
 PATH_COLUMNS = ("path", "image", "file_name")
 LABEL_COLUMNS = ("label", "class")
@@ -147,16 +146,6 @@ def text_value(row: dict[str, object], column: str, path: str, line: int) -> str
     return value
 
 
-def _unrepeated(place: str, pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Return an object of JSON. Raises UserError where it has one name twice, of which json takes the last."""
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{place}: {repeated!r} is there twice; keep one")
-    return row
-
-
 def find_column(accepted: Sequence[str], columns: Sequence[str], path: str, what: str) -> str:
     present = [name for name in accepted if name in columns]
     if len(present) > 1:
@@ -194,10 +183,10 @@ def _jsonl_rows(path: str) -> Iterator[Row]:
             if not text.strip():
                 continue
             try:
-                row = json.loads(text, object_pairs_hook=partial(_unrepeated, f"{path} line {line}"))
-            except UserError:
-                raise
-            except (ValueError, RecursionError) as error:
+                row = load_json(text)
+            except RepeatedKeyError as error:
+                raise UserError(f"{path} line {line}: {error}; keep one") from None
+            except ValueError as error:
                 raise UserError(
                     f"{path} line {line}: not JSON ({short_reason(error)}); write one object a line"
                 ) from None

@@ -181,7 +181,7 @@ def _labelled_folder(path: str, choices: Choices) -> Listing:
 def _lists_or_folders(path: str, found: Tree, choices: Choices) -> Listing:
     """List images by tables or lists of them, or by their folders, where one of the two says the classes."""
     try:
-        folders, refusal = class_folders(found), None
+        folders, refusal = class_folders(found, choices), None
     except UserError as error:
         folders, refusal = None, error
     sure = folders is not None and len(folders.classes) > 1

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 from snella.data.listing import Entry, Listing, natural_order
 from snella.data.paths import read_text
-from snella.errors import UserError
+from snella.errors import UserError, short_reason
+from snella.json_files import load_json
 
 # class counts of the 19 VTAB-1k tasks, by the folder names they are distributed under
 VTAB_CLASSES = {
@@ -108,10 +108,11 @@ def fgvc(root: str) -> Listing:
 
 def _fgvc_table(path: str) -> dict[str, str]:
     try:
-        with open(path, encoding="utf-8") as file:
-            table = json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON ({error}); expected {{image: class}}") from None
+        table = load_json(read_text(path))
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({short_reason(error)}); expected {{image: class}}") from None
     if not isinstance(table, dict) or not table:
         raise UserError(f"{path} holds no {{image: class}} table; expected one object with an entry for each image")
     for name, label in table.items():

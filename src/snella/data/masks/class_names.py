@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import NamedTuple, TypeVar
 from snella.data.masks.files import MAX_VALUE, RGB
 from snella.data.paths import composed, read_text
 from snella.errors import UserError, short_reason
+from snella.json_files import load_json
 
 Item = TypeVar("Item")
 
@@ -75,10 +75,10 @@ def names_file(folders: Sequence[str]) -> ClassNames | None:
     if path is None:
         return None
     try:
-        content = json.loads(read_text(path))
+        content = load_json(read_text(path))
     except UserError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read: {short_reason(error)}; it must hold a JSON list of class names"
         ) from None

@@ -183,6 +183,11 @@ class MaskedImages:
         check_sizes(self.paths[index], image.size, (mask.shape[1], mask.shape[0]))
         return {"image": image, "mask": Mask(mask)}
 
+    def drawn_from(self, index: int) -> str:
+        """Return a digest of what a mask is drawn from; "" for one that is read."""
+        digest = getattr(self.read_mask, "drawn_from", None)
+        return digest(self.masks[index]) if digest else ""
+
 
 def check_sizes(path: str, image: tuple[int, int], mask: tuple[int, int]) -> None:
     """Compare (width, height) of image and mask. Raises UnreadableImage where they differ."""

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from snella.data.checks import ImageFacts
-from snella.data.images import ImageFiles, open_image
+from snella.data.images import UnreadableImage, open_image
 from snella.data.masks.class_names import ClassNames
 from snella.data.masks.files import MaskCode, read_mask
 
@@ -29,12 +29,13 @@ class MaskListing:
     read: Callable[[str], Image.Image] = open_image
     read_mask: Callable[[str, MaskCode], Tensor] = read_mask
     caveat: str = ""
+    skipped: tuple[UnreadableImage, ...] = ()  # found unusable while listing
     facts: Mapping[str, ImageFacts] = field(default_factory=dict)  # of the images, once they are checked
 
     @property
     def files(self) -> bool:
-        """Tell whether images and masks are files; those of a package are names that `read` and `read_mask` know."""
-        return isinstance(self.read, ImageFiles)
+        """Tell whether masks are files; others are drawn, or those of a package, which `read_mask` knows by name."""
+        return self.read_mask is read_mask
 
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)

@@ -117,7 +117,7 @@ def read_captioned_test_data(
     Raises:
         UserError: data that cannot be read; a class that the model does not have.
     """
-    listing, own = _listing(data, seed, choices)
+    listing, own = _listing(data, seed, replace(choices, of_run=True))
     captions = own or _caption_by_prompt(data, listing, prompt)
     listing = keep_test_split(listing)
     if own and prompt is not None:
@@ -126,7 +126,9 @@ def read_captioned_test_data(
         listing = relabel(data, listing, classes)
     else:
         listing = replace(listing, classes=())
-    return _data(data, drop_unreadable(data, listing, progress), captions, ("test",))
+    listing = drop_unreadable(data, listing, progress)
+    listing = replace(listing, notes=(*listing.notes, *note_absent_classes(listing)))
+    return _data(data, listing, captions, ("test",))
 
 
 def _listing(data: str, seed: int, choices: Choices) -> tuple[Listing, Captions]:

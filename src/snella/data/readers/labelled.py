@@ -70,6 +70,7 @@ def read_test_data(
     """
     listing = _listing(data, seed, replace(choices, of_run=True))
     listing = drop_unreadable(data, relabel(data, keep_test_split(listing), classes), progress)
+    listing = replace(listing, notes=(*listing.notes, *note_absent_classes(listing)))
     return _data(data, listing, {"test": listing.images("test")})
 
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from snella.data.checks import CHECK_ALL
 from snella.data.dataset import SPLITS
-from snella.data.images import Progress, UnreadableImage
+from snella.data.images import ImageReader, Progress, UnreadableImage
 from snella.data.layouts import registry
-from snella.data.listing import keep_test_split
+from snella.data.listing import drop_unreadable, keep_test_split
 from snella.data.masks.codes import code_by_name, find_code
 from snella.data.masks.files import IGNORE, RGB, MaskCode, MaskData, MaskedImages
 from snella.data.masks.listing import MaskListing, Pair
@@ -89,12 +89,13 @@ def read_masked_test_data(
             does not have.
     """
     listing = keep_test_split(_listing(data, seed))
-    if listing.files and listing.names:
+    if listing.names:
         code, notes = code_by_name(listing.names, classes, code)
         listing = replace(listing, notes=(*listing.notes, *notes))
     listing, facts, skipped = _drop_unusable(data, listing, progress)
     counts = {mask: known.pixels(code) for mask, known in facts.items()}
-    return _data(data, listing, ("test",), classes, code, palette, counts, skipped)
+    result = _data(data, listing, ("test",), classes, code, palette, counts, skipped)
+    return replace(result, notes=(*result.notes, *_note_absent_classes(result)))
 
 
 def _listing(data: str, seed: int) -> MaskListing:
@@ -107,7 +108,8 @@ def _drop_unusable(
 ) -> tuple[MaskListing, dict[str, MaskFacts], list[UnreadableImage]]:
     """Return the listing without the pairs that cannot be used, the facts by mask, and the faults."""
     if not listing.files:
-        return listing, {}, []
+        checked = drop_unreadable(data, listing, progress) if isinstance(listing.read, ImageReader) else listing
+        return checked, {}, list(checked.skipped)
     pairs = [pair for entries in listing.splits.values() for pair in entries]
     found, whole, seen = scan_pairs([(listing.path(image), listing.path(mask)) for image, mask in pairs], progress)
     faults = {pair: fault for pair, fault in zip(pairs, found, strict=True) if isinstance(fault, UnreadableImage)}

@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
 from timm.data.transforms import str_to_interp_mode, str_to_pil_interp
+from torch import Tensor
 from torchvision.transforms import v2
+from torchvision.tv_tensors import Image as Image_
 
 from snella.data.dataset import Example, Transform
 from snella.errors import UserError
@@ -33,6 +35,7 @@ class Preprocessing:
         interpolation: bicubic, bilinear, nearest, ...
         resize: "squash" to the square whatever the sides (VTAB), or "crop": the short side to image_size * 256 / 224,
             then the centre; "none" (with masks only: `masked_transforms`) leaves the pixels as they are.
+        bgr: the channels of the input are blue, green, red, once they are normalised.
 
     >>> eval_transform(Preprocessing(224))({"image": Image.new("RGB", (640, 480))})["image"].shape
     torch.Size([3, 224, 224])
@@ -46,6 +49,7 @@ class Preprocessing:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     interpolation: str = "bicubic"
     resize: str = "crop"
+    bgr: bool = False
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
@@ -60,14 +64,15 @@ class Preprocessing:
             raise UserError(f"interpolation is {self.interpolation!r}; use bicubic, bilinear or nearest") from None
 
     def to_dict(self) -> dict[str, object]:
-        """Return the values as JSON holds them."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        """Return the values as JSON holds them; without `bgr` where it is off, as before there was one."""
+        values = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        return {name: value for name, value in values.items() if name != "bgr" or value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
         """Return the preprocessing that `to_dict` gave. Raises UserError on unknown or missing names."""
         names = [field.name for field in fields(cls)]
-        if set(values) != set(names):
+        if {"bgr", *values} != set(names):
             raise UserError(f"preprocessing has {sorted(values)}; expected {sorted(names)}")
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
@@ -180,8 +185,14 @@ def to_tensor(p: Preprocessing) -> list[Transform]:
         v2.ToImage(),
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize(mean=list(p.mean), std=list(p.std)),
+        *([v2.Lambda(_reversed_channels, Image_)] if p.bgr else []),
         v2.ToPureTensor(),
     ]
+
+
+def _reversed_channels(image: Tensor) -> Tensor:
+    """Return an image (3, h, w) with its channels in the other order."""
+    return Image_(image.flip(-3))
 
 
 def _policy(name: str, p: Preprocessing) -> Callable[[Image.Image], Image.Image]:

@@ -160,7 +160,8 @@ class Segment(TaskLearner[RegionEvaluation, MaskData, MaskedImages]):
 
     def _example(self, image: Tensor, mask: Tensor, predicted: Tensor) -> Example:
         p = self.preprocessing
-        pixels = image.cpu() * torch.tensor(p.std).view(3, 1, 1) + torch.tensor(p.mean).view(3, 1, 1)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (p.mean, p.std))
+        pixels = (image.flip(0) if p.bgr else image).cpu() * std + mean
         pixels = F.interpolate(pixels[None], size=tuple(mask.shape), mode="bilinear", align_corners=False)[0]
         picture = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
         return Example(picture, mask.cpu().numpy(), predicted.cpu().numpy())

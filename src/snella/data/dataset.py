@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
@@ -20,6 +21,7 @@ Example = dict[str, Any]
 Transform = Callable[[Example], Example]
 
 SPLITS = ("train", "val", "test")
+CROP = re.compile(r"#\d+,\d+,\d+,\d+$")  # of the names of crops, after the image's
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class ImageData(Generic[Split]):
         notes: licence, source and how splits were made.
         caveat: what belongs beside a result on these data, such as a published baseline.
         facts: what a look at the images found, by path.
+        groups: what an image shares with others (a patient, a video), by path, where that is known.
+        folder: what paths are below, where the root is a name; "" where they are not files.
     """
 
     layout: str
@@ -84,6 +88,8 @@ class ImageData(Generic[Split]):
     notes: tuple[str, ...] = ()
     caveat: str = ""
     facts: Mapping[str, ImageFacts] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
+    folder: str = ""
 
 
 def with_white(data: ImageData[Any], white: int | None) -> ImageData[Any]:
@@ -128,17 +134,30 @@ def inverse_frequency(counts: Tensor) -> Tensor:
     return torch.where(occurs, weights, 1).float()
 
 
+def name_in(root: str, path: str, folder: str) -> str:
+    """Return what an image is called below its data, the same on every machine, with "/".
+
+    Images that are not files have names of their own; a crop is named after its image.
+
+    Args:
+        root: the data, as a user names it: a folder, a manifest in one, or a name.
+        folder: what paths are below where it is a name; "" where images are not files.
+    """
+    root = os.path.expanduser(root)
+    folder = root if os.path.isdir(root) else os.path.dirname(root) or "." if os.path.isfile(root) else folder
+    if not folder or not os.path.isfile(CROP.sub("", path)):
+        return path
+    return os.path.relpath(path, folder).replace(os.sep, "/")
+
+
 def entries_of(data: ImageData[Any]) -> dict[str, dict[str, str]]:
     """Return split -> the name of each image, below the data's folder -> what is known of it.
 
     That is the size of its file, its label by name, its caption, and its mask's name and size.
     """
-    folder = data.root if os.path.isdir(data.root) else os.path.dirname(data.root)
 
     def named(path: str) -> tuple[str, str]:
-        is_file = os.path.isfile(path)
-        name = os.path.relpath(path, folder or ".") if is_file else path
-        return name.replace(os.sep, "/"), f"{os.path.getsize(path)} bytes" if is_file else ""
+        return name_in(data.root, path, data.folder), f"{os.path.getsize(path)} bytes" if os.path.isfile(path) else ""
 
     found: dict[str, dict[str, str]] = {}
     for split, images in data.splits.items():

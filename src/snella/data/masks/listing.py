@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from snella.data.checks import ImageFacts
-from snella.data.images import ImageFiles, open_image
+from snella.data.images import ImageFiles, UnreadableImage, open_image
 from snella.data.masks.class_names import ClassNames
 from snella.data.masks.files import MaskCode, read_mask
 
@@ -30,6 +30,8 @@ class MaskListing:
     read_mask: Callable[[str, MaskCode], Tensor] = read_mask
     caveat: str = ""
     facts: Mapping[str, ImageFacts] = field(default_factory=dict)  # of the images, once they are checked
+    skipped: tuple[UnreadableImage, ...] = ()
+    groups: Mapping[str, str] = field(default_factory=dict)  # by image's name, as in a `Listing`
 
     @property
     def files(self) -> bool:

@@ -167,6 +167,12 @@ class Data:
     """Suspicions that are not said, as snella train --trust takes them."""
     strict: bool = False
     """Exit with code 1 where there is a suspicion."""
+    group_column: str | None = None
+    """Column that says what images belong together, as snella train --group-column takes it."""
+    group_pattern: str | None = None
+    """The same by a regular expression, as snella train --group-pattern takes it."""
+    splits: str | None = None
+    """Table that divides the images, as snella train --splits takes it."""
     classes: Literal["leaf", "top", "path", "names"] | None = None
     """What the class of an image is, as snella train --classes takes it."""
     label_column: str | None = None

@@ -66,6 +66,8 @@ def make_plan(
         plan = Plan(tasks, given or _usual_methods(tasks), grid, seeds, folder)
     for config in plan.possible():
         validate(config)
+        if config.data.folds is not None and config.data.fold is None:
+            raise UserError("--folds makes a run into several; leave it out, or name one of them by --fold")
         if config.data.batch_size == "auto":
             raise UserError("--batch-size auto would give each method another one; give the same number to all")
     return plan

@@ -81,12 +81,14 @@ def _dispatch(args: list[str]) -> int:
 def _train(args: list[str]) -> int:
     config = _in_benchmark(parse_train(args, "train", _defaults(args)), args)
     validate(config)
-    from snella.runs.folder import resume_command
+    from snella.runs.folder import is_cross_validation, resume_command
     from snella.runs.train import train
     from snella.training.interrupt import Interrupted
 
     folder = run_folder(config)
     before = _written(folder / "config.yaml")
+    if is_cross_validation(config):
+        from snella.compare.folds import cross_validate as train
     try:
         train(config)
     except Interrupted as stop:

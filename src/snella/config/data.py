@@ -9,7 +9,7 @@ from snella.config.fields import at_least, between, from_below, inside, setting
 from snella.config.tasks import LABELLED
 
 Suspected = Literal[
-    "copies", "lookalikes", "split-names", "spelling", "labels", "one-split", "imbalance", "empty", "dark"
+    "copies", "lookalikes", "groups", "split-names", "spelling", "labels", "one-split", "imbalance", "empty", "dark"
 ]
 SET_ASIDE = 0.15  # share of the images for a split that labelled data lacks
 
@@ -57,15 +57,32 @@ class DataConfig:
     None: the largest value of the bits that the data set uses (4095 for 12 of 16), which is said."""
     trust: tuple[Suspected, ...] | None = setting(None, free=True)
     """Suspicions that are not said, since what looks wrong is meant: copies (equal files in two splits or classes),
-    lookalikes (images of two splits that look the same), split-names (classes called train or test), spelling (names
-    that differ in case, spaces or zeros), labels (classes called none or n/a), one-split (classes in one split only),
-    imbalance (one class above 95 %), empty (images that show nothing), dark (values far below their range)."""
+    lookalikes (images of two splits that look the same), groups (a group in two splits), split-names (classes called
+    train or test), spelling (names that differ in case, spaces or zeros), labels (classes called none or n/a),
+    one-split (classes in one split only), imbalance (one class above 95 %), empty (images that show nothing), dark
+    (values far below their range)."""
     val_fraction: float | None = setting(None, inside(0, 1))
     """Share of each class set aside for choosing the epoch, where the data has no such split. 0 to 1. None: 0.15; to
     generate, none: all images are trained on, and stand for those set aside."""
     test_fraction: float | None = setting(None, inside(0, 1))
     """Share of each class set aside for the final test, where the data has no split of its own. 0 to 1. None: 0.15; to
     generate, none."""
+    group_column: str | None = setting(None, tasks=LABELLED)
+    """Column of a manifest, or a table of images, that says what images belong together (a patient, a tile, a video):
+    they are in one split. To classify and to segment."""
+    group_pattern: str | None = setting(None)
+    """The same by a regular expression, which is searched for in the path of each image below the data: its first
+    group in parentheses, or all that it matches, such as 'patient_[0-9]+'."""
+    splits: str | None = setting(None)
+    """Table (.csv, .jsonl) with the columns file and split, such as the splits.csv of a run, that divides the images in
+    place of the data's own splits. Files are named by their paths below the data; a split that the table does not have
+    is taken out of train."""
+    folds: int | None = setting(None, at_least(2))
+    """Cross-validation: so many runs, each of which has another part of train and val for its test split, in fold-1,
+    fold-2 ... of the folder for the results; then the predictions of all images, by the run that has not trained on
+    them, and the mean and spread of the metrics. A test split that the data has is left alone."""
+    fold: int | None = setting(None, at_least(1))
+    """One of the --folds alone, from 1, as an ordinary run."""
     workers: int | None = setting(None, between(0, 256), free=True)
     """Processes that decode images, at most 256.
     None: one per core up to 8 beside a GPU, none beside a CPU that trains."""

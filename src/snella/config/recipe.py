@@ -16,7 +16,7 @@ from snella.config.validation import typed
 from snella.errors import UserError, named
 from snella.yaml_text import read_yaml
 
-PLACES = ("data", "checkpoint", "prior_data", "backbone")  # settings that may name files or folders
+PLACES = ("data", "splits", "checkpoint", "prior_data", "backbone")  # settings that may name files or folders
 FOLDER_PREFIXES = ("hf:", "local-dir:")  # of backbones in a folder
 LONGEST_FILE = 1_000_000  # bytes
 _SUITE = re.compile(r"^suite\s*:", re.MULTILINE)  # what only a suite of tasks has (`snella.config.suites`)

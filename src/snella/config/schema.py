@@ -144,10 +144,12 @@ def shrunk(config: TrainConfig) -> TrainConfig:
 
 
 def run_folder(config: TrainConfig) -> Path:
-    """Return the run folder: `out`, or runs/DATA-METHOD-sSEED."""
+    """Return the run folder: `out`, or runs/DATA-METHOD-sSEED, with the fold or the number of folds where there are."""
     if config.out:
         return Path(config.out)
-    return Path("runs") / f"{source_name(config.data.source or '')}-{config.method.name}-s{config.seed}"
+    folds, fold = config.data.folds, config.data.fold
+    of = "" if folds is None else f"-{folds}-folds" if fold is None else f"-fold-{fold}-of-{folds}"
+    return Path("runs") / f"{source_name(config.data.source or '')}-{config.method.name}-s{config.seed}{of}"
 
 
 def source_name(source: str) -> str:

@@ -58,6 +58,7 @@ def _check_run(config: TrainConfig) -> None:
         raise UserError(
             f"--min-lr {config.loop.min_lr} is above the learning rate {config.loop.lr}; lower it or raise the rate"
         )
+    _check_division(config)
     for name in ("mixup", "cutmix"):
         if 0 < config.value(name) < SMALLEST_ALPHA:
             raise UserError(
@@ -81,6 +82,23 @@ def _check_run(config: TrainConfig) -> None:
             raise UserError(f"--memory: {error}, nor auto") from None
     if config.resume and config.overwrite:
         raise UserError("--resume and --overwrite contradict each other: pass one of them")
+
+
+def _check_division(config: TrainConfig) -> None:
+    """Refuse what is said of the splits where it cannot be, or is not read."""
+    data = config.data
+    if data.group_column is not None and data.group_pattern is not None:
+        raise UserError("--group-column and --group-pattern both say the groups; pass one of them")
+    try:
+        re.compile(data.group_pattern or "")
+    except re.error as error:
+        raise UserError(f"--group-pattern {data.group_pattern} is not a regular expression: {error}") from None
+    if data.fold is not None and not data.fold <= (data.folds or 0):
+        raise UserError(f"--fold {data.fold} is one of --folds, which is {data.folds}; pass how many there are")
+    if data.folds is not None and data.test_fraction is not None:
+        raise UserError("--test-fraction: with --folds the test split is a fold; leave it out")
+    if data.folds is not None and config.test == "none":
+        raise UserError("--test none: with --folds each fold is tested; leave it out")
 
 
 def _check_method(config: TrainConfig) -> None:

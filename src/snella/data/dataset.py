@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
@@ -20,6 +21,7 @@ Example = dict[str, Any]
 Transform = Callable[[Example], Example]
 
 SPLITS = ("train", "val", "test")
+CROP = re.compile(r"#\d+,\d+,\d+,\d+$")  # of the names of crops, after the image's
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class ImageData(Generic[Split]):
         notes: licence, source and how splits were made.
         caveat: what belongs beside a result on these data, such as a published baseline.
         facts: what a look at the images found, by path.
+        groups: what an image shares with others (a patient, a video), by path, where that is known.
+        folder: what paths are below, where the root is a name; "" where they are not files.
     """
 
     layout: str
@@ -84,6 +88,8 @@ class ImageData(Generic[Split]):
     notes: tuple[str, ...] = ()
     caveat: str = ""
     facts: Mapping[str, ImageFacts] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
+    folder: str = ""
 
 
 def with_white(data: ImageData[Any], white: int | None) -> ImageData[Any]:
@@ -134,18 +140,30 @@ def folder_of(data: str) -> str:
     return path if os.path.isdir(path) else os.path.dirname(path)
 
 
+def name_in(root: str, path: str, folder: str) -> str:
+    """Return what an image is called below its data, the same on every machine, with "/".
+
+    Images that are not files have names of their own; a crop is named after its image.
+
+    Args:
+        root: the data, as a user names it: a folder, a manifest in one, or a name.
+        folder: what paths are below where it is a name; "" where images are not files.
+    """
+    folder = folder_of(root) or "." if os.path.exists(os.path.expanduser(root)) else folder
+    if not folder or not os.path.isfile(CROP.sub("", path)):
+        return path.replace(os.sep, "/")
+    return os.path.relpath(path, folder).replace(os.sep, "/")
+
+
 def entries_of(data: ImageData[Any]) -> dict[str, dict[str, str]]:
     """Return split -> the name of each image, below the data's folder -> what is known of it.
 
     That is the size of its file, its label by name, its caption, its mask's name and size or what it is drawn from.
     """
-    folder = folder_of(data.root)
 
     def named(path: str, file: str) -> tuple[str, str]:
-        if not os.path.isfile(file):
-            return path.replace(os.sep, "/"), ""
-        name = os.path.relpath(file, folder or ".") + path[len(file) :]
-        return name.replace(os.sep, "/"), f"{os.path.getsize(file)} bytes"
+        size = f"{os.path.getsize(file)} bytes" if os.path.isfile(file) else ""
+        return name_in(data.root, path, data.folder), size
 
     found: dict[str, dict[str, str]] = {}
     for split, images in data.splits.items():

@@ -36,6 +36,7 @@ class Listing:
     facts: Mapping[str, ImageFacts] = field(default_factory=dict)  # by path, once the images are checked
     fixed_classes: bool = False  # published label set: a class may have no image in train
     caveat: str = ""  # what belongs beside a result on these data
+    groups: Mapping[str, str] = field(default_factory=dict)  # by name: what an image shares with others
 
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)
@@ -46,15 +47,27 @@ class Listing:
 
 
 class SplitListing(Protocol):
-    """A listing of any kind: a dataclass with splits and notes."""
+    """A listing of any kind: a dataclass whose splits hold tuples that an image's name is the first of."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
-    def splits(self) -> Mapping[str, Any]: ...
-
+    def layout(self) -> str: ...
+    @property
+    def folder(self) -> str: ...
+    @property
+    def splits(self) -> Mapping[str, Sequence[tuple[str, Any]]]: ...
     @property
     def notes(self) -> tuple[str, ...]: ...
+    @property
+    def skipped(self) -> tuple[UnreadableImage, ...]: ...
+    @property
+    def groups(self) -> Mapping[str, str]: ...
+    def path(self, name: str, /) -> str: ...
+
+
+def groups_by_path(listing: SplitListing) -> dict[str, str]:
+    return {listing.path(name): group for name, group in listing.groups.items()}
 
 
 class CheckableListing(SplitListing, Protocol):

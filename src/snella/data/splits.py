@@ -6,20 +6,38 @@ one image more or less moves hardly any other.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
-from hashlib import blake2b
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from snella.data.dataset import CROP
+from snella.data.groups import bundled, ranked, shared_out, source_of
 from snella.data.listing import Entry, Listing
-from snella.errors import UserError
-
-COPY = re.compile(r"(?P<source>.+)\.rf\.\w{16,}\.\w+")
-CROP = re.compile(r"#\d+,\d+,\d+,\d+$")  # of the names of crops, after the image's
+from snella.errors import UserError, counted
 
 Stratum = TypeVar("Stratum", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Division:
+    """What a user says of the splits; None leaves it to the data and the seed.
+
+    Args:
+        group_column, group_pattern: a column of a table, or a regular expression of paths below the data, that says
+            what images belong together; only one of the two.
+        file: a table of files and splits that takes the place of the data's own.
+        folds, fold: the number of folds, and which of them, from 1, is tested.
+    """
+
+    group_column: str | None = None
+    group_pattern: str | None = None
+    file: str | None = None
+    folds: int | None = None
+    fold: int | None = None
+
+
+AS_IT_IS = Division()
 
 
 def check_fractions(val_fraction: float | None, test_fraction: float | None) -> None:
@@ -47,21 +65,27 @@ def complete_splits(
     fractions = {split: share for split, share in wanted.items() if split not in splits}
     if not fractions:
         return listing
-    before = len(splits["train"])
-    splits |= split_off(splits["train"], fractions, seed=seed)
+    before = splits["train"]
+    splits |= split_off(before, fractions, seed=seed, groups=listing.groups)
     for split in fractions:
         if not splits[split] and (split != "test" or needs_test):
-            raise UserError(too_few(before, split, len({label for _, label in splits["train"]})))
+            raise UserError(too_few(before, split, groups=listing.groups))
     taken = {split: len(splits[split]) for split in fractions if splits[split]}
-    by_class = not _has_mixed_sources(listing.splits.get("all", listing.splits.get("train", [])))
-    note = note_taken(taken, before, seed=seed, by_class=by_class)
+    note = note_taken(taken, before, seed=seed, by_class=not _has_mixed_sources(before), groups=listing.groups)
     return replace(listing, splits=splits, notes=(*listing.notes, note))
 
 
-def too_few(images: int, split: str, classes: int = 1) -> str:
+def too_few(entries: Sequence[Entry], split: str, *, groups: Mapping[str, str]) -> str:
     """Return the refusal of data out of which a split cannot be taken, since each class keeps an image in train."""
+    classes = len({label for _, label in entries})
     of = f" of {classes} classes" if classes > 1 else ""
-    return f"{images} images{of} are too few to take a {split} split out of them; add images, or a {split} split"
+    if groups:
+        bundles = counted(len(bundled(entries, groups)), "group")
+        return (
+            f"{bundles} ({counted(len(entries), 'image')}{of}) are too few to take a {split} split out of them, since "
+            f"train keeps one of each class; add images of other groups, or a {split} split"
+        )
+    return f"{len(entries)} images{of} are too few to take a {split} split out of them; add images, or a {split} split"
 
 
 def rename_all_to_train(listing: Listing) -> dict[str, list[Entry]]:
@@ -75,20 +99,36 @@ def rename_all_to_train(listing: Listing) -> dict[str, list[Entry]]:
     return splits
 
 
-def note_taken(counts: Mapping[str, int], before: int, *, seed: int, by_class: bool) -> str:
-    """Return the note on splits of so many images, taken out of the `before` images of train."""
+def note_taken(
+    counts: Mapping[str, int], entries: Sequence[Entry], *, seed: int, by_class: bool, groups: Mapping[str, str]
+) -> str:
+    """Return the note on splits of so many images, taken out of the entries of train."""
     sizes = " and ".join(f"{split} ({count} images)" for split, count in counts.items())
     how = ", stratified by class" if by_class else ""
-    return f"{sizes} taken out of the {before} training images{how}, seed {seed}"
+    if groups:
+        how = f", whole groups of {len(bundled(entries, groups))}{how}{' as far as they allow' if by_class else ''}"
+    return f"{sizes} taken out of the {len(entries)} training images{how}, seed {seed}"
 
 
-def split_off(entries: Sequence[Entry], fractions: Mapping[str, float], *, seed: int) -> dict[str, list[Entry]]:
+def split_off(
+    entries: Sequence[Entry], fractions: Mapping[str, float], *, seed: int, groups: Mapping[str, str] | None = None
+) -> dict[str, list[Entry]]:
     """Divide entries into the named parts and "train"; each class keeps at least one image in train.
 
     A class gives each part `fraction` of its images, rounded, at least one if it has more images than parts. Copies of
     one photograph, and what is cut out of one, stay together (`source_of`); where such parts are of several classes
-    these are not divided each by itself.
+    these are not divided each by itself. With groups, by image's name, those stay together too, and shares are as near
+    as they allow.
     """
+    part_of = shared_out(entries, groups, fractions, seed=seed) if groups else _by_class(entries, fractions, seed)
+    parts: dict[str, list[Entry]] = {"train": [], **{part: [] for part in fractions}}
+    for i, entry in enumerate(entries):
+        parts[part_of.get(i, "train")].append(entry)
+    return parts
+
+
+def _by_class(entries: Sequence[Entry], fractions: Mapping[str, float], seed: int) -> dict[int, str]:
+    """Return position -> the part of each entry that goes into one, class by class."""
     part_of: dict[int, str] = {}
     mixed = _has_mixed_sources(entries)
     for members in _strata([0 if mixed else label for _, label in entries]).values():
@@ -96,15 +136,12 @@ def split_off(entries: Sequence[Entry], fractions: Mapping[str, float], *, seed:
         for i in members:
             sources[source_of(entries[i][0])].append(i)
         groups = list(sources.values())
-        left = [groups[k] for k in _ranked(list(sources), seed)]
+        left = [groups[k] for k in ranked(list(sources), seed)]
         start = 0
         for part, count in _part_sizes(len(groups), fractions).items():
             part_of |= {i: part for group in left[start : start + count] for i in group}
             start += count
-    parts: dict[str, list[Entry]] = {"train": [], **{part: [] for part in fractions}}
-    for i, entry in enumerate(entries):
-        parts[part_of.get(i, "train")].append(entry)
-    return parts
+    return part_of
 
 
 def _has_mixed_sources(entries: Sequence[Entry]) -> bool:
@@ -113,25 +150,13 @@ def _has_mixed_sources(entries: Sequence[Entry]) -> bool:
     return len(pairs) > len({source for source, _ in pairs})
 
 
-def source_of(name: str) -> str:
-    """Return the photograph that an image is a copy of, by the names that Roboflow gives augmented copies, or the image
-    that a crop is cut out of; else the name itself.
-
-    >>> source_of("dogs/photo_jpg.rf.0123456789abcdef0123456789abcdef.jpg"), source_of("a.jpg#0,0,9,9")
-    ('photo_jpg', 'a.jpg')
-    """
-    whole = CROP.sub("", name)
-    found = COPY.fullmatch(whole.rpartition("/")[2])
-    return found["source"] if found else whole
-
-
 def split_counts(
     names: Sequence[str], strata: Sequence[Hashable], counts: Mapping[str, int], *, seed: int
 ) -> dict[str, list[int]]:
     """Return the indices of exactly `counts[part]` names for each part, every stratum in proportion, and the "rest"."""
     groups = _strata(strata)
     sizes = [len(members) for members in groups.values()]
-    queues = [[members[k] for k in _ranked([names[i] for i in members], seed)] for members in groups.values()]
+    queues = [[members[k] for k in ranked([names[i] for i in members], seed)] for members in groups.values()]
     parts: dict[str, list[int]] = {}
     for part, count in counts.items():
         taken = _proportional(count, sizes)
@@ -146,11 +171,6 @@ def _strata(keys: Sequence[Stratum]) -> dict[Stratum, list[int]]:
     for i, key in enumerate(keys):
         groups[key].append(i)
     return {key: groups[key] for key in sorted(groups, key=repr)}  # not in the order of the listing
-
-
-def _ranked(names: Sequence[str], seed: int) -> list[int]:
-    digests = [blake2b(f"{seed}:{name}".encode(errors="surrogateescape")).digest() for name in names]
-    return sorted(range(len(names)), key=lambda i: (digests[i], i))
 
 
 def _part_sizes(size: int, fractions: Mapping[str, float]) -> dict[str, int]:

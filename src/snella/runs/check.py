@@ -20,23 +20,28 @@ from rich.console import Console
 from snella.config.recipe import PLACES, differences
 from snella.config.schema import TrainConfig
 from snella.console import Terminal, print_line
-from snella.data.dataset import ImageData, entries_of, folder_of
+from snella.data.dataset import ImageData, entries_of, folder_of, name_in
+from snella.data.readers.division import splits_table
 from snella.errors import UserError
-from snella.files import CHECKSUMS, check_checksums, write_json
+from snella.files import CHECKSUMS, check_checksums, write_json, write_text
 from snella.json_files import Count, Record, read_json
 from snella.ops import native
 from snella.report.rows import read_allocations, read_metrics
 from snella.runs.folder import (
     ABOUT,
     ADAPTER,
+    SPLITS_TABLE,
     START,
     SUMMARY,
+    fold_folder,
+    is_cross_validation,
     read_about,
     read_config,
     read_summary,
     resume_command,
     state_of,
     versions,
+    with_own_splits,
 )
 from snella.runs.load import load_run
 from snella.runs.prepare import Prepared, read_run_data
@@ -59,7 +64,7 @@ def read_start(folder: Path) -> dict[str, Any] | None:
 
 
 def write_start(folder: Path, ready: Prepared, data: ImageData[Any]) -> None:
-    """Write down what a run is started with."""
+    """Write down what a run is started with, and its splits as a table for others."""
     entries = entries_of(data)
     start = {
         "data": listing_fingerprint(entries),
@@ -68,6 +73,7 @@ def write_start(folder: Path, ready: Prepared, data: ImageData[Any]) -> None:
         "arithmetic": native.arithmetic(),
         "entries": entries if sum(map(len, entries.values())) <= LISTED else None,
     }
+    write_text(folder / SPLITS_TABLE, splits_table(data))
     write_json(folder / START, start)
 
 
@@ -88,12 +94,20 @@ def check_data(folder: Path, start: Mapping[str, Any] | None, data: ImageData[An
     if start is None:
         return False
     entries = entries_of(data)
-    if start["data"] != listing_fingerprint(entries):
+    if start["data"] != listing_fingerprint(entries) and _renamed(start, data) != entries:
         raise UserError(
             f"the data of {folder} are not those that it was started with ({_changes(start, entries)}); restore them, "
             "or go on all the same with --resume --accept-data, or test on other images with evaluate --data PATH"
         )
     return True
+
+
+def _renamed(start: Mapping[str, Any], data: ImageData[Any]) -> Entries:
+    """Return a start's entries by today's names: once those of crops and of packages held the whole path."""
+    return {
+        split: {name_in(data.root, name, data.folder): fact for name, fact in known.items()}
+        for split, known in (start.get("entries") or {}).items()
+    }
 
 
 def _changes(start: Mapping[str, Any], entries: Entries) -> str:
@@ -170,6 +184,8 @@ def check(folder: Path, *, console: Console | None = None) -> int:
     """
     console, wrong = console or Terminal(), 0
     config = read_config(folder)
+    if is_cross_validation(config):
+        return _check_folds(folder, config, console)
     parts: dict[str, Callable[[Path, TrainConfig], list[str]]] = {
         "run": _state,
         "records": _records,
@@ -187,6 +203,19 @@ def check(folder: Path, *, console: Console | None = None) -> int:
         for line in lines:
             print_line(console, line)
     return wrong
+
+
+def _check_folds(folder: Path, config: TrainConfig, console: Console) -> int:
+    """Look at each run of a cross-validation, and return how much is wrong in all."""
+    wrong = 0
+    for own in (fold_folder(folder, fold) for fold in range(1, (config.data.folds or 0) + 1)):
+        print_line(console, f"{own}:")
+        if state_of(own) == "absent":
+            print_line(console, f"wrong  run: not begun; go on with: {resume_command(folder)}")
+        wrong += 1 if state_of(own) == "absent" else check(own, console=console)
+    if not (folder / SUMMARY).is_file():
+        print_line(console, f"wrong  {folder}: not finished; go on with: {resume_command(folder)}")
+    return wrong + (not (folder / SUMMARY).is_file())
 
 
 def _state(folder: Path, config: TrainConfig) -> list[str]:
@@ -254,7 +283,7 @@ def _budgets(folder: Path, layers: list[Any]) -> tuple[int, int]:
 def _data(folder: Path, config: TrainConfig) -> list[str]:
     source = config.data.source or ""
     try:
-        data = read_run_data(config, Console(quiet=True))
+        data = read_run_data(with_own_splits(folder, config), Console(quiet=True))
     except UserError as error:
         raise UserError(f"{error}; where they have moved: {resume_command(folder)} --data NEW") from None
     known = check_data(folder, read_start(folder), data)

@@ -18,7 +18,7 @@ from snella.files import refuse_link, write_json
 from snella.report.tables import format_metric
 from snella.runs.check import check_data, may_be_data, read_start
 from snella.runs.devices import make_accelerator
-from snella.runs.folder import read_about, read_config
+from snella.runs.folder import read_about, read_config, with_own_splits
 from snella.runs.load import LoadedRun, check_options, load_run
 from snella.runs.prepare import read_run_data, tell
 from snella.tasks.registry import task_named
@@ -97,7 +97,7 @@ def _check_features(folder: Path, task: str, features: str, samples: int) -> Non
 
 def _images_of(folder: Path, data: str | None, split: str, saved: dict[str, Any], console: Console) -> tuple[Any, str]:
     """Return the images to test on, and what to call them."""
-    config, start = read_config(folder), read_start(folder)
+    config, start = with_own_splits(folder, read_config(folder)), read_start(folder)
     white = saved.get("white", WHITE)
     if data is None:
         own = read_run_data(config.changed(white=white), console)

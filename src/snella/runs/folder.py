@@ -35,6 +35,7 @@ from snella.training.train_state import RATES
 CONFIG, SUMMARY, ADAPTER, BASE = "config.yaml", "summary.json", "adapter", "base.safetensors"
 ABOUT = "snella.json"  # in the adapter's folder
 LEFT_BY_A_KILL = (f".{CONFIG}.partial", ".lock")  # where it came before config.yaml stood
+SPLITS_TABLE = "splits.csv"  # file, split and label of each image, as --splits takes it
 START = "start.json"  # what it was started with, see `snella.runs.check`
 SUMMARY_HOLDS = Record(
     {
@@ -111,8 +112,14 @@ def check_same(folder: Path, config: TrainConfig) -> None:
                 f"go on with --resume --lr {old.loop.lr / 10:.3g}, or another rate below {old.loop.lr:g}"
             )
         old = old.changed(**{name: config.value(name) for name in RATES})
-    started, trained = (folder / START).is_file(), (folder / ADAPTER / ABOUT).is_file()
-    for name, known in (("data", started), ("backbone", started or trained), ("checkpoint", started or trained)):
+    trained = (folder / ADAPTER / ABOUT).is_file()
+    started = any((place / START).is_file() for place in (folder, fold_folder(folder, 1)))
+    for name, known in (
+        ("data", started),
+        ("splits", started),
+        ("backbone", started or trained),
+        ("checkpoint", started or trained),
+    ):
         if known and whole_path(config, name):  # it may have moved; that it is the same is checked when it is read
             old = old.changed(**{name: config.value(name)})
     if differ := differences(old, config):
@@ -206,6 +213,22 @@ def read_config(folder: Path) -> TrainConfig:
     return read_recipe(str(folder / CONFIG))
 
 
+def fold_folder(folder: Path, fold: int) -> Path:
+    """Return the run folder of a fold of a cross-validation, counted from 1."""
+    return folder / f"fold-{fold}"
+
+
+def is_cross_validation(config: TrainConfig) -> bool:
+    """Return whether settings are those of all folds, not of a run."""
+    return config.data.folds is not None and config.data.fold is None
+
+
+def with_own_splits(folder: Path, config: TrainConfig) -> TrainConfig:
+    """Return the settings of a run, with the splits that it has written down for the table that it was given."""
+    own = folder / SPLITS_TABLE
+    return config.changed(splits=str(own)) if config.data.splits is not None and own.is_file() else config
+
+
 def resume_command(folder: Path) -> str:
     """Return the command that goes on with a run."""
     return shlex.join(["snella", "train", "--recipe", str(folder / CONFIG), "--out", str(folder), "--resume"])
@@ -217,7 +240,8 @@ def read_about(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: no run folder, training did not finish, or the file is damaged.
     """
-    read_config(folder)
+    if is_cross_validation(read_config(folder)):
+        raise UserError(f"{folder} holds the runs of a cross-validation; name one of them, such as {folder / 'fold-1'}")
     path = folder / ADAPTER / ABOUT
     if not path.is_file():
         lower = " --lr LOWER" if read_divergences(folder) else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,15 @@ from rich.console import Console
 
 from snella.console import Terminal, print_line, print_text
 from snella.data.checks import white_of, widest_values
-from snella.data.dataset import Images
-from snella.data.images import WHITE, ImageFiles, UnreadableImage, image_files
+from snella.data.dataset import Images, name_in
+from snella.data.images import WHITE, ImageFiles, Progress, UnreadableImage, image_files
 from snella.errors import UserError
 from snella.files import refuse_existing, write_text
 from snella.report.tables import csv_text
 from snella.runs.devices import make_accelerator
-from snella.runs.folder import read_about, read_config
-from snella.runs.load import LoadedRun, check_options, load_ensemble
-from snella.runs.pictures import picture_folder, write_pictures
+from snella.runs.folder import read_about, read_config, with_own_splits
+from snella.runs.load import LoadedRun, check_options, load_ensemble, load_run
+from snella.runs.pictures import PREDICTIONS, picture_folder, write_pictures
 from snella.runs.prepare import read_run_data
 from snella.tasks.registry import task_named
 
@@ -114,6 +114,27 @@ def _scaled(images: Images, white: int | None) -> Images:
 
 def _own_examples(folder: Path) -> Any:
     """Return a few test images of the run's own data, spread over it, without their labels."""
-    test: Any = read_run_data(read_config(folder), Terminal(stderr=True)).splits["test"]
+    test: Any = read_run_data(with_own_splits(folder, read_config(folder)), Terminal(stderr=True)).splits["test"]
     chosen = [i * len(test) // EXAMPLES for i in range(min(EXAMPLES, len(test)))]
     return Images(tuple(test.paths[i] for i in chosen), read=test.read)
+
+
+def own_predictions(folder: Path, results: Path, device: str, progress: Progress) -> Iterator[dict[str, Any]]:
+    """Yield a row of CSV for each image of a run's own test split: its name below the data (file), its label, and what
+    the run finds; masks are written to the folder `results`.
+    """
+    config, taken = with_own_splits(folder, read_config(folder)), set[str]()
+    run = load_run(folder, make_accelerator(device, "fp32").device)
+    data = read_run_data(config.changed(white=run.saved.get("white", WHITE)), Console(quiet=True))
+    test, gallery = data.splits["test"], results / PREDICTIONS
+    images, transform = Images(test.paths, read=test.read), run.task.eval_transform(run.preprocessing)
+    found = run.learner.predict(run.model, images, transform, batch_size=config.data.images_per_batch)
+    for i, (path, prediction) in enumerate(zip(test.paths, found, strict=True)):
+        progress(i + 1, len(test))
+        if isinstance(prediction, UnreadableImage):
+            print_line(Terminal(stderr=True), f"snella: not predicted: {prediction}")
+            continue
+        masks = {kind: picture for kind, picture in prediction.pictures.items() if kind == "mask"}
+        row = run.learner.csv_row({**prediction.row, **write_pictures(masks, path, gallery, taken)})
+        label = {"label": data.classes[test.labels[i]]} if getattr(test, "labels", ()) else {}
+        yield {"file": name_in(data.root, path, data.folder), **label, **{k: v for k, v in row.items() if k != "image"}}

@@ -48,6 +48,7 @@ from snella.runs.folder import (
     read_summary,
     state_of,
     versions,
+    with_own_splits,
     write_summary,
 )
 from snella.runs.memory import estimated, fitted
@@ -66,10 +67,13 @@ GRIDS = 5  # sample grids of a run, where their number is not given
 LISTED = 20  # classes up to which the end of a training tells of each
 
 
-def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
+def train(
+    config: TrainConfig, console: Console | None = None, *, before_claim: Callable[[], None] | None = None
+) -> dict[str, Any]:
     """Train as the config says and return what summary.json holds (with `estimate`: the memory it will need).
 
-    Flags are checked first, then paths and data, then the model is built; only then is the run folder touched.
+    Flags are checked first, then paths and data, then the model is built; only then is the run folder touched, after
+    `before_claim` was called.
 
     Raises:
         UserError: something given is wrong; the message names it and the remedy.
@@ -95,9 +99,10 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     if trained and not tested and not checkpoints(folder):
         raise UserError(f"{folder} has no checkpoints to test; use snella evaluate, or train again with --overwrite")
 
-    data = _read(config, console)
     goes_on = config.resume and state_of(folder) in ("started", "finished")
     start = read_start(folder) if goes_on else None
+    lost = goes_on and not Path(config.data.splits or "").expanduser().is_file()
+    data = _read(with_own_splits(folder, config) if lost else config, console)
     if goes_on and not config.accept_data:
         check_data(folder, start, data)
     ready = fitted(config, data, accelerator, console)
@@ -106,6 +111,8 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         check_backbone(folder, start, ready.fingerprint, config.model.backbone)
         if note := arithmetic_note(start):
             print_line(console, note)
+    if before_claim is not None:
+        before_claim()
     claim(folder, config)
     with alone_in(folder, "training"):
         if start is None or config.accept_data:

@@ -26,12 +26,19 @@ from snella.config.schema import TrainConfig
 from snella.data.dataset import ImageData, Transform
 from snella.data.images import Progress, UnreadableImage
 from snella.data.loading import Examples
+from snella.data.splits import Division
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
 from snella.models.backbone import BackboneSpec
 from snella.training.interfaces import DeviceBatch, DeviceBatches, Evaluation
 
 Saved = Mapping[str, Any]  # adapter/snella.json: what has to be known of a run to use its adapter
+
+
+def division_of(config: TrainConfig) -> Division:
+    """Return what a config says of the splits."""
+    data = config.data
+    return Division(data.group_column, data.group_pattern, data.splits, data.folds, data.fold)
 
 
 class Spec(Protocol):

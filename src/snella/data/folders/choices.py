@@ -18,12 +18,16 @@ class Choices:
         label_column: the column of a table or a list that holds the labels: its name, or its number, the image's
             being 0.
         crops: each box of a detection data set becomes an image of its class.
+        group_column: the column of a table that says what images belong together, in one split.
+        splits: the table of splits that a user names, which says no labels.
         of_run: they are those of a run that is tested on other data: what does not apply there is passed over.
     """
 
     classes: ClassesFrom | None = None
     label_column: str | None = None
     crops: bool = False
+    group_column: str | None = None
+    splits: str | None = None
     of_run: bool = False
 
 

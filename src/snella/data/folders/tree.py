@@ -18,7 +18,7 @@ UNREAD = (
 )
 SYSTEM_FILES = frozenset(("Thumbs.db", "desktop.ini", "Desktop.ini"))
 # beside the settings, what a run and a comparison have written in their folders
-_RUN_MARKS = {"config.yaml": ("adapter", "checkpoints", "metrics.jsonl", "summary.json")}
+_RUN_MARKS = {"config.yaml": ("adapter", "checkpoints", "metrics.jsonl", "summary.json", "fold-1")}
 _COMPARISON_MARKS = ("compare.json", "compare.png")
 
 

@@ -43,10 +43,12 @@ def manifest(path: str, choices: Choices = NO_CHOICE) -> Listing:
     """
     rows = read_table(path)
     columns = column_names(rows)
+    group_column = named_column("group_column", choices.group_column, columns, path)
     image_column = find_column(PATH_COLUMNS, columns, path, "image paths")
     label_column = _label_column(columns, path, choices)
     names: list[str] = []
     labels: list[str] = []
+    groups: dict[str, str] = {}
     first: dict[object, tuple[int, str]] = {}  # a file -> the line that names it, and how
     for line, row in rows:
         name = text_value(row, image_column, path, line)
@@ -56,12 +58,14 @@ def manifest(path: str, choices: Choices = NO_CHOICE) -> Listing:
             raise UserError(f"{path} line {line}: {name} is already in line {before}{as_what}; remove one of the two")
         names.append(name)
         labels.append(_label(row, label_column, path, line))
+        if group_column:
+            groups[name] = text_value(row, group_column, path, line)
     classes, entries = label_entries(names, labels)
     splits = {"all": entries}
     column = split_column(rows)
     if column:
         splits = _by_split(path, rows, entries, column)
-    return Listing("manifest", os.path.dirname(path), classes, splits)
+    return Listing("manifest", os.path.dirname(path), classes, splits, groups=groups)
 
 
 def read_table(path: str, *, first: bool = False) -> list[Row]:
@@ -98,13 +102,21 @@ def split_column(rows: list[Row]) -> str | None:
 
 
 def _label_column(columns: Sequence[str], path: str, choices: Choices) -> str:
-    if choices.label_column is None:
-        return find_column(LABEL_COLUMNS, columns, path, "labels")
-    found = choices.label_column.lower()
+    return named_column("label_column", choices.label_column, columns, path) or find_column(
+        LABEL_COLUMNS, columns, path, "labels"
+    )
+
+
+def named_column(setting: str, wanted: str | None, columns: Sequence[str], path: str) -> str | None:
+    """Return the column that a user names, or numbers from 0; None where none is wanted. Raises UserError."""
+    if wanted is None:
+        return None
+    found = wanted.lower()
     if found.isdecimal() and int(found) < len(columns) and found not in columns:
         return columns[int(found)]
     if found not in columns:
-        raise UserError(f"--label-column {found}: {path} has the columns {', '.join(columns)}; name one")
+        flag = f"--{setting.replace('_', '-')}"
+        raise UserError(f"{flag} {found}: {path} has the columns {', '.join(columns)}; name one")
     return found
 
 

@@ -30,14 +30,14 @@ from snella.data.layouts.class_folders import class_folders
 from snella.data.layouts.crops import crops, has_outlines, outlined
 from snella.data.layouts.detections import FORMATS, detection_format, detections
 from snella.data.layouts.label_lists import UnclearColumnError, label_lists, split_by_lists
-from snella.data.layouts.manifests import is_manifest, manifest
+from snella.data.layouts.manifests import SPLIT_COLUMNS, column_names, is_manifest, manifest, read_table
 from snella.data.layouts.masked_folders import EXPECTED, is_masked_folder, masked_folder
 from snella.data.layouts.masks_beside import beside_folder, has_masks_beside, without_masks
 from snella.data.layouts.voc_ade import ade, camvid, is_ade, is_camvid, is_voc, voc
 from snella.data.layouts.vtab_fgvc import fgvc, is_fgvc, is_vtab, vtab
 from snella.data.listing import Listing
 from snella.data.masks.listing import MaskListing
-from snella.data.paths import check_exists, explain_hidden_set
+from snella.data.paths import check_exists, explain_hidden_set, same_file_key
 from snella.errors import UserError, counted, listed, short_reason
 
 Listed = TypeVar("Listed", covariant=True)
@@ -172,10 +172,25 @@ def _labelled_folder(path: str, choices: Choices) -> Listing:
         )
     if choices.classes and choices.label_column:
         raise UserError("--classes takes the classes from folders, --label-column from a list; pass one of them")
-    found = without_masks(found)
+    found = _without_other_tables(without_masks(found), choices)
     if choices.classes:
         return class_folders(found, choices)
     return _lists_or_folders(path, found, choices)
+
+
+def _without_other_tables(found: Tree, choices: Choices) -> Tree:
+    """Return the tree without the tables that say only the groups or the splits of images, as the choices name them."""
+
+    def labels(file: str) -> bool:
+        if not is_manifest(found.path(file)):
+            return True
+        if choices.splits and same_file_key(found.path(file)) == same_file_key(os.path.expanduser(choices.splits)):
+            return False
+        columns = column_names(read_table(found.path(file), first=True)) if choices.group_column else []
+        rest = [name for name in columns if name not in SPLIT_COLUMNS]
+        return not (len(rest) == 2 and (choices.group_column or "").lower() in rest)
+
+    return replace(found, others=tuple(filter(labels, found.others)))
 
 
 def _lists_or_folders(path: str, found: Tree, choices: Choices) -> Listing:

@@ -31,6 +31,7 @@ class MaskListing:
     caveat: str = ""
     skipped: tuple[UnreadableImage, ...] = ()  # found unusable while listing
     facts: Mapping[str, ImageFacts] = field(default_factory=dict)  # of the images, once they are checked
+    groups: Mapping[str, str] = field(default_factory=dict)  # by image's name, as in a `Listing`
 
     @property
     def files(self) -> bool:

@@ -12,8 +12,9 @@ from snella.data.folders.choices import NO_CHOICE, Choices
 from snella.data.images import Progress, open_image
 from snella.data.layouts import registry
 from snella.data.layouts.caption_folders import Captions
-from snella.data.listing import Listing, drop_unreadable, keep_test_split, note_absent_classes, relabel
-from snella.data.splits import check_fractions, note_taken, rename_all_to_train, split_off
+from snella.data.listing import Listing, drop_unreadable, groups_by_path, keep_test_split, note_absent_classes, relabel
+from snella.data.readers.division import by_file, in_fold, in_groups
+from snella.data.splits import AS_IT_IS, Division, check_fractions, note_taken, rename_all_to_train, split_off
 from snella.errors import UserError
 
 CLASS = "{class}"  # in a prompt
@@ -66,6 +67,7 @@ def read_captioned_data(
     val_fraction: float | None = 0.15,
     test_fraction: float | None = 0.15,
     choices: Choices = NO_CHOICE,
+    division: Division = AS_IT_IS,
     progress: Progress | None = None,
 ) -> ImageData[CaptionedImages]:
     """Read images with captions, in class folders or alone, into train, val and test.
@@ -80,6 +82,7 @@ def read_captioned_data(
         val_fraction, test_fraction: share of the images for a missing split, above 0 and together below 1; None for
             none: the training images stand for it.
         choices: which reading is meant, where there are several.
+        division: what else is said of the splits: groups, a file, folds.
         progress: called with (images checked, images in all).
 
     Raises:
@@ -90,7 +93,10 @@ def read_captioned_data(
     if own and prompt is not None:
         raise UserError(f"{data} has {listing.layout} and a prompt is given; drop the prompt, or remove the captions")
     captions = own or _caption_by_prompt(data, listing, prompt)
-    listing = drop_unreadable(data, listing, progress)
+    listing = drop_unreadable(data, by_file(data, listing, division), progress)
+    listing = in_groups(data, listing, division)
+    names = listing.classes or ("",)
+    listing = in_fold(data, listing, division, lambda entry: names[entry[1]], seed=seed)
     listing = _complete(listing, {"val": val_fraction, "test": test_fraction}, seed)
     listing = replace(listing, notes=(*listing.notes, *note_absent_classes(listing)))
     return _data(data, listing, captions, SPLITS)
@@ -166,13 +172,15 @@ def _complete(listing: Listing, fractions: Mapping[str, float | None], seed: int
     splits = rename_all_to_train(listing)
     lacking = [split for split in fractions if split not in splits]
     asked = {split: share for split in lacking if (share := fractions[split]) is not None}
-    before = len(splits["train"])
+    whole_train = splits["train"]
+    before = len(whole_train)
     if asked and before >= 3:
-        splits |= split_off(splits["train"], asked, seed=seed)
+        splits |= split_off(whole_train, asked, seed=seed, groups=listing.groups)
     counts = {split: len(splits[split]) for split in lacking if splits.get(split)}
     notes = listing.notes
     if counts:
-        notes = (*notes, note_taken(counts, before, seed=seed, by_class=len(listing.classes) > 1))
+        by_class = len(listing.classes) > 1
+        notes = (*notes, note_taken(counts, whole_train, seed=seed, by_class=by_class, groups=listing.groups))
     same = [split for split in lacking if split not in counts]
     if same:
         splits |= dict.fromkeys(same, splits["train"])
@@ -195,8 +203,9 @@ def _data(data: str, listing: Listing, captions: Captions, splits: Sequence[str]
             listing.read,
         )
     return ImageData(
-        listing.layout, data, listing.classes, images, listing.skipped, listing.notes, listing.caveat, listing.facts
-    )
+        listing.layout, data, listing.classes, images, listing.skipped, listing.notes, listing.caveat, listing.facts,
+        groups_by_path(listing), listing.folder,
+    )  # fmt: skip
 
 
 __all__ = ["CaptionedImages", "is_captioned", "read_captioned_data", "read_captioned_test_data"]

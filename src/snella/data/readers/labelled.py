@@ -10,8 +10,9 @@ from snella.data.dataset import SPLITS, ImageData, Images
 from snella.data.folders.choices import NO_CHOICE, Choices
 from snella.data.images import Progress, UnreadableImage
 from snella.data.layouts import registry
-from snella.data.listing import Listing, drop_unreadable, keep_test_split, note_absent_classes, relabel
-from snella.data.splits import check_fractions, complete_splits
+from snella.data.listing import Listing, drop_unreadable, groups_by_path, keep_test_split, note_absent_classes, relabel
+from snella.data.readers.division import by_file, in_fold, in_groups
+from snella.data.splits import AS_IT_IS, Division, check_fractions, complete_splits
 from snella.errors import UserError
 
 
@@ -23,6 +24,7 @@ def read_data(
     test_fraction: float = 0.15,
     needs_test: bool = True,
     choices: Choices = NO_CHOICE,
+    division: Division = AS_IT_IS,
     progress: Progress | None = None,
 ) -> ImageData[Images]:
     """Read a labelled image data set of any layout into train, val and test.
@@ -35,16 +37,20 @@ def read_data(
         val_fraction, test_fraction: share of the images for a missing split, above 0 and together below 1.
         needs_test: whether anything will be tested; else a test split that cannot be had is empty.
         choices: which reading is meant, where there are several.
+        division: what else is said of the splits: groups, a file, folds.
         progress: called with (images checked, images in all).
 
     Raises:
         UserError: data that cannot be trained on; one line with the remedy.
     """
     check_fractions(val_fraction, test_fraction)
-    listing = _listing(data, seed, choices)
+    listing = _listing(data, seed, replace(choices, group_column=division.group_column, splits=division.file))
+    listing = by_file(data, listing, division)
     _check_classes(data, listing)
     listing = drop_unreadable(data, listing, progress)
     _check_classes(data, listing)
+    listing = in_groups(data, listing, division)
+    listing = in_fold(data, listing, division, lambda entry: listing.classes[entry[1]], seed=seed)
     fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
     listing = complete_splits(listing, seed=seed, **fractions, needs_test=needs_test)
     notes = (*listing.notes, *note_absent_classes(listing))
@@ -84,8 +90,9 @@ def _listing(data: str, seed: int, choices: Choices) -> Listing:
 
 def _data(data: str, listing: Listing, splits: dict[str, Images]) -> ImageData[Images]:
     return ImageData(
-        listing.layout, data, listing.classes, splits, listing.skipped, listing.notes, listing.caveat, listing.facts
-    )
+        listing.layout, data, listing.classes, splits, listing.skipped, listing.notes, listing.caveat, listing.facts,
+        groups_by_path(listing), listing.folder,
+    )  # fmt: skip
 
 
 def _check_classes(data: str, listing: Listing) -> None:

@@ -9,14 +9,16 @@ import numpy as np
 
 from snella.data.checks import CHECK_ALL
 from snella.data.dataset import SPLITS
+from snella.data.folders.choices import NO_CHOICE, Choices
 from snella.data.images import ImageReader, Progress, UnreadableImage
 from snella.data.layouts import registry
-from snella.data.listing import drop_unreadable, keep_test_split
+from snella.data.listing import drop_unreadable, groups_by_path, keep_test_split
 from snella.data.masks.codes import code_by_name, find_code
 from snella.data.masks.files import IGNORE, RGB, MaskCode, MaskData, MaskedImages
 from snella.data.masks.listing import MaskListing, Pair
 from snella.data.masks.scan import MaskFacts, scan_pairs
-from snella.data.splits import check_fractions, note_taken, split_off, too_few
+from snella.data.readers.division import by_file, in_fold, in_groups
+from snella.data.splits import AS_IT_IS, Division, check_fractions, note_taken, split_off, too_few
 from snella.errors import UserError, listed
 
 
@@ -33,6 +35,7 @@ def read_masked_data(
     test_fraction: float = 0.15,
     ignore_index: int | None = None,
     needs_test: bool = True,
+    division: Division = AS_IT_IS,
     progress: Progress | None = None,
 ) -> MaskData:
     """Read images with masks of any layout into train, val and test.
@@ -45,21 +48,25 @@ def read_masked_data(
         val_fraction, test_fraction: share of the images for a missing split, above 0 and together below 1.
         ignore_index: a value of the mask files that stands for no class.
         needs_test: whether anything will be tested; else a test split that cannot be had is empty.
+        division: what else is said of the splits: groups, a file, folds.
         progress: called with (pairs checked, pairs in all).
 
     Raises:
         UserError: data that cannot be trained on; one line with the remedy.
     """
     check_fractions(val_fraction, test_fraction)
-    listing = _listing(data, seed)
+    listing = by_file(data, _listing(data, seed, Choices(group_column=division.group_column)), division)
     listing, facts, skipped = _drop_unusable(data, listing, progress)
     train = "all" if "all" in listing.splits else "train"
     if train not in listing.splits:
         raise UserError(f"{data} has {' and '.join(listing.splits)} but no train split; add one to train on")
-    found = [facts[mask] for _, mask in listing.splits[train] if mask in facts]
+    seen = [*listing.splits[train], *(listing.splits.get("val", ()) if division.folds else ())]
+    found = [facts[mask] for _, mask in seen if mask in facts]
     classes, code, palette, notes = find_code(data, found, listing.names, ignore_index)
     listing = replace(listing, notes=(*listing.notes, *notes))
     counts = {mask: known.pixels(code) for mask, known in facts.items()}
+    listing = in_groups(data, listing, division)
+    listing = in_fold(data, listing, division, lambda entry: "", seed=seed)  # one stratum
     listing = _complete(data, listing, {"val": val_fraction, "test": test_fraction}, seed, needs_test)
     result = _data(data, listing, SPLITS, classes, code, palette, counts, skipped)
     _check_train(result)
@@ -98,9 +105,9 @@ def read_masked_test_data(
     return replace(result, notes=(*result.notes, *_note_absent_classes(result)))
 
 
-def _listing(data: str, seed: int) -> MaskListing:
+def _listing(data: str, seed: int, choices: Choices = NO_CHOICE) -> MaskListing:
     holder = "the folder that holds the folders of images and masks"
-    return registry.list_data(registry.MASKED, data, seed=seed, holder=holder)
+    return registry.list_data(registry.MASKED, data, seed=seed, holder=holder, choices=choices)
 
 
 def _drop_unusable(
@@ -141,16 +148,16 @@ def _complete(
     if not lacking:
         return listing
     mask_of = dict(splits["train"])
-    before = len(mask_of)
-    parts = split_off([(image, 0) for image in mask_of], lacking, seed=seed)  # one stratum
+    before = [(image, 0) for image in mask_of]  # one stratum
+    parts = split_off(before, lacking, seed=seed, groups=listing.groups)
     for split in lacking:
         if not parts[split] and (split != "test" or needs_test):
-            raise UserError(f"{data}: {too_few(before, split)}")
+            raise UserError(f"{data}: {too_few(before, split, groups=listing.groups)}")
     pairs: dict[str, list[Pair]] = {
         split: [(image, mask_of[image]) for image, _ in part] for split, part in parts.items()
     }
     taken = {split: len(pairs[split]) for split in lacking if pairs[split]}
-    note = note_taken(taken, before, seed=seed, by_class=False)
+    note = note_taken(taken, before, seed=seed, by_class=False, groups=listing.groups)
     return replace(listing, splits=splits | pairs, notes=(*listing.notes, note))
 
 
@@ -176,7 +183,7 @@ def _data(
             pixels[split] = _count_pixels(images[split], len(classes))
     return MaskData(
         listing.layout, data, tuple(classes), images, tuple(skipped), listing.notes, listing.caveat,
-        listing.facts, code=code, palette=tuple(palette), pixels=pixels,
+        listing.facts, groups_by_path(listing), listing.folder, code=code, palette=tuple(palette), pixels=pixels,
     )  # fmt: skip
 
 

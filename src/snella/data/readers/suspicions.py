@@ -20,7 +20,7 @@ import numpy as np
 from snella.data.checks import ImageFacts
 from snella.data.dataset import SPLITS, ImageData, white_in
 from snella.data.folders.names import SPLIT_NAMES
-from snella.data.splits import source_of
+from snella.data.groups import source_of
 from snella.data.threads import in_threads
 from snella.errors import listed
 
@@ -101,6 +101,19 @@ def _lookalikes(seen: _Seen) -> Iterator[str]:
         yield f"{later} images look like one of another split: {seen.example(i)} and {seen.example(j)}"
 
 
+def _groups(seen: _Seen) -> Iterator[str]:
+    """Groups of images (a patient, a video) in two splits."""
+    places: defaultdict[str, dict[str, int]] = defaultdict(dict)  # group -> split -> an image
+    for i, path in enumerate(seen.paths):
+        if path in seen.data.groups:
+            places[seen.data.groups[path]].setdefault(seen.splits[i], i)
+    parted = [group for group, splits in places.items() if len(splits) > 1]
+    if parted:
+        i, j, *_ = places[parted[0]].values()
+        example = f"{parted[0]!r} as {seen.example(i)} and {seen.example(j)}"
+        yield f"{len(parted)} of {len(places)} groups are in two splits, so tests see what was trained on: {example}"
+
+
 def _split_names(seen: _Seen) -> Iterator[str]:
     named = [name for name in seen.data.classes if name.lower() in SPLIT_NAMES]
     if named:
@@ -172,6 +185,7 @@ def _dark(seen: _Seen) -> Iterator[str]:
 KINDS: dict[str, Callable[[_Seen], Iterator[str]]] = {
     "copies": _copies,
     "lookalikes": _lookalikes,
+    "groups": _groups,
     "split-names": _split_names,
     "spelling": _spelling,
     "labels": _labels,

@@ -21,7 +21,7 @@ from snella.errors import UserError
 from snella.models.backbone import BackboneSpec, build_backbone, check_backbone_name, preprocessing_of
 from snella.models.export import loading_hint, save_merged
 from snella.tasks.classification.learner import Classify
-from snella.tasks.interface import Saved, Task
+from snella.tasks.interface import Saved, Task, division_of
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class ClassificationTask(Task[ClassifierSpec, ImageData[Images], Images]):
             **data.fractions,
             needs_test=needs_test,
             choices=choices,
+            division=division_of(config),
             progress=progress,
         )
 

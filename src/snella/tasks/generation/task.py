@@ -36,7 +36,7 @@ from snella.tasks.generation.examples import drawn
 from snella.tasks.generation.fidelity import check_features
 from snella.tasks.generation.learner import Generate
 from snella.tasks.generation.prepare import check_asked
-from snella.tasks.interface import Saved, Task
+from snella.tasks.interface import Saved, Task, division_of
 
 FLUX_LATENTS = 128  # side that its pipeline takes where nobody says; its config does not
 MOST_PROMPTS = 8  # of a sample grid
@@ -103,6 +103,7 @@ class GenerationTask(Task[GeneratorSpec, CaptionedData, CaptionedImages]):
             seed=config.seed,
             prompt=config.generate.prompt,
             choices=Choices(data.classes),
+            division=division_of(config),
             val_fraction=data.val_fraction,
             test_fraction=data.test_fraction,
             progress=progress,

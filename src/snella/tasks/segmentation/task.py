@@ -29,7 +29,7 @@ from snella.segmenter.build import (
     preprocessing_of_segmenter,
     save_merged_segmenter,
 )
-from snella.tasks.interface import Saved, Task
+from snella.tasks.interface import Saved, Task, division_of
 from snella.tasks.segmentation.learner import Segment, dice_loss, spread
 
 
@@ -66,6 +66,7 @@ class SegmentationTask(Task[SegmenterSpec, MaskData, MaskedImages]):
             **data.fractions,
             ignore_index=config.segment.ignore_index,
             needs_test=config.test != "none",
+            division=division_of(config),
             progress=progress,
         )
 

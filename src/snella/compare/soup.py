@@ -43,6 +43,7 @@ from snella.runs.folder import (
     read_summary,
     state_of,
     versions,
+    with_own_splits,
     write_summary,
 )
 from snella.runs.load import LoadedRun, check_options, load_run
@@ -112,8 +113,9 @@ def soup(
         raise UserError(f"{out} exists; choose another --out")
     members = _members(folders)
     first = load_run(members[0].folder)
-    data = read_run_data(first.config.changed(white=first.saved.get("white", WHITE)), console)
-    check_data(members[0].folder, data)
+    config = with_own_splits(members[0].folder, first.config).changed(white=first.saved.get("white", WHITE))
+    data = read_run_data(config, console)
+    check_data(members[0].folder, read_start(members[0].folder), data)
     tell(data, console)
     tester = Tester(first, data, make_accelerator(device, "fp32"), batch_size)
     members.sort(key=lambda member: tester.score(member.summary["val"]), reverse=True)

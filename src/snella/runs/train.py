@@ -7,7 +7,7 @@ config ─ checks ─ data ─ backbone ─ method ─ fit ─┬─ adapter/ (b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,8 @@ def train(
     config = shrunk(config) if config.smoke else config
     folder = run_folder(config)
     config = with_precision(config, folder)
-    if config.resume and config.data.batch_size == "auto" and state_of(folder) in ("started", "finished"):
+    goes_on = config.resume and state_of(folder) in ("started", "finished")
+    if goes_on and config.data.batch_size == "auto":
         config = config.changed(batch_size=read_config(folder).data.batch_size)
     accelerator = _accelerator(config)
     task_named(config.task).check(config)
@@ -99,12 +100,8 @@ def train(
     if trained and not tested and not checkpoints(folder):
         raise UserError(f"{folder} has no checkpoints to test; use snella evaluate, or train again with --overwrite")
 
-    goes_on = config.resume and state_of(folder) in ("started", "finished")
     start = read_start(folder) if goes_on else None
-    lost = goes_on and not Path(config.data.splits or "").expanduser().is_file()
-    data = _read(with_own_splits(folder, config) if lost else config, console)
-    if goes_on and not config.accept_data:
-        check_data(folder, start, data)
+    data = _own_data(config, folder, start, console) if goes_on else _read(config, console)
     ready = fitted(config, data, accelerator, console)
     config = ready.config
     if goes_on:
@@ -219,6 +216,19 @@ def _read(config: TrainConfig, console: Console) -> ImageData[Any]:
     tell(data, console)
     for line in doubts(config, data):
         print_line(console, f"  {line}")
+    return data
+
+
+def _own_data(config: TrainConfig, folder: Path, start: Mapping[str, Any] | None, console: Console) -> ImageData[Any]:
+    """Return the data of a run that goes on, by its own splits where the table that it was given is lost.
+
+    Raises:
+        UserError: they are not those that it was started with, and this is not accepted.
+    """
+    lost = not Path(config.data.splits or "").expanduser().is_file()
+    data = _read(with_own_splits(folder, config) if lost else config, console)
+    if not config.accept_data:
+        check_data(folder, start, data)
     return data
 
 

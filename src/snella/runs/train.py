@@ -69,7 +69,7 @@ LISTED = 20  # classes up to which the end of a training tells of each
 
 
 def train(
-    config: TrainConfig, console: Console | None = None, *, before_claim: Callable[[], None] | None = None
+    config: TrainConfig, console: Console | None = None, *, before_claim: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
     """Train as the config says and return what summary.json holds (with `estimate`: the memory it will need).
 
@@ -82,11 +82,7 @@ def train(
     """
     console = console or Terminal()
     validate(config)
-    config = shrunk(config) if config.smoke else config
-    folder = run_folder(config)
-    config = with_precision(config, folder)
-    if config.resume and config.data.batch_size == "auto" and state_of(folder) in ("started", "finished"):
-        config = config.changed(batch_size=read_config(folder).data.batch_size)
+    folder, config = run_folder(config), _settled(config)
     accelerator = _accelerator(config)
     task_named(config.task).check(config)
     if config.estimate:
@@ -101,8 +97,7 @@ def train(
         raise UserError(f"{folder} has no checkpoints to test; use snella evaluate, or train again with --overwrite")
 
     goes_on = config.resume and state_of(folder) in ("started", "finished")
-    lost = goes_on and not Path(config.data.splits or "").expanduser().is_file()
-    data = _read(with_own_splits(folder, config) if lost else config, console)
+    data = _read(with_own_splits(folder, config, lost=True) if goes_on else config, console)
     if goes_on and not config.accept_data:
         check_data(folder, data)
     ready = fitted(config, data, accelerator, console)
@@ -111,8 +106,7 @@ def train(
         check_backbone(folder, ready.fingerprint, config.model.backbone)
         if note := arithmetic_note(folder):
             print_line(console, note)
-    if before_claim is not None:
-        before_claim()
+    before_claim()
     claim(folder, config)
     with alone_in(folder, "training"):
         if not goes_on or config.accept_data or not (folder / START).is_file():
@@ -123,6 +117,15 @@ def train(
             print_line(console, f"{folder} is finished; what it reads is written down anew")
             return read_summary(folder)
         return _train(config, ready, folder, trained, accelerator, console)
+
+
+def _settled(config: TrainConfig) -> TrainConfig:
+    """Return the config as it is trained: shrunk by --smoke, and with what `auto` was in a run that is gone on with."""
+    folder = run_folder(config)
+    config = with_precision(shrunk(config) if config.smoke else config, folder)
+    if config.resume and config.data.batch_size == "auto" and state_of(folder) in ("started", "finished"):
+        config = config.changed(batch_size=read_config(folder).data.batch_size)
+    return config
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:

@@ -73,8 +73,7 @@ def train(
 ) -> dict[str, Any]:
     """Train as the config says and return what summary.json holds (with `estimate`: the memory it will need).
 
-    Flags are checked first, then paths and data, then the model is built; only then is the run folder touched, after
-    `before_claim` was called.
+    Flags are checked first, then paths and data; the model is built; `before_claim` is called; the folder is touched.
 
     Raises:
         UserError: something given is wrong; the message names it and the remedy.

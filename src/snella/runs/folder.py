@@ -223,10 +223,15 @@ def is_cross_validation(config: TrainConfig) -> bool:
     return config.data.folds is not None and config.data.fold is None
 
 
-def with_own_splits(folder: Path, config: TrainConfig) -> TrainConfig:
-    """Return the settings of a run, with the splits that it has written down for the table that it was given."""
-    own = folder / SPLITS_TABLE
-    return config.changed(splits=str(own)) if config.data.splits is not None and own.is_file() else config
+def with_own_splits(folder: Path, config: TrainConfig, *, lost: bool = False) -> TrainConfig:
+    """Return the settings of a run, with the splits that it has written down for the table that it was given.
+
+    `lost`: only where that table is not there any more.
+    """
+    own, given = folder / SPLITS_TABLE, config.data.splits
+    if given is None or not own.is_file() or (lost and Path(given).expanduser().is_file()):
+        return config
+    return config.changed(splits=str(own))
 
 
 def resume_command(folder: Path) -> str:

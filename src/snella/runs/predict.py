@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -135,6 +136,8 @@ def own_predictions(folder: Path, results: Path, device: str, progress: Progress
             print_line(Terminal(stderr=True), f"snella: not predicted: {prediction}")
             continue
         masks = {kind: picture for kind, picture in prediction.pictures.items() if kind == "mask"}
-        row = run.learner.csv_row({**prediction.row, **write_pictures(masks, path, gallery, taken)})
+        files = write_pictures(masks, path, gallery, taken)
+        files = {kind: os.path.relpath(file, results).replace(os.sep, "/") for kind, file in files.items()}
+        row = run.learner.csv_row({**prediction.row, **files})
         label = {"label": data.classes[test.labels[i]]} if getattr(test, "labels", ()) else {}
         yield {"file": name_in(data.root, path, data.folder), **label, **{k: v for k, v in row.items() if k != "image"}}

@@ -7,7 +7,7 @@ config ─ checks ─ data ─ backbone ─ method ─ fit ─┬─ adapter/ (b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -68,12 +68,11 @@ LISTED = 20  # classes up to which the end of a training tells of each
 
 
 def train(
-    config: TrainConfig, console: Console | None = None, *, before_claim: Callable[[], None] | None = None
+    config: TrainConfig, console: Console | None = None, *, before_claim: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
     """Train as the config says and return what summary.json holds (with `estimate`: the memory it will need).
 
-    Flags are checked first, then paths and data, then the model is built; only then is the run folder touched, after
-    `before_claim` was called.
+    Flags are checked first, then paths and data; the model is built; `before_claim` is called; the folder is touched.
 
     Raises:
         UserError: something given is wrong; the message names it and the remedy.
@@ -81,12 +80,7 @@ def train(
     """
     console = console or Terminal()
     validate(config)
-    config = shrunk(config) if config.smoke else config
-    folder = run_folder(config)
-    config = with_precision(config, folder)
-    goes_on = config.resume and state_of(folder) in ("started", "finished")
-    if goes_on and config.data.batch_size == "auto":
-        config = config.changed(batch_size=read_config(folder).data.batch_size)
+    folder, config = run_folder(config), _settled(config)
     accelerator = _accelerator(config)
     task_named(config.task).check(config)
     if config.estimate:
@@ -100,16 +94,18 @@ def train(
     if trained and not tested and not checkpoints(folder):
         raise UserError(f"{folder} has no checkpoints to test; use snella evaluate, or train again with --overwrite")
 
+    goes_on = config.resume and state_of(folder) in ("started", "finished")
     start = read_start(folder) if goes_on else None
-    data = _own_data(config, folder, start, console) if goes_on else _read(config, console)
+    data = _read(with_own_splits(folder, config, lost=True) if goes_on else config, console)
+    if goes_on and not config.accept_data:
+        check_data(folder, start, data)
     ready = fitted(config, data, accelerator, console)
     config = ready.config
     if goes_on:
         check_backbone(folder, start, ready.fingerprint, config.model.backbone)
         if note := arithmetic_note(start):
             print_line(console, note)
-    if before_claim is not None:
-        before_claim()
+    before_claim()
     claim(folder, config)
     with alone_in(folder, "training"):
         if start is None or config.accept_data:
@@ -120,6 +116,15 @@ def train(
             print_line(console, f"{folder} is finished; what it reads is written down anew")
             return read_summary(folder)
         return _train(config, ready, folder, trained, accelerator, console)
+
+
+def _settled(config: TrainConfig) -> TrainConfig:
+    """Return the config as it is trained: shrunk by --smoke, and with what `auto` was in a run that is gone on with."""
+    folder = run_folder(config)
+    config = with_precision(shrunk(config) if config.smoke else config, folder)
+    if config.resume and config.data.batch_size == "auto" and state_of(folder) in ("started", "finished"):
+        config = config.changed(batch_size=read_config(folder).data.batch_size)
+    return config
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
@@ -216,19 +221,6 @@ def _read(config: TrainConfig, console: Console) -> ImageData[Any]:
     tell(data, console)
     for line in doubts(config, data):
         print_line(console, f"  {line}")
-    return data
-
-
-def _own_data(config: TrainConfig, folder: Path, start: Mapping[str, Any] | None, console: Console) -> ImageData[Any]:
-    """Return the data of a run that goes on, by its own splits where the table that it was given is lost.
-
-    Raises:
-        UserError: they are not those that it was started with, and this is not accepted.
-    """
-    lost = not Path(config.data.splits or "").expanduser().is_file()
-    data = _read(with_own_splits(folder, config) if lost else config, console)
-    if not config.accept_data:
-        check_data(folder, start, data)
     return data
 
 

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from snella.data.layouts.voc_ade import ade, is_ade, is_voc, voc
-from snella.data.readers.masked import is_masked
+from snella.data.masks.files import IGNORE
+from snella.data.readers.masked import is_masked, read_masked_data
 from snella.errors import UserError
 from support.masked import write_image, write_mask, write_pairs
 
@@ -83,3 +86,47 @@ def test_voc_lists_at_fault(tmp_path: Path, lists: dict[str, str], said: str) ->
         voc(str(root))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def city(root: Path, split: str, name: str, *kinds: str, values: np.ndarray | None = None) -> None:
+    """Write an image of Cityscapes with masks of these kinds, rows of the values given."""
+    images, masks = root / "leftImg8bit" / split / "ulm", root / "gtFine" / split / "ulm"
+    for folder in (images, masks):
+        folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((4, 4, 3), 90, np.uint8)).save(images / f"{name}_leftImg8bit.png")
+    for kind in kinds:
+        mask = np.zeros(16, np.uint8) if values is None else values
+        Image.fromarray(mask.reshape(4, 4)).save(masks / f"{name}_gtFine_{kind}.png")
+
+
+def test_cityscapes_by_its_label_ids(tmp_path: Path) -> None:
+    """Ids 7 and 33 are road and bicycle; 0 to 6, 34 and the licence plate's -1 (255) are void."""
+    values = np.array([7] * 5 + [33] * 4 + [0, 3, 6, 18, 30, 255, 255], np.uint8)
+    for i in range(8):
+        city(tmp_path, "train", f"ulm_{i}", "labelIds", "instanceIds", values=values)
+    (tmp_path / "gtFine/train/ulm/ulm_0_gtFine_polygons.json").write_text("{}")
+    city(tmp_path, "val", "ulm_9", "labelIds", values=values)
+    city(tmp_path, "test", "ulm_10", "labelIds")
+    data = read_masked_data(str(tmp_path), seed=0)
+    assert (data.layout, len(data.classes)) == ("Cityscapes", 19)
+    assert {split: len(part) for split, part in data.splits.items()} == {"train": 7, "val": 1, "test": 1}
+    assert data.splits["test"].paths[0].endswith("val/ulm/ulm_9_leftImg8bit.png")
+    counts = dict(zip(data.classes, data.pixels["test"], strict=True))
+    assert (counts.pop("road"), counts.pop("bicycle"), sum(counts.values())) == (5, 4, 0)
+    mask = data.splits["test"][0]["mask"]
+    assert sorted(set(mask.flatten().tolist())) == [IGNORE, 0, 18]
+    assert any("10 other files of gtFine left out" in note for note in data.notes)
+    assert any("1 image of the test set, whose masks are not published" in note for note in data.notes)
+
+
+def test_cityscapes_by_its_train_ids_where_all_have_them(tmp_path: Path) -> None:
+    values = np.array([0] * 5 + [18] * 4 + [255] * 7, np.uint8)
+    for i in range(8):
+        city(tmp_path / "cityscapes", "train", f"ulm_{i}", "labelTrainIds", values=values)
+        city(tmp_path / "cityscapes", "train", f"ulm_{i}", "labelIds")
+    data = read_masked_data(str(tmp_path), seed=0)
+    assert any("masks are gtFine's labelTrainIds" in note for note in data.notes)
+    assert (data.pixels["test"][0], data.pixels["test"][18], sum(data.pixels["test"])) == (5, 4, 9)
+    (tmp_path / "cityscapes/gtFine/train/ulm/ulm_0_gtFine_labelTrainIds.png").unlink()
+    with pytest.raises(UserError, match="the training masks hold no class"):
+        read_masked_data(str(tmp_path), seed=0)

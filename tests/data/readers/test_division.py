@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def read(data: Path, *, seed: int = 0, **division: object) -> ImageData:
         ("../m.csv", {"group_pattern": r"P\d+"}),
     ],
 )
-def test_all_images_of_a_group_are_in_one_split(clinic: Path, data: str, division: dict[str, str]) -> None:
+def test_all_images_of_a_group_are_in_one_split(clinic: Path, data: str, division: dict[str, Any]) -> None:
     found = read(clinic / data, **division)
     places = defaultdict(set)
     for name, split in split_of_names(found).items():

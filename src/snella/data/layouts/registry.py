@@ -33,7 +33,7 @@ from snella.data.layouts.label_lists import UnclearColumnError, label_lists, spl
 from snella.data.layouts.manifests import SPLIT_COLUMNS, column_names, is_manifest, manifest, read_table
 from snella.data.layouts.masked_folders import EXPECTED, is_masked_folder, masked_folder
 from snella.data.layouts.masks_beside import beside_folder, has_masks_beside, without_masks
-from snella.data.layouts.voc_ade import ade, camvid, is_ade, is_camvid, is_voc, voc
+from snella.data.layouts.voc_ade import ade, camvid, cityscapes, is_ade, is_camvid, is_cityscapes, is_voc, voc
 from snella.data.layouts.vtab_fgvc import fgvc, is_fgvc, is_vtab, vtab
 from snella.data.listing import Listing
 from snella.data.masks.listing import MaskListing
@@ -125,6 +125,7 @@ def _masks(path: str) -> MaskListing:
 MASKED: Table[MaskListing] = (
     at_path("the folder of Pascal VOC", is_voc, voc),
     at_path("the folder of ADE20K", is_ade, ade),
+    at_path("the folder of Cityscapes", is_cityscapes, cityscapes),
     at_path("the folder of CamVid (SegNet's)", is_camvid, camvid),
     at_path(f"a folder with {EXPECTED}", is_masked_folder, masked_folder),
     at_path(

@@ -1,4 +1,4 @@
-"""Layouts of published segmentation benchmarks: Pascal VOC (VOCdevkit/VOC2012), ADE20K, CamVid."""
+"""Layouts of published segmentation benchmarks: Pascal VOC (VOCdevkit/VOC2012), ADE20K, CamVid, Cityscapes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
+from snella.data.folders.tree import tree
 from snella.data.images import images_below
 from snella.data.layouts.masked_folders import masked_folder, note_left_out, pair_folders
-from snella.data.masks.class_names import ADE_FILE, ade_names, camvid_names, voc_names
+from snella.data.masks.class_names import ADE_FILE, ade_names, camvid_names, cityscapes_names, voc_names
 from snella.data.masks.listing import MaskListing, Pair
 from snella.data.paths import read_text
-from snella.errors import UserError
+from snella.errors import UserError, counted
 
+CITY_FOLDERS = ("leftImg8bit", "gtFine")
+CITY_IMAGE = "_leftImg8bit.png"
+CITY_KINDS = ("labelTrainIds", "labelIds")  # of masks, the better first
 CAMVID_FOLDERS = ("train", "trainannot")
 CAMVID_SEQUENCES = ("0001TP_", "0006R0_", "0016E5_", "Seq05VD_")
 
@@ -87,6 +91,51 @@ def camvid(root: str) -> MaskListing:
     return replace(listing, layout="CamVid", names=listing.names or camvid_names(), notes=(*listing.notes, note))
 
 
+def is_cityscapes(root: str) -> bool:
+    """Tell whether Cityscapes lies in a folder or where its archives unpack below it."""
+    return _city_root(root) is not None
+
+
+def cityscapes(root: str) -> MaskListing:
+    """List Cityscapes, images of leftImg8bit with masks of gtFine: labelTrainIds where all have them, else labelIds.
+
+    Raises:
+        UserError: no image of the training split has such a mask.
+    """
+    root = _city_root(root) or root
+    found = tree(root)
+    images = [name for name in found.images if name.startswith(f"{CITY_FOLDERS[0]}/") and name.endswith(CITY_IMAGE)]
+    labelled = [name for name in images if name.split("/")[1] != "test"]
+    there = set(found.images)
+    by_kind = {kind: [(i, m) for i in labelled if (m := _city_mask(i, kind)) in there] for kind in CITY_KINDS}
+    kind = max(CITY_KINDS, key=lambda kind: len(by_kind[kind]))  # of equals the first
+    folders = {"train": "train", "val": "test"}
+    splits = {
+        split: pairs
+        for folder, split in folders.items()
+        if (pairs := [pair for pair in by_kind[kind] if pair[0].split("/")[1] == folder])
+    }
+    if "train" not in splits:
+        raise UserError(
+            f"{root}: no image of leftImg8bit/train has its mask, gtFine/train/CITY/NAME_gtFine_labelIds.png; unpack "
+            "gtFine_trainvaltest.zip beside leftImg8bit"
+        )
+    notes = [f"masks are gtFine's {kind}; the published val set is test here (published figures are on it)"]
+    if len(images) > len(labelled):
+        notes.append(f"{counted(len(images) - len(labelled), 'image')} of the test set, whose masks are not published")
+    used = {mask for _, mask in by_kind[kind]}
+    notes += note_left_out(labelled, {image for image, _ in by_kind[kind]}, CITY_FOLDERS[0], "images without mask")
+    others = [name for name in (*found.images, *found.others) if name.startswith(f"{CITY_FOLDERS[1]}/")]
+    if rest := [name for name in others if name not in used]:
+        notes.append(f"{counted(len(rest), 'other file')} of gtFine left out, as {rest[0]}")
+    return MaskListing("Cityscapes", root, splits, cityscapes_names(kind == CITY_KINDS[0]), (*found.notes, *notes))
+
+
+def _city_mask(image: str, kind: str) -> str:
+    """Return the mask of leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png."""
+    return f"{CITY_FOLDERS[1]}{image.removeprefix(CITY_FOLDERS[0]).removesuffix(CITY_IMAGE)}_gtFine_{kind}.png"
+
+
 def _list(root: str, name: str) -> list[str] | None:
     path = os.path.join(root, "ImageSets", "Segmentation", f"{name}.txt")
     if not os.path.isfile(path):
@@ -99,6 +148,10 @@ def _list(root: str, name: str) -> list[str] | None:
 
 def _ade_root(root: str) -> str | None:
     return _folder_with(root, ("", "ADEChallengeData2016"), ("images", "annotations", ADE_FILE))
+
+
+def _city_root(root: str) -> str | None:
+    return _folder_with(root, ("", "cityscapes", "Cityscapes"), CITY_FOLDERS)
 
 
 def _voc_root(root: str) -> str | None:

@@ -37,6 +37,31 @@ CAMVID_CLASSES = {
     "bicyclist": "0080c0",
 }
 
+# of Cityscapes: the 19 classes that are evaluated, each at its trainId, with its id in labelIds and its colour; all
+# other ids, and 255 (-1 in 8 bits), are void: github.com/mcordts/cityscapesScripts, helpers/labels.py
+CITYSCAPES_CLASSES = {
+    "road": (7, "804080"),
+    "sidewalk": (8, "f423e8"),
+    "building": (11, "464646"),
+    "wall": (12, "66669c"),
+    "fence": (13, "be9999"),
+    "pole": (17, "999999"),
+    "traffic light": (19, "faaa1e"),
+    "traffic sign": (20, "dcdc00"),
+    "vegetation": (21, "6b8e23"),
+    "terrain": (22, "98fb98"),
+    "sky": (23, "4682b4"),
+    "person": (24, "dc143c"),
+    "rider": (25, "ff0000"),
+    "car": (26, "00008e"),
+    "truck": (27, "000046"),
+    "bus": (28, "003c64"),
+    "train": (31, "005064"),
+    "motorcycle": (32, "0000e6"),
+    "bicycle": (33, "770b20"),
+}
+CITYSCAPES_IDS = 34
+
 # K. Kelly, "Twenty-two colors of maximum contrast" (1965), without black, white and grey; each far from those before
 _KELLY = (
     "f3c300 875692 a1caf1 be0032 008856 e68fac 654522 e25822 c2b280 8db600 0067a5 b3446c f99379 882d17 "
@@ -116,6 +141,15 @@ def camvid_names() -> ClassNames:
     """Return CamVid's 11 classes as SegNet's authors number and colour them; 11, unlabelled, stands for no class."""
     colors = tuple((color[0], color[1], color[2]) for color in map(bytes.fromhex, CAMVID_CLASSES.values()))
     return ClassNames("CamVid", tuple(CAMVID_CLASSES), tuple(range(len(CAMVID_CLASSES))), colors, ignore=(11,))
+
+
+def cityscapes_names(train_ids: bool) -> ClassNames:
+    """Return Cityscapes' 19 classes by their trainIds, or by the ids of labelIds; all that is void is no class."""
+    ids = tuple(value for value, _ in CITYSCAPES_CLASSES.values())
+    values = tuple(range(len(ids))) if train_ids else ids
+    void = () if train_ids else tuple(value for value in range(CITYSCAPES_IDS) if value not in ids)
+    colors = tuple((c[0], c[1], c[2]) for c in (bytes.fromhex(color) for _, color in CITYSCAPES_CLASSES.values()))
+    return ClassNames("Cityscapes", tuple(CITYSCAPES_CLASSES), values, colors, ignore=(*void, 255))
 
 
 def distinct_colors(names: Sequence[str]) -> tuple[RGB, ...]:

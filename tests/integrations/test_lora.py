@@ -43,10 +43,12 @@ def test_the_error_of_a_low_rank_is_that_of_the_update(tmp_path: Path) -> None:
 
 
 def test_what_has_no_lora_is_told(tmp_path: Path) -> None:
-    odd: list[dict[str, Any]] = [{"dilation": 2}, {"padding": 1, "padding_mode": "circular"}]
+    odd: list[dict[str, Any]] = [{"dilation": 2}, {"padding": 1, "padding_mode": "circular"}, {"groups": 3}]
     for options in odd:
-        with pytest.raises(UserError, match=r"0 has dilation=.*, and PEFT's LoRA of a convolution knows neither"):
-            save_as_lora(tuned(nn.Sequential(nn.Conv2d(3, 4, 3, **options)), target_modules=["0"]), tmp_path, 2)
+        with pytest.raises(
+            UserError, match=r"0 has (dilation=\(2, 2\)|padding_mode='circular'|groups=3), with which PEFT"
+        ):
+            save_as_lora(tuned(nn.Sequential(nn.Conv2d(3, 6, 3, **options)), target_modules=["0"]), tmp_path, 2)
     for rank in (0, -1, 0.0, 1.5, float("nan")):
         with pytest.raises(UserError, match=rf"rank={rank} is neither a whole number from 1 nor a share"):
             save_as_lora(tuned(nn.Sequential(nn.Linear(12, 20)), target_modules=["0"]), tmp_path, rank)

@@ -18,11 +18,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from snella.errors import UserError
 from snella.files import writing_into
 from snella.integrations.diffusers import KEY_PREFIX
+from snella.tuner.base_layers import Convolutional
 from snella.tuner.layer import SnellaLayer
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name, which load_lora_weights looks for
@@ -132,26 +134,33 @@ def as_lora(model: PeftModel, rank: int | float, adapter_name: str = "default", 
         if ".snella_" not in name
     }
     config = _config(tuner, by_name, [name for name, _ in model.get_base_model().get_submodule(part).named_modules()])
+    config.fan_in_fan_out = any(isinstance(layer.get_base_layer(), Conv1D) for layer in layers)
     config.modules_to_save = [name.removeprefix(root) for name in tuner.modules_to_save or ()] or None
     return Lora(by_name, others, config)
 
 
 def _check(layer: SnellaLayer, rank: int | float) -> None:
     """Refuse a layer that no LoRA of this rank is for. Raises UserError."""
-    base: Any = layer.get_base_layer()
-    if isinstance(base, nn.Conv2d) and (set(base.dilation) != {1} or base.padding_mode != "zeros"):
-        raise UserError(
-            f"{layer.name} has dilation={base.dilation} and padding_mode={base.padding_mode!r}, and PEFT's LoRA of a "
-            "convolution knows neither; merge into the weights: merge_and_unload(), or snella merge without --lora"
-        )
-    full = min(len(base.weight), base.weight[0].numel())
+    base = layer.get_base_layer()
+    if isinstance(base, Convolutional):
+        odd = {
+            "dilation": set(base.dilation) != {1},
+            "padding_mode": base.padding_mode != "zeros",
+            "groups": base.groups > 1,
+        }
+        if told := ", ".join(f"{name}={getattr(base, name)!r}" for name, there in odd.items() if there):
+            raise UserError(
+                f"{layer.name} has {told}, with which PEFT's LoRA of a convolution is another product; "
+                "merge into the weights: merge_and_unload(), or snella merge without --lora"
+            )
+    full = min(layer.out_features, base.weight.numel() // layer.out_features)
     if isinstance(rank, int) and rank > full:
         raise UserError(f"rank={rank} is not between 1 and {full}, which is all of {layer.name}")
 
 
 def _factors(layer: SnellaLayer, adapter_name: str, rank: int | float) -> LoraLayer:
     """Return the first singular vectors of a layer's update, each with the root of its singular value."""
-    U, S, Vh = torch.linalg.svd(layer.get_delta_weight(adapter_name).float(), full_matrices=False)
+    U, S, Vh = torch.linalg.svd(layer.delta_matrices(adapter_name).float(), full_matrices=False)
     squares = S.double().square()
     total = squares.sum()
     if not total.isfinite():
@@ -160,7 +169,7 @@ def _factors(layer: SnellaLayer, adapter_name: str, rank: int | float) -> LoraLa
     share = (squares[:kept].sum() / total).item() if total else 1.0
     root = S[:kept].sqrt()
     A, B = root[:, None] * Vh[:kept], U[:, :kept] * root
-    if isinstance(layer.get_base_layer(), nn.Conv2d):
+    if isinstance(layer.get_base_layer(), Convolutional):
         weight = layer.get_base_layer().weight
         A, B = A.view(kept, *weight.shape[1:]), B.view(len(weight), kept, *(1 for _ in weight.shape[2:]))
     return LoraLayer(A, B, share)

@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "tasks.classification": TASKS,
     "tasks.segmentation": TASKS | {"segmenter"},
     "tasks.generation": TASKS | {"diffusion"},
-    "runs": RUNS - {"runs"} | {"tuner"},
+    "runs": RUNS - {"runs"} | {"integrations", "tuner"},
     "compare": {
         "config",
         "console",

@@ -5,6 +5,7 @@ Importing this package registers the method with PEFT, so that `peft.get_peft_mo
 """
 
 from snella.delta import delta_weight
+from snella.integrations.combine import combine
 from snella.integrations.diffusers import load_into_pipeline, unload_from_pipeline
 from snella.integrations.lora import save_as_lora
 from snella.integrations.trainer import AllocationCallback
@@ -16,6 +17,7 @@ __all__ = [
     "SnellaConfig",
     "SnellaModel",
     "__version__",
+    "combine",
     "delta_weight",
     "load_into_pipeline",
     "save_as_lora",

@@ -28,10 +28,16 @@ CUSTOM = [
     row("Vanilla MLP 4", "MLP", "lin0", modules_to_save=["lin1"]),
     row("Vanilla MLP 5", "MLP", "lin0", kernel="pwl", gate="hard", target_sparsity=0.5),
     row("MLP LayerNorm", "MLP_LayerNorm", "lin0"),
+    row("transformers Conv1D", "EmbConv1D", "conv1d"),
+    row("Conv1d", "Conv1d", "conv1d"),
     row("Conv2d 1", "Conv2d", "conv2d"),
     row("Conv2d 2", "Conv2d", "conv2d", "lin0"),
     row("Conv2d 1x1", "Conv2d1x1", "conv2d"),
     row("Conv2d bigger", "Conv2d2", "conv2d", "lin0"),
+    row("Conv2d Groups", "Conv2dGroups", "conv2d"),
+    row("Conv2d Groups2", "Conv2dGroups2", "conv2d"),
+    row("Conv3d 1", "Conv3d", "conv3d"),
+    row("Conv3d 2", "Conv3d", "conv3d", "lin0"),
 ]
 SAME = ("SNELLA Same", "snella", SuiteConfig, {"target_modules": ["lin0"], "init_weights": False})
 ACTIVE = [

@@ -104,6 +104,7 @@ def test_biases_train_and_are_saved(bias: str, count: int, images: Tensor, tmp_p
         ("sparsity_pattern", {"fc1": 3.0}, r"sparsity_pattern\['fc1'\]=3\.0 is outside \[0, 1\]"),
         ("bias", "lora_only", "bias='lora_only' is unknown; choose from none, all, snella_only"),
         ("layers_pattern", "blocks", "give layers_to_transform too"),
+        ("target_parameters", ["experts.up"], r"target_parameters=\['experts.up'\]: an update is a part of a layer"),
     ],
 )
 def test_wrong_options_are_named(field: str, value: Any, message: str) -> None:

@@ -124,6 +124,10 @@ class Merge:
     """Folder for the checkpoint. Needed; has no default."""
     onnx: str | None = None
     """Also write an ONNX model to this file and check it (needs onnx, onnxruntime, onnxscript, torch 2.8)."""
+    lora: str | None = None
+    """Write a LoRA close to the update instead, which PEFT, diffusers and ComfyUI load: a whole number is its rank
+    (64); a number with a point (0.99) is the share of each layer's update, in squares, that its rank has to hold.
+    What each layer keeps is shown, and the metrics on val of both."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ snella {__version__}: fine-tune pre-trained vision backbones by a sparse update 
   snella compare --data FOLDER    run methods side by side: rates chosen on val, seeds, a table, a chart
   snella evaluate RUN             test a run: metrics, per-class table, figures
   snella predict RUN [IMAGE...]   predict images, or the images of a folder
-  snella merge RUN --out FOLDER   write a checkpoint that loads without snella, and ONNX with --onnx
+  snella merge RUN --out FOLDER   write a checkpoint that loads without snella, ONNX with --onnx, a LoRA with --lora
   snella soup RUN... --out FOLDER average the weights of runs into one model that is a run too
   snella check RUN                verify a run folder: what is wrong with it, and what to do
   snella data PATH                show what is found in a data set
@@ -190,9 +190,16 @@ def _merge(args: list[str]) -> int:
     folder = _run(command.run, "merge")
     if not command.out:
         raise UserError("no folder for the checkpoint: snella merge RUN --out FOLDER")
+    if command.lora is not None:
+        if command.onnx:
+            raise UserError("--onnx: a LoRA is not a model to export; leave --onnx or --lora out")
+        from snella.runs.lora import merge_as_lora
+
+        merge_as_lora(folder, out=command.out, lora=command.lora)
+        return 0
     from snella.runs.load import merge
 
-    merge(folder, **_options(command))
+    merge(folder, out=command.out, onnx=command.onnx)
     return 0
 
 

@@ -79,6 +79,21 @@ def loading_hint(spec: BackboneSpec, folder: str | os.PathLike[str]) -> str:
     return f'timm.create_model("local-dir:{folder}", pretrained=True)'
 
 
+def base_hint(spec: BackboneSpec, auto: str = "AutoModelForImageClassification") -> str:
+    """Return the Python call that makes the untuned backbone, with a new head; `auto` is transformers' class."""
+    if spec.name.startswith(HF):
+        call = f'transformers.{auto}.from_pretrained("{spec.name.removeprefix(HF)}", num_labels={spec.num_classes}'
+        return f"{call}, ignore_mismatched_sizes=True)"
+    if spec.name in BACKBONES:
+        return f"snella's bundled backbone {spec.name}"
+    if spec.checkpoint is not None:
+        source = f', checkpoint_path="{spec.checkpoint}"'
+    else:
+        source = ", pretrained=True" if spec.pretrained else ""
+    size = f"; images of {spec.image_size} pixels" if spec.image_size else ""
+    return f'timm.create_model("{spec.name}", num_classes={spec.num_classes}{source}){size}'
+
+
 def export_onnx(
     model: nn.Module,
     file: str | os.PathLike[str],

@@ -8,6 +8,7 @@ The product is that of a linear layer or of a convolution.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,25 +24,30 @@ from snella.ops.rematerialize import Source, autocast_state, note_product
 from snella.ops.sampling import Sample, sampled_product
 from snella.ops.update import Factors, Stats, UpdateSpec, build, build_backward
 
+_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}  # by the number of the kernel's axes
+
 
 class Convolution(NamedTuple):
-    """The settings of a convolution, without its weight (out, in, kh, kw)."""
+    """The settings of a convolution, without its weight (out, in / groups, *kernel)."""
 
-    kernel: tuple[int, int]
+    kernel: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
+    groups: int = 1
 
     def _weight(self, weight: Tensor) -> Tensor:
         return weight.view(len(weight), -1, *self.kernel)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the output (b, out, h', w') of x (b, in, h, w) and weight (out, in kh kw)."""
-        return F.conv2d(x, self._weight(weight), bias, self.stride, self.padding, self.dilation)
+        convolve = _CONVOLVE[len(self.kernel)]
+        return convolve(x, self._weight(weight), bias, self.stride, self.padding, self.dilation, self.groups)
 
     def _backward(self, g: Tensor, x: Tensor, weight: Tensor, which: tuple[bool, bool, bool]) -> tuple:
         return torch.ops.aten.convolution_backward(
-            *(g, x, self._weight(weight), None, self.stride, self.padding, self.dilation), False, (0, 0), 1, which
+            *(g, x, self._weight(weight), None, self.stride, self.padding, self.dilation),
+            *(False, (0,) * len(self.kernel), self.groups, which),
         )
 
     def grad_input(self, g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -50,7 +56,8 @@ class Convolution(NamedTuple):
 
     def grad_weight(self, g: Tensor, x: Tensor) -> Tensor:
         """Return the gradient (out, in kh kw) of the weight, given g, that of the output."""
-        shape = g.new_empty(g.shape[1], x.shape[1] * self.kernel[0] * self.kernel[1])  # only its shape is read
+        entries = x.shape[1] // self.groups * math.prod(self.kernel)
+        shape = g.new_empty(g.shape[1], entries)  # only its shape is read
         return self._backward(g, x, shape, (False, True, False))[1].flatten(1)
 
 
@@ -107,8 +114,8 @@ class ProductCall:
 
         Of matrices that are not live (None: all are) the result has no values.
         """
-        if live is None:
-            return self._grad_sampled(g, x)
+        if live is None or (isinstance(self.product, Convolution) and self.product.groups > 1):
+            return self._grad_sampled(g, x)  # a group's matrix sees its own channels of x alone
         return self._stacked([self._grad_sampled(part, x) if there else None for part, there in self._parts(g, live)])
 
     def _parts(self, g: Tensor, live: Sequence[bool]) -> Iterator[tuple[Tensor, bool]]:
@@ -205,7 +212,8 @@ def adapted_product(
         source: how x came about; its tensors are kept instead of x.
         recompute_output: let an activation that follows keep none of y, which is then made again for it.
     """
-    if x.ndim == (3 if isinstance(call.product, Convolution) else 1):  # a single sample
+    axes = len(call.product.kernel) if isinstance(call.product, Convolution) else 0
+    if x.ndim == axes + 1:  # a single sample
         return adapted_product(x[None], weight, bias, factors, kept, call)[0]
     _, autocast_dtype, enabled = autocast_state(x.device.type)
     if enabled and x.dtype != torch.float64:

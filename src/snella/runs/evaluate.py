@@ -55,7 +55,7 @@ def evaluate(
     images, name = _images_of(folder, data, split, saved, console)
     if features is not None and len(images) < 2:
         raise UserError(f"--features compares with 2 images or more, and there are {len(images)}; name more by --data")
-    accelerator = _accelerator(device, read_config(folder).precision, console)
+    accelerator = accelerator_for(device, read_config(folder).precision, console)
     run = load_run(folder, accelerator.device)
     transform = run.task.eval_transform(run.preprocessing)
     batches = ImageBatches(images, transform, batch_size=batch_size, shuffle=False, seed=0)
@@ -139,7 +139,7 @@ def _own_elsewhere(
         return None
 
 
-def _accelerator(device: str, precision: str, console: Console) -> Accelerator:
+def accelerator_for(device: str, precision: str, console: Console) -> Accelerator:
     """Return the accelerator for the run's precision, or fp32 where this (valid) device cannot do it."""
     try:
         return make_accelerator(device, precision)

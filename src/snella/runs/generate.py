@@ -15,7 +15,7 @@ from snella.files import save_picture
 from snella.runs.devices import check_device, make_accelerator
 from snella.runs.folder import read_about
 from snella.runs.load import load_run
-from snella.runs.pictures import free_name, picture_folder
+from snella.runs.predict import free_name, picture_folder
 from snella.tasks.registry import task_named
 
 

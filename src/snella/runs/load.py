@@ -58,7 +58,23 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> LoadedRun:
     spec = _made_of(about, lambda: task.spec_from(saved))
     preprocessing = _made_of(about, lambda: Preprocessing.from_dict(saved["preprocessing"]))
     learner = _made_of(about, lambda: task.learner_from(saved))
-    base = _made_of(about, lambda: task.build(spec))
+    base = _base(folder, saved, task, spec)
+    set_base_precision(base, config.model.base_precision)
+    set_base_precision(base, "fp32")  # the rounded values, in plain tensors, which are faster
+    model = load_adapter(saved["method"], base, folder / ADAPTER)
+    model.to(device).eval()
+    return LoadedRun(config, saved, task, learner, preprocessing, model)
+
+
+def untuned(folder: Path) -> nn.Module:
+    """Return a run's model as it was before the training, in the precision that it came in. Raises as `load_run`."""
+    saved = read_about(folder)
+    task = task_named(saved["task"])
+    return _base(folder, saved, task, _made_of(folder / ADAPTER / ABOUT, lambda: task.spec_from(saved)))
+
+
+def _base(folder: Path, saved: dict[str, Any], task: Task[Any, Any, Any], spec: Any) -> nn.Module:
+    base = _made_of(folder / ADAPTER / ABOUT, lambda: task.build(spec))
     if (folder / BASE).is_file():
         weights = read_tensors(folder / BASE)
         _made_of(folder / BASE, lambda: base.load_state_dict(weights))
@@ -67,11 +83,7 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> LoadedRun:
             f"{folder / ADAPTER} is an adapter for another backbone: the weights of {spec.backbone.name} found here "
             "are not those it was trained on; restore them or train again"
         )
-    set_base_precision(base, config.model.base_precision)
-    set_base_precision(base, "fp32")  # the rounded values, in plain tensors, which are faster
-    model = load_adapter(saved["method"], base, folder / ADAPTER)
-    model.to(device).eval()
-    return LoadedRun(config, saved, task, learner, preprocessing, model)
+    return base
 
 
 def load_ensemble(folders: Sequence[Path], device: torch.device | str = "cpu") -> LoadedRun:

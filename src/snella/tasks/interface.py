@@ -30,6 +30,7 @@ from snella.data.splits import Division
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
 from snella.models.backbone import BackboneSpec
+from snella.models.export import base_hint
 from snella.training.interfaces import DeviceBatch, DeviceBatches, Evaluation
 
 Saved = Mapping[str, Any]  # adapter/snella.json: what has to be known of a run to use its adapter
@@ -54,6 +55,15 @@ class Prediction:
 
     row: dict[str, Any]  # as --json prints it; "image" is its name
     pictures: dict[str, Image.Image] = field(default_factory=dict)  # kind -> a picture to write, such as a mask
+
+
+@dataclass(frozen=True)
+class LoraPlace:
+    """Where a run's update belongs as a LoRA, which others load without this package."""
+
+    base: str  # the model that it is loaded into: the call that makes it, or words
+    part: str = ""  # attribute of the task's model that holds that model; "" where it is that model
+    pipeline: str = ""  # what a pipeline of diffusers that loads LoRAs calls that model
 
 
 def check_finite(image: str, total: float) -> None:
@@ -241,3 +251,11 @@ class Task(ABC, Generic[SpecT, DataT, SplitT]):
     @abstractmethod
     def save_merged(self, model: nn.Module, folder: Path, saved: Saved) -> str:
         """Write a model without adapters as a plain checkpoint; returns the call that loads it."""
+
+    def lora_place(self, saved: Saved, model: nn.Module) -> LoraPlace:
+        """Return what a LoRA of a run is loaded into; `model` is as it was before the training.
+
+        Raises:
+            UserError: only this package makes such a model.
+        """
+        return LoraPlace(base_hint(self.spec_from(saved).backbone))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,6 +148,7 @@ class SnellaConfig(PeftConfig):
         default="pip install snella, and import snella before PEFT loads this adapter",
         metadata={"help": "For who reads the file: PEFT knows the method once snella is imported."},
     )
+    target_parameters: InitVar[list[str] | None] = None  # LoRA's, which is refused by name
 
     @classmethod
     def published(cls, **settings: Any) -> SnellaConfig:
@@ -168,8 +169,13 @@ class SnellaConfig(PeftConfig):
         """Return the share of a layer's update that is zero at the end: the layer's own, or that of all."""
         return self.sparsity_pattern.get(get_pattern_key(list(self.sparsity_pattern), name), self.target_sparsity)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, target_parameters: list[str] | None) -> None:
         super().__post_init__()
+        if target_parameters:
+            raise UserError(
+                f"target_parameters={target_parameters!r}: an update is a part of a layer's product, and parameters "
+                "that no layer holds (experts in one 3-D tensor) have none; name layers in target_modules"
+            )
         self.peft_type = PeftType(PEFT_TYPE)  # a member since `snella.tuner` registered it
         for name in ("target_modules", "exclude_modules"):
             if isinstance(value := getattr(self, name), list):

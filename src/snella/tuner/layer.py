@@ -1,10 +1,10 @@
-"""The adapted layer: a frozen Linear or Conv2d whose weight carries one sparse update per matrix."""
+"""The adapted layer: a frozen linear layer or convolution whose weight carries one sparse update per matrix."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import reduce
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from timm.layers import drop_path
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from snella.delta import kept_count
 from snella.errors import UserError
@@ -26,7 +27,19 @@ from snella.ops import (
     source_of,
     unpacked,
 )
-from snella.tuner.base_layers import BaseLayer, is_hooked, multiply, put_weight, split_padding
+from snella.tuner.base_layers import (
+    BaseLayer,
+    Convolutional,
+    as_weight,
+    is_hooked,
+    matrices,
+    matrix_sizes,
+    multiply,
+    multiply_parts,
+    out_first,
+    put_weight,
+    split_padding,
+)
 from snella.tuner.cached_weight import CachedWeight, is_cacheable, keep
 from snella.tuner.config import SnellaConfig
 from snella.tuner.scale import (
@@ -35,27 +48,18 @@ from snella.tuner.scale import (
     choose_scale,
     delta_of,
     draw_factors,
-    first_factors,
+    less_start,
     saved_scales,
     update_settings,
 )
 
 
-def _use_saved_scales(layer: nn.Module, _: object = None) -> None:
-    """Use the constants that a state dict, or a copy into the buffers (DDP, averages of weights), has brought."""
-    assert isinstance(layer, SnellaLayer)
-    for name, scale in saved_scales({name: cast(Tensor, units) for name, units in layer.snella_scale.items()}).items():
-        settings = layer.settings[name]
-        layer.settings[name] = replace(settings, spec=settings.spec._replace(scale=scale))
-    layer._cached_weight = None
-
-
 class SnellaLayer(nn.Module, BaseTunerLayer):
-    """A Linear or Conv2d with y = x (W + scale · delta)ᵀ + bias, delta by active adapter (METHOD: `snella.delta`).
+    """A layer with y = x (W + scale · delta)ᵀ + bias, delta by active adapter (METHOD: `snella.delta`).
 
-    The weight counts as S matrices (out/S, in) stacked along the out axis; a convolution's is
-    (out, in·kh·kw). Parameters by adapter name: snella_A (S, H, n, r/H), snella_B (S, H, m/S, r/H), the scalars
-    (S,) of kernel `mixk`, the integer budgets snella_kept (S,), and where it is relative the constant snella_scale.
+    The weight counts as S matrices (out/S, n) stacked along the out axis (which: `base_layers`). Parameters by adapter
+    name: snella_A (S, H, n, r/H), snella_B (S, H, m/S, r/H), the scalars (S,) of kernel `mixk`, the integer budgets
+    snella_kept (S,), and where it is relative the constant snella_scale.
     With `start="zero"` delta is less by what it was at the start, in the entries that it keeps now (snella_start).
 
     What the forward pass does, by the first line that fits:
@@ -92,7 +96,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         self.snella_kept = BufferDict(persistent=True)
         self.snella_scale = BufferDict(persistent=True)  # 0-d, in SCALE_UNIT, of adapters whose constant is relative
         self.snella_start = BufferDict(persistent=True)  # (3,) `scale.Start`, of adapters whose update starts at zero
-        self.register_load_state_dict_post_hook(_use_saved_scales)
+        self.register_load_state_dict_post_hook(SnellaLayer._use_saved_scales)
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._active_adapter = adapter_name
@@ -100,10 +104,19 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         self._cached_weight: CachedWeight | None = None
         self.tied = False  # whether another adapted layer has the same weight
         self._shared_weight: list[nn.Parameter] = []  # that weight while this layer's update is merged
-        self.in_features: int = getattr(base_layer, "in_features", None) or base_layer.in_channels  # pyright: ignore
-        self.out_features: int = getattr(base_layer, "out_features", None) or base_layer.out_channels  # pyright: ignore
+        base: Any = self.get_base_layer()
+        self.out_features, columns, *_ = out_first(base, base.weight).shape
+        self.in_features: int = getattr(base, "in_channels", columns)
         self.cast_input_dtype_enabled = True  # PEFT's name, as the two before
         self.update_layer(adapter_name, config)
+
+    def _use_saved_scales(self, _: object = None) -> None:
+        """Use the constants that a state dict, or a copy into the buffers (DDP, averages of weights), has brought."""
+        units = {name: cast(Tensor, units) for name, units in self.snella_scale.items()}
+        for name, scale in saved_scales(units).items():
+            settings = self.settings[name]
+            self.settings[name] = replace(settings, spec=settings.spec._replace(scale=scale))
+        self._cached_weight = None
 
     def get_base_layer(self) -> BaseLayer:
         """Return the innermost base layer, as PEFT does."""
@@ -114,24 +127,15 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         return cast(Tensor, self.snella_kept[adapter_name])
 
     def update_layer(self, adapter_name: str, config: SnellaConfig) -> None:
-        """Add an adapter's factors, scalars and budgets to this layer.
-
-        Raises:
-            UserError: `fused_splits` names a count that does not divide the layer's outputs.
-        """
-        weight = self.get_base_layer().weight
-        out_features, in_features = weight.shape[0], weight[0].numel()
-        last_name = self.name.rsplit(".", 1)[-1]
-        splits = config.fused_splits.get(last_name, 1)
-        if out_features % splits:
-            raise UserError(
-                f"{self.name} has {out_features} outputs, not divisible into fused_splits[{last_name!r}]={splits}"
-            )
-        rows, width = out_features // splits, config.rank(self.name) // config.heads
-        scale = choose_scale(config, unpacked(weight.data if self._unmerged_weight is None else self._unmerged_weight))
+        """Add an adapter's factors, scalars and budgets to this layer. Raises UserError as `matrix_sizes` does."""
+        base = self.get_base_layer()
+        weight, width = base.weight, config.rank(self.name) // config.heads
+        splits, rows, in_features = matrix_sizes(base, self.name, config.fused_splits)
+        values = unpacked(weight.data if self._unmerged_weight is None else self._unmerged_weight)
+        scale = choose_scale(config, out_first(base, values))
         if scale.units is not None:
             self.snella_scale[adapter_name] = torch.tensor(scale.units, device=weight.device)
-        self.settings[adapter_name] = update_settings(config, last_name, scale)
+        self.settings[adapter_name] = update_settings(config, self.name.rsplit(".", 1)[-1], scale)
         self.scaling[adapter_name] = 1.0
         self.snella_A[adapter_name] = nn.Parameter(torch.empty(splits, config.heads, in_features, width))
         self.snella_B[adapter_name] = nn.Parameter(torch.empty(splits, config.heads, rows, width))
@@ -176,7 +180,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         return [f"{kind}.{adapter_name}" for kind in kinds if adapter_name in getattr(self, kind)]
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        return isinstance(self.get_base_layer(), nn.Linear)  # PEFT converts those alone
+        return not isinstance(self.get_base_layer(), Convolutional)  # PEFT converts no convolutions
 
     def matrix_names(self, adapter_name: str) -> list[str]:
         """Return the names of the S matrices: the layer's, with [0] … [S-1] behind where it holds several."""
@@ -188,14 +192,16 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         return self.get_base_layer().weight.numel() // len(self.kept(adapter_name))
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """Return the update (out, in) of all S matrices times its scale, in at least fp32; differentiable."""
+        """Return `delta_matrices`, for transformers' Conv1D as its weight lies, (in, out): what PEFT expects."""
+        delta = self.delta_matrices(adapter_name)
+        return delta.mT if isinstance(self.get_base_layer(), Conv1D) else delta
+
+    def delta_matrices(self, adapter_name: str) -> Tensor:
+        """Return the update (out, n) of all S matrices times its scale, in at least fp32; differentiable."""
         factors, kept, settings = self._factors(adapter_name), self.kept(adapter_name), self.settings[adapter_name]
         delta = delta_of(factors, kept, settings)
         if adapter_name in self.snella_start:
-            with torch.no_grad():
-                start = Start.of(cast(Tensor, self.snella_start[adapter_name]))
-                first = delta_of(first_factors(factors, start, settings), torch.full_like(kept, start.kept), settings)
-            delta = delta - torch.where(delta.detach() != 0, first, 0)
+            delta = less_start(delta, factors, kept, cast(Tensor, self.snella_start[adapter_name]), settings)
         scale = self.scaling[adapter_name]
         return delta if scale == 1 else scale * delta
 
@@ -220,10 +226,8 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The adapted weight W + scale · delta, in W's dtype and shape.
 
-        Some models read it instead of calling the layer (timm's EVA, BEiT and Swin v2 call F.linear with
-        `qkv.weight`), and have to see the update. In evaluation without gradients it is kept until a factor, a
-        budget, a scale or W changes (of what does not train: by other ways than a write to its .data); see
-        `cached_weight`.
+        Some models read it instead of calling the layer (timm's EVA and Swin v2 call F.linear with `qkv.weight`). In
+        evaluation without gradients it is kept until a factor, a budget, a scale or W changes; see `cached_weight`.
         """
         names = self._adapters_to_add()
         base = self.get_base_layer().weight
@@ -231,12 +235,12 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
             return base
         sources = self._sources(names)
         if self.training or torch.is_grad_enabled() or is_traced(base) or not is_cacheable(base, sources):
-            return self._add_updates(base, names)
+            return self.add_updates(base, names)
         scales = [self.scaling[name] for name in names]
         cached = self._cached_weight
         if cached is None or not cached.is_current(base, sources, scales):
             self._cached_weight = cached = None  # not two copies at once
-            self._cached_weight = cached = keep(self._add_updates(base, names), base, sources, scales)
+            self._cached_weight = cached = keep(self.add_updates(base, names), base, sources, scales)
         return cached.weight
 
     def _sources(self, names: list[str]) -> list[Tensor]:
@@ -244,16 +248,17 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         by_adapters = [self.snella_kept, *(getattr(self, attribute) for attribute in self.adapter_layer_names)]
         return [by_adapter[name] for name in names for by_adapter in by_adapters if name in by_adapter]
 
-    def _sum_of_updates(self, names: list[str]) -> Tensor:
-        return reduce(torch.add, map(self.get_delta_weight, names))
+    def _sum_of_updates(self, names: list[str]) -> Tensor:  # (out, n)
+        return reduce(torch.add, map(self.delta_matrices, names))
 
-    def _add_updates(self, base: Tensor, names: list[str]) -> Tensor:
+    def add_updates(self, base: Tensor, names: list[str]) -> Tensor:
+        """Return a weight of the layer's shape with the adapters' updates, summed before they are added."""
         delta = self._sum_of_updates(names)
-        return (unpacked(base).to(delta.dtype) + delta.view(base.shape)).to(base.dtype)
+        return (unpacked(base).to(delta.dtype) + as_weight(self.get_base_layer(), delta)).to(base.dtype)
 
     def train(self, mode: bool = True) -> SnellaLayer:
         """Set the mode, free the adapted weight that evaluation kept, and look at the constants' buffers again."""
-        _use_saved_scales(self)
+        self._use_saved_scales()
         return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -262,10 +267,9 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         if not names:
             return self.base_layer(x)
         if self.snella_A[names[0]].is_meta and not x.is_meta:
-            raise UserError(
-                f"{self.name}: its factors are offloaded, where nothing fetches them; merge_and_unload first"
-            )
-        plain = self.scaling[names[0]] == 1 and names[0] not in self.snella_start
+            raise UserError(f"{self.name}: its factors are offloaded and nothing fetches them; merge_and_unload first")
+        drops_groups = self.training and self.settings[names[0]].drop_path and matrices(self.get_base_layer()) > 1
+        plain = self.scaling[names[0]] == 1 and names[0] not in self.snella_start and not drops_groups
         if len(names) == 1 and plain and torch.is_grad_enabled() and not is_traced(x):
             return self._fused_product(x, names[0])
         if self.training and any(self.settings[name].dropout or self.settings[name].drop_path for name in names):
@@ -274,13 +278,13 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
                 y = y + self._regularised_update(x, name)
             return y
         if is_hooked(self.base_layer):  # whose weight may be elsewhere
-            update = self._sum_of_updates(names).view(self.get_base_layer().weight.shape)
+            update = as_weight(self.get_base_layer(), self._sum_of_updates(names))
             return self.base_layer(x) + multiply(self.get_base_layer(), x, update.to(x.dtype), bias=False)
         return multiply(self.get_base_layer(), x, self.weight)
 
     def _fused_product(self, x: Tensor, name: str) -> Tensor:
         base, settings = self.get_base_layer(), self.settings[name]
-        y, weight, bias = None, base.weight, base.bias
+        y, weight, bias = None, out_first(base, base.weight), base.bias
         drops = self.training and settings.dropout  # the update sees another x than the weight
         if drops or is_hooked(base):
             y, weight, bias = self.base_layer(x), None, None  # two products
@@ -303,14 +307,11 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
 
     def _regularised_update(self, x: Tensor, adapter_name: str) -> Tensor:
         """Return x deltaᵀ with dropout on x and drop-path per sample, drawn for each matrix by itself."""
-        settings = self.settings[adapter_name]
-        channels = 1 if isinstance(self.get_base_layer(), nn.Conv2d) else -1
-        parts = []
-        for delta in self.get_delta_weight(adapter_name).chunk(len(self.kept(adapter_name))):
-            delta = delta.view(-1, *self.get_base_layer().weight.shape[1:]).to(self.get_base_layer().weight.dtype)
-            part = multiply(self.get_base_layer(), F.dropout(x, settings.dropout), delta, bias=False)
-            parts.append(drop_path(part, settings.drop_path, training=True))
-        return torch.cat(parts, dim=channels)
+        settings, base = self.settings[adapter_name], self.get_base_layer()
+        delta = as_weight(base, self.delta_matrices(adapter_name)).to(base.weight.dtype)
+        parts = multiply_parts(base, x, delta, len(self.kept(adapter_name)), settings.dropout)
+        channels = 1 if isinstance(base, Convolutional) else -1
+        return torch.cat([drop_path(part, settings.drop_path, training=True) for part in parts], dim=channels)
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -322,7 +323,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.settings:
                 continue
-            merged = self._add_updates(base.weight, [name])
+            merged = self.add_updates(base.weight, [name])
             if safe_merge and not merged.isfinite().all():
                 raise ValueError(f"adapter {name!r} makes the weight of {self.name} non-finite; it is not merged")
             if self._unmerged_weight is None:

@@ -15,15 +15,17 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from transformers.pytorch_utils import Conv1D
 
 from snella.errors import UserError
 from snella.ops import recomputable, unwatch, watch
 from snella.tuner.allocator import AllocatingTuner
+from snella.tuner.base_layers import Convolutional
 from snella.tuner.config import SnellaConfig, UniqueNames
 from snella.tuner.layer import SnellaLayer
 from snella.tuner.loading import unwatch_loading, watch_loading, with_adapter_name
 from snella.tuner.names import renamed_targets, uncompiled, versions
-from snella.tuner.targets import NoMatchError, adaptable, candidates, default_targets, head_names
+from snella.tuner.targets import NoMatchError, adaptable, candidates, default_targets, head_names, refusal, suits
 
 
 class SnellaModel(AllocatingTuner):
@@ -175,7 +177,9 @@ class SnellaModel(AllocatingTuner):
             for name, module in self.model.named_modules()
             if adaptable(module)
             and module is not output
-            and isinstance(module.get_base_layer() if isinstance(module, BaseTunerLayer) else module, nn.Linear)
+            and isinstance(
+                module.get_base_layer() if isinstance(module, BaseTunerLayer) else module, nn.Linear | Conv1D
+            )
             and not name.endswith("base_layer")
             and not any(name == head or name.startswith(f"{head}.") for head in heads)
         }
@@ -195,18 +199,14 @@ class SnellaModel(AllocatingTuner):
             return
         if isinstance(target, BaseTunerLayer):
             raise UserError(f"{current_key} already has an adapter of type {type(target).__name__}")
-        if isinstance(target, nn.Conv2d) and not adaptable(target):
-            if isinstance(peft_config.target_modules, str):
-                return
-            grouped = f" in {target.groups} groups" if target.groups > 1 else ""
+        by_pattern = isinstance(peft_config.target_modules, str)
+        if isinstance(target, Convolutional) and by_pattern and not adaptable(target):
+            return
+        if not suits(target):
+            passes = "; a regular expression passes over it" if isinstance(target, Convolutional) else ""
             raise UserError(
-                f"{current_key} is a {type(target).__name__}{grouped}, not the plain product with one matrix; "
-                f"take it out of target_modules, or give a regular expression, which passes over it"
-            )
-        if not adaptable(target):
-            raise UserError(
-                f"{current_key} is a {type(target).__name__}; only Linear and Conv2d layers can be adapted: "
-                f"{', '.join(candidates(self.model))}"
+                f"{current_key} is a {type(target).__name__}, {refusal(target)}{passes}; "
+                f"choose target_modules from: {', '.join(candidates(self.model))}"
             )
         layer = SnellaLayer(target, adapter_name, peft_config, name=current_key)
         if adapter_name not in self.active_adapters:
@@ -235,13 +235,11 @@ class SnellaModel(AllocatingTuner):
 
     def add_weighted_adapter(self, adapters: list[str], weights: list[float], *args: Any, **kwargs: Any) -> None:
         """Refuse: the sum of several updates is in general not one of this kind."""
-        scales = ", ".join(
-            f'layer.set_scale("{name}", {weight})' for name, weight in zip(adapters, weights, strict=False)
-        )
         raise UserError(
-            "the weighted sum of SNELLA updates is no SNELLA update: have the adapters in force together, "
-            f"model.base_model.set_adapter({list(adapters)}), each with its weight, {scales} for layer in "
-            "model.base_model.adapted_layers(); merge_adapter() then adds them to the weights"
+            "the weighted sum of SNELLA updates is no SNELLA update: snella.combine(model, "
+            f"{list(adapters)}, weights={list(weights)}) gives the plain model with it in its weights; for an "
+            "adapter save each by snella.save_as_lora and combine those; to train on, have them active together, "
+            f"model.base_model.set_adapter({list(adapters)}), each with layer.set_scale(name, weight)"
         )
 
 

@@ -147,3 +147,16 @@ def delta_of(factors: Factors, kept: Tensor, settings: UpdateSettings) -> Tensor
     if is_traced(factors.A):
         return delta_by_definition(factors, kept, settings.spec)
     return adapted_weight(None, factors, kept, settings.spec, torch.promote_types(factors.A.dtype, torch.float32))
+
+
+def less_start(delta: Tensor, factors: Factors, kept: Tensor, saved: Tensor, settings: UpdateSettings) -> Tensor:
+    """Return an update (out, n) less what it was at the start, in the entries that it keeps now.
+
+    Args:
+        delta: the update that the factors make, with `kept` (S,).
+        saved: the start (3,), as `Start.saved` gave it.
+    """
+    with torch.no_grad():
+        start = Start.of(saved)
+        first = delta_of(first_factors(factors, start, settings), torch.full_like(kept, start.kept), settings)
+    return delta - torch.where(delta.detach() != 0, first, 0)

@@ -12,6 +12,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from timm.layers import Linear as TimmLinear
 from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from transformers.pytorch_utils import Conv1D
 
 from snella.errors import UserError
 from snella.tuner.names import uncompiled
@@ -139,19 +141,55 @@ DECODERS = (
     ),
 )
 FAMILIES = BACKBONES + DECODERS
-PRODUCT_FORWARDS = (nn.Linear.forward, nn.Conv2d.forward, TimmLinear.forward)  # products of the weight as it is
+# products of the weight as it is
+PRODUCT_FORWARDS = (
+    *(nn.Linear.forward, TimmLinear.forward, Conv1D.forward),
+    *(nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward),
+)
+# Kinds of layers that are refused -> why, and what to do
+REFUSED: tuple[tuple[type[nn.Module], str], ...] = (
+    (
+        nn.MultiheadAttention,
+        "whose in_proj_weight torch hands on without a call that an adapter could take part in; name its out_proj, or "
+        "put Linear layers in its place",
+    ),
+    (
+        nn.Embedding,
+        "of whose whole table an update would be made at each step; name it in modules_to_save to train it as a whole",
+    ),
+    (_ConvTransposeNd, "of which no update is made; name it in modules_to_save to train it as a whole"),
+    (_ConvNd, "not the plain product with its weight: it pads, standardises or unpacks first"),
+    (nn.Linear, "not the plain product with its weight: its forward is its own"),
+)
 BACKBONE_PARTS = ("backbone", "vision_model", "model", "timm_model", "neck")  # names in transformers' models
 CLASS_TABLES = ("class_embedding", "class_embedder.embedding_table")  # ends of names, in diffusers
 
 
-def adaptable(module: nn.Module) -> bool:
-    """Return whether a layer is the product with one matrix, or several stacked: Linear, or Conv2d that is not grouped.
+def suits(module: nn.Module) -> bool:
+    """Return whether a layer is the product with one matrix, or several stacked: linear, or a convolution.
 
     Those that pad, standardise or unpack first (timm's Conv2dSame and StdConv2d, quantised layers) are another product.
     """
     if isinstance(module, BaseTunerLayer):
         module = module.get_base_layer()
-    return type(module).forward in PRODUCT_FORWARDS and getattr(module, "groups", 1) == 1
+    return type(module).forward in PRODUCT_FORWARDS
+
+
+def adaptable(module: nn.Module) -> bool:
+    """Return whether a layer is adapted where a pattern finds it: one that suits, but for grouped convolutions.
+
+    Those are adapted where they are named: adapters of before there were any would not fit.
+    """
+    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    return suits(module) and getattr(base, "groups", 1) == 1
+
+
+def refusal(module: nn.Module) -> str:
+    """Return why a layer that does not suit cannot be adapted, in a few words."""
+    if type(module).__module__.startswith("bitsandbytes"):
+        return "whose weight is quantised; keep it in fewer bits by snella.set_base_precision"
+    none = "not a product with a weight: only linear layers and convolutions are adapted"
+    return next((why for kind, why in REFUSED if isinstance(module, kind)), none)
 
 
 def candidates(model: nn.Module) -> list[str]:

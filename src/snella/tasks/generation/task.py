@@ -36,7 +36,7 @@ from snella.tasks.generation.examples import drawn
 from snella.tasks.generation.fidelity import check_features
 from snella.tasks.generation.learner import Generate
 from snella.tasks.generation.prepare import check_asked
-from snella.tasks.interface import Saved, Task, division_of
+from snella.tasks.interface import LoraPlace, Saved, Task, division_of
 
 FLUX_LATENTS = 128  # side that its pipeline takes where nobody says; its config does not
 MOST_PROMPTS = 8  # of a sample grid
@@ -210,6 +210,13 @@ class GenerationTask(Task[GeneratorSpec, CaptionedData, CaptionedImages]):
 
     def save_merged(self, model: nn.Module, folder: Path, saved: Saved) -> str:
         return save_merged_pipeline(model, folder, name=saved["backbone"]["name"], classes=saved["classes"])
+
+    def lora_place(self, saved: Saved, model: nn.Module) -> LoraPlace:
+        name = saved["backbone"]["name"]
+        frozen = frozen_parts(name)
+        pipe, part = frozen.pipe, frozen.family.network
+        loads = hasattr(pipe, "load_lora_weights")
+        return LoraPlace(f'diffusers.{type(pipe).__name__}.from_pretrained("{name}").{part}', "", part if loads else "")
 
 
 def _prompts(config: TrainConfig, data: CaptionedData) -> tuple[str, ...]:

@@ -19,7 +19,9 @@ from snella.data.readers.masked import is_masked, read_masked_data, read_masked_
 from snella.data.readers.masked_report import describe_masked
 from snella.data.transforms.images import Augmentation, Preprocessing
 from snella.data.transforms.masked import masked_eval_transform, masked_train_transform
-from snella.models.backbone import BackboneSpec
+from snella.errors import UserError
+from snella.models.backbone import HF, BackboneSpec
+from snella.models.export import base_hint
 from snella.segmenter.build import (
     Segmenter,
     SegmenterSpec,
@@ -29,7 +31,9 @@ from snella.segmenter.build import (
     preprocessing_of_segmenter,
     save_merged_segmenter,
 )
-from snella.tasks.interface import Saved, Task, division_of
+from snella.segmenter.plain import PlainSegmentation
+from snella.segmenter.transformers import SEGMENTER
+from snella.tasks.interface import LoraPlace, Saved, Task, division_of
 from snella.tasks.segmentation.learner import Segment, dice_loss, spread
 
 
@@ -144,6 +148,15 @@ class SegmentationTask(Task[SegmenterSpec, MaskData, MaskedImages]):
             preprocessing=Preprocessing.from_dict(saved["preprocessing"]),
         )
         return loading_hint_segmenter(spec, folder)
+
+    def lora_place(self, saved: Saved, model: nn.Module) -> LoraPlace:
+        backbone, net = self.spec_from(saved).backbone, model.net
+        if isinstance(net, PlainSegmentation):
+            raise UserError("--lora: only snella makes the decoder `plain`, so nothing could load it; leave --lora out")
+        if backbone.name.startswith(HF):
+            return LoraPlace(base_hint(backbone, SEGMENTER.auto), part="net")
+        kind = f"segmentation_models_pytorch.{type(net).__name__}"
+        return LoraPlace(f"the {kind} whose encoder is timm's {backbone.name}", part="net")
 
 
 SEGMENTATION = SegmentationTask()

@@ -1,10 +1,12 @@
 """YAML read within bounds: what is too long, too deep or stands for too much is refused before it is built.
 
-Dates are text: a folder may be called 2024-01-01. A key that stands twice in a table is an error, not its last value.
+Dates are text: a folder may be called 2024-01-01. Numbers are written in plain digits: 010 and 1:30 are text, and not 8
+and 90 as in YAML 1.1. A key that stands twice in a table is an error, not its last value.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 import yaml
@@ -16,11 +18,19 @@ DEEPEST = 20  # lists and tables inside each other
 LARGEST = 50_000  # values, each alias counted as what it stands for
 
 
+PLAIN = {
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?(?:0|[1-9][0-9]*)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"(?:[-+]?[0-9]+\.[0-9]*(?:[eE][-+][0-9]+)?|\.[0-9]+(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+}
+
+
 class _Loader(yaml.SafeLoader):
     """YAML's plain values, of which dates and times are text, and tables without double keys."""
 
     yaml_implicit_resolvers: ClassVar[Any] = {
-        first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
+        first: [(tag, PLAIN.get(tag, pattern)) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 

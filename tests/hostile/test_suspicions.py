@@ -93,6 +93,13 @@ CASES: dict[str, Case] = {
         together(FINE, copied("d/train/x/trainx0.png", "d/train/y/copy.png")),
         "2 files in two classes are equal byte for byte: d/train/x/trainx0.png (train) and d/train/y/copy.png (train)",
     ),
+    "images that stand for val and test as well": Case(
+        images(*(f"d/{i}.png" for i in range(3))),
+        "data d --task generate --strict",
+        0,
+        ("stand for val",),
+        ("suspicion",),
+    ),
     "trusted": Case(IN_TWO_SPLITS, "data d --strict --trust copies", 0, ("2 classes",), ("suspicion",)),
     "not strict": Case(IN_TWO_SPLITS, "data d", 0, ("suspicion: 2 files",)),
     "a photograph, smaller, in test": strict(

@@ -23,6 +23,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from snella.data.paths import check_exists
 from snella.errors import UserError, error_number, short_reason
 
+# no faults of an image, which must not be left out for them
 OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # too many open files, no memory
 MAX_PIXELS = 100_000_000  # beyond this a decode takes seconds and several hundred MB
 WHITE = 65_535  # the value of 16-bit greys that becomes 255, unless others are named
@@ -113,7 +114,7 @@ def failures_of(name: str) -> Iterator[None]:
     except UnreadableImage:
         raise
     except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
-        if error_number(error) in OF_THE_MACHINE:  # no fault of the image, which must not be left out for it
+        if isinstance(error, MemoryError) or error_number(error) in OF_THE_MACHINE:
             raise
         raise UnreadableImage(name, decode_failure(error)) from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,11 @@ from snella.errors import UserError
 def composed(text: str) -> str:
     """Return a name in the one form (NFC) in which equal letters are equal: macOS writes é as e and an accent."""
     return unicodedata.normalize("NFC", text)
+
+
+def is_text(value: str) -> bool:
+    """Tell whether a text can be written down: no half characters, no zero byte."""
+    return not re.search("[\0\ud800-\udfff]", value)
 
 
 def same_file_key(path: str) -> object:

@@ -105,7 +105,7 @@ def _samples(folder: str, shards: str) -> Iterator[tuple[dict[str, Any], str]]:
     for sample in source:
         yield sample, key
     for error in faults:
-        yield {"__fault__": short_reason(error)}, key
+        yield {"__fault__": f"a shard that is not whole: {error.args[0] if error.args else error}"}, key
 
 
 def _parts(sample: Mapping[str, Any], key: str) -> tuple[int | None, bytes]:

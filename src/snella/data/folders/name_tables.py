@@ -24,7 +24,7 @@ def class_names(found: Tree, labels: Sequence[str]) -> tuple[tuple[str, ...], st
     A table is joined if one of its columns holds these numbers and no others and goes with one column of names by its
     title; a list if it has a name for each number, counted from the first of them. Otherwise None.
     """
-    if len(labels) < 2 or not all(label.isdecimal() for label in labels):
+    if len(labels) < 2 or not all(map(_is_number, labels)):
         return None
     for file in found.others:
         if file.count("/") > 1 or not FILE.fullmatch(file.lower()):
@@ -41,13 +41,16 @@ def class_names(found: Tree, labels: Sequence[str]) -> tuple[tuple[str, ...], st
 
 def _from_table(lines: Sequence[str], labels: Sequence[str]) -> tuple[str, ...] | None:
     mark = next((mark for mark in "\t;," if lines and mark in lines[0]), ",")
-    header, *rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark)]
+    try:
+        header, *rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark)]
+    except (csv.Error, ValueError):  # ValueError: without a row
+        return None
     rows = [row for row in rows if len(row) == len(header)]
     numbers = {int(label) for label in labels}
     found: list[tuple[str, ...]] = []
     for i, title in enumerate(header):
         column = [row[i] for row in rows]
-        if not all(cell.isdecimal() for cell in column) or {int(cell) for cell in column} != numbers:
+        if not all(map(_is_number, column)) or {int(cell) for cell in column} != numbers:
             continue
         for j, other in enumerate(header):
             pairs = {(int(row[i]), row[j]) for row in rows}
@@ -60,13 +63,17 @@ def _from_table(lines: Sequence[str], labels: Sequence[str]) -> tuple[str, ...] 
 
 def _from_list(lines: Sequence[str], labels: Sequence[str]) -> tuple[str, ...] | None:
     cells = [re.split(r"[\s,:;]+", line.strip(), maxsplit=1) for line in lines]
-    if all(len(cell) == 2 and cell[0].isdecimal() for cell in cells):  # "0 cat"
+    if all(len(cell) == 2 and _is_number(cell[0]) for cell in cells):  # "0 cat"
         names = {int(cell[0]): cell[1] for cell in cells}
         complete = len(names) == len(lines) and {int(label) for label in labels} == names.keys()
         return tuple(names[int(label)] for label in labels) if complete else None
     first = int(labels[0])
     counted = [int(label) for label in labels] == list(range(first, first + len(lines)))
     return tuple(line.strip() for line in lines) if first in (0, 1) and counted else None
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < 19
 
 
 def _words(title: str) -> set[str]:

@@ -128,7 +128,9 @@ def outlined(found: Tree) -> MaskListing:
     skipped: list[UnreadableImage] = []
     for image in read.shapes:
         try:
-            _checked_size(found.root, read, image)
+            size = _checked_size(found.root, read, image)
+            for shape in read.shapes[image]:
+                _check_runs(shape, size, found.path(image))
         except UnreadableImage as error:
             skipped.append(error)
         else:
@@ -198,7 +200,27 @@ def runs_to_mask(runs: Mapping[str, Any]) -> np.ndarray:
     letter, least first, from "0" on; from the fourth number on it is the difference to the one before the last.
     """
     height, width = runs["size"]
-    counts = runs["counts"]
+    counts = _run_lengths(runs["counts"])
+    flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return flat.reshape(width, height).T
+
+
+def _check_runs(shape: Shape, size: tuple[int, int], path: str) -> None:
+    """Raise UnreadableImage where an object's run lengths, if it has some, are not those of a mask of the size."""
+    if shape.runs is None:
+        return
+    try:
+        counts = _run_lengths(shape.runs["counts"])
+        fits = list(shape.runs["size"]) == [size[1], size[0]] and sum(counts) == size[0] * size[1]
+        fits = fits and all(isinstance(count, int) and count >= 0 for count in counts)
+    except (KeyError, TypeError, ValueError, IndexError):
+        fits = False
+    if not fits:
+        raise UnreadableImage(path, "the run lengths of an object are not those of a mask of its size; mend them")
+
+
+def _run_lengths(counts: str | list[int]) -> list[int]:
+    """Return run lengths, whichever way they are written."""
     if isinstance(counts, str):
         numbers: list[int] = []
         value, shift = 0, 0
@@ -210,9 +232,8 @@ def runs_to_mask(runs: Mapping[str, Any]) -> np.ndarray:
                 value -= (1 << shift) if bits & 16 else 0
                 numbers.append(value + (numbers[-2] if len(numbers) > 2 else 0))
                 value, shift = 0, 0
-        counts = numbers
-    flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-    return flat.reshape(width, height).T
+        return numbers
+    return counts
 
 
 def _checked_size(root: str, read: Detections, image: str) -> tuple[int, int]:

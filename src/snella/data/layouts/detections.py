@@ -20,9 +20,12 @@ from snella.json_files import load_json
 from snella.yaml_text import read_yaml
 
 MOST = 0.5  # share of the images, or of the files of that kind, that have to go together
+FARTHEST = 1e6  # pixels
 LOOKED_AT = 5  # files that are opened to know a format
 COCO_KEYS = ('"images"', '"annotations"', '"categories"')
 OTHER_COCO = ("captions", "keypoints", "panoptic", "stuff", "image_info")  # files of COCO beside those of its objects
+
+BROKEN = (KeyError, TypeError, ValueError, AttributeError, OverflowError)  # what values of other types lead to
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -35,6 +38,15 @@ class Shape:
     box: Box
     outlines: tuple[tuple[float, ...], ...] = ()
     runs: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where it is not one."""
+        if not self.label:
+            raise ValueError("an object has no name")
+        if not all(abs(value) <= FARTHEST for part in (self.box, *self.outlines) for value in part):
+            raise ValueError("a coordinate is not a number of pixels")
+        if any(len(outline) % 2 for outline in self.outlines):
+            raise ValueError("an outline has an odd number of coordinates")
 
 
 @dataclass
@@ -94,7 +106,7 @@ def _voc(found: Tree) -> Detections:
             size = root.find("size")
             width, height = (int(size.findtext(side) or 0) if size is not None else 0 for side in ("width", "height"))
             shapes = [_voc_shape(item) for item in root.iter("object")]
-        except (ElementTree.ParseError, ValueError, TypeError) as error:
+        except (ElementTree.ParseError, ValueError, TypeError, LookupError) as error:
             raise UserError(f"{found.path(file)} is not a Pascal VOC annotation: {error}; mend it") from None
         if width and height:
             read.sizes[name] = width, height
@@ -149,7 +161,7 @@ def _coco(found: Tree) -> Detections:
             for item in content["annotations"]:
                 if item["image_id"] in names:
                     read.shapes[names[item["image_id"]]].append(_coco_shape(item, labels))
-        except (KeyError, TypeError, ValueError) as error:
+        except BROKEN as error:
             raise UserError(f"{found.path(file)} is not a COCO annotation ({error!r}); mend it") from None
     return read
 
@@ -171,11 +183,15 @@ def is_yolo_text(text: str) -> bool:
     lines = [line.split() for line in text.splitlines() if line.strip()]
     try:
         return bool(lines) and all(
-            len(line) >= 5 and line[0].isdecimal() and all(-0.01 <= float(part) <= 1.01 for part in line[1:])
+            len(line) >= 5 and _is_class_number(line[0]) and all(-0.01 <= float(part) <= 1.01 for part in line[1:])
             for line in lines
         )
     except ValueError:
         return False
+
+
+def _is_class_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def _yolo(found: Tree) -> Detections:
@@ -223,7 +239,7 @@ def _yaml_names(path: str) -> dict[int, str]:
     names = content.get("names") if isinstance(content, dict) else None
     pairs = dict(enumerate(names)) if isinstance(names, list) else names if isinstance(names, dict) else {}
     for number, name in pairs.items():
-        if not str(number).isdecimal() or isinstance(name, bool) or not isinstance(name, (str, int, float)):
+        if not _is_class_number(str(number)) or isinstance(name, bool) or not isinstance(name, (str, int, float)):
             raise UserError(
                 f"{path}: names: {brief(number)}: {brief(name)} is not a class number with its name; mend it, and put "
                 "names such as yes, no and null in quotes"
@@ -254,7 +270,7 @@ def _labelme(found: Tree) -> Detections:
                 else:
                     raise ValueError(f"shapes of type {item['shape_type']} are not read")
                 read.shapes[name].append(Shape(str(item["label"]), box, (outline,)))
-        except (KeyError, TypeError, ValueError) as error:
+        except BROKEN as error:
             raise UserError(f"{found.path(file)} is not a LabelMe annotation ({error!r}); mend it") from None
     return read
 

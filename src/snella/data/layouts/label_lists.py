@@ -188,7 +188,7 @@ def _read(
     at = max(range(width), key=lambda i: (named[i], endings[i]))
     if named[at] < max(1, NAMED * len(few)):
         return None
-    header = resolve(rows[0][at], split) is None and len(rows) > 1 and named[at] > 0 and not _is_image(rows[0][at])
+    header = len(rows[0]) == width and resolve(rows[0][at], split) is None and not _is_image(rows[0][at])
     body = rows[header:]
     odd = next((row for row in body if len(row) != width), None)
     if odd:
@@ -216,13 +216,12 @@ def _rows(path: str, *, by_spaces: bool = False) -> Iterator[list[str]]:
         yield from ([str(row.get(name, "")) for name in columns] for row in rows)
         return
     try:
-        text = read_text(path)
-    except UserError:
-        return
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    mark = next((mark for mark in "\t;," if lines and all(mark in line for line in lines[:20])), None)
-    if mark and not by_spaces:
-        yield from ([cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark))
+        lines = [line for line in read_text(path).splitlines() if line.strip() and not line.startswith("#")]
+        mark = next((mark for mark in "\t;," if lines and all(mark in line for line in lines[:20])), None)
+        if mark and not by_spaces:
+            yield from [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark)]
+            return
+    except (UserError, csv.Error):  # cells of 100,000 characters, which no list of images has
         return
     for line in lines:
         found = None if by_spaces else _WITH_ENDING.match(line.strip())

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import csv
 import os
-import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from snella.data.folders.choices import NO_CHOICE, Choices
 from snella.data.folders.names import SPLIT_NAMES
 from snella.data.listing import Entry, Listing, label_entries
-from snella.data.paths import same_file_key
+from snella.data.paths import is_text, same_file_key
 from snella.errors import UserError, short_reason
 from snella.json_files import RepeatedKeyError, load_json
 
@@ -153,7 +152,7 @@ def text_value(row: dict[str, object], column: str, path: str, line: int) -> str
         raise UserError(f"{path} line {line}: {column} is missing; {FILL_IN}")
     if not isinstance(value, str):
         raise UserError(f"{path} line {line}: {column} is {value!r}; write a text or a whole number")
-    if re.search("[\0\ud800-\udfff]", value):  # half a character
+    if not is_text(value):
         raise UserError(f"{path} line {line}: {column} is {value!a}, which is not text; mend it")
     return value
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from snella.data.listing import Entry, Listing, natural_order
-from snella.data.paths import read_text
+from snella.data.paths import is_text, read_text
 from snella.errors import UserError, short_reason
 from snella.json_files import load_json
 
@@ -116,7 +116,9 @@ def _fgvc_table(path: str) -> dict[str, str]:
     if not isinstance(table, dict) or not table:
         raise UserError(f"{path} holds no {{image: class}} table; expected one object with an entry for each image")
     for name, label in table.items():
-        if not isinstance(label, (int, str)) or isinstance(label, bool):
+        if not is_text(name):
+            raise UserError(f"{path}: the name {name!a} is not text; mend it")
+        if not isinstance(label, (int, str)) or isinstance(label, bool) or not is_text(str(label)):
             raise UserError(f"{path}: the class of {name} is {label!r}; expected a whole number or a name")
         if isinstance(label, int) and label < 0:
             raise UserError(f"{path}: the class of {name} is {label}, out of range; expected 0 or more")

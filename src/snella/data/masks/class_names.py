@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from snella.data.masks.files import MAX_VALUE, RGB
-from snella.data.paths import composed, read_text
+from snella.data.paths import composed, is_text, read_text
 from snella.errors import UserError, short_reason
 from snella.json_files import load_json
 
@@ -121,7 +121,7 @@ def ade_names(path: str) -> ClassNames:
     lines = [line.split("\t") for line in read_text(path).split("\n") if line.strip()]
     rows = []
     for number, cells in enumerate(lines[1:], start=2):
-        if len(cells) < 2 or not cells[0].strip().isdecimal() or not 0 < int(cells[0]) <= MAX_VALUE:
+        if len(cells) < 2 or not isinstance(_number(cells[0].strip()), int) or not 0 < int(cells[0]) <= MAX_VALUE:
             raise UserError(f"{path}, line {number}: {' '.join(cells)!r} is not a class; expected Idx, ..., Name")
         rows.append((int(cells[0]), cells[-1].strip()))
     if len({value for value, _ in rows}) < max(2, len(rows)):
@@ -229,7 +229,7 @@ def _entry(path: str, where: str, entry: object) -> _Entry:
     if not isinstance(entry, dict):
         raise UserError(f"{path}, {where}: {entry!r} is not an object with name and color or value; give each one so")
     name = entry.get("name")
-    if not isinstance(name, str) or not name.strip():
+    if not isinstance(name, str) or not name.strip() or not is_text(name):
         raise UserError(f"{path}, {where}: name {name!r} is not text; name the class")
     unknown = sorted(set(entry) - {"name", "value", "color"})
     if unknown:

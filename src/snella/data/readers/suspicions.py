@@ -65,8 +65,10 @@ class _Seen:
 def suspicions(data: ImageData[Any], trusted: Collection[str] = ()) -> list[Suspicion]:
     """Return what looks wrong in the data, but for the kinds that are trusted."""
     seen = _Seen(data, [], [], [])
-    for name in [split for split in SPLITS if split in data.splits]:
+    for i, name in enumerate(names := [split for split in SPLITS if split in data.splits]):
         split = data.splits[name]
+        if any(split.paths == data.splits[before].paths for before in names[:i]):
+            continue  # the training images stand for it, which the notes say
         seen.paths.extend(split.paths)
         seen.splits.extend([name] * len(split))
         seen.labels.extend(getattr(split, "labels", ()) or [-1] * len(split))

@@ -7,7 +7,7 @@ one image more or less moves hardly any other.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
@@ -16,6 +16,7 @@ from typing import TypeVar
 from snella.data.listing import Entry, Listing
 from snella.errors import UserError
 
+Targets = Mapping[str, tuple[float, ...]]  # by name of an image, whether it has each label: 1 or 0
 COPY = re.compile(r"(?P<source>.+)\.rf\.\w{16,}\.\w+")
 CROP = re.compile(r"#\d+,\d+,\d+,\d+$")  # of the names of crops, after the image's
 
@@ -48,13 +49,18 @@ def complete_splits(
     if not fractions:
         return listing
     before = len(splits["train"])
-    splits |= split_off(splits["train"], fractions, seed=seed)
+    if listing.binary:
+        splits |= split_iteratively(splits["train"], listing.targets, fractions, seed=seed)
+    else:
+        splits |= split_off(splits["train"], fractions, seed=seed)
     for split in fractions:
         if not splits[split] and (split != "test" or needs_test):
-            raise UserError(too_few(before, split, len({label for _, label in splits["train"]})))
+            raise UserError(too_few(before, split, 1 if listing.targets else len({k for _, k in splits["train"]})))
     taken = {split: len(splits[split]) for split in fractions if splits[split]}
     by_class = not _has_mixed_sources(listing.splits.get("all", listing.splits.get("train", [])))
     note = note_taken(taken, before, seed=seed, by_class=by_class)
+    if listing.targets:
+        note = note.replace("by class", "by label, iteratively" if listing.binary else "by value")
     return replace(listing, splits=splits, notes=(*listing.notes, note))
 
 
@@ -104,6 +110,45 @@ def split_off(entries: Sequence[Entry], fractions: Mapping[str, float], *, seed:
     parts: dict[str, list[Entry]] = {"train": [], **{part: [] for part in fractions}}
     for i, entry in enumerate(entries):
         parts[part_of.get(i, "train")].append(entry)
+    return parts
+
+
+def split_iteratively(
+    entries: Sequence[Entry], targets: Targets, fractions: Mapping[str, float], *, seed: int
+) -> dict[str, list[Entry]]:
+    """Divide entries of several labels each into the named parts and "train", every label in proportion.
+
+    Iterative stratification (Sechidis et al., "On the stratification of multi-label data", 2011): the label with the
+    fewest images left is dealt out first, each of its images to the part that lacks most of that label, and of equals
+    to the one that lacks most images. Copies of one photograph stay together. A label with one image has it in train.
+    """
+    sources: dict[str, list[int]] = defaultdict(list)
+    for i, (name, _) in enumerate(entries):
+        sources[source_of(name)].append(i)
+    names = list(sources)
+    left = [names[k] for k in _ranked(names, seed)]
+    labels = {
+        source: {k for i in members for k, value in enumerate(targets[entries[i][0]]) if value}
+        for source, members in sources.items()
+    }
+    shares = {"train": 1 - sum(fractions.values()), **fractions}
+    counts = Counter(k for source in left for k in labels[source])
+    wanted = {part: {k: share * count for k, count in counts.items()} for part, share in shares.items()}
+    room = {part: share * len(left) for part, share in shares.items()}
+    part_of: dict[str, str] = {}
+    while left:
+        counts = Counter(k for source in left for k in labels[source])
+        rarest = min(counts, key=lambda k: (counts[k], k)) if counts else None
+        for source in [source for source in left if rarest is None or rarest in labels[source]]:
+            part = max(shares, key=lambda part: (0 if rarest is None else wanted[part][rarest], room[part]))
+            part_of[source] = part
+            room[part] -= 1
+            for k in labels[source]:
+                wanted[part][k] -= 1
+        left = [source for source in left if source not in part_of]
+    parts: dict[str, list[Entry]] = {part: [] for part in shares}
+    for entry in entries:
+        parts[part_of[source_of(entry[0])]].append(entry)
     return parts
 
 

@@ -126,7 +126,11 @@ def relabel(data: str, listing: Listing, classes: Sequence[str]) -> Listing:
 
 
 def _retarget(data: str, listing: Listing, classes: Sequence[str]) -> Listing:
-    """Put the targets in the order of the model's classes; one that no image of the data has is 0 for all."""
+    """Put the targets in the order of the model's classes; a label that the data do not name is one of no image.
+
+    Raises:
+        UserError: a label or quantity that the model has not learnt, or one that it has and the data do not.
+    """
     position = {composed(name): k for k, name in enumerate(listing.classes)}
     known = {composed(name) for name in classes}
     unknown = [name for name in listing.classes if composed(name) not in known]
@@ -134,11 +138,15 @@ def _retarget(data: str, listing: Listing, classes: Sequence[str]) -> Listing:
         raise UserError(
             f"{data}: {unknown[0]!r} is not among what the model has learnt ({listed(classes, 5)}); rename or remove it"
         )
+    absent = [name for name in classes if composed(name) not in position]
+    if absent and not listing.binary:
+        raise UserError(f"{data} has no {absent[0]!r}, which the model has learnt; add it, as numbers")
+    notes = [f"labels of the model that no image has: {listed(absent, 5)}"] if absent else []
     places = [position.get(composed(name)) for name in classes]
     targets = {
         name: tuple(0.0 if place is None else row[place] for place in places) for name, row in listing.targets.items()
     }
-    return replace(listing, classes=tuple(classes), targets=targets)
+    return replace(listing, classes=tuple(classes), targets=targets, notes=(*listing.notes, *notes))
 
 
 def drop_unreadable(data: str, listing: Listing, progress: Progress | None) -> Listing:

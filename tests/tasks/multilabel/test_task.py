@@ -13,6 +13,9 @@ import torch
 from PIL import Image
 
 from snella.cli.main import main
+from snella.data.folders.choices import NO_CHOICE
+from snella.errors import UserError
+from snella.tasks.multilabel.listing import lister
 from support.runs import adapter, read, same, train
 
 LABELS = ("red", "green", "Blue")
@@ -124,6 +127,32 @@ def test_class_folders_that_share_images(tmp_path: Path, capsys: pytest.CaptureF
     shutil.copy(tmp_path / "images" / "1.png", tmp_path / "data" / "other")
     assert main(["data", str(tmp_path / "data"), "--task", "multilabel"]) == 2
     assert "--task classify learns them" in capsys.readouterr().err
+
+
+def test_boxes_say_what_is_in_an_image(tmp_path: Path) -> None:
+    for i, objects in enumerate([["cat", "dog", "cat"], ["dog"], ["cow", "cat"]]):
+        Image.new("RGB", (20, 20)).save(tmp_path / f"{i}.jpg")
+        boxes = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+        inside = "".join(f"<object><name>{name}</name>{boxes}</object>" for name in objects)
+        size = "<size><width>20</width><height>20</height></size>"
+        (tmp_path / f"{i}.xml").write_text(f"<annotation>{size}{inside}</annotation>")
+    found = lister(None)(str(tmp_path), 0, NO_CHOICE)
+    assert found.classes == ("cat", "cow", "dog")
+    assert found.targets == {"0.jpg": (1, 0, 1), "1.jpg": (0, 0, 1), "2.jpg": (1, 1, 0)}
+
+
+def test_a_table_in_the_folder_of_the_images(tmp_path: Path) -> None:
+    data = write_table(tmp_path / "images", 8)
+    (data / "cells.csv").unlink()
+    (data / "hot.csv").write_text((data / "hot.csv").read_text().replace("path", "Image Name"))
+    found = lister(None)(str(data), 0, NO_CHOICE)
+    assert found.classes == LABELS
+    assert found.targets["5.png"] == (1, 0, 1)
+    for name in ("a", "b"):
+        (data / name).mkdir()
+        Image.new("RGB", (8, 8)).save(data / name / "other.png")
+    with pytest.raises(UserError, match=r"two readings: 2 labels .* by the folders"):
+        lister(None)(str(data), 0, NO_CHOICE)
 
 
 def test_one_hot_tables_are_classes_where_each_image_has_one(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from snella.cli.main import main
 from snella.data.folders.choices import NO_CHOICE
+from snella.data.readers.labelled import read_test_data
 from snella.errors import UserError
 from snella.tasks.regression.listing import lister
 from support.runs import adapter, read, same, train
@@ -119,6 +120,18 @@ def test_several_columns_of_numbers_are_named_and_one_is_chosen(tmp_path: Path) 
     assert lister("2,1")(str(path), 0, NO_CHOICE).targets == {"a": (0.5, 1.0), "b": (0.25, 2.0)}
     path.write_text("path,id,target\na,1,0.5\nb,2,0.25\n")
     assert lister(None)(str(path), 0, NO_CHOICE).classes == ("target",)
+
+
+def test_a_trained_model_is_tested_on_all_that_it_has_learnt(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("path,Size,Age\na.png,1,0.5\n")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    known = ["Age", "Size"]
+    found = read_test_data(str(path), known, seed=0, lister=lister(None, known))
+    assert found.splits["test"].targets == ((0.5, 1.0),)
+    path.write_text("path,Age\na.png,1\n")
+    with pytest.raises(UserError, match="has no 'Size', which the model has learnt"):
+        read_test_data(str(path), known, seed=0, lister=lister(None, known))
 
 
 def test_classes_that_stand_for_numbers(tmp_path: Path) -> None:

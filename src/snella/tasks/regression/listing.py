@@ -9,10 +9,11 @@ from dataclasses import replace
 
 from snella.data.folders.choices import Choices
 from snella.data.folders.tree import tree
+from snella.data.layouts import registry
 from snella.data.layouts.label_lists import USUAL
 from snella.data.layouts.manifests import is_manifest
 from snella.data.layouts.masks_beside import without_masks
-from snella.data.layouts.registry import LABELLED, Layout, list_data, with_choices
+from snella.data.layouts.registry import Layout, list_data, with_choices
 from snella.data.listing import Entry, Listing
 from snella.data.readers.labelled import Lister
 from snella.data.readers.tables import ImageTable, folder_table, manifest_table
@@ -48,7 +49,9 @@ def lister(target_column: str | None, known: Sequence[str] | None = None) -> Lis
             return _of_table(table, columns(table))
         if target_column is not None and not choices.of_run:
             raise UserError(f"{TARGET_COLUMN}: {path} holds no table or list of its images; leave it out")
-        return _of_classes(list_data(LABELLED, path, seed=0, holder="the folder of the images", choices=choices))
+        return _of_classes(
+            list_data(registry.LABELLED, path, seed=0, holder="the folder of the images", choices=choices)
+        )
 
     layouts = (
         with_choices("a manifest (.csv, .jsonl)", is_manifest, manifest),
@@ -58,7 +61,7 @@ def lister(target_column: str | None, known: Sequence[str] | None = None) -> Lis
             folder,
             any_folder=True,
         ),
-        *(_with_levels(layout) for layout in LABELLED if not layout.any_folder),
+        *(_with_levels(layout) for layout in registry.LABELLED if not layout.any_folder),
     )
 
     def listing(data: str, seed: int, choices: Choices) -> Listing:

@@ -22,9 +22,9 @@ from snella.data.images import SUFFIXES
 from snella.data.layouts.manifests import (
     LABEL_COLUMNS,
     SPLIT_COLUMNS,
-    bit_columns,
     check_single,
     class_of_bits,
+    joined_bits,
     read_table,
 )
 from snella.data.listing import Listing, label_entries
@@ -283,17 +283,18 @@ def _names(one: ImageList) -> list[str]:
 
 
 def _with_classes(one: ImageList) -> ImageList:
-    """Join columns of 0 and 1, where no other column is called as labels are."""
+    """Join columns of 0 and 1, where no other column may be the labels. Raises UnclearColumnError for several ones."""
     rows = [dict(zip(one.columns, cells, strict=True)) for cells in one.cells]
-    bits = bit_columns(one.columns, rows)
-    if len(bits) < 2 or set(USUAL) & set(one.columns) or "" in one.columns:
+    bits = [] if set(USUAL) & set(one.columns) or "" in one.columns else joined_bits(one.columns, rows)
+    if not bits:
         return one
     kept = [i for i, name in enumerate(one.columns) if name not in bits]
     written = dict(zip(one.columns, one.titles, strict=True))
-    labels = [
-        written[class_of_bits(row, bits, f"{one.file}, {name}")] for row, name in zip(rows, one.images, strict=True)
-    ]
-    cells = tuple((label, *(row[i] for i in kept)) for label, row in zip(labels, one.cells, strict=True))
+    try:
+        named = [class_of_bits(row, bits, f"{one.file}, {name}") for row, name in zip(rows, one.images, strict=True)]
+    except UserError as error:
+        raise UnclearColumnError(str(error)) from None
+    cells = tuple((written[of], *(row[i] for i in kept)) for of, row in zip(named, one.cells, strict=True))
     return replace(one, titles=(LABEL_COLUMNS[0], *(one.titles[i] for i in kept)), cells=cells)
 
 

@@ -46,8 +46,8 @@ def manifest(path: str, choices: Choices = NO_CHOICE) -> Listing:
     rows = read_table(path)
     columns = column_names(rows)
     image_column = find_column(PATH_COLUMNS, columns, path, "image paths")
-    bits = bit_columns(columns, [row for _, row in rows])
-    joined = choices.label_column is None and not set(LABEL_COLUMNS) & set(columns) and len(bits) > 1
+    bits = joined_bits([name for name in columns if name != image_column], [row for _, row in rows])
+    joined = choices.label_column is None and not set(LABEL_COLUMNS) & set(columns) and bool(bits)
     names = image_names(path, rows, image_column)
     if joined:
         written = {name.lower(): name for name in column_names(read_table(path, first=True, as_written=True))}
@@ -89,6 +89,20 @@ def bit_columns(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) ->
     """Return the columns of 0 and 1 alone, as tables have them that are called one-hot."""
     usual = [name for name in columns if name.lower() not in SPLIT_COLUMNS]
     return [name for name in usual if rows and all(str(row.get(name)).strip().lower() in BITS for row in rows)]
+
+
+def joined_bits(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """Return the columns of 0 and 1, two or more, that say the class together; none where another column may say it.
+
+    Numbers, and what is different in each row, say none.
+    """
+    bits = bit_columns(columns, rows)
+    for name in columns:
+        values = [str(row.get(name, "")).strip() for row in rows]
+        numbers = all(re.fullmatch(r"[-+\d.eE]*", value) for value in values)
+        if name not in bits and name.lower() not in SPLIT_COLUMNS and not numbers and len(set(values)) < len(values):
+            return []
+    return bits if len(bits) > 1 else []
 
 
 def class_of_bits(row: Mapping[str, object], columns: Sequence[str], place: str) -> str:

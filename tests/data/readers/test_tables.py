@@ -21,7 +21,7 @@ def test_lists_of_splits_are_one_table(tmp_path: Path) -> None:
         ("images/1.jpg", "train", {"Size": "2"}),
         ("images/2.jpg", "test", {"Size": ""}),
     ]
-    assert "1 images that no table names left out: images/3.jpg" in found.notes[-1]
+    assert "1 image that no table names left out: images/3.jpg" in found.notes[-1]
 
 
 def test_columns_are_named_by_title_or_number(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from snella.data.layouts.manifests import (
     split_column,
     split_value,
 )
-from snella.errors import UserError, listed
+from snella.errors import UserError, counted, listed
 
 MOSTLY = 0.5  # share of a column's cells from which on it is taken for one of that kind, and the others for mistakes
 
@@ -161,7 +161,7 @@ def folder_table(found: Tree) -> ImageTable | None:
             rows.append(TableRow(image, part, row, f"{found.path(one.file)}, {image}"))
     named = {row.image for row in rows}
     rest = [name for name in found.images if name not in named]
-    notes = [f"{len(rest):,} images that no table names left out: {listed(rest)}"] if rest else []
+    notes = [f"{counted(len(rest), 'image')} that no table names left out: {listed(rest)}"] if rest else []
     return ImageTable(
         ", ".join(found.path(one.file) for one in lists),
         f"images listed in {', '.join(one.file for one in lists)}",

@@ -98,7 +98,8 @@ class Regress(WholeImageLearner[TargetEvaluation]):
         """
         logits, targets = outputs(model, batches)
         found, true = self.numbers(logits), targets.double()
-        table = tuple(_row(name, *of) for name, *of in zip(self.classes, found.T, true.T, self.scales, strict=True))
+        columns = zip(self.classes, found.T, true.T, self.scales, strict=True)
+        table = tuple(_row(name, told, right, scale) for name, told, right, scale in columns)
         standard = (true - self.mean.cpu()) / self.std.cpu()
         metrics = {
             "standardised_mae": (logits - standard).abs().mean().item(),

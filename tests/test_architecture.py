@@ -41,8 +41,10 @@ ALLOWED: dict[str, set[str]] = {
     "segmenter": MODELS - {"report"},
     "diffusion": MODELS - {"report"},
     "methods": {"config", "errors", "files", "json_files", "training", "tuner"},
-    "tasks": {"config", "data", "data.transforms", "errors", "models", "training"},
+    "tasks": {"config", "data", "data.folders", "data.readers", "data.transforms", "errors", "models", "training"},
     "tasks.classification": TASKS,
+    "tasks.multilabel": TASKS | {"data.layouts"},
+    "tasks.regression": TASKS | {"data.layouts"},
     "tasks.segmentation": TASKS | {"segmenter"},
     "tasks.generation": TASKS | {"diffusion"},
     "runs": RUNS - {"runs"} | {"integrations", "tuner"},
@@ -93,7 +95,7 @@ def test_no_two_files_import_each_other():
 
 def test_the_house_stays_small_enough_to_be_seen():
     packages = [path for path in (SOURCE, *SOURCE.rglob("*")) if (path / "__init__.py").exists()]
-    assert len(packages) <= 25
+    assert len(packages) <= 27  # 25, and a folder each for multi-label classification and regression: a task is one
     assert folders()[0].lines <= 12, folders()[:3]
     assert files()[0].lines <= 350, files()[:5]
     assert functions()[0].lines <= 50, functions()[:5]

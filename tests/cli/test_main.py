@@ -344,4 +344,4 @@ def test_data_takes_the_flags_that_choose_a_reading(tmp_path, capsys):
     assert main(["data", str(tmp_path), "--classes", "top"]) == 0
     assert "image folder, 2 classes" in capsys.readouterr().out
     assert main(["data", str(tmp_path), "--classes", "top", "--task", "segment"]) == 2
-    assert "--classes is read with --task classify or generate only" in capsys.readouterr().err
+    assert "--classes is read with --task classify or multilabel or regress or generate only" in capsys.readouterr().err

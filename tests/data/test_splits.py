@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snella.data.listing import Listing
-from snella.data.splits import complete_splits, split_counts, split_off
+from snella.data.splits import complete_splits, split_counts, split_iteratively, split_off
 from snella.errors import UserError
 
 entries = st.lists(st.tuples(st.text(st.characters(codec="ascii"), max_size=4), st.integers(0, 3)), unique=True)
@@ -109,3 +109,27 @@ def test_no_train_split_is_refused() -> None:
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(UserError, match="too few"):
         complete(listing(all=2))
+
+
+def test_labels_are_split_in_proportion_by_seed_and_names_alone() -> None:
+    """Iterative stratification: 400 images, labels of 200, 60, 20, 3 and 1 images, some of them together."""
+    names = [f"{i}.png" for i in range(400)]
+    having = {0: range(200), 1: range(170, 230), 2: range(220, 240), 3: range(5, 8), 4: range(399, 400)}
+    targets = {name: tuple(float(i in having[k]) for k in having) for i, name in enumerate(names)}
+    entries = [(name, 0) for name in names]
+    fractions = {"val": 0.15, "test": 0.15}
+    found = split_iteratively(entries, targets, fractions, seed=3)
+    counts = {part: [sum(targets[name][k] for name, _ in inside) for k in having] for part, inside in found.items()}
+    assert sum(map(len, found.values())) == 400
+    for part, share in (("train", 0.7), *fractions.items()):
+        assert abs(len(found[part]) - share * 400) <= 3
+        for k in (0, 1, 2):
+            assert abs(counts[part][k] - share * len(having[k])) <= 1
+    assert counts["train"][4] == 1
+    shuffled = split_iteratively(entries[::-1], targets, fractions, seed=3)
+    assert {part: set(inside) for part, inside in shuffled.items()} == {p: set(inside) for p, inside in found.items()}
+    assert split_iteratively(entries, targets, fractions, seed=4) != found
+    copies = [(f"{name[:-4]}_jpg.rf.{'0' * 15}{c}.jpg", 0) for name in names for c in "ab"]
+    several = split_iteratively(copies, {name: (1.0,) for name, _ in copies}, fractions, seed=0)
+    parts_of = [{name.split("_jpg")[0] for name, _ in inside} for inside in several.values()]
+    assert sum(map(len, parts_of)) == len(set.union(*parts_of)) == 400

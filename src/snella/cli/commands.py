@@ -12,7 +12,7 @@ from snella.cli.flags import check_flags, parse
 from snella.config.data import Suspected
 from snella.config.fields import descriptions
 from snella.config.schema import DEFAULTS, TrainConfig, settings
-from snella.config.tasks import TASKS
+from snella.config.tasks import TASKS, Separator
 
 if TYPE_CHECKING:
     TaskName = str
@@ -181,6 +181,10 @@ class Data:
     """What the class of an image is, as snella train --classes takes it."""
     label_column: str | None = None
     """Column of the labels, as snella train --label-column takes it."""
+    label_separator: Separator | None = None
+    """What divides the labels in a cell, as snella train --label-separator takes it."""
+    target_column: str | None = None
+    """Columns of the numbers, as snella train --target-column takes it."""
     crops: bool = False
     """Cut the boxes of a detection data set out, as snella train --crops does."""
     ignore_index: int | None = None

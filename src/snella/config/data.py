@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from snella.config.fields import at_least, between, from_below, inside, setting
-from snella.config.tasks import LABELLED
+from snella.config.tasks import LABELLED, LOOKING, WHOLE_IMAGE
 
 Suspected = Literal[
     "copies", "lookalikes", "groups", "split-names", "spelling", "labels", "one-split", "imbalance", "empty", "dark"
@@ -26,7 +26,7 @@ class DataConfig:
     To segment: a folder with images and masks, an ADE20K or Pascal VOC folder, or brain (in a package).
     To generate: a folder with metadata.jsonl or with a .txt beside each image, class folders, images alone;
     photos or photos-new (in packages)."""
-    classes: Literal["leaf", "top", "path", "names"] | None = setting(None, tasks=("classify", "generate"))
+    classes: Literal["leaf", "top", "path", "names"] | None = setting(None, tasks=(*WHOLE_IMAGE, "generate"))
     """What the class of an image is, where folders can be read in several ways: leaf, the folder that it lies in; top,
     the first folder below that of the data or of its split; path, all folders between; names, the beginning of its own
     file's name (cat.1.jpg, cat_2.jpg). None: as the folders say, which stops where they can be read in several ways."""
@@ -35,7 +35,7 @@ class DataConfig:
     crop resizes the short side and cuts out the centre, as FGVC does. To segment, crop and none (pixels as they are)
     train on random squares and find the classes of a whole image by sliding a square over it. To generate, crop keeps
     all that fits a square. None: squash; to generate, crop."""
-    normalisation: Literal["backbone", "imagenet"] = setting("backbone", tasks=LABELLED)
+    normalisation: Literal["backbone", "imagenet"] = setting("backbone", tasks=LOOKING)
     """Whose mean and standard deviation of colours the images are given in: the backbone's, as it was pre-trained,
     or ImageNet's, as the published code has it with every backbone. To classify and to segment."""
     augment: Literal["none", "flip", "crop"] = setting("flip")
@@ -67,9 +67,9 @@ class DataConfig:
     test_fraction: float | None = setting(None, inside(0, 1))
     """Share of each class set aside for the final test, where the data has no split of its own. 0 to 1. None: 0.15; to
     generate, none."""
-    group_column: str | None = setting(None, tasks=LABELLED)
+    group_column: str | None = setting(None, tasks=LOOKING)
     """Column of a manifest, or a table of images, that says what images belong together (a patient, a tile, a video):
-    they are in one split. To classify and to segment."""
+    they are in one split. Not to generate."""
     group_pattern: str | None = setting(None)
     """The same by a regular expression, which is searched for in the path of each image below the data: its first
     group in parentheses, or all that it matches, such as 'patient_[0-9]+'."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from snella.config.fields import between, from_below, setting
-from snella.config.tasks import LABELLED
+from snella.config.tasks import LOOKING
 
 BasePrecision = Literal["fp32", "bf16", "int8", "nf4"]
 
@@ -25,7 +25,7 @@ class ModelConfig:
     """File with the backbone's weights (.safetensors, .pth, .npz), instead of the ones its name stands for."""
     image_size: int | None = setting(None, between(1, 2**16))
     """Side of the square the model sees, in pixels. None: the size the backbone was pre-trained at."""
-    drop_path: float = setting(0.0, from_below(0, 1), tasks=LABELLED)
+    drop_path: float = setting(0.0, from_below(0, 1), tasks=LOOKING)
     """Drop-path of the backbone itself at its last block, 0 to 1; rises from 0 over depth. Off by default. To classify
     and to segment."""
     base_precision: BasePrecision = setting("fp32")

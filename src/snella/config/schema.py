@@ -22,7 +22,7 @@ from snella.config.fields import Setting, between, setting, settings_of
 from snella.config.loop import LoopConfig
 from snella.config.method import MethodConfig
 from snella.config.model import ModelConfig
-from snella.config.tasks import TASKS, ClassifyConfig, GenerateConfig, SegmentConfig
+from snella.config.tasks import TASKS, ClassifyConfig, GenerateConfig, MultilabelConfig, RegressConfig, SegmentConfig
 
 Tested = Literal["best", "both", "none"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -33,12 +33,15 @@ class TrainConfig:
     """Fine-tune a pre-trained vision backbone on images."""
 
     task: str = setting("classify", choices=TASKS)
-    """What is learnt: classify gives a class to each image, segment to each pixel, generate makes images."""
+    """What is learnt: classify gives a class to each image, multilabel any number of labels, regress numbers, segment
+    gives a class to each pixel, generate makes images."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    multilabel: MultilabelConfig = field(default_factory=MultilabelConfig)
+    regress: RegressConfig = field(default_factory=RegressConfig)
     segment: SegmentConfig = field(default_factory=SegmentConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     test: Tested = setting("best", free=True)

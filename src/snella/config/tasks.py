@@ -13,29 +13,55 @@ Decoder = Literal["plain", "unet", "fpn", "upernet", "segformer", "dpt"]
 # name -> the object that is the task (`snella.tasks.interface.Task`), imported late. In the order of the choices.
 TASKS: dict[str, object] = {
     "classify": "snella.tasks.classification.task:CLASSIFICATION",
+    "multilabel": "snella.tasks.multilabel.task:MULTILABEL",
+    "regress": "snella.tasks.regression.task:REGRESSION",
     "segment": "snella.tasks.segmentation.task:SEGMENTATION",
     "generate": "snella.tasks.generation.task:GENERATION",
 }
-LABELLED = ("classify", "segment")  # tasks whose images have labels
+LABELLED = ("classify", "segment")  # tasks whose images have classes, or pixels do
+WHOLE_IMAGE = ("classify", "multilabel", "regress")  # tasks that say something of an image as a whole
+LOOKING = (*WHOLE_IMAGE, "segment")  # tasks that look at images
+Separator = Literal[";", "|", ",", "space", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyConfig:
-    """What classification alone reads."""
+    """What classification reads, and of it what other tasks read as well (`tasks`)."""
 
-    label_column: str | None = setting(None)
+    label_column: str | None = setting(None, tasks=("classify", "multilabel"))
     """Column of a table or list of images that holds their labels, to classify: its name or its number, 0 being the
-    first. None: label or class; of a list the first after the image, if it divides the classes of all others."""
+    first. None: label or class; of a list the first after the image, if it divides the classes of all others.
+    To label (--task multilabel) also several, with commas between them, of 0 and 1."""
     crops: bool = setting(False)
     """Cut the boxes of a detection data set (Pascal VOC, COCO, YOLO) out as images of their classes, to classify."""
     mixup: float = setting(0.0, at_least(0))
     """Alpha of mixup's beta distribution, to classify; 0 is off, as published."""
     cutmix: float = setting(0.0, at_least(0))
     """Alpha of CutMix's beta distribution, to classify; 0 is off, as published."""
-    auto_augment: str | None = setting(None)
-    """A timm policy such as rand-m9-mstd0.5-inc1, original or augmix-m5-w4, to classify. Off as published."""
-    random_erasing: float = setting(0.0, between(0, 1))
-    """Share of the training images that get a rectangle erased, to classify, 0 to 1. Off as published."""
+    auto_augment: str | None = setting(None, tasks=WHOLE_IMAGE)
+    """A timm policy such as rand-m9-mstd0.5-inc1, original or augmix-m5-w4, not to segment or to generate. Off as
+    published."""
+    random_erasing: float = setting(0.0, between(0, 1), tasks=WHOLE_IMAGE)
+    """Share of the training images that get a rectangle erased, not to segment or to generate, 0 to 1. Off as
+    published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultilabelConfig:
+    """What multi-label classification alone reads."""
+
+    label_separator: Separator | None = setting(None)
+    """What divides the labels in a cell of a table, for --task multilabel; none: a cell is one label.
+    None: found, where it is sure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressConfig:
+    """What regression alone reads."""
+
+    target_column: str | None = setting(None)
+    """Column of a table that holds the number to learn, for --task regress, or several with commas between them: names,
+    or numbers, 0 being the first column. None: the one column of numbers, or the one called target, value or label."""
 
 
 @dataclass(frozen=True, kw_only=True)

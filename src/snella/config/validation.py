@@ -44,7 +44,7 @@ def validate(config: TrainConfig) -> None:
 def _check_readers(config: TrainConfig) -> None:
     """Refuse what the task does not read, rather than leave it unread."""
     for name, known in settings().items():
-        tasks = (known.section,) if known.section in TASKS else known.reading.tasks
+        tasks = known.reading.tasks or ((known.section,) if known.section in TASKS else ())
         if tasks and config.task not in tasks and config.value(name) != known.default:
             raise UserError(
                 f"{flag(name)} is read with --task {' or '.join(map(str, tasks))} only; leave it out, or change --task"

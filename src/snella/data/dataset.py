@@ -28,8 +28,9 @@ CROP = re.compile(r"#\d+,\d+,\d+,\d+$")  # of the names of crops, after the imag
 class Images:
     """The images of one split: `images[i]` is `{"image": 8-bit RGB PIL image, "label": int}`.
 
-    Without labels (for prediction) the examples hold only the image. `read` turns a path into an image; where the
-    images are not files (a packaged data set), a path is just a name that `read` knows.
+    With targets in the place of labels (a number for each class or quantity) it has "target", float32 (K,). Without
+    either (for prediction) the examples hold only the image. `read` turns a path into an image; where the images are
+    not files (a packaged data set), a path is just a name that `read` knows.
 
     >>> images = Images(("cat.jpg", "dog.jpg"), (0, 1))
     """
@@ -37,10 +38,12 @@ class Images:
     paths: tuple[str, ...]
     labels: tuple[int, ...] = ()
     read: Callable[[str], Image.Image] = open_image
+    targets: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.labels and len(self.labels) != len(self.paths):
-            raise ValueError(f"{len(self.paths)} paths but {len(self.labels)} labels")
+        for what, known in (("labels", self.labels), ("targets", self.targets)):
+            if known and len(known) != len(self.paths):
+                raise ValueError(f"{len(self.paths)} paths but {len(known)} {what}")
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -50,7 +53,16 @@ class Images:
         example: Example = {"image": self.read(self.paths[index])}
         if self.labels:
             example["label"] = self.labels[index]
+        if self.targets:
+            example["target"] = torch.tensor(self.targets[index])
         return example
+
+    def chosen(self, indices: Sequence[int]) -> Images:
+        """Return these images alone, in this order."""
+        paths, labels, targets = (
+            tuple(values[i] for i in indices) if values else () for values in (self.paths, self.labels, self.targets)
+        )
+        return replace(self, paths=paths, labels=labels, targets=targets)
 
 
 class Pictures(Protocol):
@@ -158,7 +170,8 @@ def name_in(root: str, path: str, folder: str) -> str:
 def entries_of(data: ImageData[Any]) -> dict[str, dict[str, str]]:
     """Return split -> the name of each image, below the data's folder -> what is known of it.
 
-    That is the size of its file, its label by name, its caption, its mask's name and size or what it is drawn from.
+    That is the size of its file, its label by name, its targets but those of 0, its caption, and its mask's name and
+    size or what it is drawn from.
     """
 
     def named(path: str, file: str) -> tuple[str, str]:
@@ -169,10 +182,14 @@ def entries_of(data: ImageData[Any]) -> dict[str, dict[str, str]]:
     for split, images in data.splits.items():
         known = found.setdefault(split, {})
         file_of = images.read.file if isinstance(images.read, ImageReader) else lambda path: path
-        labels, masks, captions = (getattr(images, name, ()) for name in ("labels", "masks", "captions"))
+        known_of = ("labels", "targets", "masks", "captions")
+        labels, targets, masks, captions = (getattr(images, name, ()) for name in known_of)
         for i, path in enumerate(images.paths):
             name, size = named(path, file_of(path))
             label = data.classes[labels[i]] if labels and data.classes else ""
+            if targets:
+                pairs = zip(data.classes, targets[i], strict=True)
+                label = ", ".join(f"{of} {value!r}" for of, value in pairs if value)
             mask = (images.drawn_from(i) or " ".join(named(masks[i], masks[i]))) if masks else ""
             facts = [fact for fact in (size, label, mask, captions[i] if captions else "") if fact]
             known[name] = "; ".join([*filter(None, [known.get(name)]), *facts])  # a manifest may have it twice

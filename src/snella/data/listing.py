@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -37,13 +38,26 @@ class Listing:
     fixed_classes: bool = False  # published label set: a class may have no image in train
     caveat: str = ""  # what belongs beside a result on these data
     groups: Mapping[str, str] = field(default_factory=dict)  # by name: what an image shares with others
+    levels: tuple[float, ...] = ()  # the numbers that the classes stand for, where they are such
+    targets: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # by name; labels are strata then
+    binary: bool = False  # the targets say of each class whether the image has it, else they are quantities
 
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)
 
     def images(self, split: str) -> Images:
         entries = self.splits[split]
-        return Images(tuple(self.path(name) for name, _ in entries), tuple(label for _, label in entries), self.read)
+        paths = tuple(self.path(name) for name, _ in entries)
+        if self.targets:
+            return Images(paths, read=self.read, targets=tuple(self.targets[name] for name, _ in entries))
+        return Images(paths, tuple(label for _, label in entries), self.read)
+
+    def counts(self, split: str) -> Counter[int]:
+        """Count the images of each class, or of each quantity all."""
+        if not self.targets:
+            return Counter(label for _, label in self.splits[split])
+        rows = [self.targets[name] for name, _ in self.splits[split]]
+        return Counter(k for row in rows for k, value in enumerate(row) if value or not self.binary)
 
 
 class SplitListing(Protocol):
@@ -123,6 +137,8 @@ def keep_test_split(listing: SplitListingT) -> SplitListingT:
 
 def relabel(data: str, listing: Listing, classes: Sequence[str]) -> Listing:
     """Label the split "test" by the model's classes. Raises UserError for a class that the model does not have."""
+    if listing.targets:
+        return _retarget(data, listing, classes)
     position = {composed(name): label for label, name in enumerate(classes)}
     entries = []
     for name, label in listing.splits["test"]:
@@ -133,6 +149,30 @@ def relabel(data: str, listing: Listing, classes: Sequence[str]) -> Listing:
             )
         entries.append((name, position[composed(listing.classes[label])]))
     return replace(listing, classes=tuple(classes), splits={"test": entries})
+
+
+def _retarget(data: str, listing: Listing, classes: Sequence[str]) -> Listing:
+    """Put the targets in the order of the model's classes; a label that the data do not name is one of no image.
+
+    Raises:
+        UserError: a label or quantity that the model has not learnt, or one that it has and the data do not.
+    """
+    position = {composed(name): k for k, name in enumerate(listing.classes)}
+    known = {composed(name) for name in classes}
+    unknown = [name for name in listing.classes if composed(name) not in known]
+    if unknown:
+        raise UserError(
+            f"{data}: {unknown[0]!r} is not among what the model has learnt ({listed(classes, 5)}); rename or remove it"
+        )
+    absent = [name for name in classes if composed(name) not in position]
+    if absent and not listing.binary:
+        raise UserError(f"{data} has no {absent[0]!r}, which the model has learnt; add it, as numbers")
+    notes = [f"labels of the model that no image has: {listed(absent, 5)}"] if absent else []
+    places = [position.get(composed(name)) for name in classes]
+    targets = {
+        name: tuple(0.0 if place is None else row[place] for place in places) for name, row in listing.targets.items()
+    }
+    return replace(listing, classes=tuple(classes), targets=targets, notes=(*listing.notes, *notes))
 
 
 def drop_unreadable(data: str, listing: CheckableListingT, progress: Progress | None) -> CheckableListingT:
@@ -169,8 +209,8 @@ def note_absent_classes(listing: Listing) -> list[str]:
     """Return a note for each split in which a class has no image."""
     notes = []
     for split in [split for split in SPLITS if split in listing.splits]:
-        present = {label for _, label in listing.splits[split]}
-        absent = [name for label, name in enumerate(listing.classes) if label not in present]
+        present = listing.counts(split)
+        absent = [name for label, name in enumerate(listing.classes) if not present[label]]
         if absent and present:
             count = f"{len(absent)} of {len(listing.classes)} classes"
             notes.append(f"{count} have no image in {split}: {listed(absent, 5)}")

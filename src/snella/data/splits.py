@@ -6,7 +6,7 @@ one image more or less moves hardly any other.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -15,6 +15,8 @@ from snella.data.dataset import CROP
 from snella.data.groups import bundled, ranked, shared_out, source_of
 from snella.data.listing import Entry, Listing
 from snella.errors import UserError, counted
+
+Targets = Mapping[str, tuple[float, ...]]  # by name of an image, whether it has each label: 1 or 0
 
 Stratum = TypeVar("Stratum", bound=Hashable)
 
@@ -65,20 +67,28 @@ def complete_splits(
     fractions = {split: share for split, share in wanted.items() if split not in splits}
     if not fractions:
         return listing
-    before = splits["train"]
-    splits |= split_off(before, fractions, seed=seed, groups=listing.groups)
+    before, groups = splits["train"], listing.groups
+    if listing.binary:
+        splits |= split_iteratively(before, listing.targets, fractions, seed=seed, groups=groups)
+    else:
+        splits |= split_off(before, fractions, seed=seed, groups=groups)
     for split in fractions:
         if not splits[split] and (split != "test" or needs_test):
-            raise UserError(too_few(before, split, groups=listing.groups))
+            raise UserError(too_few(before, split, groups=groups, classes=not listing.targets))
     taken = {split: len(splits[split]) for split in fractions if splits[split]}
-    note = note_taken(taken, before, seed=seed, by_class=not _has_mixed_sources(before), groups=listing.groups)
+    note = note_taken(taken, before, seed=seed, by_class=not _has_mixed_sources(before), groups=groups)
+    if listing.targets:
+        note = note.replace("by class", "by label, iteratively" if listing.binary else "by value")
     return replace(listing, splits=splits, notes=(*listing.notes, note))
 
 
-def too_few(entries: Sequence[Entry], split: str, *, groups: Mapping[str, str]) -> str:
-    """Return the refusal of data out of which a split cannot be taken, since each class keeps an image in train."""
-    classes = len({label for _, label in entries})
-    of = f" of {classes} classes" if classes > 1 else ""
+def too_few(entries: Sequence[Entry], split: str, *, groups: Mapping[str, str], classes: bool = True) -> str:
+    """Return the refusal of data out of which a split cannot be taken, since each class keeps an image in train.
+
+    `classes`: whether the labels are classes, and not strata.
+    """
+    count = len({label for _, label in entries})
+    of = f" of {count} classes" if classes and count > 1 else ""
     if groups:
         bundles = counted(len(bundled(entries, groups)), "group")
         return (
@@ -142,6 +152,43 @@ def _by_class(entries: Sequence[Entry], fractions: Mapping[str, float], seed: in
             part_of |= {i: part for group in left[start : start + count] for i in group}
             start += count
     return part_of
+
+
+def split_iteratively(
+    entries: Sequence[Entry], targets: Targets, fractions: Mapping[str, float], *, seed: int, groups: Mapping[str, str]
+) -> dict[str, list[Entry]]:
+    """Divide entries of several labels each into the named parts and "train", every label in proportion.
+
+    Iterative stratification (Sechidis et al., "On the stratification of multi-label data", 2011): the label with the
+    fewest images left is dealt out first, each of its images to the part that lacks most of that label, and of equals
+    to the one that lacks most images. Copies of one photograph stay together, as do groups, by image's name. A label
+    with one image has it in train.
+    """
+    found = bundled([(name, None) for name, _ in entries], groups)
+    bundles = [found[k] for k in ranked([bundle.key for bundle in found], seed)]
+    labels = [
+        {k for i in bundle.members for k, value in enumerate(targets[entries[i][0]]) if value} for bundle in bundles
+    ]
+    shares = {"train": 1 - sum(fractions.values()), **fractions}
+    counts = Counter(k for of in labels for k in of)
+    wanted = {part: {k: share * count for k, count in counts.items()} for part, share in shares.items()}
+    room = {part: share * len(bundles) for part, share in shares.items()}
+    part_of: dict[int, str] = {}
+    left = list(range(len(bundles)))
+    while left:
+        counts = Counter(k for at in left for k in labels[at])
+        rarest = min(counts, key=lambda k: (counts[k], k)) if counts else None
+        for at in [at for at in left if rarest is None or rarest in labels[at]]:
+            part = max(shares, key=lambda part: (0 if rarest is None else wanted[part][rarest], room[part]))
+            part_of |= dict.fromkeys(bundles[at].members, part)
+            room[part] -= 1
+            for k in labels[at]:
+                wanted[part][k] -= 1
+        left = [at for at in left if bundles[at].members[0] not in part_of]
+    parts: dict[str, list[Entry]] = {part: [] for part in shares}
+    for i, entry in enumerate(entries):
+        parts[part_of[i]].append(entry)
+    return parts
 
 
 def _has_mixed_sources(entries: Sequence[Entry]) -> bool:

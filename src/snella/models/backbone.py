@@ -149,6 +149,25 @@ class Ensemble(nn.Module):
         return torch.stack(parts).logsumexp(0) - math.log(len(parts))
 
 
+@torch.no_grad()
+def rescale_head(model: nn.Module, scale: Tensor, shift: Tensor) -> None:
+    """Change the head so that logits (b, K) become `scale * logits + shift`, both (K,).
+
+    Raises:
+        UserError: the head is not a layer with a bias for each logit.
+    """
+    inside = [list(model.get_submodule(name).modules()) for name in _head_names(model)]
+    layers = [[part for part in parts if isinstance(part, nn.Linear | nn.Conv2d)][-1:] for parts in inside]
+    heads = [layer for found in layers for layer in found if layer.bias is not None and len(layer.bias) == len(scale)]
+    if len(heads) != len(inside) or not heads:
+        raise UserError(f"the head of the model has no bias for each of its {len(scale)} outputs: it cannot be merged")
+    for head in heads:
+        assert head.bias is not None
+        factors = scale.to(head.weight)
+        head.weight.mul_(factors.reshape(-1, *[1] * (head.weight.ndim - 1)))
+        head.bias.mul_(factors).add_(shift.to(head.bias))
+
+
 def _build_bundled(spec: BackboneSpec) -> nn.Module:
     size = spec.image_size or bundled.BACKBONES[spec.name].image_size
     model = bundled.build(

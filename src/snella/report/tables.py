@@ -12,17 +12,20 @@ from rich.table import Table
 from snella.console import shown
 
 NOTHING = "–"
+UNITS = ("mae", "rmse", "r2")  # metrics of quantities; R2 may be below 0
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet runs
 
 
 def is_share(metric: str) -> bool:
-    """Return whether a metric is shown in %: all but losses are."""
-    return not metric.endswith("loss")
+    """Return whether a metric is shown in %: all but losses and numbers in units of the data are."""
+    return not metric.endswith(("loss", *UNITS))
 
 
 def format_metric(metric: str, value: float) -> str:
-    """Write a metric as people read it: a loss as it is, all others in %."""
-    return f"{value:.1%}" if is_share(metric) else f"{value:.4f}"
+    """Write a metric as people read it: a loss, and a number in units of the data, as it is, all others in %."""
+    if is_share(metric):
+        return f"{value:.1%}"
+    return f"{value:.4g}" if metric.endswith(UNITS) else f"{value:.4f}"
 
 
 def summary_table(summary: Mapping[str, Any], metrics: Mapping[str, str], *, title: str) -> Table:

@@ -26,9 +26,9 @@ from snella.errors import UserError
 from snella.files import write_json, write_text, writing_into
 from snella.integrations.lora import DIFFUSERS_FILE, KOHYA_FILE, Lora, as_lora
 from snella.report.tables import format_metric
-from snella.runs.check import check_data
+from snella.runs.check import check_data, read_start
 from snella.runs.evaluate import accelerator_for
-from snella.runs.folder import BASE, read_about, read_config
+from snella.runs.folder import BASE, read_about, read_config, with_own_splits
 from snella.runs.load import LoadedRun, load_run, untuned
 from snella.runs.prepare import read_run_data
 from snella.tasks.interface import LoraPlace
@@ -103,8 +103,9 @@ def _rank(text: str) -> int | float:
 def _val(folder: Path, run: LoadedRun, console: Console) -> Any:
     """Return the val split of the run's own data; None, and a line that says why, where it cannot be had."""
     try:
-        data = read_run_data(run.config.changed(white=run.saved.get("white", WHITE)), console)
-        check_data(folder, data)
+        config = with_own_splits(folder, run.config).changed(white=run.saved.get("white", WHITE))
+        data = read_run_data(config, console)
+        check_data(folder, read_start(folder), data)
         return data.splits["val"]
     except UserError as error:
         print_line(console, f"no metrics: the run's val images cannot be read ({error})")

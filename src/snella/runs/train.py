@@ -7,7 +7,7 @@ config ─ checks ─ data ─ backbone ─ method ─ fit ─┬─ adapter/ (b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -173,20 +173,24 @@ def _train(
             console=console,
         )
     except Diverged as error:
-        raise _with_best_epoch(error, folder, config, ready) from error
+        raise _with_best_epoch(error, folder, config, ready, accelerator) from error
+    val = _evaluated("val", config, ready, accelerator)
+    settled = ready.learner.settle(val)
     if not trained:
-        _save_adapter(folder, config, ready)
+        _save_adapter(folder, config, ready, settled)
         _tell_kept(folder, config, result, console)
         with working(console, "generating samples") as progress:
             show("after", progress)
-    return _finish(folder, config, ready, result, accelerator, console)
+    return _finish(folder, config, ready, result, val, accelerator, console)
 
 
-def _with_best_epoch(error: Diverged, folder: Path, config: TrainConfig, ready: Prepared) -> UserError:
+def _with_best_epoch(
+    error: Diverged, folder: Path, config: TrainConfig, ready: Prepared, accelerator: Accelerator
+) -> UserError:
     """Save the best epoch before a divergence, and return the error that says so and how to go on."""
     saved = ""
     if error.best_epoch:
-        _save_adapter(folder, config, ready)
+        _save_adapter(folder, config, ready, ready.learner.settle(_evaluated("val", config, ready, accelerator)))
         saved = f"; the best epoch before, {error.best_epoch}, is in {folder / ADAPTER}"
     lower = f"--resume --lr {config.loop.lr / 10:.3g}"
     last = newest_checkpoint(folder)
@@ -243,13 +247,14 @@ def _move(folder: Path, config: TrainConfig, ready: Prepared) -> None:
             write_checksums(folder / ADAPTER)
 
 
-def _save_adapter(folder: Path, config: TrainConfig, ready: Prepared) -> None:
+def _save_adapter(folder: Path, config: TrainConfig, ready: Prepared, settled: Mapping[str, Any]) -> None:
     about = {
         "task": config.task,
         "method": config.method.name,
         **_spec(config, ready),
         "classes": list(ready.data.classes),
         **ready.task.facts(config, ready.data),
+        **settled,
         "preprocessing": ready.preprocessing.to_dict(),
         "white": white_in(ready.data),
         "fingerprint": ready.fingerprint,
@@ -278,12 +283,13 @@ def _finish(
     config: TrainConfig,
     ready: Prepared,
     result: FitResult,
+    val: Any,
     accelerator: Accelerator,
     console: Console,
 ) -> dict[str, Any]:
     """Test what was asked for; draw the figures; write the summary, which ends the run."""
     learner, names = ready.learner, ready.task.metrics
-    metrics, tested = _tested(config, ready, result, accelerator)
+    metrics, tested = _tested(config, ready, result, val, accelerator)
     _draw(folder, ready, result)
     for kind, draw in (learner.figures(tested) if tested else {}).items():
         draw(folder / f"{kind}.png")
@@ -315,21 +321,23 @@ def _finish(
     return summary
 
 
+def _evaluated(split: str, config: TrainConfig, ready: Prepared, accelerator: Accelerator) -> Any:
+    return evaluate(ready.model, ready.learner, ready.batches[split], accelerator, seed=config.seed)
+
+
 def _tested(
-    config: TrainConfig, ready: Prepared, result: FitResult, accelerator: Accelerator
+    config: TrainConfig, ready: Prepared, result: FitResult, val: Any, accelerator: Accelerator
 ) -> tuple[dict[str, dict[str, float]], Any]:
     """Return the metrics by split as summary.json has them, and what the test found, None where there was none."""
-
-    def evaluated(split: str) -> Any:
-        return evaluate(ready.model, ready.learner, ready.batches[split], accelerator, seed=config.seed)
-
-    found = {split: evaluated(split) for split in (("val",) if config.test == "none" else ("val", "test"))}
-    tested = found.get("test")
+    tested = None if config.test == "none" else _evaluated("test", config, ready, accelerator)
+    found = {"val": val} if tested is None else {"val": val, "test": tested}
     if config.test == "both":  # nothing that follows looks at the model's values
         found["test_last"] = tested
         if result.last is not None:
             load_tuned_state(ready.model, result.last)
-            found["test_last"] = evaluated("test")
+            if ready.learner.settle(val):  # the last epoch has its own
+                ready.learner.settle(_evaluated("val", config, ready, accelerator))
+            found["test_last"] = _evaluated("test", config, ready, accelerator)
     names = ready.task.metrics
     return {split: {name: seen.metrics[name] for name in names} for split, seen in found.items()}, tested
 

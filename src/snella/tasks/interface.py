@@ -105,6 +105,13 @@ class TaskLearner(ABC, Generic[EvaluationT, DataT, SplitT]):
         """Return what an evaluation found besides its metrics, as JSON holds it."""
         return {}
 
+    def settle(self, evaluation: EvaluationT, /) -> dict[str, Any]:
+        """Take over what the best epoch's evaluation on val decides, such as thresholds; return it, for snella.json.
+
+        Tests and predictions go by it.
+        """
+        return {}
+
     def details(self, evaluation: EvaluationT, /) -> dict[str, Any]:
         """Return what summary.json says of the test besides its metrics: name -> value."""
         return {}

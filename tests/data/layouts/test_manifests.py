@@ -111,3 +111,20 @@ def test_a_faulty_jsonl_is_refused_with_the_place(tmp_path: Path, text: str, sai
     with pytest.raises(UserError) as caught:
         manifest(write(tmp_path, text, "m.jsonl"))
     assert said in str(caught.value)
+
+
+def test_columns_of_0_and_1_are_classes_where_no_other_column_may_be(tmp_path: Path) -> None:
+    path = write(tmp_path, "path,id,Cat,dog\na.png,x1,1,0\nb.png,x2,0,1\nc.png,x3,1,0\n")
+    found = manifest(path)
+    assert found.classes == ("Cat", "dog")
+    assert found.splits == {"all": [("a.png", 0), ("b.png", 1), ("c.png", 0)]}
+    path = write(tmp_path, "path,breed,male,female\na.png,pug,1,0\nb.png,pug,0,1\n")
+    with pytest.raises(UserError, match="has no column for the labels"):
+        manifest(path)
+    path = write(tmp_path, "path,Cat,dog\na.png,1,0\nb.png,1,1\n")
+    with pytest.raises(UserError, match=r"line 3: of the columns .* it has cat, dog, which is not one class"):
+        manifest(path)
+    path = write(tmp_path, "path,label\na.png,cat dog\nb.png,cat\nc.png,dog\n")
+    with pytest.raises(UserError, match="two readings: the label 'cat dog' is a class, or means 2 classes"):
+        manifest(path)
+    assert manifest(path, Choices(label_column="label")).classes == ("cat", "cat dog", "dog")

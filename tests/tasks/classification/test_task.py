@@ -154,7 +154,7 @@ def test_predict_gives_probabilities_from_transformers_output_too():
     logits = torch.tensor([[0.0, 1.0, 3.0], [2.0, 2.0, 2.0]])
     (batch,) = batches_of(logits, torch.zeros(2, dtype=torch.long), 2)
     for model in (Replay(), Wrapped()):
-        probabilities = Classify(names(3)).probabilities(model, batch["image"].bfloat16())
+        probabilities = Classify(names(3)).answers(model, batch["image"].bfloat16())
         assert probabilities.dtype == torch.float32
         np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-6)
         np.testing.assert_allclose(probabilities[0] / probabilities[0, 0], np.exp([0, 1, 3]), rtol=1e-5)

@@ -26,6 +26,7 @@ CLASSES = {
     "elpv-mono": ("functional", "defective"),
     "elpv-poly": ("functional", "defective"),
 }
+LEVELS = (0.0, 1 / 3, 2 / 3, 1.0)  # the probabilities that the classes of elpv-levels stand for
 NOTES = (
     "source: elpv-dataset 1.0.0.post1, electroluminescence images of solar cells",
     "licence: CC BY-NC-SA 4.0 (not for commercial use)",
@@ -66,7 +67,9 @@ def elpv(name: str, *, seed: int) -> Listing:
     sizes = f"{counts['train']} train, {counts['val']} val, the rest test"
     made = f"{sizes}, stratified by defect probability and cell type, seed {seed}"
     notes = (*NOTES, made, EASY_TYPE) if name == "elpv-type" else (*NOTES, made)
-    return Listing("elpv", folder, CLASSES[name], splits, notes=notes, caveat=BASELINE if name == "elpv" else "")
+    levels = LEVELS if name == "elpv-levels" else ()
+    caveat = BASELINE if name == "elpv" else ""
+    return Listing("elpv", folder, CLASSES[name], splits, notes=notes, caveat=caveat, levels=levels)
 
 
 def _package_folder(name: str) -> str:

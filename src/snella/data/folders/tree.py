@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from snella.data.images import is_hidden, is_image
+from snella.data.folders.names import split_and_rest
+from snella.data.images import SUFFIXES, is_hidden, is_image
 from snella.errors import listed
 
 # files that hold pictures or films in formats that are not read; counted, so that they are not missed in silence
@@ -78,6 +79,40 @@ def tree(root: str) -> Tree:
     folders_of_runs = set(runs) | {os.path.dirname(run) for run in runs}
     kept = [name for name in below if name not in folders_of_runs or any(i.startswith(f"{name}/") for i in images)]
     return Tree(root, tuple(sorted(images)), tuple(sorted(others)), tuple(sorted(kept)), _notes(system, runs, others))
+
+
+def image_resolver(found: Tree) -> Callable[[str, str], str | None]:
+    """Return what finds the image that a cell means: by path, else by the end of its path, with or without ending."""
+    known = set(found.images)
+    by_name: defaultdict[str, list[str]] = defaultdict(list)
+    for name in found.images:
+        last = os.path.basename(name)
+        by_name[last].append(name)
+        by_name[os.path.splitext(last)[0]].append(name)
+
+    def resolve(cell: str, split: str) -> str | None:
+        name = as_written(cell)
+        if name in known:
+            return name
+        near = by_name.get(os.path.basename(name), [])
+        near = [other for other in near if "/" not in name or f"/{os.path.splitext(other)[0]}".endswith(_end(name))]
+        if len(near) > 1:
+            near = [other for other in near if split in (split_and_rest(part)[0] for part in other.split("/")[:-1])]
+        return near[0] if len(near) == 1 else None
+
+    return resolve
+
+
+def _end(name: str) -> str:
+    return f"/{os.path.splitext(name)[0] if has_image_ending(name) else name}"
+
+
+def as_written(cell: str) -> str:
+    return os.path.normpath(cell.strip().replace("\\", "/").lstrip("/")).replace(os.sep, "/") if cell.strip() else ""
+
+
+def has_image_ending(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
 
 
 def is_run(folder: str, folders: Sequence[str], files: Sequence[str]) -> bool:

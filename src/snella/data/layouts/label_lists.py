@@ -17,9 +17,16 @@ from snella.data.dataset import SPLITS
 from snella.data.folders.choices import Choices
 from snella.data.folders.name_tables import class_names
 from snella.data.folders.names import SPLIT_NAMES, UNLABELLED, split_and_rest
-from snella.data.folders.tree import Tree
+from snella.data.folders.tree import Tree, as_written, has_image_ending, image_resolver
 from snella.data.images import SUFFIXES
-from snella.data.layouts.manifests import LABEL_COLUMNS, SPLIT_COLUMNS, read_table
+from snella.data.layouts.manifests import (
+    LABEL_COLUMNS,
+    SPLIT_COLUMNS,
+    check_single,
+    class_of_bits,
+    joined_bits,
+    read_table,
+)
 from snella.data.listing import Listing, label_entries
 from snella.data.paths import read_text
 from snella.errors import UserError, counted, listed
@@ -41,14 +48,18 @@ NAMED = 0.1  # share of a column's first cells that name an image: of a part of 
 
 
 @dataclass(frozen=True)
-class _List:
+class ImageList:
     """One file: its rows of the image's name and further cells, and the names of these ("" where it has no header)."""
 
     file: str
     split: str
     images: tuple[str, ...]
     cells: tuple[tuple[str, ...], ...]
-    columns: tuple[str, ...]
+    titles: tuple[str, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(map(str.lower, self.titles))
 
 
 class UnclearColumnError(UserError):
@@ -61,7 +72,7 @@ def label_lists(found: Tree, choices: Choices) -> tuple[Listing, str] | None:
     Raises:
         UserError: several columns of labels and none is chosen, an image with two labels, two files for a split.
     """
-    lists = [one for one in _found_lists(found) if one.columns and one.split != UNLABELLED]
+    lists = [one for one in found_lists(found) if one.columns and one.split != UNLABELLED]
     if not lists:
         return None
     boxes = next((one for one in lists if {name.replace("_", "") for name in one.columns} >= BOXES), None)
@@ -70,9 +81,11 @@ def label_lists(found: Tree, choices: Choices) -> tuple[Listing, str] | None:
             f"{found.path(boxes.file)} has boxes ({', '.join(boxes.columns)}): classes of objects, not of images; if "
             "each image shows one object, add --label-column and the column of their classes"
         )
+    lists = lists if choices.label_column else [_with_classes(one) for one in lists]
     column = _label_column(lists, choices)
     if choices.label_column is None:
-        _check_single(found, lists, column)
+        values = {cells[_position(one, column)] for one in lists for cells in one.cells}
+        check_single(found.path(lists[0].file), values, column)
     splits: dict[str, list[tuple[str, str]]] = defaultdict(list)
     label_of: dict[str, tuple[str, str]] = {}
     for one in lists:
@@ -101,7 +114,7 @@ def split_by_lists(found: Tree, folders: Listing) -> Listing | None:
     label_of = dict(folders.splits.get("all", []))
     if not label_of:
         return None
-    lists = [one for one in _found_lists(found) if not one.columns and one.split in SPLIT_NAMES]
+    lists = [one for one in found_lists(found) if not one.columns and one.split in SPLIT_NAMES]
     names = {one.split: [name for name in one.images if name in label_of] for one in lists}
     files = [one.file for one in lists]
     if not names and set(NUMBERED) <= set(found.others):
@@ -116,7 +129,7 @@ def split_by_lists(found: Tree, folders: Listing) -> Listing | None:
 
 def _numbered_splits(found: Tree, known: Collection[str]) -> dict[str, list[str]]:
     """Return the splits of CUB-200's files: NUMBER PATH a line, and NUMBER 1 (train) or 0 (test)."""
-    resolve = _resolver(found)
+    resolve = image_resolver(found)
     lines = [[line.split(maxsplit=1) for line in read_text(found.path(file)).splitlines()] for file in NUMBERED]
     paths, splits = (dict(row for row in rows if len(row) == 2) for rows in lines)
     names: dict[str, list[str]] = {"train": [], "test": []}
@@ -127,9 +140,9 @@ def _numbered_splits(found: Tree, known: Collection[str]) -> dict[str, list[str]
     return names
 
 
-def _found_lists(found: Tree) -> list[_List]:
-    resolve = _resolver(found)
-    lists: list[_List] = []
+def found_lists(found: Tree) -> list[ImageList]:
+    resolve = image_resolver(found)
+    lists: list[ImageList] = []
     for file in found.others:
         split = _split_of_file(file)
         names_classes = os.path.basename(file).lower().startswith(("classes", "class_names", "categories"))
@@ -158,7 +171,7 @@ def _found_lists(found: Tree) -> list[_List]:
     return lists
 
 
-def _numbers_images(one: _List) -> bool:
+def _numbers_images(one: ImageList) -> bool:
     """Tell whether the only other column is a number of each image, as in CUB-200."""
     numbers = [cells[0] for cells in one.cells if len(cells) == 1]
     return len(numbers) == len(one.cells) == len(set(numbers)) > 2 and all(map(str.isdecimal, numbers))
@@ -175,7 +188,7 @@ def _split_of_file(file: str) -> str | None:
 
 def _read(
     found: Tree, file: str, split: str, resolve: Callable[[str, str], str | None], rows: list[list[str]]
-) -> _List | None:
+) -> ImageList | None:
     if not rows:
         return None
     width = Counter(map(len, rows)).most_common(1)[0][0]
@@ -184,11 +197,12 @@ def _read(
         width = Counter(map(len, rows)).most_common(1)[0][0]
     few = rows[1:201] or rows
     named = [sum(resolve(row[i], split) is not None for row in few if i < len(row)) for i in range(width)]
-    endings = [sum(i < len(row) and _is_image(row[i]) for row in few) for i in range(width)]
+    endings = [sum(i < len(row) and has_image_ending(row[i]) for row in few) for i in range(width)]
     at = max(range(width), key=lambda i: (named[i], endings[i]))
     if named[at] < max(1, NAMED * len(few)):
         return None
-    header = len(rows[0]) == width and resolve(rows[0][at], split) is None and not _is_image(rows[0][at])
+    starts = resolve(rows[0][at], split) is None and not has_image_ending(rows[0][at])
+    header = starts and len(rows[0]) == width and len(rows) > 1 and named[at] > 0
     body = rows[header:]
     odd = next((row for row in body if len(row) != width), None)
     if odd:
@@ -202,9 +216,9 @@ def _read(
     bare = split == "all" and not endings[at] and not any("/" in row[at] for row in few)
     if bare and len(set(filter(None, images))) < STEMS * len(found.images):
         return None  # numbers of classes, say, that happen to be names of images
-    columns = tuple(rows[0][i].lower() if header else "" for i in others)
-    names = tuple(name or _as_written(row[at]) for name, row in zip(images, body, strict=True))
-    return _List(file, split, names, tuple(tuple(row[i] for i in others) for row in body), columns)
+    titles = tuple(rows[0][i] if header else "" for i in others)
+    names = tuple(name or as_written(row[at]) for name, row in zip(images, body, strict=True))
+    return ImageList(file, split, names, tuple(tuple(row[i] for i in others) for row in body), titles)
 
 
 def _rows(path: str, *, by_spaces: bool = False) -> Iterator[list[str]]:
@@ -228,41 +242,7 @@ def _rows(path: str, *, by_spaces: bool = False) -> Iterator[list[str]]:
         yield [found[1], *(found[2] or "").split()] if found else line.split()
 
 
-def _resolver(found: Tree) -> Callable[[str, str], str | None]:
-    """Return what finds the image that a cell means: by path, else by the end of its path, with or without ending."""
-    known = set(found.images)
-    by_name: defaultdict[str, list[str]] = defaultdict(list)
-    for name in found.images:
-        last = os.path.basename(name)
-        by_name[last].append(name)
-        by_name[os.path.splitext(last)[0]].append(name)
-
-    def resolve(cell: str, split: str) -> str | None:
-        name = _as_written(cell)
-        if name in known:
-            return name
-        near = by_name.get(os.path.basename(name), [])
-        near = [other for other in near if "/" not in name or f"/{os.path.splitext(other)[0]}".endswith(_end(name))]
-        if len(near) > 1:
-            near = [other for other in near if split in (split_and_rest(part)[0] for part in other.split("/")[:-1])]
-        return near[0] if len(near) == 1 else None
-
-    return resolve
-
-
-def _end(name: str) -> str:
-    return f"/{os.path.splitext(name)[0] if _is_image(name) else name}"
-
-
-def _as_written(cell: str) -> str:
-    return os.path.normpath(cell.strip().replace("\\", "/").lstrip("/")).replace(os.sep, "/") if cell.strip() else ""
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
-
-
-def _label_column(lists: Sequence[_List], choices: Choices) -> str:
+def _label_column(lists: Sequence[ImageList], choices: Choices) -> str:
     """Return the column of labels: a name, or a number counted from the image's, which is 0.
 
     Raises:
@@ -296,21 +276,25 @@ def _label_column(lists: Sequence[_List], choices: Choices) -> str:
     )
 
 
-def _names(one: _List) -> list[str]:
+def _names(one: ImageList) -> list[str]:
     """Return what the columns of a list are called: by its header or, the image's being 0, by number."""
     return [column or str(i) for i, column in enumerate(one.columns, start=1)]
 
 
-def _check_single(found: Tree, lists: Sequence[_List], column: str) -> None:
-    """Refuse labels that are put together of others, as those of images of several classes are: "cat dog"."""
-    values = {cells[_position(one, column)] for one in lists for cells in one.cells}
-    for value in sorted(values):
-        parts = [part for part in re.split(r"[\s,;|]+", value) if part]
-        if len(parts) > 1 and values.issuperset(parts):
-            raise UserError(
-                f"{found.path(lists[0].file)}: two readings: the label {value!r} is a class, or means {len(parts)} "
-                f"classes of one image, which is not classification; for the first add --label-column {column}"
-            )
+def _with_classes(one: ImageList) -> ImageList:
+    """Join columns of 0 and 1, where no other column may be the labels. Raises UnclearColumnError for several ones."""
+    rows = [dict(zip(one.columns, cells, strict=True)) for cells in one.cells]
+    bits = [] if set(USUAL) & set(one.columns) or "" in one.columns else joined_bits(one.columns, rows)
+    if not bits:
+        return one
+    kept = [i for i, name in enumerate(one.columns) if name not in bits]
+    written = dict(zip(one.columns, one.titles, strict=True))
+    try:
+        named = [class_of_bits(row, bits, f"{one.file}, {name}") for row, name in zip(rows, one.images, strict=True)]
+    except UserError as error:
+        raise UnclearColumnError(str(error)) from None
+    cells = tuple((written[of], *(row[i] for i in kept)) for of, row in zip(named, one.cells, strict=True))
+    return replace(one, titles=(LABEL_COLUMNS[0], *(one.titles[i] for i in kept)), cells=cells)
 
 
 def _determines(first: Sequence[str], other: Sequence[str]) -> bool:
@@ -318,14 +302,14 @@ def _determines(first: Sequence[str], other: Sequence[str]) -> bool:
     return len(set(zip(first, other, strict=True))) == len(set(first))
 
 
-def _position(one: _List, column: str) -> int:
+def _position(one: ImageList, column: str) -> int:
     names = _names(one)
     if column not in names:
         raise UserError(f"{one.file} has no column {column}, as the other lists have; name it alike in all")
     return names.index(column)
 
 
-def _split_position(one: _List) -> int | None:
+def _split_position(one: ImageList) -> int | None:
     """Return the column that says the split, if its values are splits alone."""
     for i, name in enumerate(one.columns):
         if name in SPLIT_COLUMNS and all(cells[i].lower() in SPLIT_NAMES for cells in one.cells):

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 
 from snella.data.folders.choices import NO_CHOICE, Choices
 from snella.data.folders.names import SPLIT_NAMES
 from snella.data.listing import Entry, Listing, label_entries
 from snella.data.paths import is_text, same_file_key
-from snella.errors import UserError, short_reason
+from snella.errors import UserError, listed, short_reason
 from snella.json_files import RepeatedKeyError, load_json
 
 PATH_COLUMNS = ("path", "image", "file_name")
@@ -24,6 +25,7 @@ SPLIT_COLUMNS = ("split", "subset", "fold", "set", "partition")
 SUFFIXES = (".csv", ".jsonl")
 NOT_LABELS = ("nan", "null", "<na>", "nat")  # "none" and "n/a" may be classes: `readers.suspicions` asks
 FILL_IN = "fill it in or remove the row"
+BITS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}  # of one-hot columns
 
 Row = tuple[int, dict[str, object]]  # line number in the file, values by column
 
@@ -44,38 +46,113 @@ def manifest(path: str, choices: Choices = NO_CHOICE) -> Listing:
     columns = column_names(rows)
     group_column = named_column("group_column", choices.group_column, columns, path)
     image_column = find_column(PATH_COLUMNS, columns, path, "image paths")
-    label_column = _label_column(columns, path, choices)
-    names: list[str] = []
-    labels: list[str] = []
-    groups: dict[str, str] = {}
-    first: dict[object, tuple[int, str]] = {}  # a file -> the line that names it, and how
-    for line, row in rows:
-        name = text_value(row, image_column, path, line)
-        before, other = first.setdefault(same_file_key(os.path.join(os.path.dirname(path), name)), (line, name))
-        if before != line:
-            as_what = "" if other == name else f" as {other}"
-            raise UserError(f"{path} line {line}: {name} is already in line {before}{as_what}; remove one of the two")
-        names.append(name)
-        labels.append(_label(row, label_column, path, line))
-        if group_column:
-            groups[name] = text_value(row, group_column, path, line)
+    names = image_names(path, rows, image_column)
+    others = [name for name in columns if name not in (image_column, group_column)]
+    bits = joined_bits(others, [row for _, row in rows])
+    joined = choices.label_column is None and not set(LABEL_COLUMNS) & set(columns) and bool(bits)
+    if joined:
+        written = {name.lower(): name for name in column_names(read_table(path, first=True, as_written=True))}
+        bits = [name for name in written if name in bits]
+        labels = [written[class_of_bits(row, bits, f"{path} line {line}")] for line, row in rows]
+    else:
+        label_column = _label_column(columns, path, choices)
+        labels = [_label(row, label_column, path, line) for line, row in rows]
+        if choices.label_column is None:
+            check_single(path, set(labels), label_column)
+    groups = groups_of(path, rows, names, group_column)
     classes, entries = label_entries(names, labels)
     splits = {"all": entries}
     column = split_column(rows)
     if column:
         splits = _by_split(path, rows, entries, column)
-    return Listing("manifest", os.path.dirname(path), classes, splits, groups=groups)
+    notes = (f"the classes are the columns {listed(bits, 5)} of 0 and 1, each image in one",) if joined else ()
+    return Listing("manifest", os.path.dirname(path), classes, splits, notes=notes, groups=groups)
 
 
-def read_table(path: str, *, first: bool = False) -> list[Row]:
-    """Read all rows of a CSV or JSONL file, or the first alone.
+def image_names(path: str, rows: Sequence[Row], column: str, *, repeated: bool = False) -> list[str]:
+    """Return what each row calls its image.
+
+    Raises:
+        UserError: a row without it, two rows of one image unless they may be `repeated`.
+    """
+    names: list[str] = []
+    first: dict[object, tuple[int, str]] = {}  # a file -> the line that names it, and how
+    for line, row in rows:
+        name = text_value(row, column, path, line)
+        before, other = first.setdefault(same_file_key(os.path.join(os.path.dirname(path), name)), (line, name))
+        if before != line and not repeated:
+            as_what = "" if other == name else f" as {other}"
+            raise UserError(f"{path} line {line}: {name} is already in line {before}{as_what}; remove one of the two")
+        names.append(other)
+    return names
+
+
+def groups_of(path: str, rows: Sequence[Row], names: Sequence[str], column: str | None) -> dict[str, str]:
+    """Return the group of each image, by its name, that a column says; of no column none.
+
+    Raises:
+        UserError: a row without it, an image of two groups.
+    """
+    groups: dict[str, str] = {}
+    for name, (line, row) in zip(names, rows, strict=True):
+        group = text_value(row, column, path, line) if column else ""
+        if column and groups.setdefault(name, group) != group:
+            raise UserError(f"{path} line {line}: {name} is of two groups, {groups[name]} and {group}; keep one")
+    return groups
+
+
+def bit_columns(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """Return the columns of 0 and 1 alone, as tables have them that are called one-hot."""
+    usual = [name for name in columns if name.lower() not in SPLIT_COLUMNS]
+    return [name for name in usual if rows and all(str(row.get(name)).strip().lower() in BITS for row in rows)]
+
+
+def joined_bits(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """Return the columns of 0 and 1, two or more, that say the class together; none where another column may say it.
+
+    Numbers, and what is different in each row, say none.
+    """
+    bits = bit_columns(columns, rows)
+    for name in columns:
+        values = [str(row.get(name, "")).strip() for row in rows]
+        numbers = all(re.fullmatch(r"[-+\d.eE]*", value) for value in values)
+        if name not in bits and name.lower() not in SPLIT_COLUMNS and not numbers and len(set(values)) < len(values):
+            return []
+    return bits if len(bits) > 1 else []
+
+
+def class_of_bits(row: Mapping[str, object], columns: Sequence[str], place: str) -> str:
+    """Return the one column of a row that holds 1. Raises UserError where that is none or several."""
+    ones = [name for name in columns if BITS[str(row[name]).strip().lower()]]
+    if len(ones) != 1:
+        has = listed(ones) if ones else "none"
+        raise UserError(
+            f"{place}: of the columns of 0 and 1 ({listed(columns)}) it has {has}, which is not one class; add --task "
+            "multilabel for images of any number of labels, or --label-column for a column of classes"
+        )
+    return ones[0]
+
+
+def check_single(place: str, values: Collection[str], column: str) -> None:
+    """Refuse labels that are put together of others, as those of images of several classes are: "cat dog"."""
+    for value in sorted(values):
+        parts = [part for part in re.split(r"[\s,;|]+", value) if part]
+        if len(parts) > 1 and set(values).issuperset(parts):
+            raise UserError(
+                f"{place}: two readings: the label {value!r} is a class, or means {len(parts)} classes of one image; "
+                f"for the first add --label-column {column}, for the second --task multilabel"
+            )
+
+
+def read_table(path: str, *, first: bool = False, as_written: bool = False) -> list[Row]:
+    """Read all rows of a CSV or JSONL file, or the first alone; titles of CSV in lower case, unless `as_written`.
 
     Raises:
         UserError: not UTF-8, not CSV or JSONL, no row.
     """
     if not os.path.isfile(path):  # to open a pipe would wait for ever
         raise UserError(f"{path} is not a file; give a CSV or JSONL file")
-    rows = _csv_rows(path) if path.lower().endswith(".csv") else _jsonl_rows(path)
+    rows = _csv_rows(path, as_written) if path.lower().endswith(".csv") else _jsonl_rows(path)
     try:
         found = list(islice(rows, 1 if first else None))
     except UnicodeDecodeError as error:
@@ -151,7 +228,8 @@ def text_value(row: dict[str, object], column: str, path: str, line: int) -> str
     if value is None or value == "":
         raise UserError(f"{path} line {line}: {column} is missing; {FILL_IN}")
     if not isinstance(value, str):
-        raise UserError(f"{path} line {line}: {column} is {value!r}; write a text or a whole number")
+        several = ", or add --task multilabel" if isinstance(value, list) else ""
+        raise UserError(f"{path} line {line}: {column} is {value!r}; write a text or a whole number{several}")
     if not is_text(value):
         raise UserError(f"{path} line {line}: {column} is {value!a}, which is not text; mend it")
     return value
@@ -168,10 +246,10 @@ def find_column(accepted: Sequence[str], columns: Sequence[str], path: str, what
     return present[0]
 
 
-def _csv_rows(path: str) -> Iterator[Row]:
+def _csv_rows(path: str, as_written: bool) -> Iterator[Row]:
     with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets write a byte-order mark
         reader = csv.reader(file, strict=True)
-        header = [name.strip().lower() for name in next(reader, [])]
+        header = [name.strip() if as_written else name.strip().lower() for name in next(reader, [])]
         if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
             raise UserError(f"{path} does not separate its columns by commas; save it with commas")
         repeated = next((name for name in header if header.count(name) > 1), None)

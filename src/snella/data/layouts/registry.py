@@ -206,7 +206,7 @@ def _lists_or_folders(path: str, found: Tree, choices: Choices) -> Listing:
     except UnclearColumnError as error:
         if folders is None or not sure:
             raise
-        if not _are_parts(folders.classes):
+        if not are_parts(folders.classes):
             return replace(folders, notes=(*folders.notes, f"left out: {error}"))
         raise UserError(
             f"{path}: two readings: {counted(len(folders.classes), 'class', 'classes')} ({listed(folders.classes)}) by "
@@ -246,7 +246,7 @@ def _one_of(path: str, lists: Listing, column: str, folders: Listing) -> Listing
     both = {(by_folder[name], label) for name, label in entries if name in by_folder}
     if len(both) == len({folder for folder, _ in both}) == len({label for _, label in both}):
         return folders if lists.splits.keys() <= folders.splits.keys() else lists
-    if _are_parts(folders.classes):
+    if are_parts(folders.classes):
         return lists
     raise UserError(
         f"{path}: two readings: {counted(len(lists.classes), 'class', 'classes')} ({listed(lists.classes)}) by "
@@ -256,7 +256,7 @@ def _one_of(path: str, lists: Listing, column: str, folders: Listing) -> Listing
     )
 
 
-def _are_parts(folders: Sequence[str]) -> bool:
+def are_parts(folders: Sequence[str]) -> bool:
     """Tell whether folders are parts of no meaning: they differ in a number alone, or are called as any of images."""
     letters = {"".join(filter(str.isalpha, name.lower())) for name in folders}
     return (len(letters) == 1 and "" not in letters) or all(map(holds_images, folders))

@@ -212,7 +212,8 @@ def in_fold(
     at = folds_of([(entry[0], of) for entry, of in zip(pool, labels, strict=True)], listing.groups, folds, seed=seed)
     for of in dict.fromkeys(labels):
         inside = {k for k, other in zip(at, labels, strict=True) if other == of}
-        if len(inside) == 1 and not getattr(listing, "fixed_classes", False):
+        strata = getattr(listing, "fixed_classes", False) or getattr(listing, "targets", None)
+        if len(inside) == 1 and not strata:
             what = "group" if listing.groups else "image"
             raise UserError(
                 f"{data}: class {of!r} is of one {what}, or all of it fell into one of the {folds} folds, whose "

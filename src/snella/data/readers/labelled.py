@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from snella.data.dataset import SPLITS, ImageData, Images
@@ -15,6 +14,17 @@ from snella.data.readers.division import by_file, in_fold, in_groups
 from snella.data.splits import AS_IT_IS, Division, check_fractions, complete_splits
 from snella.errors import UserError
 
+Lister = Callable[[str, int, Choices], Listing]  # of data, with the seed of splits that a layout draws
+
+
+def labelled(data: str, seed: int, choices: Choices) -> Listing:
+    """List images of one class each, by the layouts of `registry.LABELLED`. Raises UserError."""
+    holder = "the folder that holds the class folders"
+    listing = registry.list_data(registry.LABELLED, data, seed=seed, holder=holder, choices=choices)
+    if not any(listing.splits.values()):
+        raise UserError(f"{data} names no image; add images")
+    return listing
+
 
 def read_data(
     data: str,
@@ -25,6 +35,7 @@ def read_data(
     needs_test: bool = True,
     choices: Choices = NO_CHOICE,
     division: Division = AS_IT_IS,
+    lister: Lister = labelled,
     progress: Progress | None = None,
 ) -> ImageData[Images]:
     """Read a labelled image data set of any layout into train, val and test.
@@ -38,19 +49,21 @@ def read_data(
         needs_test: whether anything will be tested; else a test split that cannot be had is empty.
         choices: which reading is meant, where there are several.
         division: what else is said of the splits: groups, a file, folds.
+        lister: what lists the data; of another task with targets.
         progress: called with (images checked, images in all).
 
     Raises:
         UserError: data that cannot be trained on; one line with the remedy.
     """
     check_fractions(val_fraction, test_fraction)
-    listing = _listing(data, seed, replace(choices, group_column=division.group_column, splits=division.file))
+    listing = lister(data, seed, replace(choices, group_column=division.group_column, splits=division.file))
     listing = by_file(data, listing, division)
     _check_classes(data, listing)
     listing = drop_unreadable(data, listing, progress)
     _check_classes(data, listing)
     listing = in_groups(data, listing, division)
-    listing = in_fold(data, listing, division, lambda entry: listing.classes[entry[1]], seed=seed)
+    names = () if listing.targets else listing.classes  # labels of entries with targets are strata
+    listing = in_fold(data, listing, division, lambda entry: names[entry[1]] if names else str(entry[1]), seed=seed)
     fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
     listing = complete_splits(listing, seed=seed, **fractions, needs_test=needs_test)
     notes = (*listing.notes, *note_absent_classes(listing))
@@ -64,6 +77,7 @@ def read_test_data(
     *,
     seed: int,
     choices: Choices = NO_CHOICE,
+    lister: Lister = labelled,
     progress: Progress | None = None,
 ) -> ImageData[Images]:
     """Read data to evaluate a trained model on: only the split "test", labelled by the model's classes.
@@ -74,18 +88,10 @@ def read_test_data(
     Raises:
         UserError: data that cannot be read; a class that the model does not have.
     """
-    listing = _listing(data, seed, replace(choices, of_run=True))
+    listing = lister(data, seed, replace(choices, of_run=True))
     listing = drop_unreadable(data, relabel(data, keep_test_split(listing), classes), progress)
     listing = replace(listing, notes=(*listing.notes, *note_absent_classes(listing)))
     return _data(data, listing, {"test": listing.images("test")})
-
-
-def _listing(data: str, seed: int, choices: Choices) -> Listing:
-    holder = "the folder that holds the class folders"
-    listing = registry.list_data(registry.LABELLED, data, seed=seed, holder=holder, choices=choices)
-    if not any(listing.splits.values()):
-        raise UserError(f"{data} names no image; add images")
-    return listing
 
 
 def _data(data: str, listing: Listing, splits: dict[str, Images]) -> ImageData[Images]:
@@ -97,13 +103,13 @@ def _data(data: str, listing: Listing, splits: dict[str, Images]) -> ImageData[I
 
 def _check_classes(data: str, listing: Listing) -> None:
     """Refuse fewer than two classes, or a class without an image to train on."""
-    if len(listing.classes) < 2:
+    if len(listing.classes) < 2 and not listing.targets:
         only = f" ({listing.classes[0]!r})" if listing.classes else ""
         raise UserError(f"{data} has one class only{only}; classification needs two or more")
     split = "all" if "all" in listing.splits else "train"
     if listing.fixed_classes or split not in listing.splits:
         return
-    counts = Counter(label for _, label in listing.splits[split])
+    counts = listing.counts(split)
     empty = [name for label, name in enumerate(listing.classes) if not counts[label]]
     if empty:
         where = "" if split == "all" else " in train"

@@ -21,18 +21,22 @@ def describe(data: ImageData[Images]) -> RenderableType:
         shown(f"{data.root}: {data.layout}, {len(data.classes)} classes"),
         class_counts(data),
     ]
-    parts.append(shown(describe_sizes(data)))
+    return Group(*parts, *describe_rest(data))
+
+
+def describe_rest(data: ImageData[Images]) -> list[RenderableType]:
+    """Return what is shown of images of any kind: sizes, unreadable images by name, notes."""
+    parts: list[RenderableType] = [shown(describe_sizes(data))]
     if data.skipped:
         parts.append(shown(f"{len(data.skipped)} unreadable images left out:"))
         parts += [shown(f"  {error}") for error in data.skipped]
-    parts += [shown(note) for note in (*data.notes, data.caveat) if note]
-    return Group(*parts)
+    return [*parts, *(shown(note) for note in (*data.notes, data.caveat) if note)]
 
 
 def class_counts(data: ImageData[Images] | ImageData[CaptionedImages]) -> Table:
     """Count images by class and split."""
     splits = [split for split in SPLITS if split in data.splits]
-    counts = {split: Counter(data.splits[split].labels) for split in splits}
+    counts = {split: _counts(data.splits[split]) for split in splits}
     table = Table("class", *splits, "all", show_footer=True)
     for column, split in zip(table.columns[1:], [*splits, None], strict=True):
         column.justify = "right"
@@ -42,6 +46,12 @@ def class_counts(data: ImageData[Images] | ImageData[CaptionedImages]) -> Table:
         row = [counts[split][label] for split in splits]
         table.add_row(shown(name), *map(str, row), str(sum(row)))
     return table
+
+
+def _counts(images: Images | CaptionedImages) -> Counter[int]:
+    """Count the images of each class; those of several labels count for all."""
+    rows = images.targets if isinstance(images, Images) else ()
+    return Counter(images.labels) + Counter(k for row in rows for k, value in enumerate(row) if value)
 
 
 def describe_sizes(data: ImageData[Pictures]) -> str:

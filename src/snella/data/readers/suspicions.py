@@ -9,7 +9,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import blake2b
@@ -52,11 +52,18 @@ class _Seen:
     paths: list[str]
     splits: list[str]
     labels: list[int]  # -1 where there are none
+    known: list[Hashable]  # the label, or the targets
 
     @cached_property
     def equal(self) -> list[list[int]]:
         """Groups of images whose files hold the same bytes."""
-        return [group for group in _equal_files(self.paths) if len(group) > 1]
+        return equal_files(self.paths, limit=HASHED)
+
+    @cached_property
+    def counts(self) -> Counter[int]:
+        """Images of each class; of several labels each they count for all."""
+        rows = [row for split in self.data.splits.values() for row in getattr(split, "targets", ())]
+        return Counter(self.labels) + Counter(k for row in rows for k, value in enumerate(row) if value)
 
     def example(self, i: int) -> str:
         return f"{self.paths[i]} ({self.splits[i]})"
@@ -64,7 +71,7 @@ class _Seen:
 
 def suspicions(data: ImageData[Any], trusted: Collection[str] = ()) -> list[Suspicion]:
     """Return what looks wrong in the data, but for the kinds that are trusted."""
-    seen = _Seen(data, [], [], [])
+    seen = _Seen(data, [], [], [], [])
     for i, name in enumerate(names := [split for split in SPLITS if split in data.splits]):
         split = data.splits[name]
         if any(split.paths == data.splits[before].paths for before in names[:i]):
@@ -72,12 +79,14 @@ def suspicions(data: ImageData[Any], trusted: Collection[str] = ()) -> list[Susp
         seen.paths.extend(split.paths)
         seen.splits.extend([name] * len(split))
         seen.labels.extend(getattr(split, "labels", ()) or [-1] * len(split))
+        seen.known.extend(getattr(split, "targets", ()) or seen.labels[-len(split) :] if len(split) else ())
     return [Suspicion(kind, text) for kind, find in KINDS.items() if kind not in trusted for text in find(seen)]
 
 
 def _copies(seen: _Seen) -> Iterator[str]:
     """Files that are equal byte for byte, in two splits or in two classes."""
-    for parts, of in ((seen.splits, "splits"), (seen.labels, "classes")):
+    several = any(isinstance(known, tuple) for known in seen.known)
+    for parts, of in ((seen.splits, "splits"), (seen.known, "sets of labels" if several else "classes")):
         parted = [group for group in seen.equal if len({parts[i] for i in group}) > 1]
         if parted:
             i, j = parted[0][0], next(j for j in parted[0] if parts[j] != parts[parted[0][0]])
@@ -124,7 +133,7 @@ def _split_names(seen: _Seen) -> Iterator[str]:
 
 def _spelling(seen: _Seen) -> Iterator[str]:
     """Classes whose names differ only in case, spaces, dashes, forms of Unicode or leading zeros."""
-    counts = Counter(seen.labels)
+    counts = seen.counts
     alike: defaultdict[str, list[int]] = defaultdict(list)
     for label, name in enumerate(seen.data.classes):
         alike[_bare(name)].append(label)
@@ -136,7 +145,7 @@ def _spelling(seen: _Seen) -> Iterator[str]:
 
 def _labels(seen: _Seen) -> Iterator[str]:
     """Classes that are called as missing labels are."""
-    counts = Counter(seen.labels)
+    counts = seen.counts
     named = [k for k, name in enumerate(seen.data.classes) if name.strip().lower() in NO_LABELS]
     if named:
         first = f"{seen.data.classes[named[0]]!r} ({counts[named[0]]} images)"
@@ -198,19 +207,19 @@ KINDS: dict[str, Callable[[_Seen], Iterator[str]]] = {
 }
 
 
-def _equal_files(paths: Sequence[str]) -> list[list[int]]:
-    """Return the images, those together whose files hold the same bytes; only files of equal size are read."""
+def equal_files(paths: Sequence[str], *, limit: int | None) -> list[list[int]]:
+    """Return groups of files that hold the same bytes; only files of equal size are read, at most `limit`."""
     by_size: defaultdict[int, list[int]] = defaultdict(list)
     for i, path in enumerate(paths):
         try:
             by_size[os.stat(path).st_size].append(i)
         except OSError:  # not a file
             continue
-    candidates = [i for group in by_size.values() if len(group) > 1 for i in group][:HASHED]
+    candidates = [i for group in by_size.values() if len(group) > 1 for i in group][:limit]
     by_bytes: defaultdict[bytes, list[int]] = defaultdict(list)
     for i, digest in zip(candidates, in_threads(_digest, [paths[i] for i in candidates]), strict=True):
         by_bytes[digest].append(i)
-    return list(by_bytes.values())
+    return [group for group in by_bytes.values() if len(group) > 1]
 
 
 def _digest(path: str) -> bytes:

@@ -5,7 +5,7 @@ A batch is {"image": (b, 3, s, s), "label": (b,) int64}, on the model's device; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,16 +19,12 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 from torchvision.transforms import v2
 
-from snella.data.dataset import ImageData, Images, Transform
-from snella.data.images import UnreadableImage
-from snella.data.loading import transformed
 from snella.errors import UserError
-from snella.models.backbone import (
-    logits_of,
-)
+from snella.models.backbone import logits_of
 from snella.report.figures import confusion_figure
 from snella.tasks.classification.class_rows import ClassRow, class_rows, class_table, prediction_table
-from snella.tasks.interface import Prediction, TaskLearner, check_finite
+from snella.tasks.interface import Prediction
+from snella.tasks.whole_image import WholeImageLearner
 from snella.training.interfaces import DeviceBatch, DeviceBatches
 
 
@@ -41,7 +37,7 @@ class ClassEvaluation:
     confusion: Tensor  # (K, K) int64 on the CPU: true class x predicted class
 
 
-class Classify(TaskLearner[ClassEvaluation, ImageData[Images], Images]):
+class Classify(WholeImageLearner[ClassEvaluation]):
     """Classification into the named classes, one per image.
 
     Args:
@@ -56,7 +52,7 @@ class Classify(TaskLearner[ClassEvaluation, ImageData[Images], Images]):
 
     Example:
         >>> task = Classify(("sound", "cracked"))
-        >>> task.probabilities(model, images).shape
+        >>> task.answers(model, images).shape
         torch.Size([8, 2])
     """
 
@@ -149,30 +145,14 @@ class Classify(TaskLearner[ClassEvaluation, ImageData[Images], Images]):
     def figures(self, evaluation: ClassEvaluation) -> dict[str, Callable[[Path], object]]:
         return {"confusion": partial(confusion_figure, evaluation.confusion, self.classes)}
 
-    @torch.no_grad()
-    def probabilities(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Return probabilities (b, K) in fp32 for images (b, 3, s, s). The model is left in eval mode."""
-        model.eval()
-        return logits_of(model(images)).float().softmax(dim=-1)
+    def numbers(self, logits: Tensor) -> Tensor:
+        """Return probabilities (b, K)."""
+        return logits.softmax(dim=-1)
 
-    def predict(
-        self, model: nn.Module, images: Images, transform: Transform, *, batch_size: int
-    ) -> Iterator[Prediction | UnreadableImage]:
-        """Yield class and probabilities of each image, or why there are none. The model is left in eval mode."""
-        device = next(model.parameters()).device
-        names = iter(images.paths)
-        for examples in transformed(images, transform, batch_size):
-            pixels = [example["image"] for example in examples if not isinstance(example, UnreadableImage)]
-            shares = iter(self.probabilities(model, torch.stack(pixels).to(device)).tolist() if pixels else ())
-            for example in examples:
-                name = next(names)
-                yield example if isinstance(example, UnreadableImage) else self._prediction(name, next(shares))
-
-    def _prediction(self, name: str, probabilities: list[float]) -> Prediction:
-        check_finite(name, sum(probabilities))
-        best = max(range(len(self.classes)), key=probabilities.__getitem__)
-        row = {"image": name, "class": self.classes[best], "probability": probabilities[best]}
-        return Prediction({**row, "probabilities": dict(zip(self.classes, probabilities, strict=True))})
+    def prediction(self, name: str, numbers: list[float]) -> Prediction:
+        best = max(range(len(self.classes)), key=numbers.__getitem__)
+        row = {"image": name, "class": self.classes[best], "probability": numbers[best]}
+        return Prediction({**row, "probabilities": dict(zip(self.classes, numbers, strict=True))})
 
     def prediction_table(self, rows: Sequence[Mapping[str, Any]]) -> RenderableType:
         return prediction_table(rows)

@@ -1,0 +1,160 @@
+"""What tasks share that say something of an image as a whole: a backbone with a head, its preprocessing, its export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from snella.config.schema import TrainConfig
+from snella.data.dataset import ImageData, Images, Transform
+from snella.data.folders.choices import Choices
+from snella.data.images import Progress, UnreadableImage
+from snella.data.loading import transformed
+from snella.data.readers.labelled import Lister, labelled, read_data, read_test_data
+from snella.data.transforms.images import Augmentation, Preprocessing, eval_transform, train_transform
+from snella.errors import UserError
+from snella.models.backbone import BackboneSpec, build_backbone, check_backbone_name, logits_of, preprocessing_of
+from snella.models.export import loading_hint, save_merged
+from snella.tasks.interface import EvaluationT, Prediction, Saved, Task, TaskLearner, check_finite, division_of
+from snella.training.interfaces import DeviceBatches
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """How to build the model again: a backbone with a head."""
+
+    backbone: BackboneSpec
+
+
+class WholeImageTask(Task[HeadSpec, ImageData[Images], Images]):
+    """A task whose model is a backbone with a head of an output for each class or quantity."""
+
+    resize: ClassVar[str] = "squash"
+    exports_onnx: ClassVar[bool] = True
+
+    def check(self, config: TrainConfig) -> None:
+        """Refuse an unknown backbone or policy. Raises UserError."""
+        augmentation(config)
+        if config.data.resize == "none":
+            raise UserError(f"--resize none gives images of different sizes; use squash or crop to {config.task}")
+        check_backbone_name(self.make_spec(config, num_classes=2).backbone)
+
+    def lister(self, config: TrainConfig, saved: Saved | None) -> Lister:
+        """Return what lists the data of a run, or of what is `saved` of one: images of one class each."""
+        return labelled
+
+    def read(self, config: TrainConfig, progress: Progress | None) -> ImageData[Images]:
+        assert config.data.source is not None  # validated
+        return read_data(
+            config.data.source,
+            seed=config.seed,
+            **config.data.fractions,
+            needs_test=config.test != "none",
+            choices=choices(config),
+            lister=self.lister(config, None),
+            division=division_of(config),
+            progress=progress,
+        )
+
+    def read_test(self, config: TrainConfig, saved: Saved, progress: Progress | None) -> ImageData[Images]:
+        source, lister = config.data.source, self.lister(config, saved)
+        assert source is not None
+        return read_test_data(
+            source, saved["classes"], seed=config.seed, choices=choices(config), lister=lister, progress=progress
+        )
+
+    def make_spec(self, config: TrainConfig, num_classes: int) -> HeadSpec:
+        return HeadSpec(BackboneSpec.of(config.model, config.seed, num_classes))
+
+    def spec_from(self, saved: Saved) -> HeadSpec:
+        return HeadSpec(BackboneSpec(**saved["backbone"]))
+
+    def build(self, spec: HeadSpec) -> nn.Module:
+        return build_backbone(spec.backbone)
+
+    def preprocessing(self, spec: HeadSpec, model: nn.Module) -> Preprocessing:
+        return preprocessing_of(spec.backbone, model)
+
+    def train_transform(self, preprocessing: Preprocessing, config: TrainConfig) -> Transform:
+        return train_transform(preprocessing, augmentation(config))
+
+    def eval_transform(self, preprocessing: Preprocessing) -> Transform:
+        return eval_transform(preprocessing)
+
+    def save_merged(self, model: nn.Module, folder: Path, saved: Saved) -> str:
+        spec = self.spec_from(saved).backbone
+        preprocessing = Preprocessing.from_dict(saved["preprocessing"])
+        save_merged(model, folder, spec=spec, classes=saved["classes"], preprocessing=preprocessing)
+        return loading_hint(spec, folder)
+
+
+class WholeImageLearner(TaskLearner[EvaluationT, ImageData[Images], Images]):
+    """A learner that finds a number for each class or quantity of an image."""
+
+    classes: tuple[str, ...]
+
+    def numbers(self, logits: Tensor) -> Tensor:
+        """Return what is told of images, (b, K), from logits (b, K) in fp32: probabilities, or quantities."""
+        raise NotImplementedError
+
+    def prediction(self, name: str, numbers: list[float]) -> Prediction:
+        """Return what is told of the image of that name."""
+        raise NotImplementedError
+
+    def predict(
+        self, model: nn.Module, images: Images, transform: Transform, *, batch_size: int
+    ) -> Iterator[Prediction | UnreadableImage]:
+        """Yield what is told of each image, or why nothing is. The model is left in eval mode."""
+        device = next(model.parameters()).device
+        names = iter(images.paths)
+        for examples in transformed(images, transform, batch_size):
+            pixels = [example["image"] for example in examples if not isinstance(example, UnreadableImage)]
+            found = iter(self.answers(model, torch.stack(pixels).to(device)).tolist() if pixels else ())
+            for example in examples:
+                name = next(names)
+                yield example if isinstance(example, UnreadableImage) else self._finite(name, next(found))
+
+    @torch.no_grad()
+    def answers(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Return what is told of images (b, 3, s, s), (b, K) in fp32. The model is left in eval mode."""
+        model.eval()
+        return self.numbers(logits_of(model(images)).float())
+
+    def _finite(self, name: str, numbers: list[float]) -> Prediction:
+        check_finite(name, sum(numbers))
+        return self.prediction(name, numbers)
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, batches: DeviceBatches) -> tuple[Tensor, Tensor]:
+    """Return a model's logits and the targets of all images, (n, K) in fp32 on the CPU. The model is left in eval mode.
+
+    Raises:
+        UserError: there is no batch.
+    """
+    model.eval()
+    found = [(logits_of(model(batch["image"])).float().cpu(), batch["target"].cpu()) for batch in batches]
+    if not found:
+        raise UserError("nothing to evaluate: the split has no image; give --data with at least one")
+    logits, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return logits, targets
+
+
+def choices(config: TrainConfig) -> Choices:
+    """Return which reading of the data a run's settings choose."""
+    return Choices(config.data.classes, config.classify.label_column, config.classify.crops)
+
+
+def augmentation(config: TrainConfig) -> Augmentation:
+    """Return how training images vary, by a run's settings. Raises UserError for an unknown policy."""
+    return Augmentation(
+        name=config.data.augment,
+        auto_augment=config.classify.auto_augment,
+        color_jitter=config.data.color_jitter,
+        random_erasing=config.classify.random_erasing,
+    )

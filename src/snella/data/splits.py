@@ -155,7 +155,12 @@ def _by_class(entries: Sequence[Entry], fractions: Mapping[str, float], seed: in
 
 
 def split_iteratively(
-    entries: Sequence[Entry], targets: Targets, fractions: Mapping[str, float], *, seed: int, groups: Mapping[str, str]
+    entries: Sequence[Entry],
+    targets: Targets,
+    fractions: Mapping[str, float],
+    *,
+    seed: int,
+    groups: Mapping[str, str] | None = None,
 ) -> dict[str, list[Entry]]:
     """Divide entries of several labels each into the named parts and "train", every label in proportion.
 
@@ -164,7 +169,7 @@ def split_iteratively(
     to the one that lacks most images. Copies of one photograph stay together, as do groups, by image's name. A label
     with one image has it in train.
     """
-    found = bundled([(name, None) for name, _ in entries], groups)
+    found = bundled([(name, None) for name, _ in entries], groups or {})
     bundles = [found[k] for k in ranked([bundle.key for bundle in found], seed)]
     labels = [
         {k for i in bundle.members for k, value in enumerate(targets[entries[i][0]]) if value} for bundle in bundles

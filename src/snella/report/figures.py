@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from snella.report.allocation import allocation_figure
+from snella.report.rows import read_allocations, read_metrics
 from snella.report.style import (
     BLUE,
     GREY,
@@ -191,3 +193,21 @@ def _curve_axes(axes: Axes, title: str, epochs: int) -> None:
     axes.set_axisbelow(True)
     style_axes(axes)
     axes.spines["bottom"].set(visible=True, color=PALE)
+
+
+def training_figures(folder: Path, metric: str, name: str, higher_is_better: bool, *, best_epoch: int | None) -> None:
+    """Draw where the budget of a run went, and how its training went, into its folder.
+
+    Args:
+        metric: what chooses the best epoch, in metrics.jsonl.
+        name: what people call it.
+        best_epoch: None: curves are not drawn.
+    """
+    if allocations := read_allocations(folder):
+        allocation_figure(allocations, folder / "allocation.png")
+    if best_epoch is not None:
+        rows = read_metrics(folder, metric)
+        curves = folder / "curves.png"
+        training_curves_figure(
+            rows, curves, best_epoch=best_epoch, metric=metric, name=name, higher_is_better=higher_is_better
+        )

@@ -28,9 +28,7 @@ from snella.errors import UserError
 from snella.files import CHECKSUMS, size_of, write_checksums, write_json, writing
 from snella.methods.adapters import after_step, save_adapter
 from snella.ops import native
-from snella.report.allocation import allocation_figure
-from snella.report.figures import training_curves_figure
-from snella.report.rows import read_allocations, read_metrics
+from snella.report.figures import training_figures
 from snella.report.tables import summary_table
 from snella.report.trackers import check_trackers
 from snella.runs.check import arithmetic_note, check_backbone, check_data, moved, read_start, write_start
@@ -290,7 +288,8 @@ def _finish(
     """Test what was asked for; draw the figures; write the summary, which ends the run."""
     learner, names = ready.learner, ready.task.metrics
     metrics, tested = _tested(config, ready, result, val, accelerator)
-    _draw(folder, ready, result)
+    best = result.best_epoch if result.history else None  # metrics.jsonl may be lost, where a run folder was copied
+    training_figures(folder, learner.selection, names[learner.selection], learner.higher_is_better, best_epoch=best)
     for kind, draw in (learner.figures(tested) if tested else {}).items():
         draw(folder / f"{kind}.png")
     summary = {
@@ -340,19 +339,3 @@ def _tested(
             found["test_last"] = _evaluated("test", config, ready, accelerator)
     names = ready.task.metrics
     return {split: {name: seen.metrics[name] for name in names} for split, seen in found.items()}, tested
-
-
-def _draw(folder: Path, ready: Prepared, result: FitResult) -> None:
-    """Draw where the budget went, and how the training went."""
-    learner = ready.learner
-    if allocations := read_allocations(folder):
-        allocation_figure(allocations, folder / "allocation.png")
-    if result.history:  # metrics.jsonl may be lost, where a run folder was copied
-        training_curves_figure(
-            read_metrics(folder, learner.selection),
-            folder / "curves.png",
-            best_epoch=result.best_epoch,
-            metric=learner.selection,
-            name=ready.task.metrics[learner.selection],
-            higher_is_better=learner.higher_is_better,
-        )

@@ -1,5 +1,7 @@
 """Multi-label metrics and thresholds against scikit-learn, and probabilities that are those of the data."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -40,7 +42,8 @@ def test_metrics_agree_with_scikit_learn(seed):
         },
         rel=1e-5,
     )
-    precision, recall, f1, support = reference.precision_recall_fscore_support(targets[:, there], told[:, there])
+    rates: Any = reference.precision_recall_fscore_support(targets[:, there], told[:, there])
+    precision, recall, f1, support = rates
     for k, row in enumerate(found.table[:4]):
         assert (row.precision, row.recall, row.f1) == pytest.approx((precision[k], recall[k], f1[k]))
         assert row.count == support[k]

@@ -5,12 +5,15 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 
 from snella.cli.main import main
 from snella.data.folders.choices import NO_CHOICE
@@ -101,9 +104,9 @@ def test_predictions_and_the_merged_model_agree(run: Path, tmp_path: Path, capsy
         assert float(line["probability:Blue"]) == pytest.approx(row["probabilities"]["Blue"])
     assert main(["merge", str(run / "run"), "--out", str(tmp_path / "merged")]) == 0
     model = timm.create_model(f"local-dir:{tmp_path / 'merged'}", pretrained=True).eval()
-    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+    transform: Any = create_transform(**resolve_model_data_config(model))
     with torch.no_grad():
-        p = model(torch.stack([transform(Image.open(path)) for path in images])).sigmoid()  # pyright: ignore
+        p = model(torch.stack([transform(Image.open(path)) for path in images])).sigmoid()
     expected = torch.tensor([list(row["probabilities"].values()) for row in rows])
     torch.testing.assert_close(p, expected, atol=2e-3, rtol=0)
 

@@ -5,12 +5,15 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 
 from snella.cli.main import main
 from snella.data.folders.choices import NO_CHOICE
@@ -85,9 +88,9 @@ def test_predictions_and_the_merged_model_are_in_units(
     assert float(lines[1]["value:score"]) == pytest.approx(rows[1]["values"]["score"])
     assert main(["merge", str(run / "run"), "--out", str(tmp_path / "merged")]) == 0
     model = timm.create_model(f"local-dir:{tmp_path / 'merged'}", pretrained=True).eval()
-    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+    transform: Any = create_transform(**resolve_model_data_config(model))
     with torch.no_grad():
-        found = model(torch.stack([transform(Image.open(path)) for path in images]))  # pyright: ignore
+        found = model(torch.stack([transform(Image.open(path)) for path in images]))
     expected = torch.tensor([list(row["values"].values()) for row in rows])
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-2)
 

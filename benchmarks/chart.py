@@ -31,15 +31,23 @@ def points(result: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     return {name: (ratio(row, lora, "step") or 0.0, ratio(row, lora, memory) or 0.0) for name, row in rows.items()}
 
 
-def draw_chart(result: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+def draw_chart(results: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:
     """Write the chart in the format of the path's ending and return the path.
 
+    Args:
+        results: of one model, batch and machine; of several, the first that has a method says where it is.
+
     Raises:
-        UserError: as `points` does.
+        UserError: as `points` does, or the results are not comparable.
     """
     from matplotlib.ticker import NullLocator
 
-    places = points(result)
+    result = results[0]
+    for other in results[1:]:
+        for key in ("model", "batches", "r", "device", "precision"):
+            if other["settings"].get(key) != result["settings"].get(key):
+                raise UserError(f"the results differ in {key}: they do not belong in one chart")
+    places = {name: place for other in reversed(results) for name, place in points(other).items()}
     width, height = 7.2, 4.7
     figure = new_figure(width, height)
     axes = figure.add_axes((0.65 / width, 0.55 / height, 1 - 0.9 / width, 1 - 1.65 / height))

@@ -3,8 +3,9 @@
     python -m benchmarks.run                                              ViT-B/16, batch 8, all methods, CPU
     python -m benchmarks.run --methods full,snella --batches 1,2,4,8,16,32
     python -m benchmarks.run --device cuda --precision bf16 --rounds 30 --chart docs/benchmark.png
-    python -m benchmarks.run --result runs/bench/FILE.json --chart docs/benchmark.png
+    python -m benchmarks.run --result FILE.json [FILE.json ...] --chart docs/benchmark.png
 
+A chart of several results has each method where the first of them that has it says, relative to LoRA in the same one.
 Weights and images are random. All models stay in memory, so that each round can run every method once.
 """
 
@@ -51,13 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if args.chart is not None and args.result is None and "lora" not in args.methods:
             raise UserError("the chart is relative to LoRA: add lora to --methods")
-        result = _measured(args) if args.result is None else _read(args.result)
-        for table in tables(result):
+        results = [_measured(args)] if args.result is None else [_read(path) for path in args.result]
+        for table in (table for result in results for table in tables(result)):
             console.print(table)
         if args.result is None:
-            console.print(f"results: {_write(result, args.out)}", soft_wrap=True, highlight=False)
+            console.print(f"results: {_write(results[0], args.out)}", soft_wrap=True, highlight=False)
         if args.chart is not None:
-            console.print(f"chart: {draw_chart(result, args.chart)}", soft_wrap=True, highlight=False)
+            console.print(f"chart: {draw_chart(results, args.chart)}", soft_wrap=True, highlight=False)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -128,7 +129,7 @@ def _parser() -> OneLineParser:
     flag("minutes", "after these no round begins; two are run in any case", type=float, default=defaults.minutes)
     flag("seed", "of weights and images", type=int, default=defaults.seed)
     flag("out", "folder of the results", type=Path, default=Path("runs/bench"))
-    flag("result", "do not measure: show this earlier result", type=Path, metavar="FILE")
+    flag("result", "do not measure: show these earlier results", type=Path, metavar="FILE", nargs="+")
     flag("chart", "draw time against memory into this file", type=Path, metavar="PATH")
     return parser
 

@@ -100,13 +100,27 @@ def test_points_are_multiples_of_lora() -> None:
         points(result)
 
 
+def test_of_several_results_the_first_that_has_a_method_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(chart, "save_figure", lambda figure, path: drawn.append(figure) or path)
+    first = result_of({"lora": 2.0, "snella": 3.0}, {"lora": 100, "snella": 50})
+    second = result_of({"lora": 1.0, "snella": 9.0, "full": 4.0}, {"lora": 10, "snella": 5, "full": 30})
+    draw_chart([first, second], tmp_path / "chart.png")
+    spots = {tuple(line.get_xydata()[0]) for line in drawn[0].axes[0].lines if len(line.get_xdata()) == 1}
+    assert spots == {(1, 1), (1.5, 0.5), (4, 3)}
+
+    second["settings"]["r"] = 16
+    with pytest.raises(UserError, match="differ in r"):
+        draw_chart([first, second], tmp_path / "chart.png")
+
+
 def test_labels_cover_no_point_and_no_other_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr(chart, "save_figure", lambda figure, path: drawn.append(figure) or path)
     names = ["lora", "dora", "snella-off", "snella", "snella-mlp", "adalora", "published"]
     near = {name: 1 + 0.02 * i for i, name in enumerate(names)}  # a crowd, and one far away
     times = near | {"full": 2.0}
-    draw_chart(result_of(times, {name: 1000 - i for i, name in enumerate(times)}), tmp_path / "chart.png")
+    draw_chart([result_of(times, {name: 1000 - i for i, name in enumerate(times)})], tmp_path / "chart.png")
 
     axes = drawn[0].axes[0]
     assert {text.get_text() for text in axes.texts} == set(times)

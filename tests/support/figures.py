@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 FIGURES = (  # where they are called
-    "snella.runs.train:allocation_figure",
-    "snella.runs.train:training_curves_figure",
+    "snella.report.figures:allocation_figure",
+    "snella.report.figures:training_curves_figure",
     "snella.tasks.classification.learner:confusion_figure",
     "snella.tasks.segmentation.learner:confusion_figure",
     "snella.tasks.segmentation.learner:overlays_figure",

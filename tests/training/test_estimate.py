@@ -31,7 +31,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def foretold(monkeypatch: pytest.MonkeyPatch, start: Callable[..., int], data: Path, out: Path, *flags: str) -> int:
     for name in ("allocation_figure", "training_curves_figure"):  # half of the time of so small a run
-        monkeypatch.setattr(f"snella.runs.train.{name}", lambda *args, **options: None)
+        monkeypatch.setattr(f"snella.report.figures.{name}", lambda *args, **options: None)
     found: list[Estimate] = []
     table = module.estimate_table
     monkeypatch.setattr("snella.runs.train.estimate_table", lambda estimate: found.append(estimate) or table(estimate))

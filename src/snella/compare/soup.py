@@ -51,7 +51,8 @@ from snella.runs.prepare import read_run_data, tell
 from snella.training.evaluation import evaluate
 from snella.training.interfaces import Evaluation
 
-OF_A_RUN = ("method", "versions", "arithmetic")  # what may differ in the snella.json of runs that are averaged
+# what may differ in the snella.json of runs that are averaged
+OF_A_RUN = ("method", "versions", "arithmetic", "thresholds")
 OF_A_PLACE = ("checkpoint", "pretrained", "seed")  # and of the backbone there: its fingerprint is the same
 
 
@@ -122,15 +123,18 @@ def soup(
 
     model = wrap(_base(first), MethodConfig(name="full"))
     chosen = _averaged(model, members, tester, take_all, console)
-    found = {split: tester.found(model, split) for split in ("val", "test") if len(data.splits.get(split, ()))}
+    val = tester.found(model, "val")
+    settled = first.learner.settle(val)
+    tested = tester.found(model, "test") if len(data.splits["test"]) else None
+    found = {"val": val} if tested is None else {"val": val, "test": tested}
     config = first.config.changed(method="full", base_precision="fp32", out=str(out))
     names = first.task.metrics
     metrics = {split: {name: seen.metrics[name] for name in names} for split, seen in found.items()}
     with_soup = {**metrics, "soup": [_row(member) for member in chosen]}
     claim(out, config)
     with alone_in(out, "training"):
-        summary = _written(out, config, members[0].folder, model.to("cpu"), first, with_soup, tester)
-    if tested := found.get("test"):
+        summary = _written(out, config, members[0].folder, model.to("cpu"), settled, with_soup, tester)
+    if tested is not None:
         for kind, draw in first.learner.figures(tested).items():
             draw(out / f"{kind}.png")
     console.print(_table(chosen, metrics, tester))
@@ -219,18 +223,19 @@ def _written(
     config: TrainConfig,
     member: Path,
     model: nn.Module,
-    run: LoadedRun,
+    settled: Mapping[str, Any],
     found: Mapping[str, Any],
     tester: Tester,
 ) -> dict[str, Any]:
     """Write the run folder, its summary last, and return that."""
+    run = tester.run
     for name in (BASE, START):
         if (member / name).is_file():
             with writing(out / name) as partial:
                 shutil.copyfile(member / name, partial)
     with writing(out / ADAPTER) as partial:
         save_adapter("full", model, partial)
-        write_json(partial / ABOUT, {**run.saved, "method": "full", "versions": versions()})
+        write_json(partial / ABOUT, {**run.saved, **settled, "method": "full", "versions": versions()})
         write_checksums(partial)
     summary = {
         **found,

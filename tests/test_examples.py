@@ -72,6 +72,7 @@ def test_segmentation(run: Run) -> None:
     assert number("mIoU:", printed) > 0.7  # 0.3 where all is ground
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("warm_runs")
 def test_compare_methods(run: Run, tmp_path: Path) -> None:
     printed = run("compare_methods", "--out", "comparison")

@@ -57,7 +57,7 @@ def check(found: list[dict[str, object]], mode: str) -> None:
             assert "no space left" in said[0] or "the disk is full" in said[0], trial
 
 
-@pytest.mark.parametrize(("mode", "changes"), [("kill", "3,30"), ("full", "25")])
+@pytest.mark.parametrize(("mode", "changes"), [("kill", "30"), pytest.param("full", "25", marks=pytest.mark.slow)])
 def test_a_few_changes(mode: str, changes: str, python: str, tmp_path: Path) -> None:
     check(tried(python, tmp_path, classify, mode, changes), mode)
 

@@ -210,11 +210,14 @@ def test_target_modules_mean_what_they_mean_in_peft(method):
         layers(["nothing"])
 
 
-@pytest.mark.parametrize("method", ["snella", "lora"])
-def test_a_grouped_convolution_named_by_name_is_refused(method):
-    settings = MethodConfig(name=method, r=4, target_modules=("layer1.0.conv2",))
+def test_a_grouped_convolution_named_by_name_is_adapted_by_snella_alone():
+    settings = MethodConfig(name="lora", r=4, target_modules=("layer1.0.conv2",))
     with pytest.raises(UserError, match=r"layer1\.0\.conv2.* in \d+ groups"):
         wrap(build("resnext"), settings, total_step=20)
+    model = wrap(build("resnext"), replace(settings, name="snella"), total_step=20)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad and "snella" in name}
+    assert trained
+    assert all("layer1.0.conv2" in name for name in trained)
 
 
 def test_shira_with_too_high_a_rank_names_one_that_works():

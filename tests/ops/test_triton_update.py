@@ -241,12 +241,12 @@ class TestKernels:
     @pytest.mark.parametrize("gate", delta.GATES)
     def test_through_the_layers_function(self, gate: delta.Gate, monkeypatch: pytest.MonkeyPatch) -> None:
         torch.manual_seed(0)
-        values = [torch.randn(3, 2, size, 3) for size in (20, 1100)] + [torch.rand(3) + 0.5 for _ in range(3)]
-        weight, G, results = torch.randn(3300, 20), torch.randn(3300, 20).to(DEVICE), []
+        values = [torch.randn(3, 2, size, 3) for size in (20, 31)] + [torch.rand(3) + 0.5 for _ in range(3)]
+        weight, G, results = torch.randn(93, 20), torch.randn(93, 20).to(DEVICE), []
         for backend in (triton_update, blocks):
             monkeypatch.setattr(update, "_backend", lambda A, backend=backend: backend)
             factors = Factors(*(value.clone().to(DEVICE).requires_grad_() for value in values))
-            kept = torch.tensor([200, 3000, 12000]).to(DEVICE)
+            kept = torch.tensor([200, 300, 400]).to(DEVICE)
             made = adapted_weight(weight.to(DEVICE), factors, kept, UpdateSpec("mixk", gate, 0.1), torch.float32)
             (made * G).sum().backward()
             results.append([made.detach(), *(grad_of(tensor) for tensor in factors)])
@@ -336,7 +336,7 @@ class TestKernels:
         for actual, wanted in zip(gradients, expected.gradients, strict=True):
             assert_near(actual, wanted, torch.finfo(torch.bfloat16).eps)
 
-    @settings(max_examples=30, phases=[Phase.generate])
+    @settings(max_examples=12, phases=[Phase.generate])
     @given(
         splits=st.integers(1, 3),
         size=st.integers(1, 5000),

@@ -158,7 +158,7 @@ def test_data_reads_with_the_models_code(tmp_path: Path) -> None:
     data = read(root)
     assert (list(data.splits), data.classes, data.code) == (["test"], ("a", "b", "c"), code)
     assert data.pixels == {"test": (240, 240, 0)}
-    assert data.notes == ()
+    assert data.notes == ("1 of 3 classes have no pixel in test: c",)
     path = write_mask(tmp_path / "set" / "masks" / "2.png", (0, 7))
     with pytest.raises(UserError) as caught:
         read(root)

@@ -241,8 +241,8 @@ class TestKernels:
     @pytest.mark.parametrize("gate", delta.GATES)
     def test_through_the_layers_function(self, gate: delta.Gate, monkeypatch: pytest.MonkeyPatch) -> None:
         torch.manual_seed(0)
-        values = [torch.randn(3, 2, size, 3) for size in (20, 31)] + [torch.rand(3) + 0.5 for _ in range(3)]
-        weight, G, results = torch.randn(93, 20), torch.randn(93, 20).to(DEVICE), []
+        values = [torch.randn(3, 2, size, 3) for size in (20, 70)] + [torch.rand(3) + 0.5 for _ in range(3)]
+        weight, G, results = torch.randn(210, 20), torch.randn(210, 20).to(DEVICE), []
         for backend in (triton_update, blocks):
             monkeypatch.setattr(update, "_backend", lambda A, backend=backend: backend)
             factors = Factors(*(value.clone().to(DEVICE).requires_grad_() for value in values))

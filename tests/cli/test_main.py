@@ -16,7 +16,7 @@ from PIL import Image
 
 from snella.cli.main import COMMANDS, main
 from snella.errors import UserError
-from snella.tasks.classification import task as classification
+from snella.tasks import whole_image
 from snella.version import __version__
 from support.runs import TINY, train, write_images
 
@@ -81,8 +81,8 @@ def test_the_exit_code_reaches_the_shell():
         ("train --no-pretraind", "did you mean --no-pretrained?"),
         ("train --method snela", "--method snela is unknown; did you mean snella? (choose from snella, snell,"),
         ("train --method=snela", "did you mean snella?"),
-        ("train --lr abc", "could not convert string to float: 'abc'"),
-        ("train --epochs 1.5", "invalid literal for int() with base 10: '1.5'"),
+        ("train --lr abc", "'abc' is not a number"),
+        ("train --epochs 1.5", "'1.5' is not a whole number"),
         ("train --image-size big", "--image-size"),
         ("train --lr", "'--lr'"),
         ("train extra", "extra"),
@@ -193,7 +193,7 @@ def test_bad_data_is_one_line_before_any_model_is_built(spoil, data, tmp_path, m
     def build(spec):
         raise AssertionError("a model was built")
 
-    monkeypatch.setattr(classification, "build_backbone", build)
+    monkeypatch.setattr(whole_image, "build_backbone", build)
     expected = spoil(data)
     assert train(data, tmp_path / "run") == 2
     assert expected in said(capsys)
@@ -294,7 +294,7 @@ def test_ctrl_c_before_training_starts_says_how_to_start_again(images, tmp_path,
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(classification, "read_data", interrupted)
+    monkeypatch.setattr(whole_image, "read_data", interrupted)
     assert train(images, tmp_path / "run") == 130
     message = said(capsys)
     assert f"snella train --data {images} --out {tmp_path / 'run'} {TINY[0]}" in message
@@ -304,22 +304,20 @@ def test_ctrl_c_before_training_starts_says_how_to_start_again(images, tmp_path,
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), pytest.param("SIGHUP", 129, marks=needs_sighup)])
 def test_a_signal_before_training_starts_is_told_apart(name, code, images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)  # the tests may run under nohup
-    monkeypatch.setattr(
-        classification, "read_data", lambda *args, **kwargs: os.kill(os.getpid(), getattr(signal, name))
-    )
+    monkeypatch.setattr(whole_image, "read_data", lambda *args, **kwargs: os.kill(os.getpid(), getattr(signal, name)))
     assert train(images, tmp_path / "run") == code
     assert "stopped; this goes on: snella train --data" in said(capsys)
 
 
 @needs_sighup
 def test_nohup_is_respected(images, tmp_path, monkeypatch):
-    read_data = classification.read_data
+    read_data = whole_image.read_data
 
     def hung_up(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGHUP)
         return read_data(*args, **kwargs)
 
-    monkeypatch.setattr(classification, "read_data", hung_up)
+    monkeypatch.setattr(whole_image, "read_data", hung_up)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert train(images, tmp_path / "run", "--epochs", "1") == 0

@@ -157,7 +157,7 @@ def test_merged_models_load_without_snella(flags, load, pairs, python, tmp_path)
         (("--decoder", "unet"), "decoder unet does not go with test_vit"),
         (("--backbone", "test_resnet", "--decoder", "plain"), "use unet or fpn or upernet or segformer"),
         (("--mixup", "0.2"), "--mixup is read with --task classify only"),
-        (("--auto-augment", "original"), "--auto-augment is read with --task classify only"),
+        (("--auto-augment", "original"), "--auto-augment is read with --task classify or multilabel or regress only"),
         (("--task", "classify", "--loss", "dice"), "--loss is read with --task segment only"),
         (("--task", "classify"), "holds images with masks; add --task segment"),
         (("--image-size", "40"), "not a multiple of the patch"),
@@ -179,7 +179,7 @@ def test_a_last_batch_of_one_image_is_left_out_and_batches_of_one_are_refused(pa
     assert [row["step"] for row in rows(tmp_path / "run", "train")] == [1]
     capsys.readouterr()
     assert train(pairs, tmp_path / "one", *flags, "--batch-size", "1") == 2
-    assert "use --batch-size 2 or more" in capsys.readouterr().err
+    assert "pass --batch-size 2 or more" in capsys.readouterr().err
 
 
 def test_data_shows_the_shares_of_the_classes(pairs, capsys):

@@ -120,20 +120,18 @@ def soup(
     tell(data, console)
     tester = Tester(first, data, make_accelerator(device, "fp32"), batch_size)
     members.sort(key=lambda member: tester.score(member.summary["val"]), reverse=True)
-
     model = wrap(_base(first), MethodConfig(name="full"))
     chosen = _averaged(model, members, tester, take_all, console)
     val = tester.found(model, "val")
     settled = first.learner.settle(val)
     tested = tester.found(model, "test") if len(data.splits["test"]) else None
     found = {"val": val} if tested is None else {"val": val, "test": tested}
-    config = first.config.changed(method="full", base_precision="fp32", out=str(out))
     names = first.task.metrics
     metrics = {split: {name: seen.metrics[name] for name in names} for split, seen in found.items()}
     with_soup = {**metrics, "soup": [_row(member) for member in chosen]}
-    claim(out, config)
+    claim(out, first.config.changed(method="full", base_precision="fp32", out=str(out)))
     with alone_in(out, "training"):
-        summary = _written(out, config, members[0].folder, model.to("cpu"), settled, with_soup, tester)
+        summary = _written(out, members[0].folder, model.to("cpu"), settled, with_soup, tester)
     if tested is not None:
         for kind, draw in first.learner.figures(tested).items():
             draw(out / f"{kind}.png")
@@ -220,7 +218,6 @@ def _mean(total: Tensor, count: int, one: Tensor) -> Tensor:
 
 def _written(
     out: Path,
-    config: TrainConfig,
     member: Path,
     model: nn.Module,
     settled: Mapping[str, Any],
@@ -246,7 +243,7 @@ def _written(
         "seconds": 0.0,
         "images": {split: len(images) for split, images in tester.data.splits.items()},
         "device": device_name(tester.accelerator.device),
-        "seed": config.seed,
+        "seed": run.config.seed,
         "versions": versions(),
     }
     write_summary(out, summary)

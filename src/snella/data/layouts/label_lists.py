@@ -201,8 +201,8 @@ def _read(
     at = max(range(width), key=lambda i: (named[i], endings[i]))
     if named[at] < max(1, NAMED * len(few)):
         return None
-    starts = resolve(rows[0][at], split) is None and not has_image_ending(rows[0][at])
-    header = starts and len(rows[0]) == width and len(rows) > 1 and named[at] > 0
+    titled = len(rows) > 1 and len(rows[0]) == width and named[at] > 0
+    header = titled and resolve(rows[0][at], split) is None and not has_image_ending(rows[0][at])
     body = rows[header:]
     odd = next((row for row in body if len(row) != width), None)
     if odd:

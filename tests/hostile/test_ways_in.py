@@ -142,21 +142,21 @@ def test_16_bit_greys_are_scaled_alike(way: Way, tmp_path: Path) -> None:
 
 def odd() -> dict[str, tuple[str, bytes, str]]:
     """Return ending, content and the reason of images that no picture can be made of for sure."""
-    other = Image.new("RGB", SIZE[::-1], "red")
-    frames: dict[str, Any] = {"save_all": True, "append_images": [Image.new("RGB", SIZE[::-1], "blue")]}
+    other = Image.new("RGB", (SIZE[1], SIZE[0]), "red")
+    frames: dict[str, Any] = {"save_all": True, "append_images": [Image.new("RGB", (SIZE[1], SIZE[0]), "blue")]}
     return {
         "animated gif": ("gif", encoded(other, "GIF", **frames), "2 frames"),
         "animated webp": ("webp", encoded(other, "WEBP", **frames), "2 frames"),
         "animated png": ("png", encoded(other, "PNG", **frames), "2 frames"),
         "pages": ("tif", encoded(other, "TIFF", **frames), "2 frames"),
         "floats": ("tif", encoded(Image.fromarray(np.ones(SIZE, np.float32)), "TIFF"), "floating-point"),
-        "cut short": ("png", encoded(Image.effect_noise(SIZE[::-1], 60), "PNG")[:-60], "truncated"),
+        "cut short": ("png", encoded(Image.effect_noise((SIZE[1], SIZE[0]), 60), "PNG")[:-60], "truncated"),
     }
 
 
 # Of shards the first frame stood for an animation.
 def test_what_has_no_certain_picture_is_left_out_and_said(way: Way, tmp_path: Path) -> None:
-    fine = [("png", encoded(Image.new("RGB", SIZE[::-1], (20 * i, 9, 9)), "PNG")) for i in range(COUNT)]
+    fine = [("png", encoded(Image.new("RGB", (SIZE[1], SIZE[0]), (20 * i, 9, 9)), "PNG")) for i in range(COUNT)]
     data = read(way(tmp_path, [*fine, *((ending, content) for ending, content, _ in odd().values())]))
     assert len(shown(data)) == COUNT
     reasons = [error.reason for error in data.skipped]
@@ -167,7 +167,7 @@ def test_what_has_no_certain_picture_is_left_out_and_said(way: Way, tmp_path: Pa
 
 def pictures() -> dict[str, tuple[str, bytes, tuple[int, int, int]]]:
     """Return ending, content and the colour that a person sees."""
-    size = SIZE[::-1]
+    size = (SIZE[1], SIZE[0])
     turned = Image.Exif()
     turned[0x0112] = 6
     palette = Image.new("P", size, 1)

@@ -53,6 +53,14 @@ def test_all_are_averaged_where_that_is_asked_for(place: Path, tmp_path: Path) -
     assert [row["taken"] for row in read(place / "all/summary.json")["soup"]] == [True] * 3
 
 
+def test_a_run_that_is_named_twice_counts_once(place: Path, tmp_path: Path) -> None:
+    assert soup(place, "--take-all", out="twice", runs=("good", "lora", "good")) == 0
+    parts = [merged(place / name, tmp_path / name) for name in ("good", "lora")]
+    for name, value in merged(place / "twice", tmp_path / "twice").items():
+        expected = torch.stack([part[name].double() for part in parts]).mean(0)
+        torch.testing.assert_close(value.double(), expected, rtol=0, atol=1e-6)
+
+
 def test_a_run_that_makes_val_worse_is_left_out(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,7 +20,7 @@ from snella.console import Terminal, print_line, working
 from snella.errors import UserError
 from snella.files import write_text
 from snella.report.tables import csv_text, format_metric, is_share, new_table
-from snella.runs.folder import check_claim, claim, fold_folder, read_summary, state_of, versions, write_summary
+from snella.runs.folder import check_claim, claim, fold_folders, read_summary, state_of, versions, write_summary
 from snella.runs.predict import own_predictions
 from snella.runs.train import train
 from snella.tasks.registry import task_named
@@ -37,11 +37,11 @@ def cross_validate(config: TrainConfig, console: Console | None = None) -> dict[
     """
     console = console or Terminal()
     validate(config)
-    folds, folder = config.data.folds or 0, run_folder(config)
+    folds, folder = config.data.folds, run_folder(config)
     if config.estimate:
         return train(config.changed(fold=1), console)
     check_claim(folder, config)
-    if config.resume and state_of(folder) == "finished" and all(map(_finished, _folders(folder, folds))):
+    if config.resume and state_of(folder) == "finished" and all(map(_finished, fold_folders(folder, config))):
         print_line(console, f"{folder} is finished; --overwrite trains it again")
         return read_summary(folder)
     claimed = False
@@ -51,7 +51,7 @@ def cross_validate(config: TrainConfig, console: Console | None = None) -> dict[
         claim(folder, config)
         claimed, config = True, config.changed(overwrite=False, resume=True)
 
-    for fold, own in enumerate(_folders(folder, folds), start=1):
+    for fold, own in enumerate(fold_folders(folder, config), start=1):
         print_line(console, f"fold {fold} of {folds}")
         resume = {"resume": not config.overwrite, "out": str(own), "fold": fold}
         try:
@@ -65,17 +65,13 @@ def cross_validate(config: TrainConfig, console: Console | None = None) -> dict[
     return _finish(config, folder, console)
 
 
-def _folders(folder: Path, folds: int) -> list[Path]:
-    return [fold_folder(folder, fold) for fold in range(1, folds + 1)]
-
-
 def _finished(folder: Path) -> bool:
     return state_of(folder) == "finished"
 
 
 def _finish(config: TrainConfig, folder: Path, console: Console) -> dict[str, Any]:
     """Predict all images, write what was found, and print it."""
-    task, folders = task_named(config.task), _folders(folder, config.data.folds or 0)
+    task, folders = task_named(config.task), fold_folders(folder, config)
     if not task.generates:
         rows = list(_predictions(folder, folders, config.device, console))
         write_text(folder / PREDICTED, csv_text(rows))

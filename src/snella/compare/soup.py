@@ -16,25 +16,22 @@ from typing import Any
 
 from accelerate import Accelerator
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 from torch import Tensor, nn
 
 from snella.config.method import MethodConfig
 from snella.config.schema import TrainConfig
 from snella.console import Terminal, print_line
 from snella.data.dataset import ImageData
-from snella.data.images import WHITE
-from snella.data.loading import ImageBatches
 from snella.errors import UserError
-from snella.files import size_of, write_checksums, write_json, writing
-from snella.methods.adapters import merged, save_adapter, wrap
-from snella.report.tables import format_metric
-from snella.runs.check import check_data, read_start
+from snella.files import writing
+from snella.methods.adapters import merged, wrap
+from snella.report.tables import format_metric, new_table
+from snella.runs.check import read_own_data, read_start
 from snella.runs.devices import device_name, make_accelerator
 from snella.runs.folder import (
-    ABOUT,
-    ADAPTER,
     BASE,
+    SPLITS_TABLE,
     START,
     alone_in,
     claim,
@@ -42,12 +39,13 @@ from snella.runs.folder import (
     read_config,
     read_summary,
     state_of,
+    summary_of,
     versions,
-    with_own_splits,
+    write_adapter,
     write_summary,
 )
-from snella.runs.load import LoadedRun, check_options, load_run
-from snella.runs.prepare import read_run_data, tell
+from snella.runs.load import LoadedRun, check_options, load_run, untuned
+from snella.runs.prepare import tell
 from snella.training.evaluation import evaluate
 from snella.training.interfaces import Evaluation
 
@@ -77,9 +75,7 @@ class Tester:
 
     def found(self, model: nn.Module, split: str) -> Evaluation:
         """Return what the task finds on a split."""
-        transform = self.run.task.eval_transform(self.run.preprocessing)
-        images = self.data.splits[split]
-        batches = ImageBatches(images, transform, batch_size=self.batch_size, shuffle=False, seed=0)
+        batches = self.run.batches(self.data.splits[split], self.batch_size)
         return evaluate(model, self.run.learner, batches, self.accelerator, seed=self.run.config.seed)
 
     def score(self, metrics: Mapping[str, float | None]) -> float:
@@ -114,13 +110,11 @@ def soup(
         raise UserError(f"{out} exists; choose another --out")
     members = _members(folders)
     first = load_run(members[0].folder)
-    config = with_own_splits(members[0].folder, first.config).changed(white=first.saved.get("white", WHITE))
-    data = read_run_data(config, console)
-    check_data(members[0].folder, read_start(members[0].folder), data)
+    data = read_own_data(members[0].folder, first.config, first.saved, console)
     tell(data, console)
     tester = Tester(first, data, make_accelerator(device, "fp32"), batch_size)
     members.sort(key=lambda member: tester.score(member.summary["val"]), reverse=True)
-    model = wrap(_base(first), MethodConfig(name="full"))
+    model = wrap(untuned(members[0].folder), MethodConfig(name="full"))
     chosen = _averaged(model, members, tester, take_all, console)
     val = tester.found(model, "val")
     settled = first.learner.settle(val)
@@ -128,10 +122,9 @@ def soup(
     found = {"val": val} if tested is None else {"val": val, "test": tested}
     names = first.task.metrics
     metrics = {split: {name: seen.metrics[name] for name in names} for split, seen in found.items()}
-    with_soup = {**metrics, "soup": [_row(member) for member in chosen]}
     claim(out, first.config.changed(method="full", base_precision="fp32", out=str(out)))
     with alone_in(out, "training"):
-        summary = _written(out, members[0].folder, model.to("cpu"), settled, with_soup, tester)
+        summary = _written(out, members[0].folder, model.to("cpu"), settled, metrics, tester, tested, chosen)
     if tested is not None:
         for kind, draw in first.learner.figures(tested).items():
             draw(out / f"{kind}.png")
@@ -144,8 +137,8 @@ def soup(
 
 def _members(folders: Sequence[Path]) -> list[Member]:
     """Return the runs, which differ in how they were trained alone. Raises UserError."""
-    places = list(dict.fromkeys(folder.resolve() for folder in folders))
-    if len(places) < 2:
+    folders = list({folder.resolve(): folder for folder in folders}.values())  # a run counts once
+    if len(folders) < 2:
         raise UserError("a soup is made of two runs or more: snella soup RUN RUN... --out FOLDER")
     members, abouts = [], []
     for folder in folders:
@@ -176,76 +169,64 @@ def _comparable(about: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in about.items() if name not in (*OF_A_RUN, "backbone")} | backbone
 
 
-def _base(run: LoadedRun) -> nn.Module:
-    """Return the runs' backbone, as it was built before tuning; its weights do not matter."""
-    return run.task.build(run.task.spec_from(run.saved))
-
-
 def _averaged(
     model: nn.Module, members: Sequence[Member], tester: Tester, take_all: bool, console: Console
 ) -> list[Member]:
     """Put the average into the model, and return the members with those taken marked."""
-    total: dict[str, Tensor] = {}
+    total: dict[str, Tensor] = {}  # of the runs that are taken
     count, best, chosen = 0, -math.inf, []
     for member in members:
         state = _merged_state(member.folder)
         if state.keys() != model.state_dict().keys():
             raise UserError(f"{member.folder}: its merged weights are not those of its backbone alone")
-        summed = {name: total[name] + value if total else value for name, value in state.items()}
-        model.load_state_dict({name: _mean(value, count + 1, state[name]) for name, value in summed.items()})
+        summed = {name: _sum(total[name], value) for name, value in state.items()} if total else state
+        _put_mean(model, summed, count + 1)
         score = 0.0 if take_all else tester.score(tester.found(model, "val").metrics)
         taken = take_all or score >= best
         if taken:
             total, count, best = summed, count + 1, score
         chosen.append(replace(member, taken=taken))
         print_line(console, f"{member.folder}: {'taken' if taken else 'left out, val would be lower'}")
-    first = _merged_state(chosen[0].folder)
-    model.load_state_dict({name: _mean(value, count, first[name]) for name, value in total.items()})
+    _put_mean(model, total, count)
     return chosen
 
 
 def _merged_state(folder: Path) -> dict[str, Tensor]:
-    """Return the plain weights of a tuned model, sums of them in fp64."""
+    """Return the plain weights of a tuned model, in fp64."""
     run = load_run(folder)
     state = merged(run.config.method.name, run.model).state_dict()
     return {name: value.double() if value.is_floating_point() else value for name, value in state.items()}
 
 
-def _mean(total: Tensor, count: int, one: Tensor) -> Tensor:
-    """Return the mean of floating numbers; of a counter, one of the values."""
-    return (total / count).float() if total.is_floating_point() else one
+def _sum(total: Tensor, value: Tensor) -> Tensor:
+    """Return the sum of floating numbers; a counter stays as it is in the first run."""
+    return total + value if total.is_floating_point() else total
+
+
+def _put_mean(model: nn.Module, total: Mapping[str, Tensor], count: int) -> None:
+    model.load_state_dict(
+        {name: (value / count).float() if value.is_floating_point() else value for name, value in total.items()}
+    )
 
 
 def _written(
-    out: Path,
-    member: Path,
-    model: nn.Module,
-    settled: Mapping[str, Any],
-    found: Mapping[str, Any],
-    tester: Tester,
-) -> dict[str, Any]:
+    out: Path, member: Path, model: nn.Module, settled: Mapping[str, Any], metrics: Mapping[str, Any], tester: Tester,
+    tested: Evaluation | None, chosen: Sequence[Member],
+) -> dict[str, Any]:  # fmt: skip
     """Write the run folder, its summary last, and return that."""
     run = tester.run
-    for name in (BASE, START):
+    for name in (BASE, START, SPLITS_TABLE):
         if (member / name).is_file():
             with writing(out / name) as partial:
                 shutil.copyfile(member / name, partial)
-    with writing(out / ADAPTER) as partial:
-        save_adapter("full", model, partial)
-        write_json(partial / ABOUT, {**run.saved, **settled, "method": "full", "versions": versions()})
-        write_checksums(partial)
-    summary = {
-        **found,
-        "selection": {"metric": run.learner.selection, "higher_is_better": run.learner.higher_is_better},
-        "trainable_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "adapter_bytes": size_of(out / ADAPTER),
-        "peak_memory_bytes": 0,  # nothing was trained
-        "seconds": 0.0,
-        "images": {split: len(images) for split, images in tester.data.splits.items()},
-        "device": device_name(tester.accelerator.device),
-        "seed": run.config.seed,
-        "versions": versions(),
-    }
+    write_adapter(out, model, {**run.saved, **settled, "method": "full", "versions": versions()})
+    summary = {**metrics, "soup": [_row(member) for member in chosen]} | summary_of(
+        *(out, model, run.learner, tester.data, tested),
+        peak_memory_bytes=0,  # nothing was trained
+        seconds=0.0,
+        device=device_name(tester.accelerator.device),
+        seed=run.config.seed,
+    )
     write_summary(out, summary)
     return summary
 
@@ -260,7 +241,8 @@ def _row(member: Member) -> dict[str, Any]:
 def _table(members: Sequence[Member], metrics: Mapping[str, Mapping[str, float]], tester: Tester) -> Table:
     name = tester.run.learner.selection
     label = tester.run.task.metrics[name]
-    table = Table(Column("run", overflow="fold"), "method", "rate", f"val {label}", f"test {label}", "in the soup")
+    right = ("rate", f"val {label}", f"test {label}", "in the soup")
+    table = new_table(None, left=("run", "method"), right=right)
 
     def cell(scores: Mapping[str, Any], split: str) -> str:
         value = scores.get(split, {}).get(name)

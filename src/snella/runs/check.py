@@ -21,6 +21,7 @@ from snella.config.recipe import PLACES, differences
 from snella.config.schema import TrainConfig
 from snella.console import Terminal, print_line
 from snella.data.dataset import ImageData, entries_of, folder_of, name_in
+from snella.data.images import WHITE
 from snella.data.readers.division import splits_table
 from snella.errors import UserError
 from snella.files import CHECKSUMS, check_checksums, write_json, write_text
@@ -33,7 +34,7 @@ from snella.runs.folder import (
     SPLITS_TABLE,
     START,
     SUMMARY,
-    fold_folder,
+    fold_folders,
     is_cross_validation,
     read_about,
     read_config,
@@ -100,6 +101,17 @@ def check_data(folder: Path, start: Mapping[str, Any] | None, data: ImageData[An
             "or go on all the same with --resume --accept-data, or test on other images with evaluate --data PATH"
         )
     return True
+
+
+def read_own_data(folder: Path, config: TrainConfig, saved: Mapping[str, Any], console: Console) -> ImageData[Any]:
+    """Return the data of a finished run, divided and scaled as in its training.
+
+    Raises:
+        UserError: they cannot be read, or are others now.
+    """
+    data = read_run_data(with_own_splits(folder, config).changed(white=saved.get("white", WHITE)), console)
+    check_data(folder, read_start(folder), data)
+    return data
 
 
 def _renamed(start: Mapping[str, Any], data: ImageData[Any]) -> Entries:
@@ -208,14 +220,17 @@ def check(folder: Path, *, console: Console | None = None) -> int:
 def _check_folds(folder: Path, config: TrainConfig, console: Console) -> int:
     """Look at each run of a cross-validation, and return how much is wrong in all."""
     wrong = 0
-    for own in (fold_folder(folder, fold) for fold in range(1, (config.data.folds or 0) + 1)):
+    for own in fold_folders(folder, config):
         print_line(console, f"{own}:")
         if state_of(own) == "absent":
             print_line(console, f"wrong  run: not begun; go on with: {resume_command(folder)}")
-        wrong += 1 if state_of(own) == "absent" else check(own, console=console)
+            wrong += 1
+        else:
+            wrong += check(own, console=console)
     if not (folder / SUMMARY).is_file():
         print_line(console, f"wrong  {folder}: not finished; go on with: {resume_command(folder)}")
-    return wrong + (not (folder / SUMMARY).is_file())
+        wrong += 1
+    return wrong
 
 
 def _state(folder: Path, config: TrainConfig) -> list[str]:

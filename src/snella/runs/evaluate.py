@@ -12,7 +12,6 @@ from snella.config.schema import TrainConfig, source_name
 from snella.console import Terminal, checking_images, print_line
 from snella.data.dataset import ImageData, with_white
 from snella.data.images import WHITE
-from snella.data.loading import ImageBatches
 from snella.errors import UserError
 from snella.files import refuse_link, write_json
 from snella.report.tables import format_metric
@@ -57,8 +56,7 @@ def evaluate(
         raise UserError(f"--features compares with 2 images or more, and there are {len(images)}; name more by --data")
     accelerator = accelerator_for(device, read_config(folder).precision, console)
     run = load_run(folder, accelerator.device)
-    transform = run.task.eval_transform(run.preprocessing)
-    batches = ImageBatches(images, transform, batch_size=batch_size, shuffle=False, seed=0)
+    batches = run.batches(images, batch_size)
     evaluation = evaluate_batches(run.model, run.learner, batches, accelerator)
     if batches.unreadable:
         print_line(console, f"{len(batches.unreadable)} unreadable images left out, the first: {batches.unreadable[0]}")

@@ -18,16 +18,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
+from torch import nn
 
 from snella.config.method import METHODS
 from snella.config.recipe import PLACES, differences, placed, read_recipe, to_yaml, whole_path
 from snella.config.schema import Tested, TrainConfig
 from snella.config.tasks import TASKS
+from snella.data.dataset import ImageData
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
-from snella.files import check_writable, clear_leftovers, refuse_link, write_json, write_text
+from snella.files import (
+    check_writable,
+    clear_leftovers,
+    refuse_link,
+    size_of,
+    write_checksums,
+    write_json,
+    write_text,
+    writing,
+)
 from snella.json_files import Count, Record, read_json
+from snella.methods.adapters import save_adapter
 from snella.models.backbone import BackboneSpec
+from snella.tasks.interface import TaskLearner
 from snella.tasks.registry import task_named
 from snella.training.checkpoint import read_divergences
 from snella.training.train_state import RATES
@@ -113,7 +126,7 @@ def check_same(folder: Path, config: TrainConfig) -> None:
             )
         old = old.changed(**{name: config.value(name) for name in RATES})
     trained = (folder / ADAPTER / ABOUT).is_file()
-    started = any((place / START).is_file() for place in (folder, fold_folder(folder, 1)))
+    started = any((place / START).is_file() for place in (folder, *fold_folders(folder, config)[:1]))
     for name, known in (
         ("data", started),
         ("splits", started),
@@ -213,9 +226,9 @@ def read_config(folder: Path) -> TrainConfig:
     return read_recipe(str(folder / CONFIG))
 
 
-def fold_folder(folder: Path, fold: int) -> Path:
-    """Return the run folder of a fold of a cross-validation, counted from 1."""
-    return folder / f"fold-{fold}"
+def fold_folders(folder: Path, config: TrainConfig) -> list[Path]:
+    """Return the run folders of the folds of a cross-validation; none where the settings are of no such."""
+    return [folder / f"fold-{fold}" for fold in range(1, (config.data.folds or 0) + 1)]
 
 
 def is_cross_validation(config: TrainConfig) -> bool:
@@ -261,6 +274,37 @@ def read_about(folder: Path) -> dict[str, Any]:
 def read_summary(folder: Path) -> dict[str, Any]:
     """Return summary.json of a finished run. Raises UserError if it is damaged."""
     return read_json(folder / SUMMARY, SUMMARY_HOLDS, remedy="delete it, and --resume writes it again")
+
+
+def write_adapter(folder: Path, model: nn.Module, about: Mapping[str, Any]) -> None:
+    """Write RUN/adapter: what the method trained, what has to be known to use it (snella.json), and checksums."""
+    with writing(folder / ADAPTER) as partial:
+        save_adapter(about["method"], model, partial)
+        write_json(partial / ABOUT, about)
+        write_checksums(partial)
+
+
+def trainable_parameters(model: nn.Module) -> int:
+    """Return how many parameters of a model train."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def summary_of(
+    folder: Path, model: nn.Module, learner: TaskLearner[Any, Any, Any], data: ImageData[Any], tested: Any, **found: Any
+) -> dict[str, Any]:
+    """Return what summary.json holds of any run folder with an adapter, besides what is `found`.
+
+    `tested` is the evaluation of the test split, None where there was none.
+    """
+    return {
+        "selection": {"metric": learner.selection, "higher_is_better": learner.higher_is_better},
+        **(learner.details(tested) if tested else {}),
+        "trainable_parameters": trainable_parameters(model),
+        "adapter_bytes": size_of(folder / ADAPTER),
+        "images": {split: len(images) for split, images in data.splits.items()},
+        "versions": versions(),
+        **found,
+    }
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:

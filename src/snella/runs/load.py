@@ -19,6 +19,7 @@ from torch import nn
 
 from snella.config.schema import TrainConfig
 from snella.console import Terminal, print_line
+from snella.data.loading import Examples, ImageBatches
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError, short_reason
 from snella.files import refuse_existing
@@ -45,6 +46,11 @@ class LoadedRun:
     learner: TaskLearner[Any, Any, Any]
     preprocessing: Preprocessing
     model: nn.Module
+
+    def batches(self, images: Examples, batch_size: int) -> ImageBatches:
+        """Return images as batches to evaluate, in order."""
+        transform = self.task.eval_transform(self.preprocessing)
+        return ImageBatches(images, transform, batch_size=batch_size, shuffle=False, seed=0)
 
 
 def load_run(folder: Path, device: torch.device | str = "cpu") -> LoadedRun:

@@ -8,6 +8,7 @@ RUN/adapter ─ SVD of each layer's update ─ OUT/ ─┬─ adapter_config.jso
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from pathlib import Path
@@ -16,21 +17,18 @@ from typing import Any
 from accelerate import Accelerator
 from peft import PeftModel
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 
+from snella.config.fields import read_number
 from snella.console import Terminal, print_line, shown
-from snella.data.images import WHITE
-from snella.data.loading import ImageBatches
 from snella.errors import UserError
-from snella.files import write_json, write_text, writing_into
+from snella.files import refuse_existing, write_json, write_text, writing_into
 from snella.integrations.lora import DIFFUSERS_FILE, KOHYA_FILE, Lora, as_lora
-from snella.report.tables import format_metric
-from snella.runs.check import check_data, read_start
+from snella.report.tables import format_metric, new_table
+from snella.runs.check import read_own_data
 from snella.runs.evaluate import accelerator_for
-from snella.runs.folder import BASE, read_about, read_config, with_own_splits
+from snella.runs.folder import BASE, read_about, read_config
 from snella.runs.load import LoadedRun, load_run, untuned
-from snella.runs.prepare import read_run_data
 from snella.tasks.interface import LoraPlace
 from snella.tasks.registry import task_named
 from snella.training.evaluation import evaluate
@@ -60,8 +58,7 @@ def merge_as_lora(folder: Path, *, out: str, lora: str, console: Console | None 
         name = saved["method"]
         reason = "is a LoRA already: RUN/adapter has PEFT's files" if name == "lora" else "has no such update"
         raise UserError(f"--lora: {folder} is a run of method {name}, which {reason}; leave --lora out")
-    if target.exists():
-        raise UserError(f"{target} exists already; choose another name")
+    refuse_existing(target)
     accelerator = accelerator_for("auto", config.precision, console)
     base = untuned(folder)
     place = task_named(saved["task"]).lora_place(saved, base)
@@ -84,14 +81,11 @@ def merge_as_lora(folder: Path, *, out: str, lora: str, console: Console | None 
 
 def _rank(text: str) -> int | float:
     """Return the rank, or the share, that was asked for. Raises UserError."""
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
+    with contextlib.suppress(ValueError):
+        return read_number(text, int)
+    share = math.nan
+    with contextlib.suppress(ValueError):
+        share = read_number(text, float)
     if not 0 < share <= 1:
         raise UserError(
             f"--lora {text} is neither a rank, a whole number from 1 (64), nor a share of the update, with a point, "
@@ -103,10 +97,7 @@ def _rank(text: str) -> int | float:
 def _val(folder: Path, run: LoadedRun, console: Console) -> Any:
     """Return the val split of the run's own data; None, and a line that says why, where it cannot be had."""
     try:
-        config = with_own_splits(folder, run.config).changed(white=run.saved.get("white", WHITE))
-        data = read_run_data(config, console)
-        check_data(folder, read_start(folder), data)
-        return data.splits["val"]
+        return read_own_data(folder, run.config, run.saved, console).splits["val"]
     except UserError as error:
         print_line(console, f"no metrics: the run's val images cannot be read ({error})")
         return None
@@ -116,11 +107,7 @@ def _metrics(run: LoadedRun, model: nn.Module, val: Any, accelerator: Accelerato
     if val is None:
         return None
     model.to(accelerator.device).eval()
-    batches = ImageBatches(
-        *(val, run.task.eval_transform(run.preprocessing)),
-        batch_size=BATCH, shuffle=False, seed=0,
-    )  # fmt: skip
-    found = evaluate(model, run.learner, batches, accelerator).metrics
+    found = evaluate(model, run.learner, run.batches(val, BATCH), accelerator).metrics
     return {name: found[name] for name in run.task.metrics}
 
 
@@ -135,7 +122,7 @@ def _with_lora(base: nn.Module, part: str, folder: Path) -> nn.Module:
 
 
 def _report(console: Console, run: LoadedRun, lora: Lora, target: Path) -> None:
-    table = Table("layer", "rank", "share kept", title=f"the update as a LoRA, in {target}", title_justify="left")
+    table = new_table(f"the update as a LoRA, in {target}", left=["layer"], right=["rank", "share kept"])
     for name, layer in lora.layers.items():
         table.add_row(shown(name), str(layer.rank), f"{layer.share:.2%}")
     console.print(table)

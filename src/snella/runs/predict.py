@@ -22,6 +22,7 @@ from snella.data.images import WHITE, ImageFiles, Progress, UnreadableImage, ima
 from snella.errors import UserError
 from snella.files import refuse_existing, refuse_link, write_text, writing
 from snella.report.tables import csv_text
+from snella.runs.check import read_own_data
 from snella.runs.devices import make_accelerator
 from snella.runs.folder import read_about, read_config, with_own_splits
 from snella.runs.load import LoadedRun, check_options, load_ensemble, load_run
@@ -49,9 +50,9 @@ def predict(
 ) -> int:
     """Predict image files, the images of folders, or three test images; returns how many could not be read.
 
-    With `others`, further runs, probabilities are the mean of all runs'.
-    Those are named on standard error. Predictions go to standard output, as a table, JSON or CSV, or to the file `out`;
-    pictures (masks) to the folder `pictures`, or to RUN/predictions.
+    Those are named on standard error. With `others`, further runs, probabilities are the mean of all runs'.
+    Predictions go to standard output, as a table, JSON or CSV, or to the file `out`; pictures (masks) to the folder
+    `pictures`, or to RUN/predictions.
 
     Raises:
         UserError: no finished run, a path that is not there, no readable image, a folder for pictures that is not new.
@@ -130,12 +131,12 @@ def own_predictions(folder: Path, results: Path, device: str, progress: Progress
     """Yield a row of CSV for each image of a run's own test split: its name below the data (file), its label, and what
     the run finds; masks are written to the folder `results`.
     """
-    config, taken = with_own_splits(folder, read_config(folder)), set[str]()
+    taken = set[str]()
     run = load_run(folder, make_accelerator(device, "fp32").device)
-    data = read_run_data(config.changed(white=run.saved.get("white", WHITE)), Console(quiet=True))
+    data = read_own_data(folder, run.config, run.saved, Console(quiet=True))
     test, gallery = data.splits["test"], results / PREDICTIONS
     images, transform = Images(test.paths, read=test.read), run.task.eval_transform(run.preprocessing)
-    found = run.learner.predict(run.model, images, transform, batch_size=config.data.images_per_batch)
+    found = run.learner.predict(run.model, images, transform, batch_size=run.config.data.images_per_batch)
     for i, (path, prediction) in enumerate(zip(test.paths, found, strict=True)):
         progress(i + 1, len(test))
         if isinstance(prediction, UnreadableImage):

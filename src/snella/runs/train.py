@@ -15,7 +15,6 @@ from typing import Any
 from accelerate import Accelerator
 from rich.console import Console
 from safetensors.torch import save_file
-from torch import nn
 
 from snella.config.method import SPARSE
 from snella.config.recipe import placed
@@ -25,8 +24,8 @@ from snella.console import Terminal, print_line, working
 from snella.data.dataset import ImageData, white_in
 from snella.data.images import Progress
 from snella.errors import UserError
-from snella.files import CHECKSUMS, size_of, write_checksums, write_json, writing
-from snella.methods.adapters import after_step, save_adapter
+from snella.files import CHECKSUMS, write_checksums, write_json, writing
+from snella.methods.adapters import after_step
 from snella.ops import native
 from snella.report.figures import training_figures
 from snella.report.tables import summary_table
@@ -45,8 +44,11 @@ from snella.runs.folder import (
     read_config,
     read_summary,
     state_of,
+    summary_of,
+    trainable_parameters,
     versions,
     with_own_splits,
+    write_adapter,
     write_summary,
 )
 from snella.runs.memory import estimated, fitted
@@ -141,7 +143,8 @@ def _train(
         with writing(folder / BASE) as partial:
             save_file(ready.base, partial)
     print_line(
-        console, f"{config.model.backbone}, {config.method.name}: {_trainable(ready.model):,} trainable parameters"
+        console,
+        f"{config.model.backbone}, {config.method.name}: {trainable_parameters(ready.model):,} trainable parameters",
     )
     print_line(console, f"results in {folder}")
     show = _sample_grids(config, ready, folder, accelerator)
@@ -226,10 +229,6 @@ def _read(config: TrainConfig, console: Console) -> ImageData[Any]:
     return data
 
 
-def _trainable(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
 def _spec(config: TrainConfig, ready: Prepared) -> dict[str, Any]:
     """Return how to build the model again, as snella.json holds it: with whole paths."""
     spec = ready.task.make_spec(placed(config), ready.spec.backbone.num_classes)
@@ -259,10 +258,7 @@ def _save_adapter(folder: Path, config: TrainConfig, ready: Prepared, settled: M
         "versions": versions(),
         "arithmetic": native.arithmetic(),
     }
-    with writing(folder / ADAPTER) as partial:
-        save_adapter(config.method.name, ready.model, partial)
-        write_json(partial / ABOUT, about)
-        write_checksums(partial)
+    write_adapter(folder, ready.model, about)
 
 
 def _tell_kept(folder: Path, config: TrainConfig, result: FitResult, console: Console) -> None:
@@ -292,19 +288,13 @@ def _finish(
     training_figures(folder, learner.selection, names[learner.selection], learner.higher_is_better, best_epoch=best)
     for kind, draw in (learner.figures(tested) if tested else {}).items():
         draw(folder / f"{kind}.png")
-    summary = {
-        **metrics,
-        "selection": {"metric": learner.selection, "higher_is_better": learner.higher_is_better},
-        **(learner.details(tested) if tested else {}),
-        "trainable_parameters": _trainable(ready.model),
-        "adapter_bytes": size_of(folder / ADAPTER),
-        "peak_memory_bytes": result.peak_memory_bytes,
-        "seconds": round(result.seconds, 3),
-        "images": {split: len(images) for split, images in ready.data.splits.items()},
-        "device": device_name(accelerator.device),
-        "seed": config.seed,
-        "versions": versions(),
-    }
+    summary = metrics | summary_of(
+        *(folder, ready.model, learner, ready.data, tested),
+        peak_memory_bytes=result.peak_memory_bytes,
+        seconds=round(result.seconds, 3),
+        device=device_name(accelerator.device),
+        seed=config.seed,
+    )
     if diverged := read_divergences(folder):  # it went on with a lower rate
         summary["diverged"] = diverged
     write_summary(folder, summary)

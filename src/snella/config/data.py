@@ -37,7 +37,7 @@ class DataConfig:
     all that fits a square. None: squash; to generate, crop."""
     normalisation: Literal["backbone", "imagenet"] = setting("backbone", tasks=LOOKING)
     """Whose mean and standard deviation of colours the images are given in: the backbone's, as it was pre-trained,
-    or ImageNet's, as the published code has it with every backbone. To classify and to segment."""
+    or ImageNet's, as the published code has it with every backbone. Not to generate."""
     augment: Literal["none", "flip", "crop"] = setting("flip")
     """How training images vary: none, flip (left-right) or crop (random-resized crop and flip, as for FGVC).
     flip changes no scale, so it suits most images; use none where left and right matter. To generate, crop keeps the

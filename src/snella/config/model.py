@@ -26,8 +26,8 @@ class ModelConfig:
     image_size: int | None = setting(None, between(1, 2**16))
     """Side of the square the model sees, in pixels. None: the size the backbone was pre-trained at."""
     drop_path: float = setting(0.0, from_below(0, 1), tasks=LOOKING)
-    """Drop-path of the backbone itself at its last block, 0 to 1; rises from 0 over depth. Off by default. To classify
-    and to segment."""
+    """Drop-path of the backbone itself at its last block, 0 to 1; rises from 0 over depth. Off by default. Not to
+    generate."""
     base_precision: BasePrecision = setting("fp32")
     """How the frozen weights are kept: int8 takes a quarter of fp32's memory, nf4 a seventh. Rounding them changes the
     model a little, before and after tuning alike; the tuned model is the rounded one. Not with method full."""

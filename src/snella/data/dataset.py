@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -63,6 +64,14 @@ class Images:
             tuple(values[i] for i in indices) if values else () for values in (self.paths, self.labels, self.targets)
         )
         return replace(self, paths=paths, labels=labels, targets=targets)
+
+
+def counted_labels(known: Iterable[int | tuple[float, ...]]) -> Counter[int]:
+    """Count the images of each class, given the label of each, or its targets: whether it has each label."""
+    found: Counter[int] = Counter()
+    for one in known:
+        found.update([k for k, value in enumerate(one) if value] if isinstance(one, tuple) else [one])
+    return found
 
 
 class Pictures(Protocol):

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,6 +24,7 @@ SWEEPS = 20  # over all bundles; two or three are usual
 LARGEST = 1.5  # of what a part is to have: a bundle above it goes there only where the part would stay empty
 LEAST = 1e-9  # change that counts: below it is rounding, which differs between machines
 
+Key = TypeVar("Key", bound=Hashable)
 NamedEntry = tuple[str, Hashable]  # an image's name and its class
 
 
@@ -64,6 +66,12 @@ def groups_by_pattern(pattern: str, names: Sequence[str]) -> dict[str, str]:
     return {
         name: next((part for part in match.groups() if part is not None), match[0]) for name, match in found.items()
     }
+
+
+def put_in_group(groups: dict[Key, str], key: Key, group: str, place: str, name: str) -> None:
+    """Note the group of an image. Raises UserError, with place and name, where it has another one already."""
+    if groups.setdefault(key, group) != group:
+        raise UserError(f"{place}: {name} is of two groups, {groups[key]} and {group}; keep one")
 
 
 def bundled(entries: Sequence[NamedEntry], groups: Mapping[str, str]) -> list[Bundle]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class UnreadableImage(Exception):  # noqa: N818 (a finding to report, seldom a f
 
 
 @dataclass(frozen=True)
-class ImageReader:
+class ImageReader(ABC):
     """Reads encoded images by name as 8-bit RGB, as a person would see them. Subclasses say where they are.
 
     The EXIF orientation is applied, 16-bit greys are scaled to 8 bits, CMYK and palettes are converted, and what is
@@ -67,9 +68,9 @@ class ImageReader:
 
     white: int = WHITE
 
+    @abstractmethod
     def decoded(self, name: str) -> Image.Image:
         """Return an image in its own mode, upright."""
-        raise NotImplementedError
 
     def file(self, name: str) -> str:
         """Return the path of the file that an image is in, which need not be there; "" where it is in none."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from PIL import Image
 
 from snella.data.checks import ImageFacts, check_images
-from snella.data.dataset import SPLITS, Images
+from snella.data.dataset import SPLITS, Images, counted_labels
 from snella.data.images import ImageFiles, Progress, UnreadableImage, open_image
 from snella.data.paths import composed
 from snella.errors import UserError, listed
@@ -54,10 +54,9 @@ class Listing:
 
     def counts(self, split: str) -> Counter[int]:
         """Count the images of each class, or of each quantity all."""
-        if not self.targets:
-            return Counter(label for _, label in self.splits[split])
-        rows = [self.targets[name] for name, _ in self.splits[split]]
-        return Counter(k for row in rows for k, value in enumerate(row) if value or not self.binary)
+        if self.targets and not self.binary:
+            return Counter(dict.fromkeys(range(len(self.classes)), len(self.splits[split])))
+        return counted_labels(self.targets[name] if self.targets else label for name, label in self.splits[split])
 
 
 class SplitListing(Protocol):
@@ -89,11 +88,6 @@ class CheckableListing(SplitListing, Protocol):
 
     @property
     def read(self) -> Callable[[str], Image.Image]: ...
-
-    @property
-    def skipped(self) -> tuple[UnreadableImage, ...]: ...
-
-    def path(self, name: str) -> str: ...
 
 
 SplitListingT = TypeVar("SplitListingT", bound=SplitListing)

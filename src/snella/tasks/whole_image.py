@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,13 +99,13 @@ class WholeImageLearner(TaskLearner[EvaluationT, ImageData[Images], Images]):
 
     classes: tuple[str, ...]
 
+    @abstractmethod
     def numbers(self, logits: Tensor) -> Tensor:
         """Return what is told of images, (b, K), from logits (b, K) in fp32: probabilities, or quantities."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prediction(self, name: str, numbers: list[float]) -> Prediction:
         """Return what is told of the image of that name."""
-        raise NotImplementedError
 
     def predict(
         self, model: nn.Module, images: Images, transform: Transform, *, batch_size: int

@@ -14,6 +14,7 @@ from itertools import islice
 
 from snella.data.folders.choices import NO_CHOICE, Choices
 from snella.data.folders.names import SPLIT_NAMES
+from snella.data.groups import put_in_group
 from snella.data.listing import Entry, Listing, label_entries
 from snella.data.paths import is_text, same_file_key
 from snella.errors import UserError, listed, short_reason
@@ -59,7 +60,7 @@ def manifest(path: str, choices: Choices = NO_CHOICE) -> Listing:
         labels = [_label(row, label_column, path, line) for line, row in rows]
         if choices.label_column is None:
             check_single(path, set(labels), label_column)
-    groups = groups_of(path, rows, names, group_column)
+    groups = groups_of(path, rows, names, group_column) if group_column else {}
     classes, entries = label_entries(names, labels)
     splits = {"all": entries}
     column = split_column(rows)
@@ -87,17 +88,15 @@ def image_names(path: str, rows: Sequence[Row], column: str, *, repeated: bool =
     return names
 
 
-def groups_of(path: str, rows: Sequence[Row], names: Sequence[str], column: str | None) -> dict[str, str]:
-    """Return the group of each image, by its name, that a column says; of no column none.
+def groups_of(path: str, rows: Sequence[Row], names: Sequence[str], column: str) -> dict[str, str]:
+    """Return the group of each image, by its name, that a column says.
 
     Raises:
         UserError: a row without it, an image of two groups.
     """
     groups: dict[str, str] = {}
     for name, (line, row) in zip(names, rows, strict=True):
-        group = text_value(row, column, path, line) if column else ""
-        if column and groups.setdefault(name, group) != group:
-            raise UserError(f"{path} line {line}: {name} is of two groups, {groups[name]} and {group}; keep one")
+        put_in_group(groups, name, text_value(row, column, path, line), f"{path} line {line}", name)
     return groups
 
 

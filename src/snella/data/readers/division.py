@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from snella.data.dataset import CROP, SPLITS, ImageData, name_in
-from snella.data.groups import folds_of, groups_by_pattern
+from snella.data.groups import folds_of, groups_by_pattern, put_in_group
 from snella.data.layouts.manifests import (
     PATH_COLUMNS,
     SPLIT_COLUMNS,
@@ -179,8 +179,7 @@ def _by_tables(data: str, names: Sequence[str], column: str) -> tuple[dict[int, 
         for line, row in rows:
             group = text_value(row, wanted, path, line)
             for i in find(text_value(row, images, path, line)):
-                if groups.setdefault(i, group) != group:
-                    raise UserError(f"{path} line {line}: {names[i]} is of two groups, {groups[i]} and {group}")
+                put_in_group(groups, i, group, f"{path} line {line}", names[i])
     if not groups:
         has = "; ".join(f"{file}: {', '.join(columns)}" for file, columns in columns_of.items())
         there = f"tables there have {has}" if has else "it holds no table (.csv, .jsonl)"

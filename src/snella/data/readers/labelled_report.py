@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from snella.console import shown
-from snella.data.dataset import SPLITS, ImageData, Images, Pictures
+from snella.data.dataset import SPLITS, ImageData, Images, Pictures, counted_labels
 from snella.data.images import ImageFiles, UnreadableImage, image_size
 from snella.data.readers.captioned import CaptionedImages
 
@@ -36,7 +34,8 @@ def describe_rest(data: ImageData[Images]) -> list[RenderableType]:
 def class_counts(data: ImageData[Images] | ImageData[CaptionedImages]) -> Table:
     """Count images by class and split."""
     splits = [split for split in SPLITS if split in data.splits]
-    counts = {split: _counts(data.splits[split]) for split in splits}
+    known = {split: getattr(data.splits[split], "targets", ()) or data.splits[split].labels for split in splits}
+    counts = {split: counted_labels(known[split]) for split in splits}
     table = Table("class", *splits, "all", show_footer=True)
     for column, split in zip(table.columns[1:], [*splits, None], strict=True):
         column.justify = "right"
@@ -46,12 +45,6 @@ def class_counts(data: ImageData[Images] | ImageData[CaptionedImages]) -> Table:
         row = [counts[split][label] for split in splits]
         table.add_row(shown(name), *map(str, row), str(sum(row)))
     return table
-
-
-def _counts(images: Images | CaptionedImages) -> Counter[int]:
-    """Count the images of each class; those of several labels count for all."""
-    rows = images.targets if isinstance(images, Images) else ()
-    return Counter(images.labels) + Counter(k for row in rows for k, value in enumerate(row) if value)
 
 
 def describe_sizes(data: ImageData[Pictures]) -> str:

@@ -9,7 +9,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import blake2b
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from snella.data.checks import ImageFacts
-from snella.data.dataset import SPLITS, ImageData, white_in
+from snella.data.dataset import SPLITS, ImageData, counted_labels, white_in
 from snella.data.folders.names import SPLIT_NAMES
 from snella.data.groups import source_of
 from snella.data.threads import in_threads
@@ -52,7 +52,7 @@ class _Seen:
     paths: list[str]
     splits: list[str]
     labels: list[int]  # -1 where there are none
-    known: list[Hashable]  # the label, or the targets
+    known: list[int | tuple[float, ...]]  # the label, or the targets
 
     @cached_property
     def equal(self) -> list[list[int]]:
@@ -62,8 +62,7 @@ class _Seen:
     @cached_property
     def counts(self) -> Counter[int]:
         """Images of each class; of several labels each they count for all."""
-        rows = [row for split in self.data.splits.values() for row in getattr(split, "targets", ())]
-        return Counter(self.labels) + Counter(k for row in rows for k, value in enumerate(row) if value)
+        return counted_labels(self.known)
 
     def example(self, i: int) -> str:
         return f"{self.paths[i]} ({self.splits[i]})"

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 
 from snella.data.folders.names import SPLIT_NAMES, UNLABELLED
 from snella.data.folders.tree import Tree
+from snella.data.groups import put_in_group
 from snella.data.layouts.label_lists import ImageList, found_lists
 from snella.data.layouts.manifests import (
+    FILL_IN,
     PATH_COLUMNS,
     SPLIT_COLUMNS,
     column_names,
@@ -103,10 +105,9 @@ class ImageTable:
         column = self.named(asked, "--group-column")[0]
         groups: dict[str, str] = {}
         for row in self.rows:
-            group = groups.setdefault(row.image, row.cells[column])
-            if not group or group != row.cells[column]:
-                what = f"is of two groups, {group} and {row.cells[column]}" if group else "has no group"
-                raise UserError(f"{row.place}: {row.image} {what} ({column}); mend it")
+            if not row.cells[column]:
+                raise UserError(f"{row.place}: {column} is missing; {FILL_IN}")
+            put_in_group(groups, row.image, row.cells[column], row.place, row.image)
         return replace(self, columns=tuple(name for name in self.columns if name != column)), groups
 
     def mostly(self, fits: Callable[[str], bool]) -> list[str]:

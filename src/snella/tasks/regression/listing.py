@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from snella.config.fields import read_number
 from snella.data.folders.choices import Choices
 from snella.data.folders.tree import tree
 from snella.data.layouts import registry
@@ -85,7 +86,7 @@ def _is_number(cell: str) -> bool:
 def _number(cell: str) -> float | None:
     """Return a finite number as tables write it; None for any other text."""
     try:
-        value = float(cell) if "_" not in cell else math.nan
+        value = read_number(cell, float)
     except ValueError:
         return None
     return value if math.isfinite(value) else None

@@ -44,7 +44,7 @@ from snella.runs.folder import (
     write_adapter,
     write_summary,
 )
-from snella.runs.load import LoadedRun, check_options, load_run, untuned
+from snella.runs.load import LoadedRun, check_options, first_difference, load_run, untuned
 from snella.runs.prepare import tell
 from snella.training.evaluation import evaluate
 from snella.training.interfaces import Evaluation
@@ -148,10 +148,8 @@ def _members(folders: Sequence[Path]) -> list[Member]:
         members.append(Member(folder, read_config(folder), read_summary(folder)))
     starts = [read_start(member.folder) for member in members]
     for member, about, start in zip(members, abouts, starts, strict=True):
-        first, other = _comparable(abouts[0]), _comparable(about)
-        for key in sorted(first.keys() | other.keys()):
-            if first.get(key) != other.get(key):
-                raise UserError(f"{members[0].folder} and {member.folder} differ in {key}: they have no average")
+        if key := first_difference(_comparable(abouts[0]), _comparable(about), but=OF_A_RUN):
+            raise UserError(f"{members[0].folder} and {member.folder} differ in {key}: they have no average")
         if start is None:
             raise UserError(f"{member.folder} has no start.json: which images it was trained on is not known")
         if starts[0] is not None and start["data"] != starts[0]["data"]:
@@ -164,9 +162,9 @@ def _members(folders: Sequence[Path]) -> list[Member]:
 
 
 def _comparable(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what must be the same in the snella.json of all runs."""
+    """Return the snella.json of a run, each setting of its backbone by itself, without where that lies."""
     backbone = {f"backbone.{name}": value for name, value in about["backbone"].items() if name not in OF_A_PLACE}
-    return {name: value for name, value in about.items() if name not in (*OF_A_RUN, "backbone")} | backbone
+    return {name: value for name, value in about.items() if name != "backbone"} | backbone
 
 
 def _averaged(

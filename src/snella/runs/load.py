@@ -8,7 +8,7 @@ backbone ────┘                                     ├─ predict ─�
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -105,10 +105,15 @@ def load_ensemble(folders: Sequence[Path], device: torch.device | str = "cpu") -
     if not first.task.ensembles:
         raise UserError(f"{folders[0]}: there is no mean of several runs where the task is {first.saved['task']}")
     for folder, run in zip(folders, runs, strict=True):
-        for key in sorted((first.saved.keys() | run.saved.keys()) - OF_ONE_RUN):
-            if first.saved.get(key) != run.saved.get(key):
-                raise UserError(f"{folders[0]} and {folder} differ in {key}: there is no mean of them")
+        if key := first_difference(first.saved, run.saved, but=OF_ONE_RUN):
+            raise UserError(f"{folders[0]} and {folder} differ in {key}: there is no mean of them")
     return replace(first, model=Ensemble([run.model for run in runs]).eval())
+
+
+def first_difference(one: Mapping[str, Any], other: Mapping[str, Any], *, but: Collection[str] = ()) -> str | None:
+    """Return the first key, by name, whose values differ; None where none does."""
+    keys = sorted(key for key in one.keys() | other.keys() if key not in but)
+    return next((key for key in keys if one.get(key) != other.get(key)), None)
 
 
 def _made_of(path: Path, make: Callable[[], T]) -> T:

@@ -59,6 +59,7 @@ save_file({"logits": model(load_file(sys.argv[3])["pixels"]).detach()}, sys.argv
         ("1.5", "--lora 1.5 is neither a rank"),
         ("64.0", "--lora 64.0 is neither a rank"),
         ("nan", "--lora nan is neither a rank"),
+        ("٤", "--lora ٤ is neither a rank"),
         ("many", "--lora many is neither a rank"),
         ("65", "rank=65 is not between 1 and 64"),
     ],

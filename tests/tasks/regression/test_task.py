@@ -103,6 +103,7 @@ def test_predictions_and_the_merged_model_are_in_units(
         ("a.png,1\nb.png,nan\nc.png,3\n", "size", "line 3: size is 'nan', which is not a finite number"),
         ("a.png,1\nb.png,1e999\nc.png,3\n", None, "line 3: size is '1e999', which is not a finite number"),
         ("a.png,1\nb.png,1_000\nc.png,3\n", None, "line 3: size is '1_000', which is not a finite number"),
+        ("a.png,1\nb.png,٤\nc.png,3\n", None, "line 3: size is '٤', which is not a finite number"),
         ("a.png,1\na.png,2\n", None, "a.png is already in line 2"),
         ("a.png,1\nb.png,2\n", "length", "--target-column length: "),
     ],

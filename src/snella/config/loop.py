@@ -8,6 +8,7 @@ from typing import Literal
 from snella.config.fields import above, at_least, from_below, inside, setting
 
 Optimizer = Literal["adamw", "adamw8bit"]
+Keep = Literal["best", "last"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,12 @@ class LoopConfig:
     ema: float | None = setting(None, inside(0, 1))
     """Decay of an average of the tuned weights, which is then what is evaluated and saved.
     0.9999 as published for FGVC. None: no average, since a short run would hardly move it."""
+    average: float = setting(0.0, from_below(0, 1))
+    """Share of the steps, at the end, whose weights are averaged: the mean of the tuned weights after each of them is
+    what is evaluated and saved, 0 to 1. Not together with --ema. 0: no average, as published."""
+    keep: Keep = setting("best")
+    """Which epoch is kept: best, by the validation split, or last. A validation split of a few hundred images says
+    less of an epoch than its place in the schedule."""
     early_stopping: int = setting(0, at_least(0))
     """Epochs without a better validation score after which training ends. 0: never, as published."""
     checkpoint_every: int = setting(0, at_least(0), free=True)

@@ -34,6 +34,9 @@ class ClassifyConfig:
     To label (--task multilabel) also several, with commas between them, of 0 and 1."""
     crops: bool = setting(False)
     """Cut the boxes of a detection data set (Pascal VOC, COCO, YOLO) out as images of their classes, to classify."""
+    head_first: bool = setting(False, tasks=WHOLE_IMAGE)
+    """Fit the head to the features of the frozen backbone before the training, as a linear model whose L2 penalty is
+    chosen on val, not to segment or to generate. Off as published."""
     mixup: float = setting(0.0, at_least(0))
     """Alpha of mixup's beta distribution, to classify; 0 is off, as published."""
     cutmix: float = setting(0.0, at_least(0))

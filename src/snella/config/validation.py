@@ -80,6 +80,10 @@ def _check_run(config: TrainConfig) -> None:
             read_bytes(config.memory)
         except ValueError as error:
             raise UserError(f"--memory: {error}, nor auto") from None
+    if config.loop.average and config.loop.ema is not None:
+        raise UserError("--average and --ema both say how weights are averaged; pass one of them")
+    if config.loop.early_stopping and config.loop.keep == "last":
+        raise UserError("--early-stopping ends where val has no better epoch, and --keep last keeps none of those")
     if config.resume and config.overwrite:
         raise UserError("--resume and --overwrite contradict each other: pass one of them")
 

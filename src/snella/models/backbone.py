@@ -149,6 +149,19 @@ class Ensemble(nn.Module):
         return torch.stack(parts).logsumexp(0) - math.log(len(parts))
 
 
+def head_layer(model: nn.Module) -> nn.Linear:
+    """Return the linear layer that makes the logits of a model from `build_backbone`.
+
+    Raises:
+        UserError: the head is another layer, or there are several.
+    """
+    heads = [model.get_submodule(name) for name in _head_names(model)]
+    linear = [[part for part in head.modules() if isinstance(part, nn.Linear)][-1:] for head in heads]
+    if len(heads) != 1 or not linear[0]:
+        raise UserError("--head-first: the head of this backbone is not one linear layer; leave it out")
+    return linear[0][0]
+
+
 @torch.no_grad()
 def rescale_head(model: nn.Module, scale: Tensor, shift: Tensor) -> None:
     """Change the head so that logits (b, K) become `scale * logits + shift`, both (K,).

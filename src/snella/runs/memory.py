@@ -174,6 +174,6 @@ def estimated(ready: Prepared, data: ImageData[Any], accelerator: Accelerator) -
         accelerator,
         batch_size=min(config.data.images_per_batch, epoch),  # there may be more images of the prior
         optimizer=config.loop.optimizer,
-        ema=config.loop.ema is not None,
+        averaged=config.loop.ema is not None or config.loop.average > 0,
         seed=config.seed,
     )

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from snella.config.schema import TrainConfig
+from snella.console import print_line, working
 from snella.data.dataset import ImageData, Images, Transform
 from snella.data.folders.choices import Choices
 from snella.data.images import Progress, UnreadableImage
-from snella.data.loading import transformed
+from snella.data.loading import Examples, transformed
 from snella.data.readers.labelled import Lister, labelled, read_data, read_test_data
 from snella.data.transforms.images import Augmentation, Preprocessing, eval_transform, train_transform
 from snella.errors import UserError
 from snella.models.backbone import BackboneSpec, build_backbone, check_backbone_name, logits_of, preprocessing_of
 from snella.models.export import loading_hint, save_merged
+from snella.tasks.head import fit_head
 from snella.tasks.interface import EvaluationT, Prediction, Saved, Task, TaskLearner, check_finite, division_of
-from snella.training.interfaces import DeviceBatches
+from snella.training.interfaces import DeviceBatch, DeviceBatches
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,47 @@ class WholeImageLearner(TaskLearner[EvaluationT, ImageData[Images], Images]):
     """A learner that finds a number for each class or quantity of an image."""
 
     classes: tuple[str, ...]
+
+    @abstractmethod
+    def cost(self, logits: Tensor, targets: DeviceBatch) -> Tensor:
+        """Return what is minimised (0-d), in the precision of logits (b, K): a mean over the images.
+
+        `targets` is a batch, of which the image is not looked at.
+        """
+
+    def mixed(self, batch: DeviceBatch) -> DeviceBatch:
+        """Return what is trained on in place of a batch."""
+        return batch
+
+    def loss(self, model: nn.Module, batch: DeviceBatch) -> Tensor:
+        """Return the training loss (0-d) in fp32."""
+        batch = self.mixed(batch)
+        return self.cost(logits_of(model(batch["image"])).float(), batch)
+
+    def prepare(
+        self,
+        model: nn.Module,
+        data: ImageData[Images],
+        preprocessing: Preprocessing,
+        config: TrainConfig,
+        device: torch.device,
+        console: Console,
+    ) -> Mapping[str, Examples]:
+        """Return the images of each split; the head is fitted to their features before, where that is asked for."""
+        if config.classify.head_first and not config.estimate:
+            with working(console, "fitting the head") as progress:
+                penalty = fit_head(
+                    model,
+                    data.splits,
+                    eval_transform(preprocessing),
+                    self.cost,
+                    batch_size=config.data.images_per_batch,
+                    workers=config.data.workers or 0,
+                    device=device,
+                    progress=progress,
+                )
+            print_line(console, f"head fitted to the features of the frozen backbone, penalty {penalty:.2g} by val")
+        return data.splits
 
     @abstractmethod
     def numbers(self, logits: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def estimate(
     *,
     batch_size: int,
     optimizer: str,
-    ema: bool,
+    averaged: bool,
     seed: int,
 ) -> Estimate:
     """Run the forward pass of two small batches in training mode, and count. The model goes to the device."""
@@ -100,7 +100,7 @@ def estimate(
         weights=weight_bytes(model),
         gradients=sum(p.nbytes for p in trained),
         moments=moment_bytes(optimizer, trained),
-        average=sum(tensor.nbytes for tensor in tuned_state(model).values()) if ema else 0,
+        average=sum(tensor.nbytes for tensor in tuned_state(model).values()) if averaged else 0,
         fixed=max(0, small[1] - small[0] * per_image),
         per_image=per_image,
         batch_size=batch_size,

@@ -2,7 +2,7 @@
 
     for each epoch:
         for each group of `accumulate` batches:
-            seed, learning rate, loss, gradients, AdamW step, budgets (after_step), EMA
+            seed, learning rate, loss, gradients, AdamW step, budgets (after_step), average
         validate; keep the best tuned state; save
 
 Every random number of a step comes from (seed, step), and every batch from (seed, epoch, index). A run that was
@@ -69,7 +69,7 @@ def fit(
     resume: bool = False,
     console: Console,
 ) -> FitResult:
-    """Train the model's trainable parameters and leave it with the best epoch's tuned state (the EMA's if on).
+    """Train the model's trainable parameters and leave it with the best epoch's tuned state (the average's if on).
 
     `accelerator` says where and in which precision; every
     random number comes from `seed`.
@@ -115,7 +115,7 @@ def finish(run: TrainState, learner: Learner) -> FitResult:
         raise UserError(f"{no_epoch}; train again with --overwrite and a lower --lr")
     last = None
     if at.best_epoch != at.epochs:
-        last = copied(run.ema.shadow if run.ema is not None else tuned_state(run.model), device="cpu")
+        last = copied(run.average.shadow if run.average is not None else tuned_state(run.model), device="cpu")
     load_tuned_state(run.model, run.best)
     return FitResult(
         best_metric=at.best_metric,
@@ -165,8 +165,8 @@ def train_epoch(run: TrainState, learner: Learner, train: Batches, progress: Pro
         loss = optimiser_step(run, learner, group)
         record = after_step_of(run, step)
         run.optimizer.zero_grad()
-        if run.ema is not None:
-            run.ema.update(run.model)
+        if run.average is not None:
+            run.average.update(run.model, step)
 
         at.step = step
         at.batches += len(group)
@@ -239,7 +239,7 @@ def validate(
             raise _StopValidation
 
     try:
-        with run.ema.applied(run.model) if run.ema is not None else nullcontext():
+        with run.average.applied(run.model) if run.average is not None else nullcontext():
             if broken := not_finite(tuned_state(run.model)):
                 raise run.diverged(f"diverged: {broken} is not finite")
             evaluation = evaluate(run.model, learner, val, run.accelerator, seed=run.seed, seen=seen)
@@ -247,6 +247,7 @@ def validate(
             in_reach = math.isfinite(metrics.get("loss", 0))  # else some image is beyond what the model can do
             score = metrics[learner.selection] if in_reach else math.nan
             better = is_better(score, at.best_metric, learner.higher_is_better)
+            better |= settings.keep == "last" and math.isfinite(score)
             best = better or score == at.best_metric  # of equals the later epoch: learning rate and budgets went on
             if best:
                 run.best = copied(tuned_state(run.model), device="cpu")
@@ -269,7 +270,7 @@ def validate(
         if stop.requested:
             raise Interrupted(at.step, checkpoint, stop.requested)
     if after_epoch is not None:
-        with run.ema.applied(run.model) if run.ema is not None else nullcontext():
+        with run.average.applied(run.model) if run.average is not None else nullcontext():
             after_epoch(at.epochs)
 
 

@@ -31,7 +31,7 @@ from snella.training.interfaces import AfterStep
 from snella.training.interrupt import Diverged
 from snella.training.memory import PeakMemory
 from snella.training.optimiser import cosine_schedule, load_optimiser_tensors, make_optimiser, optimiser_tensors
-from snella.training.tuned_weights import Ema, load_tuned_state, tuned_state
+from snella.training.tuned_weights import WeightAverage, average_of, load_tuned_state, tuned_state
 
 FORMAT = 1  # of what a checkpoint holds
 RATES = ("lr", "min_lr", "warmup_lr")  # what a run that has diverged may go on with at lower values
@@ -73,7 +73,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer  # adam, with the scaler of fp16 around it
     schedule: CosineLRScheduler
     after_step: AfterStep | None
-    ema: Ema | None
+    average: WeightAverage | None
     memory: PeakMemory
     best: dict[str, Tensor] | None  # tuned state of the best epoch, on the CPU
     batches_per_epoch: int
@@ -98,7 +98,7 @@ class TrainState:
         tensors = {
             "tuned": tuned_state(self.model),
             "optimiser": optimiser_tensors(self.adam),
-            "ema": self.ema.shadow if self.ema is not None else None,
+            "ema": self.average.shadow if self.average is not None else None,
             "best": self.best,
             "after_step": self.after_step.state_dict() if self.after_step is not None else None,
         }
@@ -150,9 +150,9 @@ def start_run(
     model.to(accelerator.device)
     steps = settings.epochs * math.ceil(batches_per_epoch / settings.accumulate)
     adam = make_optimiser(settings, model)
-    ema = Ema(model, settings.ema) if settings.ema is not None else None
+    average = average_of(model, settings, steps)
     if checkpoint is not None:
-        _load(checkpoint, tensors, state, model, adam, ema, accelerator, after_step)
+        _load(checkpoint, tensors, state, model, adam, average, accelerator, after_step)
     return TrainState(
         folder=folder,
         model=model,
@@ -165,7 +165,7 @@ def start_run(
             adam, steps=steps, warmup=settings.warmup, warmup_lr=settings.warmup_lr, min_lr=settings.min_lr
         ),
         after_step=after_step,
-        ema=ema,
+        average=average,
         memory=PeakMemory(model, accelerator.device, position.peak_memory_bytes),
         best=tensors.get("best"),
         batches_per_epoch=batches_per_epoch,
@@ -183,7 +183,7 @@ def _load(
     state: dict[str, Any],
     model: nn.Module,
     adam: torch.optim.Optimizer,
-    ema: Ema | None,
+    average: WeightAverage | None,
     accelerator: Accelerator,
     after_step: AfterStep | None,
 ) -> None:
@@ -191,8 +191,8 @@ def _load(
     try:
         load_tuned_state(model, tensors["tuned"])
         load_optimiser_tensors(adam, tensors["optimiser"])
-        if ema is not None:
-            ema.load(tensors["ema"])
+        if average is not None:
+            average.load(tensors["ema"])
         if after_step is not None:
             averages = {name: value.to(accelerator.device) for name, value in tensors["after_step"].items()}
             after_step.load_state_dict(averages)

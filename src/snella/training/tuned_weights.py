@@ -6,12 +6,14 @@ batch-norm statistics). For an adapter that is a few MB of a model of hundreds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from snella.config.loop import LoopConfig
 
 
 def tuned_state(model: nn.Module) -> dict[str, Tensor]:
@@ -82,16 +84,15 @@ def lone_batch_norm(model: nn.Module, image: Tensor) -> str | None:
     return found[0] if found else None
 
 
-class Ema:
-    """The shadow s of a model's tuned state w: s = decay · s + (1 - decay) · w after each step.
+class WeightAverage:
+    """The shadow s of a model's tuned state w: s = s + weight(t) · (w - s) after step t, counted from 1.
 
     Floating-point entries are averaged, in at least fp32; integers and booleans (budgets, counters) are copied, so
-    that the shadow is as sparse as the model is. `decay` is constant from the first step, as published: at 0.9999
-    a run needs well over 10,000 steps to forget its start.
+    that the shadow is as sparse as the model is.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, model: nn.Module, weight: Callable[[int], float]) -> None:
+        self.weight = weight
         self.shadow: dict[str, Tensor] = {
             name: value.to(torch.promote_types(value.dtype, torch.float32), copy=True)
             if value.is_floating_point()
@@ -100,12 +101,13 @@ class Ema:
         }
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self, model: nn.Module, step: int) -> None:
         """Take in the model's tuned state after a step."""
+        weight = self.weight(step)
         for name, value in tuned_state(model).items():
             shadow = self.shadow[name]
-            if shadow.is_floating_point():
-                shadow.lerp_(value.to(shadow.dtype), 1 - self.decay)
+            if shadow.is_floating_point() and weight < 1:
+                shadow.lerp_(value.to(shadow.dtype), weight)
             else:
                 shadow.copy_(value)
 
@@ -127,3 +129,19 @@ class Ema:
         """
         for name, value in self.shadow.items():
             value.copy_(shadow[name])
+
+
+def average_of(model: nn.Module, settings: LoopConfig, steps: int) -> WeightAverage | None:
+    """Return the average of tuned weights that a training of so many steps is asked for, None without one.
+
+    `ema` is the decay of an exponential one, constant from the first step, as published: at 0.9999 a run needs well
+    over 10,000 steps to forget its start. `average` is the share of the last steps, of which all weigh alike; before
+    them the shadow is the model itself.
+    """
+    if settings.ema is not None:
+        kept = settings.ema
+        return WeightAverage(model, lambda step: 1 - kept)
+    if not settings.average:
+        return None
+    before = steps - max(1, round(settings.average * steps))
+    return WeightAverage(model, lambda step: 1 / max(step - before, 1))

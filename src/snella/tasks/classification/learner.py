@@ -87,13 +87,17 @@ class Classify(WholeImageLearner[ClassEvaluation]):
             mixes.append(v2.CutMix(alpha=cutmix, num_classes=len(classes)))
         self.mix = v2.RandomChoice(mixes) if mixes else None
 
-    def loss(self, model: nn.Module, batch: DeviceBatch) -> Tensor:
-        """Return the training loss (0-d) in fp32: cross-entropy averaged with the class weights of the targets."""
-        images, targets = batch["image"], batch["label"]
-        if self.mix is not None:
-            images, targets = self.mix(images, targets)  # targets: (b, K), rows sum to 1
-        logits = logits_of(model(images)).float()  # (b, K)
-        weights = self.class_weights = self.class_weights.to(logits.device)
+    def mixed(self, batch: DeviceBatch) -> DeviceBatch:
+        """Return the batch, with images and labels mixed where that is on: labels (b, K), whose rows sum to 1."""
+        if self.mix is None:
+            return batch
+        images, labels = self.mix(batch["image"], batch["label"])
+        return {"image": images, "label": labels}
+
+    def cost(self, logits: Tensor, targets: DeviceBatch) -> Tensor:
+        """Return the cross-entropy (0-d), averaged with the class weights of the targets."""
+        targets = targets["label"]
+        weights = self.class_weights = self.class_weights.to(logits)
         total = F.cross_entropy(logits, targets, weight=weights, label_smoothing=self.label_smoothing, reduction="sum")
         # reduction="mean" divides by the weights for labels but by b for mixed targets: one scale for both here
         return total / (targets @ weights if targets.is_floating_point() else weights[targets]).sum()

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from rich.console import RenderableType
 from torch import Tensor, nn
 
-from snella.models.backbone import logits_of
 from snella.tasks.interface import Prediction
 from snella.tasks.multilabel.label_rows import (
     LabelRow,
@@ -73,11 +72,9 @@ class Multilabel(WholeImageLearner[LabelEvaluation]):
         """Return what is added to logits (b, K) so that their sigmoids are the probabilities of the data, (K,)."""
         return -self.positive_weights.cpu().log()
 
-    def loss(self, model: nn.Module, batch: DeviceBatch) -> Tensor:
-        """Return the training loss (0-d) in fp32."""
-        logits = logits_of(model(batch["image"])).float()
+    def cost(self, logits: Tensor, targets: DeviceBatch) -> Tensor:
         weights = self.positive_weights = self.positive_weights.to(logits.device)
-        return F.binary_cross_entropy_with_logits(logits, batch["target"], pos_weight=weights)
+        return F.binary_cross_entropy_with_logits(logits, targets["target"].to(logits.dtype), pos_weight=weights)
 
     def evaluate(self, model: nn.Module, batches: DeviceBatches) -> LabelEvaluation:
         """Return the metrics over all batches, without weights. The model is left in eval mode.

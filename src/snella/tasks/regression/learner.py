@@ -20,7 +20,6 @@ from torchmetrics.functional import mean_absolute_error, mean_squared_error, r2_
 from torchmetrics.functional.classification import multiclass_cohen_kappa
 
 from snella.errors import UserError
-from snella.models.backbone import logits_of
 from snella.tasks.interface import Prediction
 from snella.tasks.regression.scatter import scatter_figure, targets_table, values_table
 from snella.tasks.whole_image import WholeImageLearner, outputs
@@ -84,11 +83,9 @@ class Regress(WholeImageLearner[TargetEvaluation]):
         self.classes, self.scales = tuple(classes), tuple(scales)
         self.mean, self.std = (torch.tensor([getattr(s, name) for s in scales]) for name in ("mean", "std"))
 
-    def loss(self, model: nn.Module, batch: DeviceBatch) -> Tensor:
-        """Return the training loss (0-d) in fp32."""
-        found = logits_of(model(batch["image"])).float()
-        self.mean, self.std = self.mean.to(found.device), self.std.to(found.device)
-        return F.smooth_l1_loss(found, (batch["target"] - self.mean) / self.std)
+    def cost(self, logits: Tensor, targets: DeviceBatch) -> Tensor:
+        self.mean, self.std = self.mean.to(logits.device), self.std.to(logits.device)
+        return F.smooth_l1_loss(logits, ((targets["target"] - self.mean) / self.std).to(logits.dtype))
 
     def evaluate(self, model: nn.Module, batches: DeviceBatches) -> TargetEvaluation:
         """Return the metrics over all batches. The model is left in eval mode.

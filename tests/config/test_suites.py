@@ -100,6 +100,7 @@ def test_a_task_has_what_all_published_runs_have(name):
     assert (config.image_size, config.normalisation) == (224, "imagenet")
     assert (config.resize, config.augment) == (("crop", "crop") if fgvc else ("squash", "none"))
     assert config.ema == (0.9999 if fgvc else None)
+    assert (config.head_first, config.average, config.keep) == (False, 0, "best")
     assert config.precision == ("fp16" if name in AMP else "fp32")
 
 

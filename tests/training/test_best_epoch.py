@@ -52,6 +52,13 @@ def test_the_best_epoch(scores, higher, best, tmp_path):
     assert result.best_metric == pytest.approx(scores[best - 1], nan_ok=True)
 
 
+@pytest.mark.parametrize(("scores", "kept"), [([0.9, 0.4], 2), ([0.9, 0.4, math.nan], 2)])
+def test_the_last_epoch_of_a_finite_score_is_kept_where_that_is_asked_for(scores, kept, tmp_path):
+    settings = replace(SETTINGS, epochs=len(scores), keep="last")
+    result = train(tmp_path, settings=settings, task=Scripted(scores))[1]
+    assert (result.best_epoch, result.best_metric) == (kept, scores[kept - 1])
+
+
 def test_where_no_epoch_has_a_finite_score_none_is_the_best(tmp_path):
     with pytest.raises(UserError, match=r"^diverged: no epoch of .* has a finite score on val"):
         result_of(tmp_path, [math.nan, math.inf])

@@ -49,7 +49,7 @@ def _table(runs: Sequence[Path]) -> Table:
         config, summary = read_config(run), read_summary(run)
         table.add_row(
             config.method.name,
-            f"{config.loop.lr:g}",
+            f"{config.loop.peak_lr:g}",
             *(f"{summary[split]['denoising_loss']:.4f}" for split in ("test", "val")),
             f"{summary['trainable_parameters']:,}",
             decimal_bytes(summary["adapter_bytes"]),

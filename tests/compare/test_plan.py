@@ -23,7 +23,7 @@ def test_the_recipes_rate_is_the_middle_for_the_recipes_method(images, tmp_path)
     task = PlannedTask("", TrainConfig.of(data=str(images), method="snella", lr=1.1e-5), tmp_path)
     plan = Plan((task,), ("snella", "lora"), None, (0,), tmp_path)
     assert plan.first_rates(task, "snella") == (1e-5, 3e-5)
-    assert plan.first_rates(task, "lora") == (3e-4, 1e-3, 3e-3)
+    assert plan.first_rates(task, "lora") == (1e-4, 3e-4, 1e-3)
 
 
 def test_no_rate_is_below_the_least_one(images, tmp_path):

@@ -182,7 +182,7 @@ def test_only_the_methods_that_split_r_need_it_divisible():
 
 
 def test_differences_name_what_changes_the_result_and_nothing_else():
-    config = TrainConfig.of(data="a")
+    config = TrainConfig.of(data="a", lr=1e-3)
     assert differences(config, config.changed(lr=0.1)) == ["--lr was 0.001, is 0.1"]
     free = {"device": "cpu", "workers": 3, "checkpoint_every": 5, "tensorboard": True, "out": "x", "resume": True}
     free |= {"rematerialize": "mlp", "gradient_checkpointing": True, "test": "none", "memory": "auto"}

@@ -62,7 +62,9 @@ class Plan:
         """
         if self.grid is not None:
             return self.grid
-        usual = task.config.loop.lr if method == task.config.method.name else METHODS[method].usual_rate
+        given, usual = task.config.loop.lr, METHODS[method].usual_rate
+        if given != "auto" and method == task.config.method.name:
+            usual = given
         rungs = self.rungs(task)[::2]
         middle = min(range(len(rungs)), key=lambda i: abs(math.log(rungs[i] / usual)))
         return rungs[max(middle - 1, 0) : middle + 2]

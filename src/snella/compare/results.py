@@ -143,7 +143,7 @@ def read_result(folder: Path) -> RunResult:
     images = min(config.data.images_per_batch, summary["images"]["train"]) * config.loop.accumulate
     return RunResult(
         str(folder),
-        lr=config.loop.lr,
+        lr=config.loop.peak_lr,
         seed=config.seed,
         step_seconds=step_seconds(read_metrics(folder), images),
         **summary["selection"],

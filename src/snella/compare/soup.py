@@ -232,7 +232,7 @@ def _written(
 def _row(member: Member) -> dict[str, Any]:
     config = member.config
     scores = {split: member.summary[split] for split in ("val", "test") if split in member.summary}
-    about = {"run": str(member.folder), "method": config.method.name, "lr": config.loop.lr, "seed": config.seed}
+    about = {"run": str(member.folder), "method": config.method.name, "lr": config.loop.peak_lr, "seed": config.seed}
     return {**about, "taken": member.taken, **scores}
 
 
@@ -247,7 +247,7 @@ def _table(members: Sequence[Member], metrics: Mapping[str, Mapping[str, float]]
         return "" if value is None else format_metric(name, value)
 
     for member in members:
-        about = (str(member.folder), member.config.method.name, f"{member.config.loop.lr:g}")
+        about = (str(member.folder), member.config.method.name, f"{member.config.loop.peak_lr:g}")
         table.add_row(*about, cell(member.summary, "val"), cell(member.summary, "test"), "yes" if member.taken else "")
     table.add_section()
     table.add_row("soup", "", "", cell(metrics, "val"), cell(metrics, "test"), "")

@@ -15,13 +15,15 @@ Keep = Literal["best", "last"]
 class LoopConfig:
     """How to train."""
 
-    epochs: int = setting(100, at_least(1))
-    """Passes over the training images, or over the images for prior_prompt where those are more. 100 as published."""
+    epochs: int | Literal["auto"] = setting("auto", at_least(1))
+    """Passes over the training images, or over the images for prior_prompt where those are more. 100 as published.
+    auto: as many as make 1500 steps, but at least 10 and at most 100."""
     optimizer: Optimizer = setting("adamw")
     """What makes a step of the gradients: adamw as published.
     adamw8bit keeps AdamW's two moments in 8 bits (needs the package bitsandbytes and a CUDA device)."""
-    lr: float = setting(0.001, above(0))
-    """Peak learning rate. 1e-3 as published."""
+    lr: float | Literal["auto"] = setting("auto", above(0))
+    """Peak learning rate. 1e-3 as published. auto: what is usual for the method and the kind of backbone, which is
+    said; to be sure of it, compare several (snella compare)."""
     min_lr: float = setting(1e-05, at_least(0))
     """Learning rate at the end of the cosine. 1e-5 as published."""
     warmup_lr: float = setting(1e-06, at_least(0))
@@ -49,3 +51,15 @@ class LoopConfig:
     """Steps between two checkpoints. 0: one at the end of each epoch."""
     tensorboard: bool = setting(False, free=True)
     """Write TensorBoard events as well (needs the package tensorboard)."""
+
+    @property
+    def peak_lr(self) -> float:
+        """Return the learning rate, once what `auto` stands for has taken its place."""
+        assert self.lr != "auto"
+        return self.lr
+
+    @property
+    def epoch_count(self) -> int:
+        """Return the number of epochs, once what `auto` stands for has taken its place."""
+        assert self.epochs != "auto"
+        return self.epochs

@@ -151,14 +151,14 @@ def whole_path(config: TrainConfig, name: str) -> str | None:
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """Return what differs between two configs in a way that changes the result, one phrase a setting.
 
-    A new precision of `auto` goes with any, and a place may be written in several ways.
+    What is `auto` now goes with anything, since it is found out once, and a place may be written in several ways.
     """
     old_places, new_places = placed(old), placed(new)
     return [
         f"{flag(name)} was {old.value(name)}, is {new.value(name)}"
         for name, known in settings().items()
         if old_places.value(name) != new_places.value(name)
-        and (name, new.value(name)) != ("precision", "auto")
+        and new.value(name) != "auto"
         and not (new.task != "generate" and old.data.fractions.get(name) == new.data.fractions.get(name, 0))
         and not (known.reading.free or known.reading.start)
         and not (known.reading.methods and new.method.name not in known.reading.methods)

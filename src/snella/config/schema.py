@@ -137,7 +137,7 @@ def shrunk(config: TrainConfig) -> TrainConfig:
     else:
         config = config.changed(image_size=min(config.model.image_size or SMOKE_IMAGE, SMOKE_IMAGE))
     return config.changed(
-        epochs=min(config.loop.epochs, 2),
+        epochs=2 if config.loop.epochs == "auto" else min(config.loop.epochs, 2),
         batch_size=8 if config.data.batch_size == "auto" else min(config.data.batch_size, 8),
         init_warmup=0,
         final_warmup=0,

@@ -51,13 +51,18 @@ def _check_readers(config: TrainConfig) -> None:
             )
 
 
-def _check_run(config: TrainConfig) -> None:
-    if not config.data.source:
-        raise UserError("no data: --data names a folder, a manifest or a known data set (snella train --help)")
-    if config.loop.min_lr > config.loop.lr:
+def check_rates(config: TrainConfig) -> None:
+    """Refuse a learning rate that would have to rise to its end. Raises UserError."""
+    if config.loop.lr != "auto" and config.loop.min_lr > config.loop.lr:
         raise UserError(
             f"--min-lr {config.loop.min_lr} is above the learning rate {config.loop.lr}; lower it or raise the rate"
         )
+
+
+def _check_run(config: TrainConfig) -> None:
+    if not config.data.source:
+        raise UserError("no data: --data names a folder, a manifest or a known data set (snella train --help)")
+    check_rates(config)
     _check_division(config)
     for name in ("mixup", "cutmix"):
         if 0 < config.value(name) < SMALLEST_ALPHA:

@@ -241,7 +241,7 @@ def _state(folder: Path, config: TrainConfig) -> list[str]:
     notes = [f"diverged at step {found['step']} with --lr {found['lr']:g}" for found in diverged]
     if state_of(folder) == "finished":
         return [f"finished; {', '.join(notes)}" if notes else "finished"]
-    lower = f" --lr {diverged[-1]['lr'] / 10:.3g}" if diverged and diverged[-1]["lr"] == config.loop.lr else ""
+    lower = f" --lr {diverged[-1]['lr'] / 10:.3g}" if diverged and diverged[-1]["lr"] == config.loop.peak_lr else ""
     raise UserError(f"{'; '.join([*notes, 'not finished'])}; go on with: {resume_command(folder)}{lower}")
 
 

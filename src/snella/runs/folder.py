@@ -118,11 +118,11 @@ def check_same(folder: Path, config: TrainConfig) -> None:
     old = read_recipe(str(folder / CONFIG))
     diverged = [found for found in read_divergences(folder) if found["lr"] == old.loop.lr]
     if diverged and not (folder / SUMMARY).is_file():
-        if config.loop.lr >= old.loop.lr:
+        if config.loop.lr == "auto" or config.loop.lr >= old.loop.peak_lr:
             step, rate = diverged[-1]["step"], diverged[-1]["learning_rate"]
             raise UserError(
                 f"diverged: at step {step} with learning rate {rate:.3g}, as it would again; "
-                f"go on with --resume --lr {old.loop.lr / 10:.3g}, or another rate below {old.loop.lr:g}"
+                f"go on with --resume --lr {old.loop.peak_lr / 10:.3g}, or another rate below {old.loop.peak_lr:g}"
             )
         old = old.changed(**{name: config.value(name) for name in RATES})
     trained = (folder / ADAPTER / ABOUT).is_file()

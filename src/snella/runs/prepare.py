@@ -11,9 +11,11 @@ import torch
 from rich.console import Console
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from snella.config.method import MethodConfig
+from snella.config.method import METHODS, MethodConfig
 from snella.config.schema import SMOKE_PER_CLASS, TrainConfig
+from snella.config.validation import check_rates
 from snella.console import checking_images, print_line
 from snella.data.dataset import ImageData, with_white
 from snella.data.kept_images import keep_images
@@ -34,6 +36,8 @@ from snella.tasks.registry import task_named
 from snella.training.tuned_weights import lone_batch_norm
 from snella.tuner import set_base_precision
 
+STEPS = 1500  # of a training whose epochs are left to the program: a third of the published runs'
+FEWEST_EPOCHS, MOST_EPOCHS = 10, 100  # the latter as published
 KEPT_SHARE = 0.25  # of the memory that is free, for decoded images
 ESTIMATED_FROM = 4  # examples, of each class where there are some, of which memory is estimated
 
@@ -91,6 +95,7 @@ def prepare(config: TrainConfig, data: ImageData, device: torch.device, console:
     spec = task.make_spec(config, len(data.classes))
     _tell_backbone(spec.backbone, console)
     base = task.build(spec)
+    config = _with_schedule(config, data, base, console)
     preprocessing = _preprocessing(config, task, spec, base)
     mark = fingerprint(base)
     restorable = config.model.pretrained or config.model.checkpoint
@@ -111,7 +116,9 @@ def prepare(config: TrainConfig, data: ImageData, device: torch.device, console:
     if config.model.compile and not blocks:
         raise UserError(f"{spec.backbone.name} has no blocks to compile; leave out --compile")
     steps_per_epoch = math.ceil(len(batches["train"]) / config.loop.accumulate)
-    model = wrap(base, _method_config(config, base, steps_per_epoch), total_step=config.loop.epochs * steps_per_epoch)
+    model = wrap(
+        base, _method_config(config, base, steps_per_epoch), total_step=config.loop.epoch_count * steps_per_epoch
+    )
     for parameter in model.parameters():
         if parameter.requires_grad:  # a copy of the head is made in the base's precision
             parameter.data = parameter.data.float()
@@ -130,6 +137,26 @@ def _check_lone_image(model: nn.Module, size: int) -> None:
             f"a batch of one image gives the batch norm {norm} one value to train on; pass --batch-size 2 or more "
             "(of two images or more), or another --method, by which it is not trained"
         )
+
+
+def _with_schedule(config: TrainConfig, data: ImageData[Any], base: nn.Module, console: Console) -> TrainConfig:
+    """Return the config with what `auto` stands for in place of the learning rate and the epochs, which is said."""
+    found: dict[str, Any] = {}
+    if config.loop.epochs == "auto":
+        images = max(len(data.splits["train"]), config.generate.prior_images if config.generate.prior_prompt else 0)
+        steps = math.ceil(math.ceil(images / config.data.images_per_batch) / config.loop.accumulate)
+        found["epochs"] = min(max(math.ceil(STEPS / steps), FEWEST_EPOCHS), MOST_EPOCHS)
+    if config.loop.lr == "auto":
+        method = METHODS[config.method.name]
+        batch_norm = method.batch_norm_rate is not None and any(isinstance(m, _BatchNorm) for m in base.modules())
+        found["lr"] = method.batch_norm_rate if batch_norm else method.usual_rate
+    if found:
+        words = {"epochs": "{} epochs", "lr": "learning rate {:g}"}
+        chosen = " and ".join(words[name].format(value) for name, value in found.items())
+        print_line(console, f"auto: {chosen}, for {config.method.name} on {len(data.splits['train']):,} images")
+    config = config.changed(**found)
+    check_rates(config)
+    return config
 
 
 def _preprocessing(config: TrainConfig, task: Task[Any, Any, Any], spec: Spec, base: nn.Module) -> Preprocessing:

@@ -122,8 +122,9 @@ def _settled(config: TrainConfig) -> TrainConfig:
     """Return the config as it is trained: shrunk by --smoke, and with what `auto` was in a run that is gone on with."""
     folder = run_folder(config)
     config = with_precision(shrunk(config) if config.smoke else config, folder)
-    if config.resume and config.data.batch_size == "auto" and state_of(folder) in ("started", "finished"):
-        config = config.changed(batch_size=read_config(folder).data.batch_size)
+    open_ones = [name for name in ("batch_size", "epochs", "lr") if config.value(name) == "auto"]
+    if config.resume and open_ones and state_of(folder) in ("started", "finished"):
+        config = config.changed(**{name: read_config(folder).value(name) for name in open_ones})
     return config
 
 
@@ -150,7 +151,7 @@ def _train(
     show = _sample_grids(config, ready, folder, accelerator)
 
     def after_epoch(epoch: int) -> None:
-        epochs, every = config.loop.epochs, config.generate.sample_every
+        epochs, every = config.loop.epoch_count, config.generate.sample_every
         every = -(-epochs // GRIDS) if every is None else every
         if every and epoch % every == 0 and epoch < epochs:
             show(f"epoch-{epoch:03d}", None)
@@ -193,7 +194,7 @@ def _with_best_epoch(
     if error.best_epoch:
         _save_adapter(folder, config, ready, ready.learner.settle(_evaluated("val", config, ready, accelerator)))
         saved = f"; the best epoch before, {error.best_epoch}, is in {folder / ADAPTER}"
-    lower = f"--resume --lr {config.loop.lr / 10:.3g}"
+    lower = f"--resume --lr {config.loop.peak_lr / 10:.3g}"
     last = newest_checkpoint(folder)
     goes_on = f"{lower} goes on from step {step_of(last)}" if last else f"{lower} starts again"
     return UserError(f"{error}{saved}; {goes_on}")
@@ -268,7 +269,7 @@ def _tell_kept(folder: Path, config: TrainConfig, result: FitResult, console: Co
         return
     kept = saved_share(folder / ADAPTER, lambda _: method.target_sparsity)
     if kept and not kept.is_near:
-        epochs = f"best epoch {result.best_epoch} of {config.loop.epochs}"
+        epochs = f"best epoch {result.best_epoch} of {config.loop.epoch_count}"
         print_line(console, f"the adapter {kept}: budgets fall from epoch to epoch ({epochs}); more epochs come nearer")
 
 

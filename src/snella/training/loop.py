@@ -95,7 +95,7 @@ def fit(
         try:
             train_epochs(run, learner, train, val, after_epoch, console)
         except Diverged as error:
-            write_divergence(folder, error.step, error.rate, settings.lr)
+            write_divergence(folder, error.step, error.rate, settings.peak_lr)
             if run.best is not None:
                 load_tuned_state(model, run.best)
                 error.best_epoch = run.position.best_epoch
@@ -140,7 +140,7 @@ def train_epochs(
     """Train and validate until the last epoch, or until early stopping."""
     at, settings = run.position, run.settings
     start_trackers(run.accelerator, settings, run.folder, at.step)
-    progress = Progress(console, epochs=settings.epochs, steps=run.steps, done=at.step)
+    progress = Progress(console, epochs=settings.epoch_count, steps=run.steps, done=at.step)
     try:
         with StopSignals() as stop, progress:
             while not at.finished:
@@ -260,7 +260,7 @@ def validate(
     if best:
         at.best_metric, at.best_epoch = score, at.epochs
     at.stale = 0 if better else at.stale + 1
-    at.finished = at.epochs == settings.epochs or 0 < settings.early_stopping <= at.stale
+    at.finished = at.epochs == settings.epoch_count or 0 < settings.early_stopping <= at.stale
     run.metrics.append({"kind": "val", "epoch": at.epochs, "step": at.step, **metrics})
     run.accelerator.log({f"val/{name}": value for name, value in metrics.items()}, step=at.step)
     progress.epoch_done(at.epochs, metrics, best=best)

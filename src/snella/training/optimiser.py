@@ -30,10 +30,10 @@ def make_optimiser(settings: LoopConfig, model: nn.Module) -> torch.optim.Optimi
     """
     check_optimiser(settings.optimizer, next(model.parameters()).device)
     if settings.optimizer == "adamw":
-        return adamw(model, lr=settings.lr, weight_decay=settings.weight_decay)
+        return adamw(model, lr=settings.peak_lr, weight_decay=settings.weight_decay)
     import bitsandbytes  # pyright: ignore[reportMissingImports]
 
-    return bitsandbytes.optim.AdamW8bit(_groups(model, settings.weight_decay), lr=settings.lr, eps=EPSILON)
+    return bitsandbytes.optim.AdamW8bit(_groups(model, settings.weight_decay), lr=settings.peak_lr, eps=EPSILON)
 
 
 def check_optimiser(name: str, device: torch.device) -> None:

@@ -148,7 +148,7 @@ def start_run(
         _check_conditions(checkpoint, state, conditions_of(settings, accelerator, seed, batches_per_epoch))
         _check_position(checkpoint, position, settings, batches_per_epoch, "best" in tensors)
     model.to(accelerator.device)
-    steps = settings.epochs * math.ceil(batches_per_epoch / settings.accumulate)
+    steps = settings.epoch_count * math.ceil(batches_per_epoch / settings.accumulate)
     adam = make_optimiser(settings, model)
     average = average_of(model, settings, steps)
     if checkpoint is not None:
@@ -219,10 +219,10 @@ def conditions_of(settings: LoopConfig, accelerator: Accelerator, seed: int, bat
 def _check_position(checkpoint: Path, at: Position, settings: LoopConfig, batches: int, has_best: bool) -> None:
     """Refuse a position that no training of these settings can be at. Raises UserError."""
     steps = at.epochs * math.ceil(batches / settings.accumulate) + math.ceil(at.batches / settings.accumulate)
-    ended = at.epochs == settings.epochs or 0 < settings.early_stopping <= at.stale
+    ended = at.epochs == settings.epoch_count or 0 < settings.early_stopping <= at.stale
     possible = {
         f"step {at.step}": at.step == steps == step_of(checkpoint),
-        f"epochs {at.epochs}": at.epochs <= settings.epochs and at.batches <= batches,
+        f"epochs {at.epochs}": at.epochs <= settings.epoch_count and at.batches <= batches,
         f"finished {at.finished}": at.finished == ended,
         f"best_epoch {at.best_epoch}": at.best_epoch <= at.epochs and bool(at.best_epoch) == has_best,
     }

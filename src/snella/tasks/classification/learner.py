@@ -96,11 +96,11 @@ class Classify(WholeImageLearner[ClassEvaluation]):
 
     def cost(self, logits: Tensor, targets: DeviceBatch) -> Tensor:
         """Return the cross-entropy (0-d), averaged with the class weights of the targets."""
-        targets = targets["label"]
+        labels: Tensor = targets["label"]
         weights = self.class_weights = self.class_weights.to(logits)
-        total = F.cross_entropy(logits, targets, weight=weights, label_smoothing=self.label_smoothing, reduction="sum")
+        total = F.cross_entropy(logits, labels, weight=weights, label_smoothing=self.label_smoothing, reduction="sum")
         # reduction="mean" divides by the weights for labels but by b for mixed targets: one scale for both here
-        return total / (targets @ weights if targets.is_floating_point() else weights[targets]).sum()
+        return total / (labels @ weights if labels.is_floating_point() else weights[labels]).sum()
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batches: DeviceBatches) -> ClassEvaluation:

@@ -1,0 +1,8 @@
+"""Other programs side by side with this one: the same splits, backbone weights and time, each at its own defaults.
+
+    python -m benchmarks.programs.bed packages/digits-lite0 beds/digits-lite0
+    python -m benchmarks.programs.run beds/* --programs snella,trainer,peft --seconds 120 --out FILE
+    python -m benchmarks.programs.run beds/* --programs fastai --python ENV/bin/python --out FILE
+
+A program is a script here that imports nothing of this package, so that it runs in an environment of its own.
+"""

@@ -21,6 +21,7 @@ TASKS: dict[str, object] = {
 LABELLED = ("classify", "segment")  # tasks whose images have classes, or pixels do
 WHOLE_IMAGE = ("classify", "multilabel", "regress")  # tasks that say something of an image as a whole
 LOOKING = (*WHOLE_IMAGE, "segment")  # tasks that look at images
+Tta = Literal["none", "flip"]
 Separator = Literal[";", "|", ",", "space", "none"]
 
 
@@ -37,6 +38,9 @@ class ClassifyConfig:
     head_first: bool = setting(False, tasks=WHOLE_IMAGE)
     """Fit the head to the features of the frozen backbone before the training, as a linear model whose L2 penalty is
     chosen on val, not to segment or to generate. Off as published."""
+    tta: Tta = setting("none", tasks=WHOLE_IMAGE)
+    """Test-time augmentation, not to segment or to generate: flip takes the mean of the logits of an image and of its
+    mirror image, in evaluations and predictions, for twice their time. A merged model sees an image once."""
     mixup: float = setting(0.0, at_least(0))
     """Alpha of mixup's beta distribution, to classify; 0 is off, as published."""
     cutmix: float = setting(0.0, at_least(0))

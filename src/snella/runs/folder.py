@@ -267,8 +267,9 @@ def read_about(folder: Path) -> dict[str, Any]:
     remedy = "restore it, or train again"
     task = read_json(path, Record({"task": Literal[tuple(TASKS)]}), remedy=remedy)["task"]
     holds = {"method": Literal[tuple(METHODS)], "backbone": BackboneSpec, "classes": list[str], "fingerprint": str}
-    holds |= {"preprocessing": Preprocessing, **task_named(task).about}
-    return read_json(path, Record(holds, {"versions": dict[str, str]}), remedy=remedy)
+    of_task = task_named(task)
+    holds |= {"preprocessing": Preprocessing, **of_task.about}
+    return read_json(path, Record(holds, {"versions": dict[str, str], **of_task.about_since}), remedy=remedy)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -126,6 +126,12 @@ def _made_of(path: Path, make: Callable[[], T]) -> T:
         raise UserError(f"{path} is damaged or incomplete ({short_reason(error)}); train again") from error
 
 
+def tell_views(run: LoadedRun, console: Console) -> None:
+    """Say where a run looks at an image more often than the model that is made of it."""
+    if run.saved.get("tta", "none") != "none":
+        print_line(console, "it sees an image once; the run, and its metrics, take the mean of two views (--tta flip)")
+
+
 def check_options(batch_size: int, device: str) -> None:
     """Refuse, before anything is read, a batch size or a device that cannot be. Raises UserError."""
     if batch_size < 1:
@@ -152,6 +158,7 @@ def merge(folder: Path, *, out: str, onnx: str | None = None, console: Console |
     model = merged(run.config.method.name, run.model).eval()
     hint = run.task.save_merged(model, Path(out), run.saved)
     print_line(console, f"merged model in {out}; load it with {hint}")
+    tell_views(run, console)
     if (precision := run.config.model.base_precision) != "fp32":
         print_line(console, f"its weights were rounded to {precision} before tuning, as --base-precision asked")
     if onnx:

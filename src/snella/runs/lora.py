@@ -28,7 +28,7 @@ from snella.report.tables import format_metric, new_table
 from snella.runs.check import read_own_data
 from snella.runs.evaluate import accelerator_for
 from snella.runs.folder import BASE, read_about, read_config
-from snella.runs.load import LoadedRun, load_run, untuned
+from snella.runs.load import LoadedRun, load_run, tell_views, untuned
 from snella.tasks.interface import LoraPlace
 from snella.tasks.registry import task_named
 from snella.training.evaluation import evaluate
@@ -76,6 +76,7 @@ def merge_as_lora(folder: Path, *, out: str, lora: str, console: Console | None 
         write_json(temporary / "lora.json", {"layers": layers, "val": {"run": before, "lora": after}})
         write_text(temporary / "README.md", _readme(folder, saved, place))
     _report(console, run, converted, target)
+    tell_views(run, console)
     _tell_metrics(console, run, before, after)
 
 

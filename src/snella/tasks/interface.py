@@ -189,6 +189,8 @@ class Task(ABC, Generic[SpecT, DataT, SplitT]):
     generates: ClassVar[bool] = False  # whether its models make images, and do not look at any
     about: ClassVar[Mapping[str, Any]] = {}  # its own part of snella.json: key -> hint (`snella.json_files`)
 
+    about_since: ClassVar[Mapping[str, Any]] = {}  # the same, of what older runs do not have
+
     def check(self, config: TrainConfig) -> None:
         """Refuse a config that cannot be trained, before anything is read, built or downloaded. Raises UserError."""
         return

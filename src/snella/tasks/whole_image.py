@@ -6,13 +6,14 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
 from snella.config.schema import TrainConfig
+from snella.config.tasks import Tta
 from snella.console import print_line, working
 from snella.data.dataset import ImageData, Images, Transform
 from snella.data.folders.choices import Choices
@@ -40,6 +41,7 @@ class WholeImageTask(Task[HeadSpec, ImageData[Images], Images]):
 
     resize: ClassVar[str] = "squash"
     exports_onnx: ClassVar[bool] = True
+    about_since: ClassVar[Mapping[str, Any]] = {"tta": Tta}
 
     def check(self, config: TrainConfig) -> None:
         """Refuse an unknown backbone or policy. Raises UserError."""
@@ -78,6 +80,30 @@ class WholeImageTask(Task[HeadSpec, ImageData[Images], Images]):
     def spec_from(self, saved: Saved) -> HeadSpec:
         return HeadSpec(BackboneSpec(**saved["backbone"]))
 
+    @abstractmethod
+    def new_learner(self, config: TrainConfig, data: ImageData[Images]) -> WholeImageLearner[Any]:
+        """Return the learner of a run, but for how it looks at an image."""
+
+    @abstractmethod
+    def saved_learner(self, saved: Saved) -> WholeImageLearner[Any]:
+        """Return the learner of a finished run, but for how it looks at an image."""
+
+    def learner(
+        self, config: TrainConfig, data: ImageData[Images], preprocessing: Preprocessing
+    ) -> WholeImageLearner[Any]:
+        found = self.new_learner(config, data)
+        found.tta = config.classify.tta
+        return found
+
+    def learner_from(self, saved: Saved) -> WholeImageLearner[Any]:
+        found = self.saved_learner(saved)
+        found.tta = saved.get("tta", "none")
+        return found
+
+    def facts(self, config: TrainConfig, data: ImageData[Images]) -> dict[str, Any]:
+        """Return how an image is looked at."""
+        return {"tta": config.classify.tta}
+
     def build(self, spec: HeadSpec) -> nn.Module:
         return build_backbone(spec.backbone)
 
@@ -101,6 +127,12 @@ class WholeImageLearner(TaskLearner[EvaluationT, ImageData[Images], Images]):
     """A learner that finds a number for each class or quantity of an image."""
 
     classes: tuple[str, ...]
+    tta: Tta = "none"
+
+    def logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Return the logits (b, K), in fp32, of images (b, 3, s, s): with `tta` flip, the mean of both views'."""
+        found = logits_of(model(images)).float()
+        return found if self.tta == "none" else (found + logits_of(model(images.flip(-1))).float()) / 2
 
     @abstractmethod
     def cost(self, logits: Tensor, targets: DeviceBatch) -> Tensor:
@@ -168,26 +200,25 @@ class WholeImageLearner(TaskLearner[EvaluationT, ImageData[Images], Images]):
     def answers(self, model: nn.Module, images: Tensor) -> Tensor:
         """Return what is told of images (b, 3, s, s), (b, K) in fp32. The model is left in eval mode."""
         model.eval()
-        return self.numbers(logits_of(model(images)).float())
+        return self.numbers(self.logits(model, images))
+
+    @torch.no_grad()
+    def outputs(self, model: nn.Module, batches: DeviceBatches) -> tuple[Tensor, Tensor]:
+        """Return the logits and targets of all images, (n, K) in fp32 on the CPU. The model is left in eval mode.
+
+        Raises:
+            UserError: there is no batch.
+        """
+        model.eval()
+        found = [(self.logits(model, batch["image"]).cpu(), batch["target"].cpu()) for batch in batches]
+        if not found:
+            raise UserError("nothing to evaluate: the split has no image; give --data with at least one")
+        logits, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return logits, targets
 
     def _finite(self, name: str, numbers: list[float]) -> Prediction:
         check_finite(name, sum(numbers))
         return self.prediction(name, numbers)
-
-
-@torch.no_grad()
-def outputs(model: nn.Module, batches: DeviceBatches) -> tuple[Tensor, Tensor]:
-    """Return a model's logits and the targets of all images, (n, K) in fp32 on the CPU. The model is left in eval mode.
-
-    Raises:
-        UserError: there is no batch.
-    """
-    model.eval()
-    found = [(logits_of(model(batch["image"])).float().cpu(), batch["target"].cpu()) for batch in batches]
-    if not found:
-        raise UserError("nothing to evaluate: the split has no image; give --data with at least one")
-    logits, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return logits, targets
 
 
 def choices(config: TrainConfig) -> Choices:

@@ -20,7 +20,6 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from torchvision.transforms import v2
 
 from snella.errors import UserError
-from snella.models.backbone import logits_of
 from snella.report.figures import confusion_figure
 from snella.tasks.classification.class_rows import ClassRow, class_rows, class_table, prediction_table
 from snella.tasks.interface import Prediction
@@ -120,7 +119,7 @@ class Classify(WholeImageLearner[ClassEvaluation]):
         for batch in batches:
             empty = False
             labels = batch["label"]
-            logits = logits_of(model(batch["image"])).float()
+            logits = self.logits(model, batch["image"])
             for metric in (confusion, top5, loss):
                 metric.to(logits.device)
             confusion.update(logits, labels)

@@ -10,7 +10,6 @@ from rich.console import RenderableType
 from snella.config.schema import TrainConfig
 from snella.data.dataset import ImageData, Images, class_weights
 from snella.data.readers.labelled_report import describe
-from snella.data.transforms.images import Preprocessing
 from snella.tasks.classification.learner import Classify
 from snella.tasks.interface import Saved
 from snella.tasks.whole_image import WholeImageTask
@@ -39,7 +38,7 @@ class ClassificationTask(WholeImageTask):
                 chosen.append(index)
         return images.chosen(chosen)
 
-    def learner(self, config: TrainConfig, data: ImageData[Images], preprocessing: Preprocessing) -> Classify:
+    def new_learner(self, config: TrainConfig, data: ImageData[Images]) -> Classify:
         return Classify(
             data.classes,
             class_weights=class_weights(data.splits["train"], data.classes) if config.data.class_weights else None,
@@ -48,7 +47,7 @@ class ClassificationTask(WholeImageTask):
             cutmix=config.classify.cutmix,
         )
 
-    def learner_from(self, saved: Saved) -> Classify:
+    def saved_learner(self, saved: Saved) -> Classify:
         return Classify(saved["classes"])
 
 

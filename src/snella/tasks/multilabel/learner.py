@@ -25,7 +25,7 @@ from snella.tasks.multilabel.label_rows import (
     labels_figure,
     labels_table,
 )
-from snella.tasks.whole_image import WholeImageLearner, outputs
+from snella.tasks.whole_image import WholeImageLearner
 from snella.training.interfaces import DeviceBatch, DeviceBatches
 
 BOUND = 10.0  # of the weight of the images that have a label, and of its inverse
@@ -84,7 +84,7 @@ class Multilabel(WholeImageLearner[LabelEvaluation]):
         Raises:
             UserError: there is no batch.
         """
-        logits, targets = outputs(model, batches)
+        logits, targets = self.outputs(model, batches)
         probabilities = self.numbers(logits)
         best = tuple(best_threshold(*pair) for pair in zip(probabilities.T, targets.T, strict=True))
         thresholds = self.thresholds or best

@@ -16,7 +16,6 @@ from snella.data.dataset import ImageData, Images
 from snella.data.images import Progress
 from snella.data.readers.labelled import Lister
 from snella.data.readers.labelled_report import describe
-from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
 from snella.models.backbone import rescale_head
 from snella.tasks.interface import Saved
@@ -63,17 +62,20 @@ class MultilabelTask(WholeImageTask):
 
     def facts(self, config: TrainConfig, data: ImageData[Images]) -> dict[str, Any]:
         """Return what rare labels weigh in the loss."""
-        return {"positive_weights": positive_weights(torch.tensor(data.splits["train"].targets))}
+        return super().facts(config, data) | {"positive_weights": self._weights(data)}
 
-    def learner(self, config: TrainConfig, data: ImageData[Images], preprocessing: Preprocessing) -> Multilabel:
-        return Multilabel(data.classes, **self.facts(config, data))
+    def _weights(self, data: ImageData[Images]) -> list[float]:
+        return positive_weights(torch.tensor(data.splits["train"].targets))
 
-    def learner_from(self, saved: Saved) -> Multilabel:
+    def new_learner(self, config: TrainConfig, data: ImageData[Images]) -> Multilabel:
+        return Multilabel(data.classes, positive_weights=self._weights(data))
+
+    def saved_learner(self, saved: Saved) -> Multilabel:
         return Multilabel(saved["classes"], positive_weights=saved["positive_weights"], thresholds=saved["thresholds"])
 
     def save_merged(self, model: nn.Module, folder: Path, saved: Saved) -> str:
         """Write a model whose logits are those of the probabilities that `predict` gives."""
-        learner = self.learner_from(saved)
+        learner = self.saved_learner(saved)
         rescale_head(model, torch.ones(len(learner.classes)), learner.shift)
         return f"{super().save_merged(model, folder, saved)}; sigmoids of its logits are the probabilities"
 

@@ -22,7 +22,7 @@ from torchmetrics.functional.classification import multiclass_cohen_kappa
 from snella.errors import UserError
 from snella.tasks.interface import Prediction
 from snella.tasks.regression.scatter import scatter_figure, targets_table, values_table
-from snella.tasks.whole_image import WholeImageLearner, outputs
+from snella.tasks.whole_image import WholeImageLearner
 from snella.training.interfaces import DeviceBatch, DeviceBatches
 
 MOST_LEVELS = 10  # different values in train up to which a quantity is one of levels
@@ -93,7 +93,7 @@ class Regress(WholeImageLearner[TargetEvaluation]):
         Raises:
             UserError: there is no batch.
         """
-        logits, targets = outputs(model, batches)
+        logits, targets = self.outputs(model, batches)
         found, true = self.numbers(logits), targets.double()
         columns = zip(self.classes, found.T, true.T, self.scales, strict=True)
         table = tuple(_row(name, told, right, scale) for name, told, right, scale in columns)

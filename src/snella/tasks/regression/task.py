@@ -16,7 +16,6 @@ from snella.console import shown
 from snella.data.dataset import ImageData, Images
 from snella.data.readers.labelled import Lister
 from snella.data.readers.labelled_report import describe_rest
-from snella.data.transforms.images import Preprocessing
 from snella.models.backbone import rescale_head
 from snella.report.tables import new_table
 from snella.tasks.interface import Saved
@@ -60,21 +59,21 @@ class RegressionTask(WholeImageTask):
 
     def facts(self, config: TrainConfig, data: ImageData[Images]) -> dict[str, Any]:
         """Return by what the quantities are standardised."""
-        return {"scales": [asdict(scale) for scale in self._scales(data)]}
+        return super().facts(config, data) | {"scales": [asdict(scale) for scale in self._scales(data)]}
 
     def _scales(self, data: ImageData[Images]) -> list[Scale]:
         return scales_of(data.classes, torch.tensor(data.splits["train"].targets))
 
-    def learner(self, config: TrainConfig, data: ImageData[Images], preprocessing: Preprocessing) -> Regress:
+    def new_learner(self, config: TrainConfig, data: ImageData[Images]) -> Regress:
         return Regress(data.classes, self._scales(data))
 
-    def learner_from(self, saved: Saved) -> Regress:
+    def saved_learner(self, saved: Saved) -> Regress:
         scales = [Scale(known["mean"], known["std"], tuple(known["levels"])) for known in saved["scales"]]
         return Regress(saved["classes"], scales)
 
     def save_merged(self, model: nn.Module, folder: Path, saved: Saved) -> str:
         """Write a model that gives the quantities in units of the data."""
-        learner = self.learner_from(saved)
+        learner = self.saved_learner(saved)
         rescale_head(model, learner.std, learner.mean)
         return f"{super().save_merged(model, folder, saved)}; its outputs are in units of the data"
 

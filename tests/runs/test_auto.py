@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -16,7 +18,7 @@ from snella.console import Terminal
 from snella.errors import UserError
 from snella.runs.devices import make_accelerator
 from snella.runs.memory import fitted
-from snella.runs.prepare import read_run_data
+from snella.runs.prepare import read_run_data, with_batch
 from support.runs import MODEL, adapter, same, write_images
 
 TWO_STEPS = ["--batch-size", "8", "--accumulate", "2"]
@@ -95,3 +97,14 @@ def test_a_run_keeps_what_it_was_and_is_gone_on_with(
     assert "is finished" in capsys.readouterr().out
     assert main([*flags, "--out", str(tmp_path / "auto"), "--resume", "--lr", "1e-3"]) == 2
     assert "--lr was 0.0005, is 0.001" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "images", "size"),
+    [("classify", 499, 8), ("segment", 500, 16), ("regress", 1999, 16), ("classify", 2000, 32), ("generate", 5, 32)],
+)
+def test_few_images_come_in_small_batches(task: str, images: int, size: int) -> None:
+    data: Any = SimpleNamespace(splits={"train": range(images)})
+    out = Terminal(file=StringIO())
+    assert with_batch(TrainConfig.of(data="x", task=task), data, out).data.batch_size == size
+    assert with_batch(TrainConfig.of(data="x", task=task, batch_size=5), data, out).data.batch_size == 5

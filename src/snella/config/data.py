@@ -44,8 +44,9 @@ class DataConfig:
     scale: a random square."""
     color_jitter: float = setting(0.0, between(0, 100))
     """Strength of brightness, contrast and saturation changes. Off as published."""
-    batch_size: int | Literal["auto"] = setting(32, at_least(1))
-    """Images per batch; a step takes --accumulate of them. The published recipes use 8 to 32.
+    batch_size: int | Literal["auto"] | None = setting(None, at_least(1))
+    """Images per batch; a step takes --accumulate of them. The published recipes use 8 to 32. None: 8 for fewer than
+    500 training images, 16 for fewer than 2,000, else 32; to generate, 32.
     auto: the largest power of two that fits the memory (--memory, or what is free) and is not above the number of
     training images."""
     label_smoothing: float = setting(0.0, from_below(0, 1), tasks=LABELLED)
@@ -98,6 +99,6 @@ class DataConfig:
 
     @property
     def images_per_batch(self) -> int:
-        """Return the batch size, once what `auto` stands for has taken its place."""
-        assert self.batch_size != "auto"
+        """Return the batch size, once what None or `auto` stands for has taken its place."""
+        assert isinstance(self.batch_size, int)
         return self.batch_size

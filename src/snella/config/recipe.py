@@ -148,17 +148,26 @@ def whole_path(config: TrainConfig, name: str) -> str | None:
     return f"{prefix}{path.absolute()}" if value and path.exists() else None
 
 
+# what a run finds out once, if it is not said: setting -> the values that leave it to the run
+LEFT_TO_THE_RUN: dict[str, tuple[Any, ...]] = {
+    "batch_size": (None, "auto"),
+    "epochs": ("auto",),
+    "lr": ("auto",),
+    "precision": ("auto",),
+}
+
+
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """Return what differs between two configs in a way that changes the result, one phrase a setting.
 
-    What is `auto` now goes with anything, since it is found out once, and a place may be written in several ways.
+    What is left to the run now goes with anything, and a place may be written in several ways.
     """
     old_places, new_places = placed(old), placed(new)
     return [
         f"{flag(name)} was {old.value(name)}, is {new.value(name)}"
         for name, known in settings().items()
         if old_places.value(name) != new_places.value(name)
-        and new.value(name) != "auto"
+        and new.value(name) not in LEFT_TO_THE_RUN.get(name, ())
         and not (new.task != "generate" and old.data.fractions.get(name) == new.data.fractions.get(name, 0))
         and not (known.reading.free or known.reading.start)
         and not (known.reading.methods and new.method.name not in known.reading.methods)

@@ -138,7 +138,7 @@ def shrunk(config: TrainConfig) -> TrainConfig:
         config = config.changed(image_size=min(config.model.image_size or SMOKE_IMAGE, SMOKE_IMAGE))
     return config.changed(
         epochs=2 if config.loop.epochs == "auto" else min(config.loop.epochs, 2),
-        batch_size=8 if config.data.batch_size == "auto" else min(config.data.batch_size, 8),
+        batch_size=min(config.data.batch_size, 8) if isinstance(config.data.batch_size, int) else 8,
         init_warmup=0,
         final_warmup=0,
         allocate_every=None,

@@ -20,7 +20,7 @@ from snella.errors import UserError
 from snella.machine import free_memory
 from snella.models.checkpointing import blocks_of, checkpoint_blocks
 from snella.report.tables import decimal_bytes
-from snella.runs.prepare import Prepared, make_batches, prepare
+from snella.runs.prepare import Prepared, make_batches, prepare, with_batch
 from snella.training.estimate import Estimate, estimate
 
 SPARE = 0.1  # of what is free: for workspace and gaps of the allocator, which nothing counts
@@ -33,6 +33,7 @@ def fitted(config: TrainConfig, data: ImageData[Any], accelerator: Accelerator, 
     Raises:
         UserError: as `prepare`, or nothing fits.
     """
+    config = with_batch(config, data, console)
     if config.memory is None and config.data.batch_size != "auto":
         return prepare(config, data, accelerator.device, console)
     with working(console, "looking for what fits the memory"):

@@ -36,6 +36,8 @@ from snella.tasks.registry import task_named
 from snella.training.tuned_weights import lone_batch_norm
 from snella.tuner import set_base_precision
 
+SMALL_BATCHES = {500: 8, 2000: 16}  # images to train on -> what a batch has below that
+LARGEST_BATCH = 32  # of those that the program chooses
 STEPS = 1500  # of a training whose epochs are left to the program: a third of the published runs'
 FEWEST_EPOCHS, MOST_EPOCHS = 10, 100  # the latter as published
 KEPT_SHARE = 0.25  # of the memory that is free, for decoded images
@@ -137,6 +139,18 @@ def _check_lone_image(model: nn.Module, size: int) -> None:
             f"a batch of one image gives the batch norm {norm} one value to train on; pass --batch-size 2 or more "
             "(of two images or more), or another --method, by which it is not trained"
         )
+
+
+def with_batch(config: TrainConfig, data: ImageData[Any], console: Console) -> TrainConfig:
+    """Return the config with a size of the batches, which is said where it was left open."""
+    if config.data.batch_size is not None:
+        return config
+    images = len(data.splits["train"])
+    size = LARGEST_BATCH
+    if config.task != "generate":
+        size = next((small for most, small in SMALL_BATCHES.items() if images < most), LARGEST_BATCH)
+    print_line(console, f"auto: batches of {size}, for {images:,} images")
+    return config.changed(batch_size=size)
 
 
 def _with_schedule(config: TrainConfig, data: ImageData[Any], base: nn.Module, console: Console) -> TrainConfig:

@@ -17,7 +17,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from snella.config.method import SPARSE
-from snella.config.recipe import placed
+from snella.config.recipe import LEFT_TO_THE_RUN, placed
 from snella.config.schema import TrainConfig, run_folder, shrunk
 from snella.config.validation import validate
 from snella.console import Terminal, print_line, working
@@ -122,7 +122,7 @@ def _settled(config: TrainConfig) -> TrainConfig:
     """Return the config as it is trained: shrunk by --smoke, and with what `auto` was in a run that is gone on with."""
     folder = run_folder(config)
     config = with_precision(shrunk(config) if config.smoke else config, folder)
-    open_ones = [name for name in ("batch_size", "epochs", "lr") if config.value(name) == "auto"]
+    open_ones = [name for name, open_values in LEFT_TO_THE_RUN.items() if config.value(name) in open_values]
     if config.resume and open_ones and state_of(folder) in ("started", "finished"):
         config = config.changed(**{name: read_config(folder).value(name) for name in open_ones})
     return config

@@ -303,6 +303,8 @@ def _finish(
         console.print(learner.table(tested))
     title = f"{config.method.name} on {Path(ready.data.root).name}"
     console.print(summary_table(summary, names, title=title))
+    for doubt in learner.doubts(val):
+        print_line(console, doubt)
     if ready.data.caveat:
         print_line(console, ready.data.caveat)
     print_line(

@@ -112,6 +112,10 @@ class TaskLearner(ABC, Generic[EvaluationT, DataT, SplitT]):
         """
         return {}
 
+    def doubts(self, evaluation: EvaluationT, /) -> list[str]:
+        """Return a line for each sign in an evaluation on val that nothing was learnt."""
+        return []
+
     def details(self, evaluation: EvaluationT, /) -> dict[str, Any]:
         """Return what summary.json says of the test besides its metrics: name -> value."""
         return {}

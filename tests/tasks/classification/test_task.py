@@ -1,6 +1,7 @@
 """Classification metrics against scikit-learn, and the loss against PyTorch's own."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from sklearn import metrics as reference
 from torch import nn
 
 from snella.errors import UserError
-from snella.tasks.classification.learner import Classify
+from snella.tasks.classification.learner import ClassEvaluation, Classify
+from support.runs import read, train, write_images
 
 
 class Replay(nn.Module):
@@ -178,3 +180,34 @@ def test_values_outside_their_range_are_named(settings, message):
 def test_one_class_is_refused():
     with pytest.raises(UserError, match="at least two classes"):
         Classify(("only",))
+
+
+def test_a_run_that_learnt_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images")
+    assert (
+        train(images, tmp_path / "nothing", "--lr", "1e-8", "--min-lr", "0", "--warmup-lr", "0", "--epochs", "1") == 0
+    )
+    top1 = read(tmp_path / "nothing" / "summary.json")["val"]["top1"]
+    assert ("nothing was learnt: val top-1 is" in capsys.readouterr().out) == (top1 <= 1 / 3)
+    assert train(images, tmp_path / "learnt", "--lr", "1e-2", "--epochs", "4") == 0
+    assert read(tmp_path / "learnt" / "summary.json")["val"]["top1"] > 0.5
+    assert "nothing was learnt" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("confusion", "said"),
+    [
+        ([[7, 0], [3, 0]], "70.0% of val are a"),
+        ([[6, 1], [2, 1]], "70.0% of val are a"),
+        ([[7, 0], [2, 1]], None),
+        ([[0, 2], [0, 2]], "50.0% of val are a"),
+    ],
+)
+def test_nothing_is_learnt_where_the_most_frequent_class_alone_is_as_good(
+    confusion: list[list[int]], said: str | None
+) -> None:
+    matrix = torch.tensor(confusion)
+    metrics = {"top1": matrix.diagonal().sum().item() / matrix.sum().item()}
+    doubts = Classify(("a", "b")).doubts(ClassEvaluation(metrics, (), matrix))
+    assert [said is not None] == [bool(doubts)]
+    assert all(said is not None and said in doubt for doubt in doubts)

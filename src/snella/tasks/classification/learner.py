@@ -142,6 +142,18 @@ class Classify(WholeImageLearner[ClassEvaluation]):
         """Return the table and the confusion matrix, as JSON holds them."""
         return {"classes": [asdict(row) for row in evaluation.table], "confusion": evaluation.confusion.tolist()}
 
+    def doubts(self, evaluation: ClassEvaluation) -> list[str]:
+        """Return a line where no more images are right than if all were told the most frequent class."""
+        counts = evaluation.confusion.sum(1)
+        share = counts.max().item() / counts.sum().item()
+        if evaluation.metrics["top1"] > share:
+            return []
+        name = self.classes[int(counts.argmax())]
+        return [
+            f"nothing was learnt: val top-1 is {evaluation.metrics['top1']:.1%}, and {share:.1%} of val are {name}; "
+            "train again with a lower --lr, or more --epochs"
+        ]
+
     def table(self, evaluation: ClassEvaluation) -> RenderableType:
         return class_table(evaluation.table)
 

@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from snella.compare.plan import Entrant
 from snella.compare.results import cost_ratios
 from snella.compare.statistics import Difference, Spread
 from snella.compare.tables import (
@@ -68,6 +69,19 @@ def test_methods_are_rows_where_they_are_more_than_the_tasks():
     assert lines[0] == ["task0", "toys", "50.0 %", "40.0 %", "20.0 %"]
 
 
+def test_backbones_stand_before_the_methods(tmp_path):
+    found = result(**{"small/lora": (0.5,), "big/lora": (0.4,)})
+    heads, lines = suite_cells(suite("task0"), suite_of(found))
+    assert heads[0] == "backbone, method"
+    assert [line[0] for line in lines] == ["small, lora", "big, lora"]
+    assert rows(text(task_report(found)))["small, lora"] == ["5,000", "20.0 kB", "3.0 MB", "1 min 01 s", "250 ms"]
+    write_task(found, tmp_path)
+    heads, first, _ = (line.split(",") for line in (tmp_path / "compare.csv").read_text().splitlines())
+    assert (heads[:3], first[:3]) == (["task", "backbone", "method"], ["cells", "small", "lora"])
+    report = json.loads((tmp_path / "compare.json").read_text())
+    assert [(row["backbone"], row["method"]) for row in report["methods"]] == [("small", "lora"), ("big", "lora")]
+
+
 def test_tasks_of_other_metrics_have_no_mean():
     tasks = suite_of(result(lora=(0.5,), snella=(0.5,)), result("miou", lora=(0.25,), snella=(0.5,)))
     _, lines = suite_cells(suite("task0", "task1"), tasks)
@@ -106,5 +120,5 @@ def test_a_suites_json_has_the_differences_of_means_and_the_costs(tmp_path):
         means = json.loads((tmp_path / "compare.json").read_text())["means"]
         against = means["snella"]["against_lora"]
         assert (against and against["mean"]) == (expected and pytest.approx(expected))
-        assert means["snella"]["costs_beside_lora"] == cost_ratios(tasks, "snella")
+        assert means["snella"]["costs_beside_lora"] == cost_ratios(tasks, Entrant("snella"))
         assert means["lora"]["against_lora"] is None

@@ -1,4 +1,4 @@
-"""Methods side by side: as a table for the terminal, CSV, JSON and Markdown."""
+"""Entrants side by side: as a table for the terminal, CSV, JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from snella.compare.plan import Entrant
 from snella.compare.results import (
     COSTS,
     OWN_LINES,
@@ -19,6 +20,7 @@ from snella.compare.results import (
     TaskResult,
     averages,
     cost_ratios,
+    entrants_of,
     have_one_metric,
     mean_difference,
     paired_tasks,
@@ -58,22 +60,22 @@ def difference_text(metric: str, value: Difference | None) -> str:
 
 
 def task_cells(result: TaskResult) -> tuple[list[str], list[list[str]]]:
-    """Return the heads of the columns, and a row of cells for each method."""
+    """Return the heads of the columns, and a row of cells for each entrant."""
     better = "" if result.higher_is_better else ", + is lower"
     unit = " (points)" if is_share(result.metric) else better
-    heads = ["method", "lr", f"test {result.label}", f"against {REFERENCE}{unit}", "val"]
+    heads = [_head(result), "lr", f"test {result.label}", f"against {REFERENCE}{unit}", "val"]
     heads += ["parameters", "adapter", "memory", "time", "step"]
     paired = any(result.difference(row) for row in result.methods)
     rows = []
     for row in result.methods:
         if not row.runs:
-            rows.append([row.method, *[NOTHING] * (len(heads) - 1)])
+            rows.append([row.name, *[NOTHING] * (len(heads) - 1)])
             continue
         cost = averages(row)
         val = result.spread(row, "val")
         rows.append(
             [
-                row.method,
+                row.name,
                 f"{row.lr:g}",
                 with_spread(result.metric, result.spread(row, "test")),
                 difference_text(result.metric, result.difference(row)),
@@ -91,7 +93,7 @@ def task_cells(result: TaskResult) -> tuple[list[str], list[list[str]]]:
 
 
 def task_report(result: TaskResult) -> Group:
-    """Make two tables that fit a terminal, of the methods' scores and of their costs, with protocol and notes."""
+    """Make two tables that fit a terminal, of the entrants' scores and of their costs, with protocol and notes."""
     heads, rows = task_cells(result)
     cut = heads.index("parameters")
     reached = _table(heads[:cut], [row[:cut] for row in rows], title=result.name or None)
@@ -113,7 +115,8 @@ def csv_row(result: TaskResult, row: MethodResult) -> dict[str, Any]:
     difference = result.difference(row)
     return {
         "task": result.name,
-        "method": row.method,
+        **({} if row.entrant.backbone is None else {"backbone": row.entrant.backbone}),
+        "method": row.entrant.method,
         "lr": row.lr,
         "metric": result.metric,
         "seeds": len(row.runs),
@@ -132,6 +135,7 @@ def csv_row(result: TaskResult, row: MethodResult) -> dict[str, Any]:
 def as_json(result: TaskResult) -> dict[str, Any]:
     """Return all that is known of a task, each seed's run with it, as JSON holds it."""
     report = asdict(result)
+    report["methods"] = [{**entry.pop("entrant"), **entry} for entry in report["methods"]]
     for row, entry in zip(result.methods, report["methods"], strict=True):
         entry["grid"] = [{"lr": lr, "val": value} for lr, value in entry["grid"].items()]
         entry["summary"] = csv_row(result, row)
@@ -141,44 +145,38 @@ def as_json(result: TaskResult) -> dict[str, Any]:
 # ---- a suite of tasks
 
 
-def _methods(results: Sequence[TaskResult]) -> list[str]:
-    """Return the names of the methods of all tasks, each once."""
-    return list(dict.fromkeys(row.method for result in results for row in result.methods))
-
-
 def suite_cells(suite: Suite, results: Sequence[TaskResult]) -> tuple[list[str], list[list[str]]]:
-    """Return heads, and a row for each task, the groups' means and both averages, with a column for each method.
+    """Return heads, and a row for each task, the groups' means and both averages, with a column for each entrant.
 
-    Rows and columns change places where there are more methods than tasks. Tasks of several metrics have no means.
+    Rows and columns change places where there are more entrants than tasks. Tasks of several metrics have no means.
     """
-    methods = _methods(results)
-    scores = {(r.name, row.method): with_spread(r.metric, r.spread(row, "test")) for r in results for row in r.methods}
+    names = [entrant.name for entrant in entrants_of(results)]
+    scores = {(r.name, row.name): with_spread(r.metric, r.spread(row, "test")) for r in results for row in r.methods}
     rows = [
-        [task.name, task.group, *(scores.get((task.name, method), NOTHING) for method in methods)]
-        for task in suite.tasks
+        [task.name, task.group, *(scores.get((task.name, name), NOTHING) for name in names)] for task in suite.tasks
     ]
     if have_one_metric(results):
         rows += [*_mean_rows(suite, results), *_difference_rows(suite, results)]
     groups = any(task.group for task in suite.tasks)
-    heads = ["task", "group", *methods]
+    heads = ["task", "group", *names]
     if groups:
         return heads, rows
     table = [[row[0], *row[2:]] for row in [heads, *rows]]
-    if len(methods) > len(suite.tasks):
-        table[0][0] = "method"
+    if len(names) > len(suite.tasks):
+        table[0][0] = _head(results[0])
         table = [list(column) for column in zip(*table, strict=True)]
     return table[0], table[1:]
 
 
 def _mean_rows(suite: Suite, results: Sequence[TaskResult]) -> list[list[str]]:
-    """Make a row of means, each with a cell for each method, for each group, all groups and all tasks."""
+    """Make a row of means, each with a cell for each entrant, for each group, all groups and all tasks."""
     from snella.config.suites import group_mean, group_means, task_mean
 
-    values: dict[str, dict[str, float]] = {method: {} for method in _methods(results)}  # method -> task -> mean
+    values: dict[Entrant, dict[str, float]] = {entrant: {} for entrant in entrants_of(results)}  # -> task -> mean
     for result in results:
         for row in result.methods:
             if (score := result.spread(row, "test")) is not None:
-                values[row.method][result.name] = score.mean
+                values[row.entrant][result.name] = score.mean
     groups = dict.fromkeys(task.group for task in suite.tasks if task.group)
     by_group = {method: group_means(suite, scores) for method, scores in values.items()}
     means = {f"mean of {group}": [found.get(group) for found in by_group.values()] for group in groups}
@@ -193,12 +191,12 @@ def _mean_rows(suite: Suite, results: Sequence[TaskResult]) -> list[list[str]]:
 
 
 def _difference_rows(suite: Suite, results: Sequence[TaskResult]) -> list[list[str]]:
-    """Make the row of differences from LoRA in the mean over the tasks; none where no method can be paired."""
-    metric, methods = results[0].metric, _methods(results)
-    differences = [mean_difference(results, method) for method in methods]
+    """Make the row of differences from LoRA in the mean over the tasks; none where nothing can be paired."""
+    metric, entrants = results[0].metric, entrants_of(results)
+    differences = [mean_difference(results, entrant) for entrant in entrants]
     if not any(differences):
         return []
-    counts = [len(paired_tasks(results, method)) for method in methods]
+    counts = [len(paired_tasks(results, entrant)) for entrant in entrants]
     partly = [f" ({count} of {len(suite.tasks)} tasks)" if 0 < count < len(suite.tasks) else "" for count in counts]
     unit = " (points)" if is_share(metric) else "" if results[0].higher_is_better else ", + is lower"
     texts = (difference_text(metric, found) + part for found, part in zip(differences, partly, strict=True))
@@ -206,9 +204,9 @@ def _difference_rows(suite: Suite, results: Sequence[TaskResult]) -> list[list[s
 
 
 def cost_cells(results: Sequence[TaskResult]) -> tuple[list[str], list[list[str]]]:
-    """Return heads, and a row for each method that shares tasks with LoRA: its costs, as multiples of LoRA's."""
-    ratios = {method: cost_ratios(results, method) for method in _methods(results)}
-    rows = [[method, *(f"{ratio[name]:.2f}" for name in COSTS)] for method, ratio in ratios.items() if ratio]
+    """Return heads, and a row for each entrant that shares tasks with LoRA: its costs, as multiples of LoRA's."""
+    ratios = {entrant.name: cost_ratios(results, entrant) for entrant in entrants_of(results)}
+    rows = [[name, *(f"{ratio[cost]:.2f}" for cost in COSTS)] for name, ratio in ratios.items() if ratio]
     return [f"costs, {REFERENCE} = 1", "parameters", "adapter", "memory", "step", "time"], rows
 
 
@@ -222,7 +220,7 @@ def published_cells(suite: Suite) -> tuple[list[str], list[list[str]]]:
 
 
 def suite_tables(suite: Suite, results: Sequence[TaskResult]) -> list[tuple[list[str], list[list[str]]]]:
-    """Return heads and rows of tasks x methods, and where there are some of the costs and the published marks."""
+    """Return heads and rows of tasks x entrants, and where there are some of the costs and the published marks."""
     return [suite_cells(suite, results), *(t for t in (cost_cells(results), published_cells(suite)) if t[1])]
 
 
@@ -231,14 +229,14 @@ def suite_lines(suite: Suite, results: Sequence[TaskResult]) -> list[str]:
     lines = [*suite.notes]
     lines += [f"{task.name}: {task.note}" for task in suite.tasks if task.note]
     for result in results:
-        rates = ", ".join(f"{row.method} {row.lr:g}" for row in result.methods if row.lr is not None)
+        rates = ", ".join(f"{row.name} {row.lr:g}" for row in result.methods if row.lr is not None)
         lines += [f"{result.name}: {line}" for line in (f"rates: {rates}", *result.protocol[:OWN_LINES], *result.notes)]
     shared = dict.fromkeys(line for result in results for line in result.protocol[OWN_LINES:])
     return [*lines, *shared]
 
 
 def suite_report(suite: Suite, results: Sequence[TaskResult]) -> Group:
-    """Make the tables of tasks x methods, costs and published marks, with protocol and notes."""
+    """Make the tables of tasks x entrants, costs and published marks, with protocol and notes."""
     first, *others = suite_tables(suite, results)
     tables = [_table(*first, title=suite.title), *(_table(*other) for other in others)]
     return Group(*tables, *_lines(suite_lines(suite, results), ()))
@@ -252,12 +250,12 @@ def write_suite(suite: Suite, results: Sequence[TaskResult], folder: Path) -> No
     tasks = [as_json(result) for result in results]
     alike = have_one_metric(results)
     means = {
-        method: {
-            "against_lora": asdict(found) if alike and (found := mean_difference(results, method)) else None,
-            "tasks": len(paired_tasks(results, method)),
-            "costs_beside_lora": cost_ratios(results, method),
+        entrant.name: {
+            "against_lora": asdict(found) if alike and (found := mean_difference(results, entrant)) else None,
+            "tasks": len(paired_tasks(results, entrant)),
+            "costs_beside_lora": cost_ratios(results, entrant),
         }
-        for method in _methods(results)
+        for entrant in entrants_of(results)
     }
     report = {"suite": suite.name, "published": published, "means": means, "tasks": tasks}
     write_json(folder / f"{NAME}.json", report)
@@ -267,6 +265,11 @@ def write_suite(suite: Suite, results: Sequence[TaskResult], folder: Path) -> No
 
 
 # ---- forms
+
+
+def _head(result: TaskResult) -> str:
+    """Return the head of the column that names the entrants."""
+    return "backbone, method" if any(row.entrant.backbone for row in result.methods) else "method"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:

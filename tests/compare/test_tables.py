@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from snella.compare.plan import Entrant
-from snella.compare.results import cost_ratios
+from snella.compare.results import ALONE, SOUP, Combination, TaskResult, cost_ratios
 from snella.compare.statistics import Difference, Spread
 from snella.compare.tables import (
+    combined_cells,
+    combined_commands,
     difference_text,
     suite_cells,
     task_report,
@@ -100,6 +103,44 @@ def test_a_method_without_a_run_has_a_row_of_dashes(tmp_path):
     assert set(rows(text(task_report(found)))["snella"]) == {"–"}
     write_task(found, tmp_path)
     assert (tmp_path / "compare.csv").read_text().splitlines()[1].startswith("cells,snella,0.001,top1,0,,")
+
+
+def together(name: str, soup: float, *, rates: int = 2) -> TaskResult:
+    """Return a task on which the best rate has 0.5, and a soup of some rates another score."""
+    found = result(**{name: (0.5,)})
+    folders = tuple(f"out/lora/lr-{rate}/seed-0" for rate in range(rates))
+    scores = {"top1": 0.5}, {"top1": soup}
+    combined = (Combination(ALONE, folders[:1], scores[0], scores[0]), Combination(SOUP, folders, *scores))
+    return replace(found, methods=(replace(found.methods[0], combined=combined),))
+
+
+def test_rates_together_stand_beside_the_best_alone():
+    found = together("lora", 0.6)
+    heads, lines = combined_cells([found])
+    assert heads == ["seed 0: test (val)", "best rate alone", "soup of rates", "ensemble of rates"]
+    assert lines == [["lora", "50.0 % (50.0)", "60.0 % (50.0)", "–"]]
+    assert rows(text(task_report(found)))["lora"][1] == "60.0 % (50.0)"
+    soup = "snella soup out/lora/lr-0/seed-0 out/lora/lr-1/seed-0 --take-all --out out/lora/soup"
+    assert combined_commands(found) == [f"lora, soup of 2 rates: {soup}"]
+    assert combined_commands(together("lora", 0.5, rates=1)) == []  # that is the run
+    assert combined_cells([result(lora=(0.5,))])[1] == []
+
+
+def test_rates_together_have_a_mean_over_the_tasks_that_all_have_them():
+    heads, lines = combined_cells(suite_of(together("lora", 0.6), together("lora", 0.8)))
+    assert heads[0] == "mean of 2 tasks, seed 0: test (val)"
+    assert lines == [["lora", "50.0 % (50.0)", "70.0 % (50.0)", "–"]]
+    assert combined_cells(suite_of(together("lora", 0.6), result(lora=(0.5,))))[1] == []
+
+
+def test_the_best_soup_is_that_of_the_best_val():
+    first, second = together("snella", 0.9), together("lora", 0.1)
+    (row,) = second.methods
+    alone, soup = row.combined
+    row = replace(row, combined=(alone, replace(soup, val={"top1": 0.7})))
+    both = replace(first, methods=(*first.methods, row))
+    assert [line.partition(",")[0] for line in combined_commands(both, best=True)] == ["lora"]
+    assert [line.partition(",")[0] for line in combined_commands(both)] == ["snella", "lora"]
 
 
 def test_json_has_no_nan(tmp_path):

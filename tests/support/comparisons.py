@@ -22,7 +22,7 @@ def entrant(name: str) -> Entrant:
     return Entrant(method, backbone or None)
 
 
-def result(metric: str = "top1", higher_is_better: bool = True, **scores: tuple[float, ...]) -> TaskResult:
+def result(metric: str = "top1", higher_is_better: bool = True, /, **scores: tuple[float, ...]) -> TaskResult:
     methods = []
     for name, values in scores.items():
         runs = tuple(run(metric, score, seed) for seed, score in enumerate(values))

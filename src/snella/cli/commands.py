@@ -55,6 +55,9 @@ class Compare:
     """Learning rates to choose from. None: three of 1e-5,3e-5,1e-4 ... 1e-1 around the method's usual one (or the
     recipe's, for its method), further ones for as long as the best is at an end, and at last half rungs (5e-4 ...) on
     both sides of the best; none below --min-lr."""
+    combine: bool = True
+    """Also score the soup and the ensemble (see snella soup, snella predict) of the rates that were tried with the
+    first seed, chosen on val and tested once; it takes some evaluations."""
     workers: int = 1
     """Runs at once, each with its share of the cores (for processes that decode images, see train, use a recipe)."""
     out: str | None = None

@@ -75,6 +75,7 @@ class Plan:
     folder: Path
     suite: Suite | None = None
     backbones: tuple[str, ...] = ()  # none: each task's own
+    combine: bool = True  # whether the rates of the first seed are tried together
 
     @property
     def entrants(self) -> tuple[Entrant, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from snella.runs.folder import read_config, read_summary
 
 REFERENCE = "lora"  # what the other methods are compared with
 COSTS = ("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "step_seconds", "seconds")  # of a run
+ALONE, SOUP, ENSEMBLE = "best rate alone", "soup", "ensemble"  # of the rates of the first seed
+KINDS = (ALONE, SOUP, ENSEMBLE)
 OWN_LINES = 4  # of a task's protocol; the others are the same for all tasks of a suite
 
 
@@ -43,6 +46,24 @@ class RunResult:
 
 
 @dataclass(frozen=True)
+class Combination:
+    """Runs of several learning rates as one model; its metrics by name."""
+
+    kind: str  # ALONE, SOUP or ENSEMBLE
+    runs: tuple[str, ...]  # folders of those that were taken, the best on val first
+    val: dict[str, float]
+    test: dict[str, float]
+
+    @property
+    def command(self) -> str:
+        """The call that makes the soup, or predicts by the ensemble."""
+        if self.kind == SOUP:
+            out = Path(self.runs[0]).parents[1] / SOUP  # METHOD/lr-RATE/seed-SEED
+            return shlex.join(["snella", "soup", *self.runs, "--take-all", "--out", str(out)])
+        return shlex.join(["snella", "predict", *self.runs, "IMAGES"])
+
+
+@dataclass(frozen=True)
 class MethodResult:
     """An entrant on a task: a method, or one on a backbone."""
 
@@ -50,6 +71,7 @@ class MethodResult:
     lr: float | None  # the best of the grid on val; None: no run of the grid finished
     grid: dict[float, float | None]  # learning rate -> val score with the first seed; None: failed
     runs: tuple[RunResult, ...]  # at `lr`, by seed
+    combined: tuple[Combination, ...] = ()  # of the rates of the first seed, the best alone first
 
     @property
     def name(self) -> str:
@@ -153,7 +175,7 @@ def mean_result(results: Sequence[TaskResult]) -> TaskResult:
 def read_result(folder: Path) -> RunResult:
     """Read the result of a finished run; of the grid only what was chosen is tested."""
     config, summary = read_config(folder), read_summary(folder)
-    metrics = {name: _numbers(summary.get(name, {})) for name in ("test", "test_last", "val")}
+    metrics = {name: numbers(summary.get(name, {})) for name in ("test", "test_last", "val")}
     names = ("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "images", "device", "versions")
     if missing := [name for name in (*names, "selection") if name not in summary]:
         raise UserError(f"the summary.json of {folder} has no {missing[0]}; train it again with --overwrite")
@@ -171,7 +193,7 @@ def read_result(folder: Path) -> RunResult:
     )
 
 
-def _numbers(metrics: dict[str, float | None]) -> dict[str, float]:
+def numbers(metrics: dict[str, float | None]) -> dict[str, float]:
     """Return metrics with NaN where JSON has null."""
     return {name: math.nan if value is None else value for name, value in metrics.items()}
 

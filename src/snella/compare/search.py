@@ -1,7 +1,8 @@
 """Methods side by side: the same data, splits, seeds and loop for all.
 
     plan ─ checks ─ runs of the grid, first seed ─ best rate of each method on val ─ its test, runs of the other seeds
-                                                                                      └─ table, chart, OUT/compare.*
+                                                       │                              └─ table, chart, OUT/compare.*
+                                                       └─ all rates of the first seed together: soup, ensemble
 
 Each run is `snella train` in a process of its own, in OUT/[TASK/][BACKBONE/]METHOD/lr-RATE/seed-SEED; its settings
 (.yaml) and what it printed (.log) stand beside that folder.
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from snella.compare.chart import comparison_figure
+from snella.compare.combinations import with_combinations
 from snella.compare.jobs import Job, run_jobs
 from snella.compare.plan import Entrant, Plan, PlannedTask, backbone_folder
 from snella.compare.protocol import at_an_end, protocol
@@ -31,7 +33,7 @@ from snella.compare.results import (
     mean_result,
     read_result,
 )
-from snella.compare.tables import NAME, suite_report, task_report, write_suite, write_task
+from snella.compare.tables import NAME, combined_commands, suite_report, task_report, write_suite, write_task
 from snella.config.method import METHODS
 from snella.config.recipe import differences, to_yaml
 from snella.config.schema import TrainConfig
@@ -97,6 +99,8 @@ def _compare(plan: Plan, tasks: Sequence[PlannedTask], failed: Failures, workers
         result = _result(plan, task, {entrant: grids[task, entrant] for entrant in plan.entrants}, failed)
         if result is None:
             continue
+        if plan.combine:
+            result = with_combinations(plan, task, result, console)
         results.append(result)
         write_task(result, task.folder)
         comparison_figure(result, task.folder / "compare.png")
@@ -107,6 +111,8 @@ def _compare(plan: Plan, tasks: Sequence[PlannedTask], failed: Failures, workers
         console.print(suite_report(suite, results))
     elif results:
         console.print(task_report(results[0]))
+        for line in combined_commands(results[0], best=True):
+            print_line(console, line)
     for folder, reason in failed.items():
         print_line(console, f"failed: {folder}: {reason}")
     if results:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -13,9 +14,14 @@ from rich.text import Text
 
 from snella.compare.plan import Entrant
 from snella.compare.results import (
+    ALONE,
     COSTS,
+    ENSEMBLE,
+    KINDS,
     OWN_LINES,
     REFERENCE,
+    SOUP,
+    Combination,
     MethodResult,
     TaskResult,
     averages,
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
     from snella.config.suites import Suite
 
 NAME = "compare"  # of the files
+LONGEST_NAME = 24  # characters of an entrant that stand in one line
 
 
 def with_spread(metric: str, value: Spread | None) -> str:
@@ -93,19 +100,21 @@ def task_cells(result: TaskResult) -> tuple[list[str], list[list[str]]]:
 
 
 def task_report(result: TaskResult) -> Group:
-    """Make two tables that fit a terminal, of the entrants' scores and of their costs, with protocol and notes."""
+    """Make tables that fit a terminal, of scores, of costs and of rates together, with protocol and notes."""
     heads, rows = task_cells(result)
     cut = heads.index("parameters")
     reached = _table(heads[:cut], [row[:cut] for row in rows], title=result.name or None)
     cost = _table([heads[0], *heads[cut:]], [[row[0], *row[cut:]] for row in rows])
-    return Group(reached, cost, *_lines(result.protocol, result.notes))
+    together = [_table(*table) for table in (combined_cells([result]),) if table[1]]
+    return Group(reached, cost, *together, *_lines(result.protocol, result.notes))
 
 
 def write_task(result: TaskResult, folder: Path) -> None:
     """Write compare.csv (values as they are), compare.json (each seed) and compare.md to a folder."""
     write_text(folder / f"{NAME}.csv", csv_text([csv_row(result, row) for row in result.methods]))
     write_json(folder / f"{NAME}.json", as_json(result))
-    lines = [_markdown(*task_cells(result)), *(f"- {line}" for line in (*result.protocol, *result.notes))]
+    tables = [_markdown(*table) for table in (task_cells(result), combined_cells([result])) if table[1]]
+    lines = [*tables, *(f"- {line}" for line in (*result.protocol, *result.notes, *combined_commands(result)))]
     write_text(folder / f"{NAME}.md", "\n".join(lines) + "\n")
 
 
@@ -140,6 +149,51 @@ def as_json(result: TaskResult) -> dict[str, Any]:
         entry["grid"] = [{"lr": lr, "val": value} for lr, value in entry["grid"].items()]
         entry["summary"] = csv_row(result, row)
     return report
+
+
+# ---- the rates of a search together
+
+
+def combined_cells(results: Sequence[TaskResult]) -> tuple[list[str], list[list[str]]]:
+    """Return heads, and a row for each entrant whose rates were tried together: scores, or means over several tasks.
+
+    An entrant needs it on all tasks, and those need one metric.
+    """
+    rows, seeds = [], set()
+    for entrant in entrants_of(results) if have_one_metric(results) else ():
+        own = [row for found in results for row in found.methods if row.entrant == entrant and row.combined]
+        if len(own) == len(results):
+            seeds |= {row.runs[0].seed for row in own}
+            made = [[each for row in own for each in row.combined if each.kind == kind] for kind in KINDS]
+            rows.append([entrant.name, *(_test_and_val(results[0].metric, same) for same in made)])
+    mean = f"mean of {len(results)} tasks, " if len(results) > 1 else ""
+    first = f"{mean}seed {', '.join(map(str, sorted(seeds)))}: test (val)"
+    return [first, ALONE, f"{SOUP} of rates", f"{ENSEMBLE} of rates"], rows
+
+
+def _test_and_val(metric: str, same: Sequence[Combination]) -> str:
+    """Return the mean scores of one kind of combination over the tasks; a dash where it is not possible."""
+    if not same:
+        return NOTHING
+    means = (fmean(getattr(each, split)[metric] for each in same) for split in ("test", "val"))
+    test, val = (with_spread(metric, Spread(mean, None, 1)) for mean in means)
+    return f"{test} ({val.removesuffix(' %')})"
+
+
+def combined_commands(result: TaskResult, *, best: bool = False) -> list[str]:
+    """Return how to use the soups and ensembles of several rates, a line each; only the best of both on val if asked.
+
+    Those of one rate are that run.
+    """
+    lines = []
+    for kind in KINDS[1:]:
+        found = [(row, each) for row in result.methods for each in row.combined if each.kind == kind]
+        found = [(row, each) for row, each in found if len(each.runs) > 1]
+        if best and found:
+            sign = 1 if result.higher_is_better else -1
+            found = [max(found, key=lambda pair: sign * pair[1].val[result.metric])]
+        lines += [f"{row.name}, {kind} of {len(each.runs)} rates: {each.command}" for row, each in found]
+    return lines
 
 
 # ---- a suite of tasks
@@ -220,8 +274,9 @@ def published_cells(suite: Suite) -> tuple[list[str], list[list[str]]]:
 
 
 def suite_tables(suite: Suite, results: Sequence[TaskResult]) -> list[tuple[list[str], list[list[str]]]]:
-    """Return heads and rows of tasks x entrants, and where there are some of the costs and the published marks."""
-    return [suite_cells(suite, results), *(t for t in (cost_cells(results), published_cells(suite)) if t[1])]
+    """Return heads and rows of tasks x entrants, and where there are some of costs, rates together, published marks."""
+    others = (cost_cells(results), combined_cells(results), published_cells(suite))
+    return [suite_cells(suite, results), *(table for table in others if table[1])]
 
 
 def suite_lines(suite: Suite, results: Sequence[TaskResult]) -> list[str]:
@@ -274,8 +329,9 @@ def _head(result: TaskResult) -> str:
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:
     table = Table(title=shown(title) if title else None, title_justify="left")
+    broken = any(len(row[0]) > LONGEST_NAME for row in rows)  # rather than that numbers lose digits
     for i, head in enumerate(heads):
-        table.add_column(head, justify="right" if i else "left", no_wrap=not i)
+        table.add_column(head, justify="right" if i else "left", no_wrap=not i and not broken, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     return table

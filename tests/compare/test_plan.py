@@ -64,7 +64,7 @@ def test_the_search_is_the_same_on_each_backbone(images, tmp_path):
 
 
 def test_a_suites_backbones_are_overridden_and_a_note_says_so(images):
-    command = Compare(recipe="vtab1k", backbones="test_vit, test_resnet")
+    command = Compare(recipe="vtab1k", backbones="test_vit,test_resnet")
     plan = make_plan(command, ["--data", str(images)], lambda flags, config: config or TrainConfig())
     assert plan.suite is not None
     assert "not the suite's settings alone: --backbones test_vit,test_resnet" in plan.suite.notes

@@ -44,8 +44,7 @@ def make_plan(
     if command.workers < 1:
         raise UserError(f"--workers {command.workers} is below 1")
     given = tuple(_listed("methods", command.methods, _method)) if command.methods is not None else None
-    backbones = _backbones(command, shared)
-    options: dict[str, Any] = {"backbones": backbones, "combine": command.combine}
+    options: dict[str, Any] = {"backbones": _backbones(command, shared), "combine": command.combine}
     seeds = tuple(_listed("seeds", command.seeds, lambda word: read_number(word, int)))
     grid = tuple(sorted(_listed("lr_grid", command.lr_grid, _rate))) if command.lr_grid is not None else None
     source = command.recipe or value_of(shared, "data") or ""
@@ -58,7 +57,7 @@ def make_plan(
         if suite.needs_folder:
             names = ", ".join(task.name for task in suite.tasks[:3])
             raise UserError(f"suite {suite.name} needs --data, the folder that holds {names} ...")
-        if other := [*rest, *(["--backbones", ",".join(backbones)] if backbones else [])]:
+        if other := [*rest, *(["--backbones", command.backbones] if command.backbones else [])]:
             suite = replace(suite, notes=(*suite.notes, f"not the suite's settings alone: {' '.join(other)}"))
         tasks = tuple(PlannedTask(t.name, settings(rest, t.config), folder / t.name) for t in suite.tasks)
         plan = Plan(tasks, given or _usual_methods(tasks), grid, seeds, folder, suite, **options)
@@ -72,7 +71,7 @@ def make_plan(
             raise UserError("--folds makes a run into several; leave it out, or name one of them by --fold")
         if config.data.batch_size == "auto":
             raise UserError("--batch-size auto would give each method another one; give the same number to all")
-        if backbones and config.model.checkpoint is not None:
+        if plan.backbones and config.model.checkpoint is not None:
             raise UserError("--checkpoint holds the weights of one backbone; leave it or --backbones out")
     return plan
 

@@ -67,7 +67,7 @@ def draw_chart(results: Sequence[Mapping[str, Any]], path: str | os.PathLike[str
     axes.set_ylabel("memory of a training step (LoRA = 1)", fontsize=8.5, color=GREY)
     style_axes(axes)
     axes.spines[["left", "bottom"]].set(visible=True, color=PALE)
-    label_points(axes, places, _colour)
+    label_points(axes, [(name, place, _colour(name)) for name, place in places.items()])
     settings, batch = result["settings"], result["results"][0]["batch"]
     peak = "peak of CUDA's allocator" if result["results"][0]["methods"]["lora"]["peak_bytes"] else (
         "kept for the backward pass, weights, gradients and AdamW's moments"

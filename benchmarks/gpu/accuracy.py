@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.workers import train_all
-from snella.compare.plan import Plan, PlannedTask
+from snella.compare.plan import Entrant, Plan, PlannedTask
 from snella.compare.results import MethodResult, RunResult, TaskResult, read_result
 from snella.compare.search import best_rate
 from snella.compare.tables import as_json
@@ -54,10 +54,10 @@ class Accuracy:
 
     def __init__(self, plan: Plan, say: Callable[[str], None], save: Callable[[dict[str, Any]], None]) -> None:
         self.plan, self.say, self.save = plan, say, save
-        self.grids: dict[tuple[str, str], Grid] = {}
+        self.grids: dict[tuple[str, Entrant], Grid] = {}
         self.failed: dict[str, str] = {}
         self.runs = 0
-        self._searches = [_Search(self._rounds(task, method)) for task in plan.tasks for method in plan.methods]
+        self._searches = [_Search(self._rounds(task, entrant)) for task in plan.tasks for entrant in plan.entrants]
         self._saved = time.monotonic()
 
     def run(self, *, workers: int, deadline: float) -> dict[str, Any]:
@@ -72,21 +72,21 @@ class Accuracy:
             if config is not None or any(search.running for search in self._searches):
                 yield config
 
-    def _rounds(self, task: PlannedTask, method: str) -> Generator[list[TrainConfig], None, None]:
+    def _rounds(self, task: PlannedTask, entrant: Entrant) -> Generator[list[TrainConfig], None, None]:
         """Yield the rounds of a method on a task: rates with the first seed, more rates, the test and other seeds."""
         plan, first = self.plan, self.plan.seeds[0]
-        grid = self.grids.setdefault((task.name, method), {})
+        grid = self.grids.setdefault((task.name, entrant), {})
         tried: tuple[float, ...] = ()
-        rates = plan.first_rates(task, method)
+        rates = plan.first_rates(task, entrant)
         while rates != tried:
-            yield [plan.config(task, method, lr, first).changed(test="none") for lr in rates if lr not in tried]
-            found = {lr: self._finished(task, method, lr, (first,), tested=False) for lr in rates}
+            yield [plan.config(task, entrant, lr, first).changed(test="none") for lr in rates if lr not in tried]
+            found = {lr: self._finished(task, entrant, lr, (first,), tested=False) for lr in rates}
             grid.clear()  # ascending, as `best_rate` has it
             grid.update({lr: runs[0] if runs else None for lr, runs in found.items()})
             tried, rates = rates, plan.more(task, rates, best_rate(grid.values()))
         best = best_rate(grid.values())
         if best is not None:
-            yield [plan.config(task, method, best, seed) for seed in plan.seeds]
+            yield [plan.config(task, entrant, best, seed) for seed in plan.seeds]
 
     def _done(self, config: TrainConfig, reason: str | None) -> None:
         folder = config.out or ""
@@ -109,12 +109,12 @@ class Accuracy:
 
     def _task(self, task: PlannedTask) -> TaskResult | None:
         rows = []
-        for method in self.plan.methods:
-            grid = self.grids.get((task.name, method), {})
+        for entrant in self.plan.entrants:
+            grid = self.grids.get((task.name, entrant), {})
             lr = best_rate(grid.values())
-            runs = self._finished(task, method, lr, self.plan.seeds) if lr is not None else []
+            runs = self._finished(task, entrant, lr, self.plan.seeds) if lr is not None else []
             val = {rate: run.val[run.metric] if run else None for rate, run in grid.items()}
-            rows.append(MethodResult(method, lr, val, tuple(runs)))
+            rows.append(MethodResult(entrant, lr, val, tuple(runs)))
         run = next((row.runs[0] for row in rows if row.runs), None)
         if run is None:
             return None
@@ -122,9 +122,9 @@ class Accuracy:
         return TaskResult(task.name, run.metric, label, run.higher_is_better, tuple(rows), (), ())
 
     def _finished(
-        self, task: PlannedTask, method: str, lr: float, seeds: Sequence[int], *, tested: bool = True
+        self, task: PlannedTask, entrant: Entrant, lr: float, seeds: Sequence[int], *, tested: bool = True
     ) -> list[RunResult]:
-        folders = [Path(self.plan.config(task, method, lr, seed).out or "") for seed in seeds]
+        folders = [Path(self.plan.config(task, entrant, lr, seed).out or "") for seed in seeds]
         runs = [read_result(folder) for folder in folders if state_of(folder) == "finished"]
         return [run for run in runs if run.test_last or not tested]
 

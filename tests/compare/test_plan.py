@@ -9,7 +9,7 @@ import pytest
 
 from snella.cli.commands import Compare
 from snella.cli.compare_flags import make_plan
-from snella.compare.plan import LADDER, Plan, PlannedTask
+from snella.compare.plan import LADDER, Entrant, Plan, PlannedTask
 from snella.config.schema import TrainConfig
 from support.runs import write_images
 
@@ -22,14 +22,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_recipes_rate_is_the_middle_for_the_recipes_method(images, tmp_path):
     task = PlannedTask("", TrainConfig.of(data=str(images), method="snella", lr=1.1e-5), tmp_path)
     plan = Plan((task,), ("snella", "lora"), None, (0,), tmp_path)
-    assert plan.first_rates(task, "snella") == (1e-5, 3e-5)
-    assert plan.first_rates(task, "lora") == (1e-4, 3e-4, 1e-3)
+    assert plan.first_rates(task, Entrant("snella")) == (1e-5, 3e-5)
+    assert plan.first_rates(task, Entrant("lora")) == (3e-4, 1e-3, 3e-3)
 
 
 def test_no_rate_is_below_the_least_one(images, tmp_path):
     task = PlannedTask("", TrainConfig.of(data=str(images), min_lr=5e-4), tmp_path)
     plan = Plan((task,), ("lora",), None, (0,), tmp_path)
-    assert plan.first_rates(task, "lora") == (1e-3, 3e-3)
+    assert plan.first_rates(task, Entrant("lora")) == (1e-3, 3e-3)
     assert plan.more(task, (1e-3, 3e-3), 1e-3) == (1e-3, 2e-3, 3e-3)
     assert plan.more(task, (1e-2, 3e-2, 1e-1), 1e-1) == (1e-2, 3e-2, 5e-2, 1e-1)
 
@@ -41,7 +41,7 @@ def test_the_search_ends(images, tmp_path, min_lr):
     plan = Plan((task,), ("lora",), None, (0,), tmp_path)
     for best in LADDER:
         rates: tuple[float, ...] = ()
-        new = plan.first_rates(task, "lora")
+        new = plan.first_rates(task, Entrant("lora"))
         while new != rates:
             assert set(rates) < set(new) <= set(plan.rungs(task))
             assert list(new) == sorted(set(new))
@@ -50,6 +50,25 @@ def test_the_search_ends(images, tmp_path, min_lr):
         assert rates
         if best in plan.rungs(task):
             assert min(rates, key=lambda lr: abs(math.log(lr / best))) == best
+
+
+def test_the_search_is_the_same_on_each_backbone(images, tmp_path):
+    task = PlannedTask("", TrainConfig.of(data=str(images), image_size=32), tmp_path)
+    plan = Plan((task,), ("snella", "lora"), (1e-3,), (0,), tmp_path, backbones=("test_vit", "hf:owner/net"))
+    configs = list(plan.possible())
+    folders = [str(Path(config.out or "").relative_to(tmp_path)) for config in configs]
+    names = ("test_vit", "hf-owner-net")
+    assert folders == [f"{name}/{method}/lr-0.001/seed-0" for name in names for method in ("snella", "lora")]
+    assert [config.model.backbone for config in configs] == ["test_vit"] * 2 + ["hf:owner/net"] * 2
+    assert {config.model.image_size for config in configs} == {32}
+
+
+def test_a_suites_backbones_are_overridden_and_a_note_says_so(images):
+    command = Compare(recipe="vtab1k", backbones="test_vit,test_resnet")
+    plan = make_plan(command, ["--data", str(images)], lambda flags, config: config or TrainConfig())
+    assert plan.suite is not None
+    assert "not the suite's settings alone: --backbones test_vit,test_resnet" in plan.suite.notes
+    assert {config.model.backbone for config in plan.possible()} == {"test_vit", "test_resnet"}
 
 
 @pytest.mark.parametrize(

@@ -26,41 +26,10 @@ from snella.config.schema import TrainConfig
 from snella.config.suites import Published, Suite, SuiteTask
 from snella.runs.folder import alone_in
 from support import generation_runs, masked_runs, tiny_pipelines
-from support.runs import MODEL, write_images
-from support.trained_once import TrainedOnce
+from support.runs import MODEL
 
 STEPS = ["--epochs", "2", "--batch-size", "8"]
 TWO = ["--methods", "snella,lora", "--seeds", "0,1", "--lr-grid", "3e-2,1e-3"]
-
-
-@pytest.fixture(scope="module")
-def train(tmp_path_factory: pytest.TempPathFactory) -> TrainedOnce:
-    return TrainedOnce(tmp_path_factory.mktemp("trained"))
-
-
-@pytest.fixture
-def ran(train: TrainedOnce, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Runs take place in this process, for speed; the list gets the name of each."""
-    names: list[str] = []
-
-    def here(jobs: list[Job], *, workers: int, console: Any) -> dict[Job, str]:
-        failed = {}
-        for job in jobs:
-            names.append(job.name)
-            error = io.StringIO()
-            with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
-                code = train(job.command[3:])
-            if code:
-                failed[job] = error.getvalue().splitlines()[-1].removeprefix("snella: ")
-        return failed
-
-    monkeypatch.setattr(snella.compare.search, "run_jobs", here)
-    return names
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("data") / "images")
 
 
 def compare(data: Path, out: Path, *flags: str) -> int:
@@ -337,6 +306,18 @@ def test_a_suite_runs_all_its_tasks(images, tmp_path, monkeypatch, ran, capsys):
         ("--workers 0", "--workers 0 is below 1"),
         ("--epochs x", "--epochs: 'x' is not a whole number"),
         ("--r 7", "--r 7 is not divisible by --heads 2"),
+        ("--backbones test_vit,test_resnet --backbone test_vit", "--backbone and --backbones both say what is tuned"),
+        ("--backbones hf:a/b,hf-a-b", "--backbones: hf:a/b and hf-a-b would share a folder, hf-a-b"),
+        ("--backbones test_vit,Lora", "--backbones: Lora cannot be the name of a folder"),
+        (
+            "--backbones test_vit,test_vti --no-pretrained",
+            "'test_vti' is unknown to timm; did you mean test_vit",
+        ),
+        ("--backbones test_vit --checkpoint x.pth", "--checkpoint holds the weights of one backbone"),
+        (
+            "--backbones test_resnet,test_vit --no-pretrained --image-size 40",
+            "image size 40 is not a multiple of the patch of test_vit, 16 pixels; try 32 or 48",
+        ),
         ("--data nowhere", "nowhere does not exist"),
         ("--recipe vtab1k", "suite vtab1k needs --data, the folder that holds caltech101, cifar, dtd ..."),
     ],

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
-from snella.compare.results import cost_ratios
+from snella.compare.plan import Entrant
+from snella.compare.results import ALONE, SOUP, Combination, TaskResult, cost_ratios
 from snella.compare.statistics import Difference, Spread
 from snella.compare.tables import (
+    combined_cells,
+    combined_commands,
     difference_text,
     suite_cells,
     task_report,
@@ -68,6 +72,19 @@ def test_methods_are_rows_where_they_are_more_than_the_tasks():
     assert lines[0] == ["task0", "toys", "50.0 %", "40.0 %", "20.0 %"]
 
 
+def test_backbones_stand_before_the_methods(tmp_path):
+    found = result(**{"small/lora": (0.5,), "big/lora": (0.4,)})
+    heads, lines = suite_cells(suite("task0"), suite_of(found))
+    assert heads[0] == "backbone, method"
+    assert [line[0] for line in lines] == ["small, lora", "big, lora"]
+    assert rows(text(task_report(found)))["small, lora"] == ["5,000", "20.0 kB", "3.0 MB", "1 min 01 s", "250 ms"]
+    write_task(found, tmp_path)
+    heads, first, _ = (line.split(",") for line in (tmp_path / "compare.csv").read_text().splitlines())
+    assert (heads[:3], first[:3]) == (["task", "backbone", "method"], ["cells", "small", "lora"])
+    report = json.loads((tmp_path / "compare.json").read_text())
+    assert [(row["backbone"], row["method"]) for row in report["methods"]] == [("small", "lora"), ("big", "lora")]
+
+
 def test_tasks_of_other_metrics_have_no_mean():
     tasks = suite_of(result(lora=(0.5,), snella=(0.5,)), result("miou", lora=(0.25,), snella=(0.5,)))
     _, lines = suite_cells(suite("task0", "task1"), tasks)
@@ -88,6 +105,44 @@ def test_a_method_without_a_run_has_a_row_of_dashes(tmp_path):
     assert (tmp_path / "compare.csv").read_text().splitlines()[1].startswith("cells,snella,0.001,top1,0,,")
 
 
+def together(name: str, soup: float, *, rates: int = 2) -> TaskResult:
+    """Return a task on which the best rate has 0.5, and a soup of some rates another score."""
+    found = result(**{name: (0.5,)})
+    folders = tuple(f"out/lora/lr-{rate}/seed-0" for rate in range(rates))
+    scores = {"top1": 0.5}, {"top1": soup}
+    combined = (Combination(ALONE, folders[:1], scores[0], scores[0]), Combination(SOUP, folders, *scores))
+    return replace(found, methods=(replace(found.methods[0], combined=combined),))
+
+
+def test_rates_together_stand_beside_the_best_alone():
+    found = together("lora", 0.6)
+    heads, lines = combined_cells([found])
+    assert heads == ["seed 0: test (val)", "best rate alone", "soup of rates", "ensemble of rates"]
+    assert lines == [["lora", "50.0 % (50.0)", "60.0 % (50.0)", "–"]]
+    assert rows(text(task_report(found)))["lora"][1] == "60.0 % (50.0)"
+    soup = "snella soup out/lora/lr-0/seed-0 out/lora/lr-1/seed-0 --take-all --out out/lora/soup"
+    assert combined_commands(found) == [f"lora, soup of 2 rates: {soup}"]
+    assert combined_commands(together("lora", 0.5, rates=1)) == []  # that is the run
+    assert combined_cells([result(lora=(0.5,))])[1] == []
+
+
+def test_rates_together_have_a_mean_over_the_tasks_that_all_have_them():
+    heads, lines = combined_cells(suite_of(together("lora", 0.6), together("lora", 0.8)))
+    assert heads[0] == "mean of 2 tasks, seed 0: test (val)"
+    assert lines == [["lora", "50.0 % (50.0)", "70.0 % (50.0)", "–"]]
+    assert combined_cells(suite_of(together("lora", 0.6), result(lora=(0.5,))))[1] == []
+
+
+def test_the_best_soup_is_that_of_the_best_val():
+    first, second = together("snella", 0.9), together("lora", 0.1)
+    (row,) = second.methods
+    alone, soup = row.combined
+    row = replace(row, combined=(alone, replace(soup, val={"top1": 0.7})))
+    both = replace(first, methods=(*first.methods, row))
+    assert [line.partition(",")[0] for line in combined_commands(both, best=True)] == ["lora"]
+    assert [line.partition(",")[0] for line in combined_commands(both)] == ["snella", "lora"]
+
+
 def test_json_has_no_nan(tmp_path):
     write_task(result(snella=(math.nan,)), tmp_path)
 
@@ -106,5 +161,5 @@ def test_a_suites_json_has_the_differences_of_means_and_the_costs(tmp_path):
         means = json.loads((tmp_path / "compare.json").read_text())["means"]
         against = means["snella"]["against_lora"]
         assert (against and against["mean"]) == (expected and pytest.approx(expected))
-        assert means["snella"]["costs_beside_lora"] == cost_ratios(tasks, "snella")
+        assert means["snella"]["costs_beside_lora"] == cost_ratios(tasks, Entrant("snella"))
         assert means["lora"]["against_lora"] is None

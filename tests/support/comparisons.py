@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from snella.compare.plan import Entrant
 from snella.compare.results import MethodResult, RunResult, TaskResult
 
 
@@ -15,12 +16,18 @@ def run(metric: str, score: float, seed: int = 0) -> RunResult:
     )  # fmt: skip
 
 
-def result(metric: str = "top1", higher_is_better: bool = True, **scores: tuple[float, ...]) -> TaskResult:
-    methods = tuple(
-        MethodResult(name, 1e-3, {1e-3: 0.5}, tuple(run(metric, score, seed) for seed, score in enumerate(values)))
-        for name, values in scores.items()
-    )
-    return TaskResult("cells", metric, "top-1", higher_is_better, methods, ("seeds: 0",), ("a note",))
+def entrant(name: str) -> Entrant:
+    """Return METHOD, or BACKBONE/METHOD."""
+    backbone, _, method = name.rpartition("/")
+    return Entrant(method, backbone or None)
+
+
+def result(metric: str = "top1", higher_is_better: bool = True, /, **scores: tuple[float, ...]) -> TaskResult:
+    methods = []
+    for name, values in scores.items():
+        runs = tuple(run(metric, score, seed) for seed, score in enumerate(values))
+        methods.append(MethodResult(entrant(name), 1e-3, {1e-3: 0.5}, runs))
+    return TaskResult("cells", metric, "top-1", higher_is_better, tuple(methods), ("seeds: 0",), ("a note",))
 
 
 def suite_of(*results: TaskResult) -> list[TaskResult]:

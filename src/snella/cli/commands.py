@@ -35,6 +35,7 @@ class Train:
 @dataclass(frozen=True)
 class Compare:
     """Tune by several methods on the same data: the learning rate of each is chosen on val, then come more seeds.
+    With --backbones, by each method on each of them.
 
     Flags of snella train may follow, for all runs alike: --data, --epochs, --backbone ... but not what is set for each
     run: --method, --lr, --seed, --test, --resume, --overwrite, --accept-data, --estimate."""
@@ -44,12 +45,19 @@ class Compare:
     methods: str | None = None
     """Methods of snella train, with commas between them. With lora, the others' differences to it are shown.
     None: snella,lora,linear,full, but for what cannot train (linear to generate, full with --half-weights)."""
+    backbones: str | None = None
+    """Backbones, as --backbone takes them, with commas between them: each method tunes each, at its own image size
+    unless --image-size says one for all, and LoRA on the same backbone is what it is compared with. The runs are then
+    in BACKBONE/METHOD/lr-RATE/seed-SEED."""
     seeds: str = "0,1,2"
     """Seeds of the runs; the first one chooses the learning rate."""
     lr_grid: str | None = None
     """Learning rates to choose from. None: three of 1e-5,3e-5,1e-4 ... 1e-1 around the method's usual one (or the
     recipe's, for its method), further ones for as long as the best is at an end, and at last half rungs (5e-4 ...) on
     both sides of the best; none below --min-lr."""
+    combine: bool = True
+    """Also score the soup and the ensemble (see snella soup, snella predict) of the rates that were tried with the
+    first seed, chosen on val and tested once; it takes some evaluations."""
     workers: int = 1
     """Runs at once, each with its share of the cores (for processes that decode images, see train, use a recipe)."""
     out: str | None = None

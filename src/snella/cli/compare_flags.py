@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from snella.cli.commands import Compare
 from snella.cli.flags import divided, value_of
-from snella.compare.plan import Plan, PlannedTask
+from snella.compare.plan import Plan, PlannedTask, backbone_folder
 from snella.config.fields import flag, read_number
 from snella.config.method import METHODS
 from snella.config.schema import TrainConfig, source_name
@@ -30,7 +30,7 @@ def make_plan(
     """Return the plan that flags describe.
 
     Args:
-        command: recipe, methods, seeds, lr_grid, workers and out, as typed (`snella.cli.main.Compare`).
+        command: its flags, as typed (`snella.cli.main.Compare`).
         shared: the other flags, of `snella train`.
         settings: (flags of `snella train`, defaults; None: those of the recipe named in them) -> the config.
 
@@ -44,6 +44,7 @@ def make_plan(
     if command.workers < 1:
         raise UserError(f"--workers {command.workers} is below 1")
     given = tuple(_listed("methods", command.methods, _method)) if command.methods is not None else None
+    options: dict[str, Any] = {"backbones": _backbones(command, shared), "combine": command.combine}
     seeds = tuple(_listed("seeds", command.seeds, lambda word: read_number(word, int)))
     grid = tuple(sorted(_listed("lr_grid", command.lr_grid, _rate))) if command.lr_grid is not None else None
     source = command.recipe or value_of(shared, "data") or ""
@@ -56,21 +57,41 @@ def make_plan(
         if suite.needs_folder:
             names = ", ".join(task.name for task in suite.tasks[:3])
             raise UserError(f"suite {suite.name} needs --data, the folder that holds {names} ...")
-        if rest:
-            suite = replace(suite, notes=(*suite.notes, f"not the suite's settings alone: {' '.join(rest)}"))
+        if other := [*rest, *(["--backbones", command.backbones] if command.backbones else [])]:
+            suite = replace(suite, notes=(*suite.notes, f"not the suite's settings alone: {' '.join(other)}"))
         tasks = tuple(PlannedTask(t.name, settings(rest, t.config), folder / t.name) for t in suite.tasks)
-        plan = Plan(tasks, given or _usual_methods(tasks), grid, seeds, folder, suite)
+        plan = Plan(tasks, given or _usual_methods(tasks), grid, seeds, folder, suite, **options)
     else:
         recipe = ["--recipe", command.recipe] if command.recipe else []
         tasks = (PlannedTask("", settings([*recipe, *shared], None), folder),)
-        plan = Plan(tasks, given or _usual_methods(tasks), grid, seeds, folder)
+        plan = Plan(tasks, given or _usual_methods(tasks), grid, seeds, folder, **options)
     for config in plan.possible():
         validate(config)
         if config.data.folds is not None and config.data.fold is None:
             raise UserError("--folds makes a run into several; leave it out, or name one of them by --fold")
         if config.data.batch_size == "auto":
             raise UserError("--batch-size auto would give each method another one; give the same number to all")
+        if plan.backbones and config.model.checkpoint is not None:
+            raise UserError("--checkpoint holds the weights of one backbone; leave it or --backbones out")
     return plan
+
+
+def _backbones(command: Compare, shared: Sequence[str]) -> tuple[str, ...]:
+    """Return the backbones that are named, each with a folder of its own; none where each task has its own."""
+    if command.backbones is None:
+        return ()
+    if value_of(shared, "backbone") is not None:
+        raise UserError("--backbone and --backbones both say what is tuned; name it among --backbones")
+    found = _listed("backbones", command.backbones, str)
+    folders: dict[str, str] = {}
+    for backbone in found:
+        folder = backbone_folder(backbone).casefold()
+        if not folder or folder in METHODS:
+            raise UserError(f"--backbones: {backbone} cannot be the name of a folder; give it another one")
+        if folder in folders:
+            raise UserError(f"--backbones: {folders[folder]} and {backbone} would share a folder, {folder}; rename one")
+        folders[folder] = backbone
+    return tuple(found)
 
 
 def _usual_methods(tasks: Sequence[PlannedTask]) -> tuple[str, ...]:

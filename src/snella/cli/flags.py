@@ -35,16 +35,12 @@ def divided(args: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[
     wanted = {flag(name) for name in names}
     chosen: list[str] = []
     others: list[str] = []
-    words = iter(args)
-    for word in words:
+    has_value = False  # the word before may have this one for its value
+    for word in args:
         given = "--" + word.partition("=")[0][2:].replace("_", "-") if word.startswith("--") else word
-        if given not in wanted:
-            others.append(word)
-            continue
-        chosen.append(word)
-        following = None if "=" in word else next(words, None)
-        if following is not None:
-            chosen.append(following)
+        ours = given in wanted or (has_value and not word.startswith("--"))
+        (chosen if ours else others).append(word)
+        has_value = given in wanted and "=" not in word
     return chosen, others
 
 

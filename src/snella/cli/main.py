@@ -105,9 +105,10 @@ def _written(path: Path) -> int | None:
 
 
 def _compare(args: list[str]) -> int:
-    own, shared = divided(args, [f.name for f in dataclasses.fields(Compare)])
+    names = [f.name for f in dataclasses.fields(Compare)]
+    own, shared = divided(args, [*names, "no_combine"])
     check_flags(args, train_hints() | get_type_hints(Compare), "compare", negatable=True)
-    command = _parse(Compare, ["--help"] if {"-h", "--help"} & set(args) else own)
+    command = parse(Compare, ["--help"] if {"-h", "--help"} & set(args) else own, "compare", negatable=True)
 
     def settings(flags: Sequence[str], defaults: TrainConfig | None) -> TrainConfig:
         default = _defaults(flags) if defaults is None else Train(config=defaults)

@@ -1,12 +1,14 @@
-"""The picture of a comparison: how well each method does, against its memory and its trainable parameters."""
+"""The picture of a comparison: how well each entrant does, against its memory and its trainable parameters."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from snella.compare.plan import Entrant
 from snella.compare.results import TaskResult, averages
 from snella.compare.statistics import Spread
 from snella.report.labels import label_points
@@ -15,27 +17,30 @@ from snella.report.tables import is_share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MARKERS = "osD^vPX"  # of backbones, in turn
 
 
 def comparison_figure(result: TaskResult, path: str | os.PathLike[str]) -> Path:
-    """Draw the test metric (mean, bars of one standard deviation) of each method that has finished runs.
+    """Draw the test metric (mean, bars of one standard deviation) of each entrant that has finished runs.
 
     Args:
-        result: at least one method with runs.
+        result: at least one entrant with runs.
         path: file to write (its ending says the format); replaced if it is there.
 
     Returns:
         The path.
     """
-    scores: dict[str, Spread] = {}
-    memory: dict[str, float] = {}
-    parameters: dict[str, float] = {}
+    scores: dict[Entrant, Spread] = {}
+    memory: dict[Entrant, float] = {}
+    parameters: dict[Entrant, float] = {}
     for row in result.methods:
         score = result.spread(row, "test")
         if score is not None:
-            scores[row.method] = score
-            memory[row.method] = averages(row)["peak_memory_bytes"]
-            parameters[row.method] = averages(row)["trainable_parameters"]
+            scores[row.entrant] = score
+            memory[row.entrant] = averages(row)["peak_memory_bytes"]
+            parameters[row.entrant] = averages(row)["trainable_parameters"]
     width, height = 8.6, 4.1
     figure = new_figure(width, height)
     left, right = (figure.add_axes((x / width, 0.55 / height, 3.55 / width, 2.5 / height)) for x in (0.65, 4.85))
@@ -44,7 +49,7 @@ def comparison_figure(result: TaskResult, path: str | os.PathLike[str]) -> Path:
     for axes, x in ((left, memory), (right, parameters)):
         _points(axes, scores, x)
         _score_axis(axes, result)
-        label_points(axes, {name: (x[name], score.mean) for name, score in scores.items()}, _colour)
+        label_points(axes, [(found.method, (x[found], score.mean), _colour(found)) for found, score in scores.items()])
     seeds = max(score.count for score in scores.values())
     spread = f"mean of {seeds} seeds, ± 1 standard deviation" if seeds > 1 else "one seed"
     heading(
@@ -53,7 +58,28 @@ def comparison_figure(result: TaskResult, path: str | os.PathLike[str]) -> Path:
         f"test {result.label} of the best epoch on val: {spread}",
         f"left and {'above' if result.higher_is_better else 'below'} is better",
     )
+    _backbones(figure, scores)
     return save_figure(figure, path)
+
+
+def _backbones(figure: Figure, entrants: Iterable[Entrant]) -> None:
+    """Say in the upper right corner which backbone a marker stands for, where there are several."""
+    from matplotlib.lines import Line2D
+
+    markers = _markers(entrants)
+    handles = [
+        Line2D([], [], linestyle="", marker=marker, markersize=6, color=INK, label=backbone)
+        for backbone, marker in markers.items()
+        if backbone is not None
+    ]
+    if handles:
+        figure.legend(handles=handles, loc="upper right", frameon=False, fontsize=8.5, labelcolor=INK)
+
+
+def _markers(entrants: Iterable[Entrant]) -> dict[str | None, str]:
+    """Return backbone -> the marker of its points."""
+    backbones = dict.fromkeys(entrant.backbone for entrant in entrants)
+    return dict(zip(backbones, cycle(MARKERS), strict=False))  # those beyond the markers share them
 
 
 def _memory_axis(axes: Axes, values: list[float]) -> None:
@@ -90,17 +116,18 @@ def _score_axis(axes: Axes, result: TaskResult) -> None:
     axes.spines["bottom"].set(visible=True, color=PALE)
 
 
-def _points(axes: Axes, scores: dict[str, Spread], x: dict[str, float]) -> None:
-    for name, score in scores.items():
+def _points(axes: Axes, scores: dict[Entrant, Spread], x: dict[Entrant, float]) -> None:
+    markers = _markers(scores)
+    for entrant, score in scores.items():
         axes.errorbar(
-            x[name],
+            x[entrant],
             score.mean,
             yerr=score.std or 0,
-            fmt="o",
+            fmt=markers[entrant.backbone],
             markersize=6,
             elinewidth=1.1,
-            color=_colour(name),
-            zorder=3 if name.startswith("snella") else 2,
+            color=_colour(entrant),
+            zorder=3 if entrant.method.startswith("snella") else 2,
         )
     low = min(score.mean - (score.std or 0) for score in scores.values())
     high = max(score.mean + (score.std or 0) for score in scores.values())
@@ -137,5 +164,5 @@ def _count(value: float) -> str:
     return f"{value:g}"
 
 
-def _colour(method: str) -> str:
-    return BLUE if method.startswith("snella") else INK
+def _colour(entrant: Entrant) -> str:
+    return BLUE if entrant.method.startswith("snella") else INK

@@ -1,4 +1,6 @@
-"""What a comparison runs: tasks x methods x (learning rates with the first seed, then the other seeds at the best).
+"""What a comparison runs: tasks x entrants x (learning rates with the first seed, then the other seeds at the best).
+
+An entrant is a method, or a method on one of several backbones.
 
 Rates that are not given are found: three rungs of a ladder, one more wherever the best is at an end, and at last the
 two half rungs beside the best.
@@ -9,6 +11,7 @@ Imports nothing heavy: wrong flags are told at once.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +33,29 @@ LADDER = (
 
 
 @dataclass(frozen=True)
+class Entrant:
+    """What is compared: a method, and the backbone that it tunes where there are several."""
+
+    method: str
+    backbone: str | None = None  # None: the task's own
+
+    @property
+    def name(self) -> str:
+        """What tables and charts call it."""
+        return self.method if self.backbone is None else f"{self.backbone}, {self.method}"
+
+    @property
+    def folder(self) -> Path:
+        """Its folder in a task's."""
+        return Path(self.method) if self.backbone is None else Path(backbone_folder(self.backbone)) / self.method
+
+
+def backbone_folder(backbone: str) -> str:
+    """Return what a backbone's folder is called."""
+    return re.sub(r"[^\w.-]+", "-", backbone).strip("-.")
+
+
+@dataclass(frozen=True)
 class PlannedTask:
     """Runs on the same data; `folder` holds them."""
 
@@ -48,22 +74,31 @@ class Plan:
     seeds: tuple[int, ...]  # the first one chooses the rate
     folder: Path
     suite: Suite | None = None
+    backbones: tuple[str, ...] = ()  # none: each task's own
+    combine: bool = True  # whether the rates of the first seed are tried together
 
-    def config(self, task: PlannedTask, method: str, lr: float, seed: int) -> TrainConfig:
+    @property
+    def entrants(self) -> tuple[Entrant, ...]:
+        """All methods, on each backbone."""
+        return tuple(Entrant(method, backbone) for backbone in self.backbones or (None,) for method in self.methods)
+
+    def config(self, task: PlannedTask, entrant: Entrant, lr: float, seed: int) -> TrainConfig:
         """Return the settings of a run; `out` is its folder."""
-        out = task.folder / method / f"lr-{lr:g}" / f"seed-{seed}"
-        config = task.config.changed(method=method, lr=lr, seed=seed, out=str(out), test="both", resume=True)
+        out = task.folder / entrant.folder / f"lr-{lr:g}" / f"seed-{seed}"
+        backbone = entrant.backbone or task.config.model.backbone
+        config = task.config.changed(backbone=backbone, method=entrant.method, lr=lr, seed=seed)
+        config = config.changed(out=str(out), test="both", resume=True)
         return shrunk(config) if config.smoke else config
 
-    def first_rates(self, task: PlannedTask, method: str) -> tuple[float, ...]:
+    def first_rates(self, task: PlannedTask, entrant: Entrant) -> tuple[float, ...]:
         """Return the learning rates to begin with, ascending: what was given, or three rungs of the ladder.
 
         The middle one is the recipe's for the recipe's own method, and the usual one for the others.
         """
         if self.grid is not None:
             return self.grid
-        given, usual = task.config.loop.lr, METHODS[method].usual_rate
-        if given != "auto" and method == task.config.method.name:
+        given, usual = task.config.loop.lr, METHODS[entrant.method].middle_rate
+        if given != "auto" and entrant.method == task.config.method.name:
             usual = given
         rungs = self.rungs(task)[::2]
         middle = min(range(len(rungs)), key=lambda i: abs(math.log(rungs[i] / usual)))
@@ -94,7 +129,7 @@ class Plan:
     def possible(self) -> Iterator[TrainConfig]:
         """Return the settings of every run that it may come to."""
         for task in self.tasks:
-            for method in self.methods:
+            for entrant in self.entrants:
                 for lr in self.rungs(task):
                     for seed in self.seeds:
-                        yield self.config(task, method, lr, seed)
+                        yield self.config(task, entrant, lr, seed)

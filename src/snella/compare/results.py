@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, geometric_mean, median
 from typing import Any
 
+from snella.compare.plan import Entrant
 from snella.compare.statistics import Difference, Spread, mean_of_pairs, spread
 from snella.errors import UserError
 from snella.report.rows import read_metrics
@@ -16,6 +18,8 @@ from snella.runs.folder import read_config, read_summary
 
 REFERENCE = "lora"  # what the other methods are compared with
 COSTS = ("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "step_seconds", "seconds")  # of a run
+ALONE, SOUP, ENSEMBLE = "best rate alone", "soup", "ensemble"  # of the rates of the first seed
+KINDS = (ALONE, SOUP, ENSEMBLE)
 OWN_LINES = 4  # of a task's protocol; the others are the same for all tasks of a suite
 
 
@@ -42,18 +46,42 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class MethodResult:
-    """A method on a task."""
+class Combination:
+    """Runs of several learning rates as one model; its metrics by name."""
 
-    method: str
+    kind: str  # ALONE, SOUP or ENSEMBLE
+    runs: tuple[str, ...]  # folders of those that were taken, the best on val first
+    val: dict[str, float]
+    test: dict[str, float]
+
+    @property
+    def command(self) -> str:
+        """The call that makes the soup, or predicts by the ensemble."""
+        if self.kind == SOUP:
+            out = Path(self.runs[0]).parents[1] / SOUP  # METHOD/lr-RATE/seed-SEED
+            return shlex.join(["snella", "soup", *self.runs, "--take-all", "--out", str(out)])
+        return shlex.join(["snella", "predict", *self.runs, "IMAGES"])
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """An entrant on a task: a method, or one on a backbone."""
+
+    entrant: Entrant
     lr: float | None  # the best of the grid on val; None: no run of the grid finished
     grid: dict[float, float | None]  # learning rate -> val score with the first seed; None: failed
     runs: tuple[RunResult, ...]  # at `lr`, by seed
+    combined: tuple[Combination, ...] = ()  # of the rates of the first seed, the best alone first
+
+    @property
+    def name(self) -> str:
+        """What tables and charts call it."""
+        return self.entrant.name
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """All methods on a task."""
+    """All entrants on a task."""
 
     name: str
     metric: str  # the one that chooses
@@ -68,8 +96,11 @@ class TaskResult:
         return spread([getattr(run, split)[self.metric] for run in row.runs]) if row.runs else None
 
     def differences(self, row: MethodResult) -> dict[int, float]:
-        """Return seed -> how much better than LoRA (+ is better), for the seeds of both; none for LoRA itself."""
-        reference = next((other for other in self.methods if other.method == REFERENCE), None)
+        """Return seed -> how much better than LoRA on the same backbone (+ is better), for the seeds of both.
+
+        None for LoRA itself.
+        """
+        reference = next((other for other in self.methods if other.entrant == reference_of(row.entrant)), None)
         if reference is None or row is reference:
             return {}
         ours, theirs = ({run.seed: run.test[self.metric] for run in r.runs} for r in (row, reference))
@@ -82,42 +113,52 @@ class TaskResult:
         return mean_of_pairs(list(by_seed.values())) if by_seed else None
 
 
+def reference_of(entrant: Entrant) -> Entrant:
+    """Return what an entrant is compared with: LoRA on the same backbone."""
+    return replace(entrant, method=REFERENCE)
+
+
 def have_one_metric(results: Sequence[TaskResult]) -> bool:
     """Return whether all tasks have one metric, so that means over them mean something."""
     return len({result.metric for result in results}) == 1
 
 
-def paired_tasks(results: Sequence[TaskResult], method: str) -> list[tuple[TaskResult, MethodResult, MethodResult]]:
-    """Return the tasks on which both the method and LoRA have runs, with the rows of the two."""
-    rows = ((result, {row.method: row for row in result.methods if row.runs}) for result in results)
+def entrants_of(results: Sequence[TaskResult]) -> list[Entrant]:
+    """Return the entrants of all tasks, each once."""
+    return list(dict.fromkeys(row.entrant for result in results for row in result.methods))
+
+
+def paired_tasks(
+    results: Sequence[TaskResult], entrant: Entrant
+) -> list[tuple[TaskResult, MethodResult, MethodResult]]:
+    """Return the tasks on which both the entrant and LoRA have runs, with the rows of the two."""
+    rows = ((result, {row.entrant: row for row in result.methods if row.runs}) for result in results)
+    reference = reference_of(entrant)
     return [
-        (result, by_name[method], by_name[REFERENCE])
-        for result, by_name in rows
-        if by_name.keys() >= {method, REFERENCE}
+        (result, known[entrant], known[reference]) for result, known in rows if known.keys() >= {entrant, reference}
     ]
 
 
-def mean_difference(results: Sequence[TaskResult], method: str) -> Difference | None:
+def mean_difference(results: Sequence[TaskResult], entrant: Entrant) -> Difference | None:
     """Return how much better than LoRA, in the mean over the tasks of both; the pairs are the seeds that all have."""
-    by_task = [result.differences(row) for result, row, _ in paired_tasks(results, method)]
+    by_task = [result.differences(row) for result, row, _ in paired_tasks(results, entrant)]
     seeds = sorted(set.intersection(*map(set, by_task))) if by_task else []
     return mean_of_pairs([fmean(by_seed[seed] for by_seed in by_task) for seed in seeds]) if seeds else None
 
 
-def cost_ratios(results: Sequence[TaskResult], method: str) -> dict[str, float]:
+def cost_ratios(results: Sequence[TaskResult], entrant: Entrant) -> dict[str, float]:
     """Return cost (column of `averages`) -> its ratio to LoRA's, geometric mean over the tasks of both."""
-    pairs = [(averages(ours), averages(theirs)) for _, ours, theirs in paired_tasks(results, method)]
+    pairs = [(averages(ours), averages(theirs)) for _, ours, theirs in paired_tasks(results, entrant)]
     return {name: geometric_mean(ours[name] / theirs[name] for ours, theirs in pairs) for name in COSTS if pairs}
 
 
 def mean_result(results: Sequence[TaskResult]) -> TaskResult:
-    """Average tasks of one metric into one, for a chart: scores and costs of each method and seed that all have."""
+    """Average tasks of one metric into one, for a chart: scores and costs of each entrant and seed that all have."""
     metric = results[0].metric
     methods = []
     for row in results[0].methods:
-        by_task = [
-            {run.seed: run for other in r.methods if other.method == row.method for run in other.runs} for r in results
-        ]
+        same_rows = [[other for other in r.methods if other.entrant == row.entrant] for r in results]
+        by_task = [{run.seed: run for other in others for run in other.runs} for others in same_rows]
         runs = []
         for seed in sorted(set.intersection(*map(set, by_task))):
             same = [by_seed[seed] for by_seed in by_task]
@@ -134,7 +175,7 @@ def mean_result(results: Sequence[TaskResult]) -> TaskResult:
 def read_result(folder: Path) -> RunResult:
     """Read the result of a finished run; of the grid only what was chosen is tested."""
     config, summary = read_config(folder), read_summary(folder)
-    metrics = {name: _numbers(summary.get(name, {})) for name in ("test", "test_last", "val")}
+    metrics = {name: numbers(summary.get(name, {})) for name in ("test", "test_last", "val")}
     names = ("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "images", "device", "versions")
     if missing := [name for name in (*names, "selection") if name not in summary]:
         raise UserError(f"the summary.json of {folder} has no {missing[0]}; train it again with --overwrite")
@@ -152,7 +193,7 @@ def read_result(folder: Path) -> RunResult:
     )
 
 
-def _numbers(metrics: dict[str, float | None]) -> dict[str, float]:
+def numbers(metrics: dict[str, float | None]) -> dict[str, float]:
     """Return metrics with NaN where JSON has null."""
     return {name: math.nan if value is None else value for name, value in metrics.items()}
 
@@ -168,7 +209,7 @@ def step_seconds(rows: list[dict[str, Any]], images: int) -> float:
 
 
 def averages(row: MethodResult) -> dict[str, float]:
-    """Return the costs of a method's runs: means over the seeds, and the largest peak memory."""
+    """Return the costs of an entrant's runs: means over the seeds, and the largest peak memory."""
     return {
         "trainable_parameters": row.runs[0].trainable_parameters,
         "adapter_bytes": round(fmean(run.adapter_bytes for run in row.runs)),

@@ -1,10 +1,11 @@
 """Methods side by side: the same data, splits, seeds and loop for all.
 
     plan ─ checks ─ runs of the grid, first seed ─ best rate of each method on val ─ its test, runs of the other seeds
-                                                                                      └─ table, chart, OUT/compare.*
+                                                       │                              └─ table, chart, OUT/compare.*
+                                                       └─ all rates of the first seed together: soup, ensemble
 
-Each run is `snella train` in a process of its own, in OUT/[TASK/]METHOD/lr-RATE/seed-SEED; its settings (.yaml) and
-what it printed (.log) stand beside that folder.
+Each run is `snella train` in a process of its own, in OUT/[TASK/][BACKBONE/]METHOD/lr-RATE/seed-SEED; its settings
+(.yaml) and what it printed (.log) stand beside that folder.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from snella.compare.chart import comparison_figure
+from snella.compare.combinations import with_combinations
 from snella.compare.jobs import Job, run_jobs
-from snella.compare.plan import Plan, PlannedTask
+from snella.compare.plan import Entrant, Plan, PlannedTask, backbone_folder
+from snella.compare.protocol import at_an_end, protocol
 from snella.compare.results import (
     MethodResult,
     RunResult,
@@ -30,7 +33,7 @@ from snella.compare.results import (
     mean_result,
     read_result,
 )
-from snella.compare.tables import NAME, suite_report, task_report, with_spread, write_suite, write_task
+from snella.compare.tables import NAME, combined_commands, suite_report, task_report, write_suite, write_task
 from snella.config.method import METHODS
 from snella.config.recipe import differences, to_yaml
 from snella.config.schema import TrainConfig
@@ -42,7 +45,6 @@ from snella.runs.folder import (
     is_tested,
     is_worked_on,
     other_settings,
-    read_about,
     read_config,
     read_summary,
     state_of,
@@ -74,6 +76,7 @@ def compare(plan: Plan, *, workers: int = 1, console: Console | None = None) -> 
     _check_plan(plan)
     failed: Failures = {}
     tasks = _with_data(plan, failed, console)
+    _check_backbones(plan, tasks)
     check_writable(plan.folder)
     plan.folder.mkdir(parents=True, exist_ok=True)
     with alone_in(plan.folder, "comparison"):
@@ -84,8 +87,8 @@ def _compare(plan: Plan, tasks: Sequence[PlannedTask], failed: Failures, workers
     """Return all but the checks; `failed` has the tasks that cannot be read."""
     grids = _search(plan, tasks, workers, failed, console)
     chosen = [
-        plan.config(task, method, lr, seed)
-        for (task, method), grid in grids.items()
+        plan.config(task, entrant, lr, seed)
+        for (task, entrant), grid in grids.items()
         if (lr := best_rate(grid.values())) is not None
         for seed in plan.seeds
     ]
@@ -93,9 +96,11 @@ def _compare(plan: Plan, tasks: Sequence[PlannedTask], failed: Failures, workers
 
     results = []
     for task in tasks:
-        result = _result(plan, task, {method: grids[task, method] for method in plan.methods}, failed)
+        result = _result(plan, task, {entrant: grids[task, entrant] for entrant in plan.entrants}, failed)
         if result is None:
             continue
+        if plan.combine:
+            result = with_combinations(plan, task, result, console)
         results.append(result)
         write_task(result, task.folder)
         comparison_figure(result, task.folder / "compare.png")
@@ -106,6 +111,8 @@ def _compare(plan: Plan, tasks: Sequence[PlannedTask], failed: Failures, workers
         console.print(suite_report(suite, results))
     elif results:
         console.print(task_report(results[0]))
+        for line in combined_commands(results[0], best=True):
+            print_line(console, line)
     for folder, reason in failed.items():
         print_line(console, f"failed: {folder}: {reason}")
     if results:
@@ -116,7 +123,7 @@ def _compare(plan: Plan, tasks: Sequence[PlannedTask], failed: Failures, workers
     }
 
 
-def _tried_beside(plan: Plan, grids: Mapping[tuple[PlannedTask, str], Grid]) -> set[Path]:
+def _tried_beside(plan: Plan, grids: Mapping[tuple[PlannedTask, Entrant], Grid]) -> set[Path]:
     """Return the folders of rates that the search chose and that gave nothing, where others did."""
     return {
         Path(plan.config(*key, lr, plan.seeds[0]).out or "")
@@ -135,7 +142,7 @@ def _with_failures(plan: Plan, suite: Suite, failed: Failures) -> Suite:
 
 
 def _draw_means(results: Sequence[TaskResult], path: Path) -> None:
-    """Return the chart of the tasks' means, where they have one metric and a method has them all."""
+    """Return the chart of the tasks' means, where they have one metric and an entrant has them all."""
     if not have_one_metric(results):
         return
     mean = mean_result(results)
@@ -145,15 +152,15 @@ def _draw_means(results: Sequence[TaskResult], path: Path) -> None:
 
 def _search(
     plan: Plan, tasks: Sequence[PlannedTask], workers: int, failed: Failures, console: Console
-) -> dict[tuple[PlannedTask, str], Grid]:
-    """Run the first seed at the learning rates of each method, until the plan has no more for any.
+) -> dict[tuple[PlannedTask, Entrant], Grid]:
+    """Run the first seed at the learning rates of each entrant, until the plan has no more for any.
 
     Nothing is tested yet.
     """
     first = plan.seeds[0]
-    tried: dict[tuple[PlannedTask, str], tuple[float, ...]] = {}
-    rates = {(task, method): plan.first_rates(task, method) for task in tasks for method in plan.methods}
-    grids: dict[tuple[PlannedTask, str], Grid] = {key: {} for key in rates}
+    tried: dict[tuple[PlannedTask, Entrant], tuple[float, ...]] = {}
+    rates = {(task, entrant): plan.first_rates(task, entrant) for task in tasks for entrant in plan.entrants}
+    grids: dict[tuple[PlannedTask, Entrant], Grid] = {key: {} for key in rates}
     while rates != tried:
         new = [
             plan.config(*key, lr, first).changed(test="none")
@@ -173,9 +180,10 @@ def _search(
 def _check_plan(plan: Plan) -> None:
     """Refuse, before anything runs, what no task can do, and what stands where a run belongs and is another one."""
     for task in plan.tasks:
-        task_named(task.config.task).check(task.config)  # methods, rates and seeds make no difference to it
+        for backbone in plan.backbones or (task.config.model.backbone,):  # methods, rates and seeds do not matter here
+            task_named(task.config.task).check(task.config.changed(backbone=backbone))
     there = {entry.name for entry in plan.folder.iterdir() if entry.name[0] != "."} if plan.folder.is_dir() else set()
-    ours = {*METHODS, f"{NAME}.json", *(task.folder.name for task in plan.tasks)}
+    ours = {*METHODS, *map(backbone_folder, plan.backbones), f"{NAME}.json", *(task.folder.name for task in plan.tasks)}
     if state_of(plan.folder) in ("started", "finished") or (there and not there & ours) or plan.folder.is_file():
         raise UserError(f"{plan.folder} exists and is not a comparison; choose another --out")
     for config in plan.possible():
@@ -188,14 +196,42 @@ def _check_plan(plan: Plan) -> None:
             raise other_settings(folder, differ, "choose another --out, or delete it")
 
 
+def _check_backbones(plan: Plan, tasks: Sequence[PlannedTask]) -> None:
+    """Build each of several backbones that has runs to come, before any of them begins.
+
+    Raises:
+        UserError: it cannot be had, or cannot take the image size or the drop-path of a task.
+    """
+    built = []
+    for task in tasks:
+        for backbone in plan.backbones:
+            configs = _first_runs(plan, task, [Entrant(method, backbone) for method in plan.methods])
+            spec = task_named(task.config.task).make_spec(configs[0], num_classes=2)
+            if spec in built or _all_finished(configs):
+                continue
+            try:
+                task_named(task.config.task).build(spec)
+            except UserError as error:
+                raise UserError(f"{'' if backbone in str(error) else f'{backbone}: '}{error}") from None
+            built.append(spec)
+
+
+def _first_runs(plan: Plan, task: PlannedTask, entrants: Sequence[Entrant]) -> list[TrainConfig]:
+    """Return the settings of the runs that a search begins with."""
+    return [plan.config(task, who, lr, plan.seeds[0]) for who in entrants for lr in plan.first_rates(task, who)]
+
+
+def _all_finished(configs: Sequence[TrainConfig]) -> bool:
+    return all(state_of(Path(config.out or "")) == "finished" for config in configs)
+
+
 def _with_data(plan: Plan, failed: Failures, console: Console) -> list[PlannedTask]:
     """Return the tasks whose data can be read; it is not looked at where all runs of the grid are finished."""
     found = []
     for task in plan.tasks:
-        rates = {method: plan.first_rates(task, method) for method in plan.methods}
-        configs = [plan.config(task, method, lr, plan.seeds[0]) for method, tried in rates.items() for lr in tried]
+        configs = _first_runs(plan, task, plan.entrants)
         try:
-            if any(state_of(Path(config.out or "")) != "finished" for config in configs):
+            if not _all_finished(configs):
                 read_run_data(configs[0], console)
         except UserError as error:
             failed[task.folder] = str(error)
@@ -241,8 +277,8 @@ def _wait_for(folder: Path, console: Console) -> None:
     raise UserError(f"a training is still at work in {folder}; wait for it, then give the same command again")
 
 
-def _finished(plan: Plan, task: PlannedTask, method: str, lr: float, seeds: Sequence[int]) -> list[RunResult]:
-    folders = [Path(plan.config(task, method, lr, seed).out or "") for seed in seeds]
+def _finished(plan: Plan, task: PlannedTask, entrant: Entrant, lr: float, seeds: Sequence[int]) -> list[RunResult]:
+    folders = [Path(plan.config(task, entrant, lr, seed).out or "") for seed in seeds]
     runs = [read_result(folder) for folder in folders if state_of(folder) == "finished"]
     return [run for run in runs if _finite(run.val, name=run.metric)]
 
@@ -266,21 +302,21 @@ def best_rate(runs: Iterable[RunResult | None]) -> float | None:
     return best[(len(best) - 1) // 2].lr if best else None
 
 
-def _result(plan: Plan, task: PlannedTask, grids: Mapping[str, Grid], failed: Failures) -> TaskResult | None:
-    """Return all methods on a task; None where no run was tested."""
+def _result(plan: Plan, task: PlannedTask, grids: Mapping[Entrant, Grid], failed: Failures) -> TaskResult | None:
+    """Return all entrants on a task; None where no run was tested."""
     rows = []
-    for method, grid in grids.items():
+    for entrant, grid in grids.items():
         lr = best_rate(grid.values())
-        found = _finished(plan, task, method, lr, plan.seeds) if lr is not None else []
+        found = _finished(plan, task, entrant, lr, plan.seeds) if lr is not None else []
         runs = [run for run in found if run.test_last and _finite(run.test, run.test_last, name=run.metric)]
         val = {rate: run.val[run.metric] if run else None for rate, run in grid.items()}
-        rows.append(MethodResult(method, lr, val, tuple(runs)))
+        rows.append(MethodResult(entrant, lr, val, tuple(runs)))
     run = next((row.runs[0] for row in rows if row.runs), None)
     if run is None:
         return None
-    notes = [f"{row.method}: its best rate, {row.lr:g}, is at an end of its grid" for row in rows if at_an_end(row)]
+    notes = [f"{row.name}: its best rate, {row.lr:g}, is at an end of its grid" for row in rows if at_an_end(row)]
     notes += [
-        f"{row.method}: {len(row.runs)} of {len(plan.seeds)} seeds finished and tested"
+        f"{row.name}: {len(row.runs)} of {len(plan.seeds)} seeds finished and tested"
         for row in rows
         if row.lr is not None and len(row.runs) < len(plan.seeds)
     ]
@@ -288,44 +324,3 @@ def _result(plan: Plan, task: PlannedTask, grids: Mapping[str, Grid], failed: Fa
     label = task_named(task.config.task).metrics[run.metric]
     result = TaskResult(task.name, run.metric, label, run.higher_is_better, tuple(rows), (), tuple(notes))
     return replace(result, protocol=protocol(plan, result))
-
-
-def at_an_end(row: MethodResult) -> bool:
-    """Return whether the chosen rate is the lowest or the highest of several."""
-    rates = list(row.grid)
-    return len(rates) > 1 and row.lr in (rates[0], rates[-1])
-
-
-def protocol(plan: Plan, result: TaskResult) -> tuple[str, ...]:
-    """Return what was done, in lines to stand under the table; the first `OWN_LINES` are about this task."""
-    runs = [run for row in result.methods for run in row.runs]
-    shares = [(row.method, result.spread(row, "test_last")) for row in result.methods]
-    last = ", ".join(f"{method} {with_spread(result.metric, value)}" for method, value in shares if value)
-    grids: dict[tuple[float, ...], list[str]] = {}
-    for row in result.methods:
-        grids.setdefault(tuple(row.grid), []).append(row.method)
-    rates = "; ".join(f"{', '.join(map('{:g}'.format, grid))} ({', '.join(who)})" for grid, who in grids.items())
-    preprocessing = read_about(Path(runs[0].folder))["preprocessing"]
-    seeds = ", ".join(map(str, plan.seeds))
-    sizes = {", ".join(f"{count:,} {split}" for split, count in run.images.items()) for run in runs}
-    config = read_config(Path(runs[0].folder))
-    versions = {", ".join(f"{name} {version}" for name, version in run.versions.items()) for run in runs}
-    return (
-        f"test: the best epoch on val, of equals the last (the last of all: {last}); never the best on test",
-        f"images: {' or '.join(sorted(sizes))}, {preprocessing['image_size']} pixels; "
-        f"mean {_values(preprocessing['mean'])}, std {_values(preprocessing['std'])}",
-        f"{config.model.backbone}, {config.loop.epochs} epochs, batches of {config.data.batch_size}, "
-        f"r {config.method.r}, {config.precision}",
-        f"learning rate: the best of {rates} on val with seed {plan.seeds[0]}, of equals the middle one"
-        f"{'' if plan.grid else '; rates were added where it was at an end, and on both sides of it'}",
-        f"seeds: {seeds}; ± is the sample standard deviation, [ ] the 95 % t-interval of paired differences; where "
-        "the data has no splits of its own, each seed draws them, and test images are shared between seeds",
-        "memory: largest peak of a training step; step: median time of one; runs side by side slow each other down",
-        f"device: {', '.join(sorted({run.device for run in runs}))}; {' or '.join(sorted(versions))}",
-    )
-
-
-def _values(values: Sequence[float]) -> str:
-    """Return three values, or one where they are the same."""
-    texts = [f"{value:.3g}" for value in values]
-    return texts[0] if len(set(texts)) == 1 else f"({', '.join(texts)})"

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate import Accelerator
 from rich.console import Console
@@ -23,8 +23,10 @@ from snella.config.method import MethodConfig
 from snella.config.schema import TrainConfig
 from snella.console import Terminal, print_line
 from snella.data.dataset import ImageData
+from snella.data.kept_images import keep_images
 from snella.errors import UserError
 from snella.files import writing
+from snella.machine import free_memory
 from snella.methods.adapters import merged, wrap
 from snella.report.tables import format_metric, new_table
 from snella.runs.check import read_own_data, read_start
@@ -45,7 +47,7 @@ from snella.runs.folder import (
     write_summary,
 )
 from snella.runs.load import LoadedRun, check_options, first_difference, load_run, untuned
-from snella.runs.prepare import tell
+from snella.runs.prepare import KEPT_SHARE, tell
 from snella.training.evaluation import evaluate
 from snella.training.interfaces import Evaluation
 
@@ -78,12 +80,51 @@ class Tester:
         batches = self.run.batches(self.data.splits[split], self.batch_size)
         return evaluate(model, self.run.learner, batches, self.accelerator, seed=self.run.config.seed)
 
+    def judged(self, model: nn.Module) -> Judged:
+        """Return what is found of a model on val, by which the learner settles what it has to, and then on test."""
+        val = self.found(model, "val")
+        settled = self.run.learner.settle(val)
+        tested = self.found(model, "test") if len(self.data.splits["test"]) else None
+        found = {"val": val} if tested is None else {"val": val, "test": tested}
+        names = self.run.task.metrics
+        metrics = {split: {name: seen.metrics[name] for name in names} for split, seen in found.items()}
+        return Judged(metrics, settled, tested)
+
+    def best_first(self, members: Sequence[Member]) -> list[Member]:
+        """Return members in the order of their scores on val; equals stay in theirs."""
+        return sorted(members, key=lambda member: self.score(member.summary["val"]), reverse=True)
+
     def score(self, metrics: Mapping[str, float | None]) -> float:
         """Return the number by which the best of several models is chosen; higher is better."""
         value = metrics[self.run.learner.selection]
         if value is None or not math.isfinite(value):
             return -math.inf
         return value if self.run.learner.higher_is_better else -value
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is found of a model in the end."""
+
+    metrics: dict[str, dict[str, float]]  # split -> metric -> value, of val and, where there is one, of test
+    settled: Mapping[str, Any]  # what val decides
+    tested: Evaluation | None
+
+
+class Mixture(Protocol):
+    """A model that several runs make."""
+
+    def tried(self, folder: Path, /) -> nn.Module:
+        """Return the model of the runs that are taken and this one. Raises UserError where it cannot be one of them."""
+        ...
+
+    def take(self) -> None:
+        """Take the run that was tried last."""
+        ...
+
+    def whole(self) -> nn.Module:
+        """Return the model of the runs that are taken, at least one."""
+        ...
 
 
 def soup(
@@ -108,34 +149,39 @@ def soup(
     check_options(batch_size, device)
     if state_of(out) != "absent":
         raise UserError(f"{out} exists; choose another --out")
-    members = _members(folders)
+    members = members_of(folders)
     first = load_run(members[0].folder)
-    data = read_own_data(members[0].folder, first.config, first.saved, console)
+    data = read_data(members[0].folder, console)
     tell(data, console)
     tester = Tester(first, data, make_accelerator(device, "fp32"), batch_size)
-    members.sort(key=lambda member: tester.score(member.summary["val"]), reverse=True)
-    model = wrap(untuned(members[0].folder), MethodConfig(name="full"))
-    chosen = _averaged(model, members, tester, take_all, console)
-    val = tester.found(model, "val")
-    settled = first.learner.settle(val)
-    tested = tester.found(model, "test") if len(data.splits["test"]) else None
-    found = {"val": val} if tested is None else {"val": val, "test": tested}
-    names = first.task.metrics
-    metrics = {split: {name: seen.metrics[name] for name in names} for split, seen in found.items()}
+    members = tester.best_first(members)
+    average, chosen = Average(members[0].folder), []
+    for member in choose(average, members, tester, take_all=take_all):
+        chosen.append(member)
+        print_line(console, f"{member.folder}: {'taken' if member.taken else 'left out, val would be lower'}")
+    model = average.whole()
+    judged = tester.judged(model)
     claim(out, first.config.changed(method="full", base_precision="fp32", out=str(out)))
     with alone_in(out, "training"):
-        summary = _written(out, members[0].folder, model.to("cpu"), settled, metrics, tester, tested, chosen)
-    if tested is not None:
-        for kind, draw in first.learner.figures(tested).items():
+        summary = _written(out, members[0].folder, model.to("cpu"), judged, tester, chosen)
+    if judged.tested is not None:
+        for kind, draw in first.learner.figures(judged.tested).items():
             draw(out / f"{kind}.png")
-    console.print(_table(chosen, metrics, tester))
+    console.print(_table(chosen, judged.metrics, tester))
     taken = sum(member.taken for member in chosen)
     single = "; no other made it better" if taken == 1 else ""
     print_line(console, f"the average of {taken} of {len(chosen)} runs{single}; it is a run folder: {out}")
     return summary
 
 
-def _members(folders: Sequence[Path]) -> list[Member]:
+def read_data(folder: Path, console: Console) -> ImageData[Any]:
+    """Return a run's own data; images of val, which are looked at many times, are kept in memory where they fit."""
+    data = read_own_data(folder, read_config(folder), read_about(folder), console)
+    kept = keep_images({"val": data.splits["val"]}, workers=0, limit=round(KEPT_SHARE * free_memory()))
+    return replace(data, splits={**data.splits, **kept})
+
+
+def members_of(folders: Sequence[Path]) -> list[Member]:
     """Return the runs, which differ in how they were trained alone. Raises UserError."""
     folders = list({folder.resolve(): folder for folder in folders}.values())  # a run counts once
     if len(folders) < 2:
@@ -167,26 +213,42 @@ def _comparable(about: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in about.items() if name != "backbone"} | backbone
 
 
-def _averaged(
-    model: nn.Module, members: Sequence[Member], tester: Tester, take_all: bool, console: Console
-) -> list[Member]:
-    """Put the average into the model, and return the members with those taken marked."""
-    total: dict[str, Tensor] = {}  # of the runs that are taken
-    count, best, chosen = 0, -math.inf, []
+class Average:
+    """The mean of the weights of runs, in a model of their backbone."""
+
+    def __init__(self, first: Path) -> None:
+        self._model = wrap(untuned(first), MethodConfig(name="full"))
+        self._total: dict[str, Tensor] = {}  # of the runs that are taken
+        self._count = 0
+        self._tried: dict[str, Tensor] = {}
+
+    def tried(self, folder: Path) -> nn.Module:
+        state = _merged_state(folder)
+        if state.keys() != self._model.state_dict().keys():
+            raise UserError(f"{folder}: its merged weights are not those of its backbone alone")
+        self._tried = {name: _sum(self._total[name], value) for name, value in state.items()} if self._count else state
+        _put_mean(self._model, self._tried, self._count + 1)
+        return self._model
+
+    def take(self) -> None:
+        self._total, self._count = self._tried, self._count + 1
+
+    def whole(self) -> nn.Module:
+        _put_mean(self._model, self._total, self._count)
+        return self._model
+
+
+def choose(mixture: Mixture, members: Sequence[Member], tester: Tester, *, take_all: bool = False) -> Iterator[Member]:
+    """Yield the members in their order, marked whether they are taken: where val does not fall by them."""
+    best = -math.inf
     for member in members:
-        state = _merged_state(member.folder)
-        if state.keys() != model.state_dict().keys():
-            raise UserError(f"{member.folder}: its merged weights are not those of its backbone alone")
-        summed = {name: _sum(total[name], value) for name, value in state.items()} if total else state
-        _put_mean(model, summed, count + 1)
-        score = 0.0 if take_all else tester.score(tester.found(model, "val").metrics)
-        taken = take_all or score >= best
+        model = mixture.tried(member.folder)
+        score = best if take_all else tester.score(tester.found(model, "val").metrics)
+        taken = score >= best
         if taken:
-            total, count, best = summed, count + 1, score
-        chosen.append(replace(member, taken=taken))
-        print_line(console, f"{member.folder}: {'taken' if taken else 'left out, val would be lower'}")
-    _put_mean(model, total, count)
-    return chosen
+            mixture.take()
+            best = score
+        yield replace(member, taken=taken)
 
 
 def _merged_state(folder: Path) -> dict[str, Tensor]:
@@ -208,18 +270,17 @@ def _put_mean(model: nn.Module, total: Mapping[str, Tensor], count: int) -> None
 
 
 def _written(
-    out: Path, member: Path, model: nn.Module, settled: Mapping[str, Any], metrics: Mapping[str, Any], tester: Tester,
-    tested: Evaluation | None, chosen: Sequence[Member],
-) -> dict[str, Any]:  # fmt: skip
+    out: Path, member: Path, model: nn.Module, judged: Judged, tester: Tester, chosen: Sequence[Member]
+) -> dict[str, Any]:
     """Write the run folder, its summary last, and return that."""
     run = tester.run
     for name in (BASE, START, SPLITS_TABLE):
         if (member / name).is_file():
             with writing(out / name) as partial:
                 shutil.copyfile(member / name, partial)
-    write_adapter(out, model, {**run.saved, **settled, "method": "full", "versions": versions()})
-    summary = {**metrics, "soup": [_row(member) for member in chosen]} | summary_of(
-        *(out, model, run.learner, tester.data, tested),
+    write_adapter(out, model, {**run.saved, **judged.settled, "method": "full", "versions": versions()})
+    summary = {**judged.metrics, "soup": [_row(member) for member in chosen]} | summary_of(
+        *(out, model, run.learner, tester.data, judged.tested),
         peak_memory_bytes=0,  # nothing was trained
         seconds=0.0,
         device=device_name(tester.accelerator.device),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,6 +24,11 @@ class Method:
     trains: Callable[[str], bool] | None = None  # for a parameter's name; the head trains besides
     after_step: str | Callable[..., Any] | None = None  # makes its part of a step, where a budget moves
     batch_norm_rate: float | None = None  # the usual rate where the backbone has batch norms; None: the same
+
+    @property
+    def middle_rate(self) -> float:
+        """Return the geometric mean of the usual rates of both kinds of backbones, to begin a search with."""
+        return math.sqrt(self.usual_rate * (self.batch_norm_rate or self.usual_rate))
 
 
 _PEFT, _BUDGETS = "snella.methods.peft_configs", "snella.methods.budgets"

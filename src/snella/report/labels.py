@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,8 +18,12 @@ PLACES = tuple(
 )
 
 
-def label_points(axes: Axes, place: Mapping[str, tuple[float, float]], colour: Callable[[str], str]) -> None:
-    """Write each name beside its point (data coordinates), where it covers no other name and no point."""
+def label_points(axes: Axes, points: Sequence[tuple[str, tuple[float, float], str]]) -> None:
+    """Write names beside their points, where they cover no other name and no point.
+
+    Args:
+        points: (name, place in data coordinates, colour) of each.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox
 
@@ -29,14 +33,14 @@ def label_points(axes: Axes, place: Mapping[str, tuple[float, float]], colour: C
     radius = 4.5 * figure.dpi / 72
     taken = [
         Bbox.from_bounds(x - radius, y - radius, 2 * radius, 2 * radius)
-        for x, y in axes.transData.transform(list(place.values()))
+        for x, y in axes.transData.transform([point for _, point, _ in points])
     ]
     frame = axes.get_window_extent(renderer)
-    for name, point in place.items():
+    for name, point, colour in points:
         options: list[tuple[float, Annotation, Bbox]] = []
         for dx, dy, ha, va in PLACES:
             text = axes.annotate(
-                name, point, (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=8.5, color=colour(name),
+                name, point, (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=8.5, color=colour,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             )  # fmt: skip
             box = text.get_window_extent(renderer)

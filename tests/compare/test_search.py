@@ -228,10 +228,12 @@ def test_one_comparison_in_a_folder(images, tmp_path, ran, capsys):
 
 def test_segmentation(tmp_path, ran, capsys):
     data = masked_runs.write_pairs(tmp_path / "cells")
-    flags = ["--methods", "snella,lora", "--seeds", "0", "--lr-grid", "3e-3", *masked_runs.MODEL, "--epochs", "1"]
+    flags = ["--methods", "lora", "--seeds", "0", "--lr-grid", "3e-3,1e-2", *masked_runs.MODEL, "--epochs", "1"]
     assert main(["compare", "--data", str(data), "--out", str(tmp_path / "out"), *flags, "--batch-size", "4"]) == 0
     assert "test mIoU" in capsys.readouterr().out
-    assert json.loads((tmp_path / "out" / "compare.json").read_text())["metric"] == "miou"
+    report = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert report["metric"] == "miou"
+    assert [each["kind"] for each in report["methods"][0]["combined"]] == ["best rate alone", "soup", "ensemble"]
 
 
 def test_generation_where_less_is_better(tmp_path, monkeypatch, ran, capsys):
@@ -254,6 +256,7 @@ def test_generation_where_less_is_better(tmp_path, monkeypatch, ran, capsys):
     assert full["summary"]["difference_mean"] == pytest.approx(0.2)  # half the loss is better
     shown = capsys.readouterr().out
     assert "0.4000" in shown
+    assert (lora["combined"], full["combined"]) == ([], [])
     assert "+0.2000" in shown
 
 

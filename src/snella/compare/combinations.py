@@ -1,6 +1,6 @@
 """What the runs of a search come to together: for each entrant the soup and the ensemble of its learning rates.
 
-    rates that finished, first seed ─ best on val first ─ each that val does not fall by ─┬─ mean of the weights
+    rates that finished, first seed ─ best on val first ─ each that val is not worse by ──┬─ mean of the weights
                                                                                           └─ mean of the probabilities
 
 What is taken is chosen on val alone, and what it makes is tested once. It is kept in METHOD/combined.json, for as long
@@ -34,7 +34,7 @@ from snella.tasks.registry import task_named
 
 KEPT = "combined.json"
 HOW = (
-    "rates together: the best on val first, then each that val does not fall by, so that their val is a little too "
+    "rates together: the best on val first, then each that does not make val worse, so that their val is a little too "
     "good; one test of what they make, and none where the best stays alone"
 )
 _METRICS = dict[str, float | None]

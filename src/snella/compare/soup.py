@@ -239,7 +239,7 @@ class Average:
 
 
 def choose(mixture: Mixture, members: Sequence[Member], tester: Tester, *, take_all: bool = False) -> Iterator[Member]:
-    """Yield the members in their order, marked whether they are taken: where val does not fall by them."""
+    """Yield the members in their order, marked whether they are taken: where val is not worse by them."""
     best = -math.inf
     for member in members:
         model = mixture.tried(member.folder)

@@ -22,7 +22,7 @@ class DataConfig:
     """Where the images are. Needed; has no default.
     A folder of class folders, or of train, val and test with class folders; a CSV or JSONL manifest;
     a VTAB-1k or FGVC folder; hfds/NAME, torch/NAME or wds/NAME;
-    elpv, elpv-levels, elpv-mono, elpv-poly, elpv-type, textiles or digits (in packages).
+    elpv, elpv-levels, elpv-mono, elpv-poly, elpv-type, textiles, faces, digits, mnist or climate (in packages).
     To segment: a folder with images and masks, an ADE20K or Pascal VOC folder, or brain (in a package).
     To generate: a folder with metadata.jsonl or with a .txt beside each image, class folders, images alone;
     photos or photos-new (in packages)."""

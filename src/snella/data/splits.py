@@ -218,6 +218,20 @@ def split_counts(
     return parts
 
 
+def drawn_splits(
+    names: Sequence[str],
+    labels: Sequence[int],
+    counts: Mapping[str, int],
+    *,
+    seed: int,
+    strata: Sequence[Hashable] | None = None,
+) -> dict[str, list[Entry]]:
+    """Return train and val of exactly `counts` images, every stratum (None: class) in proportion; the rest is test."""
+    parts = split_counts(names, labels if strata is None else strata, counts, seed=seed)
+    parts["test"] = parts.pop("rest")
+    return {part: [(names[i], labels[i]) for i in indices] for part, indices in parts.items()}
+
+
 def _strata(keys: Sequence[Stratum]) -> dict[Stratum, list[int]]:
     groups: defaultdict[Stratum, list[int]] = defaultdict(list)
     for i, key in enumerate(keys):

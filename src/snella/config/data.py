@@ -67,6 +67,9 @@ class DataConfig:
     test_fraction: float | None = setting(None, inside(0, 1))
     """Share of each class set aside for the final test, where the data has no split of its own. 0 to 1. None: 0.15; to
     generate, none."""
+    shots: int | None = setting(None, at_least(1), tasks=("classify",))
+    """Images of each class to train on, at most, to classify: drawn by the seed out of the train split; val and test
+    stay. None: all."""
     group_column: str | None = setting(None, tasks=LOOKING)
     """Column of a manifest, or a table of images, that says what images belong together (a patient, a tile, a video):
     they are in one split. Not to generate."""

@@ -20,7 +20,7 @@ from snella.config.schema import TrainConfig
 from snella.config.suites import read_suite
 from snella.data.dataset import SPLITS
 from snella.errors import UserError, short_reason
-from snella.models.bundled import BACKBONES, FOCUS, LITE0, timm_name
+from snella.models.bundled import BACKBONES, FOCUS, timm_name
 from snella.runs.prepare import read_run_data
 
 SUITE = "packages"  # whose settings hold for all tasks
@@ -89,7 +89,7 @@ def _with_backbone(config: TrainConfig, given: Given) -> TrainConfig:
         UserError: a packaged one, whose package is missing.
     """
     name = config.model.backbone
-    if given.checkpoint is not None and name != LITE0:
+    if given.checkpoint is not None and name == FOCUS:
         return config.changed(backbone=given.backbone or timm_name(FOCUS), checkpoint=given.checkpoint)
     if given.backbone is not None:
         return config.changed(backbone=given.backbone)

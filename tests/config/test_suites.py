@@ -241,7 +241,7 @@ def test_a_wrong_suite_is_refused_in_a_line(old, new, said, tmp_path):
         ("vtab1k", "recipe vtab1k is a suite of tasks; name one of them, vtab1k/TASK"),
         ("vtb1k/cifar", "recipe vtb1k/cifar does not exist; did you mean vtab1k?"),
         ("vtab2k", "no recipe vtab2k; did you mean vtab1k?"),
-        ("qqqqqq", "the suites fgvc, packages, vtab1k as SUITE/TASK"),
+        ("qqqqqq", "the suites fgvc, packages, public, vtab1k as SUITE/TASK"),
         ("demo/cifar", "recipe demo/cifar does not exist"),
     ],
 )
@@ -262,7 +262,7 @@ def test_a_run_folder_named_as_a_suite_has_a_recipe_in_it(tmp_path, monkeypatch)
 
 
 def test_recipes_and_suites_are_told_apart(tmp_path):
-    assert suite_names() == ["fgvc", "packages", "vtab1k"]
+    assert suite_names() == ["fgvc", "packages", "public", "vtab1k"]
     assert not set(suite_names()) & set(recipe_names())
     assert is_suite("fgvc")
     assert is_suite_task("fgvc/cub")
@@ -344,6 +344,7 @@ def test_the_suite_of_packages_needs_no_folder():
         ("{digits: {}, textiles: {}}", True),
         ("{digits: {setting: small}}", False),
         ("{digits: }", True),
+        ("{digits: {data: digits}, textiles: {}}", True),
     ],
 )
 def test_a_folder_is_asked_for_where_no_task_names_its_data(tasks, folder, tmp_path):

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from snella.data.listing import Listing
-from snella.data.splits import complete_splits, split_counts, split_iteratively, split_off
+from snella.data.splits import Division, complete_splits, in_shots, split_counts, split_iteratively, split_off
 from snella.errors import UserError
 
 entries = st.lists(st.tuples(st.text(st.characters(codec="ascii"), max_size=4), st.integers(0, 3)), unique=True)
@@ -133,3 +134,23 @@ def test_labels_are_split_in_proportion_by_seed_and_names_alone() -> None:
     several = split_iteratively(copies, {name: (1.0,) for name, _ in copies}, fractions, seed=0)
     parts_of = [{name.split("_jpg")[0] for name, _ in inside} for inside in several.values()]
     assert sum(map(len, parts_of)) == len(set.union(*parts_of)) == 400
+
+
+def test_shots_are_drawn_from_each_class_of_train_alone() -> None:
+    data = listing(train=41, val=6, test=9)
+    few, other = (in_shots(data, Division(shots=5), seed=seed) for seed in (0, 1))
+    assert few.counts("train") == {0: 5, 1: 5}
+    assert (few.splits["val"], few.splits["test"]) == (data.splits["val"], data.splits["test"])
+    assert few.splits["train"] != other.splits["train"]
+    assert few.notes[-1] == "train: 5 images of each class at most, 10 of the 41, seed 0"
+    assert in_shots(data, Division(), seed=0) is data
+    shuffled = replace(data, splits={**data.splits, "train": data.splits["train"][::-1]})
+    assert set(in_shots(shuffled, Division(shots=5), seed=0).splits["train"]) == set(few.splits["train"])
+    more = in_shots(data, Division(shots=6), seed=0)
+    assert set(few.splits["train"]) < set(more.splits["train"])
+
+
+def test_a_class_with_fewer_is_told_and_kept_whole() -> None:
+    data = in_shots(listing(train=41), Division(shots=21), seed=0)
+    assert data.counts("train") == {0: 21, 1: 20}
+    assert data.notes[-1].endswith("41 of the 41, seed 0; 1 class with fewer: b (20)")

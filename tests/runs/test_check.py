@@ -76,6 +76,30 @@ def test_other_images_of_the_same_count_are_named(
         assert main(["evaluate", str(run)]) == 0
 
 
+def test_a_run_of_a_few_shots_knows_them(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Val and test are those of a run on all images; another number is refused, and so are images that it drew."""
+    out = tmp_path / "few"
+    assert train(data, out, "--shots", "2") == 0
+    assert "train: 2 images of each class at most" in capsys.readouterr().out
+    few = json.loads((out / "start.json").read_text())
+    whole = json.loads((trained / "run" / "start.json").read_text())
+    assert few["images"] == {**whole["images"], "train": 4}
+    assert set(few["entries"]["train"]) < set(whole["entries"]["train"])
+    assert all(few["entries"][split] == whole["entries"][split] for split in ("val", "test"))
+    assert main(["check", str(out)]) == 0
+    (out / "summary.json").unlink()
+    capsys.readouterr()
+    for other in (["--shots", "3"], ["--recipe", str(out / "config.yaml"), "--shots", "1"]):
+        assert main(["train", "--data", str(data), "--resume", "--out", str(out), *other]) == 2
+        assert "--shots was 2, is" in said(capsys)
+    drawn = next(iter(few["entries"]["train"]))
+    (data / drawn).rename(data / drawn.replace(".png", "x.png"))
+    assert main(["train", "--resume", "--out", str(out)]) == 2
+    assert "are not those that it was started with" in said(capsys)
+
+
 def test_a_run_without_a_listing_goes_on_as_before(run: Path, data: Path) -> None:
     (run / "start.json").unlink()
     renamed(data)

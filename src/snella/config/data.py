@@ -22,7 +22,7 @@ class DataConfig:
     """Where the images are. Needed; has no default.
     A folder of class folders, or of train, val and test with class folders; a CSV or JSONL manifest;
     a VTAB-1k or FGVC folder; hfds/NAME, torch/NAME or wds/NAME;
-    elpv, elpv-levels, elpv-mono, elpv-poly, elpv-type, textiles or digits (in packages).
+    elpv, elpv-levels, elpv-mono, elpv-poly, elpv-type, textiles, faces, digits, mnist or climate (in packages).
     To segment: a folder with images and masks, an ADE20K or Pascal VOC folder, or brain (in a package).
     To generate: a folder with metadata.jsonl or with a .txt beside each image, class folders, images alone;
     photos or photos-new (in packages)."""
@@ -68,6 +68,9 @@ class DataConfig:
     test_fraction: float | None = setting(None, inside(0, 1))
     """Share of each class set aside for the final test, where the data has no split of its own. 0 to 1. None: 0.15; to
     generate, none."""
+    shots: int | None = setting(None, at_least(1), tasks=("classify",))
+    """Images of each class to train on, at most, to classify: drawn by the seed out of the train split; val and test
+    stay. None: all."""
     group_column: str | None = setting(None, tasks=LOOKING)
     """Column of a manifest, or a table of images, that says what images belong together (a patient, a tile, a video):
     they are in one split. Not to generate."""

@@ -16,8 +16,8 @@ class ModelConfig:
     """Which backbone, and at what size it sees images."""
 
     backbone: str = setting("vit_base_patch16_224.augreg_in21k")
-    """A timm name (also hf-hub:NAME), hf:NAME_OR_FOLDER (transformers), vit_small_focus or
-    efficientnet_lite0_imagenet (in packages). The default is the published one.
+    """A timm name (also hf-hub:NAME), hf:NAME_OR_FOLDER (transformers), or, in packages, vit_small_focus,
+    mobilenetv2_imagenet, efficientnet_lite0_imagenet or efficientnet_lite2_imagenet. The default is the published one.
     To generate: a diffusers pipeline (OWNER/NAME or a folder), or small_unet."""
     pretrained: bool = setting(True)
     """Load the backbone's pre-trained weights; without them only a checkpoint or a test makes sense."""

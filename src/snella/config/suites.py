@@ -71,7 +71,7 @@ class Suite:
     tasks: tuple[SuiteTask, ...]
     published: tuple[Published, ...]
     notes: tuple[str, ...]
-    needs_folder: bool = False  # no task names its data: they are below a folder, which --data has to name
+    needs_folder: bool = False  # a task does not name its data: all are below a folder, which --data has to name
 
 
 def read_suite(recipe: str, data: str | None = None) -> Suite:
@@ -168,7 +168,7 @@ def _suite(name: str, values: dict[Any, Any]) -> Suite:
         tasks=tuple(_task(*item) for item in tasks.items()),
         published=tuple(map(_published, _list("published", values.get("published")))),
         notes=typed("notes", _list("notes", values.get("notes")), tuple[str, ...], parse=True),
-        needs_folder=not any("data" in task for task in tasks.values()),
+        needs_folder=not all("data" in task for task in tasks.values()),
     )
 
 

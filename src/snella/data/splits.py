@@ -14,7 +14,7 @@ from typing import TypeVar
 from snella.data.dataset import CROP
 from snella.data.groups import bundled, ranked, shared_out, source_of
 from snella.data.listing import Entry, Listing
-from snella.errors import UserError, counted
+from snella.errors import UserError, counted, listed
 
 Targets = Mapping[str, tuple[float, ...]]  # by name of an image, whether it has each label: 1 or 0
 
@@ -30,6 +30,7 @@ class Division:
             what images belong together; only one of the two.
         file: a table of files and splits that takes the place of the data's own.
         folds, fold: the number of folds, and which of them, from 1, is tested.
+        shots: images of each class that stay in train, at most.
     """
 
     group_column: str | None = None
@@ -37,6 +38,7 @@ class Division:
     file: str | None = None
     folds: int | None = None
     fold: int | None = None
+    shots: int | None = None
 
 
 AS_IT_IS = Division()
@@ -79,6 +81,22 @@ def complete_splits(
     note = note_taken(taken, before, seed=seed, by_class=not _has_mixed_sources(before), groups=groups)
     if listing.targets:
         note = note.replace("by class", "by label, iteratively" if listing.binary else "by value")
+    return replace(listing, splits=splits, notes=(*listing.notes, note))
+
+
+def in_shots(listing: Listing, division: Division, *, seed: int) -> Listing:
+    """Leave so many images of each class in train, the first by a hash of seed and name, and say so in the notes."""
+    shots, train = division.shots, listing.splits["train"]
+    if shots is None:
+        return listing
+    chosen, fewer = set[int](), []
+    for label, members in _strata([label for _, label in train]).items():
+        chosen.update(members[k] for k in ranked([train[i][0] for i in members], seed)[:shots])
+        fewer += [f"{listing.classes[label]} ({len(members)})"] * (len(members) < shots)
+    note = f"train: {counted(shots, 'image')} of each class at most, {len(chosen)} of the {len(train)}, seed {seed}"
+    if fewer:
+        note += f"; {counted(len(fewer), 'class', 'classes')} with fewer: {listed(fewer)}"
+    splits = {**listing.splits, "train": [entry for i, entry in enumerate(train) if i in chosen]}
     return replace(listing, splits=splits, notes=(*listing.notes, note))
 
 
@@ -216,6 +234,20 @@ def split_counts(
         queues = [queue[n:] for queue, n in zip(queues, taken, strict=True)]
     parts["rest"] = sorted(i for queue in queues for i in queue)
     return parts
+
+
+def drawn_splits(
+    names: Sequence[str],
+    labels: Sequence[int],
+    counts: Mapping[str, int],
+    *,
+    seed: int,
+    strata: Sequence[Hashable] | None = None,
+) -> dict[str, list[Entry]]:
+    """Return train and val of exactly `counts` images, every stratum (None: class) in proportion; the rest is test."""
+    parts = split_counts(names, labels if strata is None else strata, counts, seed=seed)
+    parts["test"] = parts.pop("rest")
+    return {part: [(names[i], labels[i]) for i in indices] for part, indices in parts.items()}
 
 
 def _strata(keys: Sequence[Stratum]) -> dict[Stratum, list[int]]:

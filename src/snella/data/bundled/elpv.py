@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 
-from snella.data.bundled.packages import package_file
+from snella.data.bundled.packages import data_file
 from snella.data.listing import Listing
-from snella.data.splits import split_counts
-from snella.errors import UserError
+from snella.data.splits import drawn_splits
 
 INSTALL = "pip install --no-deps elpv-dataset==1.0.0.post1"
 TRAIN, VAL = 800, 200  # images; the rest is test
@@ -48,7 +47,7 @@ def elpv(name: str, *, seed: int) -> Listing:
     Raises:
         UserError: the package is missing or incomplete.
     """
-    folder = _package_folder(name)
+    folder = os.path.dirname(data_file(name, "elpv-dataset", INSTALL, "elpv_dataset", "data", "labels.csv"))
     names, levels, types = [], [], []
     with open(os.path.join(folder, "labels.csv"), encoding="utf-8") as file:
         for line in file:
@@ -61,19 +60,10 @@ def elpv(name: str, *, seed: int) -> Listing:
     labels = {"elpv-levels": levels, "elpv-type": types}.get(name, [int(level >= 2) for level in levels])
     counts = {"train": TYPE_TRAIN if name == "elpv-type" else TRAIN, "val": VAL}
     counts = ONE_TYPE if name in ("elpv-mono", "elpv-poly") else counts
-    parts = split_counts(names, list(zip(levels, types, strict=True)), counts, seed=seed)
-    parts["test"] = parts.pop("rest")
-    splits = {part: [(names[i], labels[i]) for i in indices] for part, indices in parts.items()}
+    splits = drawn_splits(names, labels, counts, seed=seed, strata=list(zip(levels, types, strict=True)))
     sizes = f"{counts['train']} train, {counts['val']} val, the rest test"
     made = f"{sizes}, stratified by defect probability and cell type, seed {seed}"
     notes = (*NOTES, made, EASY_TYPE) if name == "elpv-type" else (*NOTES, made)
     levels = LEVELS if name == "elpv-levels" else ()
     caveat = BASELINE if name == "elpv" else ""
     return Listing("elpv", folder, CLASSES[name], splits, notes=notes, caveat=caveat, levels=levels)
-
-
-def _package_folder(name: str) -> str:
-    labels = package_file("elpv_dataset", "data", "labels.csv")
-    if labels is None:
-        raise UserError(f"data {name!r} needs the package elpv-dataset; install it with: {INSTALL}")
-    return os.path.dirname(labels)

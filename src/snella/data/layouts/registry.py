@@ -13,11 +13,12 @@ from typing import Generic, Protocol, TypeVar
 
 from snella.data.bundled import (
     brain,
+    climate,
     digits,
     elpv,
     hub_datasets,
+    image_folders,
     photos,
-    textiles,
     torchvision_datasets,
     webdataset,
 )
@@ -268,8 +269,9 @@ LABELLED: Table[Listing] = (
     with_choices("a folder of class folders", os.path.isdir, _labelled_folder, any_folder=True),
     with_choices("a manifest (.csv, .jsonl)", is_manifest, manifest),
     *(bundled_set(name, elpv.elpv) for name in elpv.CLASSES),
-    bundled_set(textiles.NAME, textiles.textiles),
-    bundled_set(digits.NAME, digits.digits),
+    *(bundled_set(name, image_folders.image_folders) for name in image_folders.SETS),
+    *(bundled_set(name, digits.digits) for name in digits.SETS),
+    bundled_set(climate.NAME, climate.climate),
     below_prefix("hfds", hub_datasets.read),
     below_prefix("torch", torchvision_datasets.read),
     below_prefix("wds", webdataset.read),

@@ -11,7 +11,7 @@ from snella.data.images import Progress, UnreadableImage
 from snella.data.layouts import registry
 from snella.data.listing import Listing, drop_unreadable, groups_by_path, keep_test_split, note_absent_classes, relabel
 from snella.data.readers.division import by_file, in_fold, in_groups
-from snella.data.splits import AS_IT_IS, Division, check_fractions, complete_splits
+from snella.data.splits import AS_IT_IS, Division, check_fractions, complete_splits, in_shots
 from snella.errors import UserError
 
 Lister = Callable[[str, int, Choices], Listing]  # of data, with the seed of splits that a layout draws
@@ -48,7 +48,7 @@ def read_data(
         val_fraction, test_fraction: share of the images for a missing split, above 0 and together below 1.
         needs_test: whether anything will be tested; else a test split that cannot be had is empty.
         choices: which reading is meant, where there are several.
-        division: what else is said of the splits: groups, a file, folds.
+        division: what else is said of the splits: groups, a file, folds, shots.
         lister: what lists the data; of another task with targets.
         progress: called with (images checked, images in all).
 
@@ -65,7 +65,7 @@ def read_data(
     names = () if listing.targets else listing.classes  # labels of entries with targets are strata
     listing = in_fold(data, listing, division, lambda entry: names[entry[1]] if names else str(entry[1]), seed=seed)
     fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
-    listing = complete_splits(listing, seed=seed, **fractions, needs_test=needs_test)
+    listing = in_shots(complete_splits(listing, seed=seed, **fractions, needs_test=needs_test), division, seed=seed)
     notes = (*listing.notes, *note_absent_classes(listing))
     splits = {split: listing.images(split) for split in SPLITS}
     return _data(data, replace(listing, notes=notes), splits)

@@ -57,6 +57,17 @@ def test_the_rate_is_that_of_the_method_and_of_the_kind_of_backbone(
     assert f"auto: learning rate {rate:g}, for {method} on {config_images(said)} images" in said
 
 
+@pytest.mark.parametrize(
+    ("method", "epochs", "rate"),
+    [("snella", 100, 5e-4), ("snella", 250, 2e-4), ("snell", 1000, 5e-5), ("lora", 1000, 3e-4)],
+)
+def test_an_update_that_is_a_square_is_slower_in_long_trainings(
+    method: str, epochs: int, rate: float, images: Path
+) -> None:
+    config, _ = settled(images, backbone="test_vit", method=method, epochs=epochs, r=4, batch_size=8)  # 3 steps each
+    assert config.loop.lr == rate
+
+
 def config_images(said: str) -> str:
     return said.rpartition(" images")[0].rpartition(" ")[2]
 

@@ -22,8 +22,9 @@ class LoopConfig:
     """What makes a step of the gradients: adamw as published.
     adamw8bit keeps AdamW's two moments in 8 bits (needs the package bitsandbytes and a CUDA device)."""
     lr: float | Literal["auto"] = setting("auto", above(0))
-    """Peak learning rate. 1e-3 as published. auto: what is usual for the method and the kind of backbone, which is
-    said; to be sure of it, compare several (snella compare)."""
+    """Peak learning rate. 1e-3 as published. auto: what is usual for the method and the kind of backbone, and of snella
+    and snell less in long trainings, since their update grows with the square of the steps; it is said. To be sure of
+    a rate, compare several (snella compare)."""
     min_lr: float = setting(1e-05, at_least(0))
     """Learning rate at the end of the cosine. 1e-5 as published."""
     warmup_lr: float = setting(1e-06, at_least(0))

@@ -156,14 +156,17 @@ def with_batch(config: TrainConfig, data: ImageData[Any], console: Console) -> T
 def _with_schedule(config: TrainConfig, data: ImageData[Any], base: nn.Module, console: Console) -> TrainConfig:
     """Return the config with what `auto` stands for in place of the learning rate and the epochs, which is said."""
     found: dict[str, Any] = {}
+    images = max(len(data.splits["train"]), config.generate.prior_images if config.generate.prior_prompt else 0)
+    steps = math.ceil(math.ceil(images / config.data.images_per_batch) / config.loop.accumulate)  # an epoch
     if config.loop.epochs == "auto":
-        images = max(len(data.splits["train"]), config.generate.prior_images if config.generate.prior_prompt else 0)
-        steps = math.ceil(math.ceil(images / config.data.images_per_batch) / config.loop.accumulate)
         found["epochs"] = min(max(math.ceil(STEPS / steps), FEWEST_EPOCHS), MOST_EPOCHS)
+    all_steps = steps * found.get("epochs", config.loop.epochs)
     if config.loop.lr == "auto":
         method = METHODS[config.method.name]
-        batch_norm = method.batch_norm_rate is not None and any(isinstance(m, _BatchNorm) for m in base.modules())
-        found["lr"] = method.batch_norm_rate if batch_norm else method.usual_rate
+        rate = method.usual_rate
+        if method.batch_norm_rate is not None and any(isinstance(m, _BatchNorm) for m in base.modules()):
+            rate = method.batch_norm_rate
+        found["lr"] = rate if method.most_travel is None else min(rate, _rounded(method.most_travel / all_steps))
     if found:
         words = {"epochs": "{} epochs", "lr": "learning rate {:g}"}
         chosen = " and ".join(words[name].format(value) for name, value in found.items())
@@ -171,6 +174,11 @@ def _with_schedule(config: TrainConfig, data: ImageData[Any], base: nn.Module, c
     config = config.changed(**found)
     check_rates(config)
     return config
+
+
+def _rounded(rate: float) -> float:
+    """Return a rate in one digit."""
+    return float(f"{rate:.0e}")
 
 
 def _preprocessing(config: TrainConfig, task: Task[Any, Any, Any], spec: Spec, base: nn.Module) -> Preprocessing:

@@ -80,7 +80,7 @@ def test_comparisons_are_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     for command in commands(README) + commands(METHODS):
         if command[0] == "compare":
             assert main(command) == 0
-    assert [len(plan.tasks) for plan in plans] == [1, 19, 4]
+    assert [len(plan.tasks) for plan in plans] == [1, 19, 10]
     assert plans[-1].methods == tuple(snella.methods.adapters.METHODS)
 
 

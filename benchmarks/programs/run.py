@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 
 HERE = Path(__file__).parent
+ROOTS = (str(HERE.parents[1]), str(HERE.parents[1] / "src"))  # of benchmarks, and of this program
 PROGRAMS = {
     "snella": ("with_snella.py",),
     "trainer": ("with_transformers.py", "trainer"),
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("beds", nargs="*", type=Path, help="folders of benchmarks.programs.bed")
     parser.add_argument("--programs", default="snella,trainer,peft")
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--seconds", type=float, default=120, help="of training, each")
+    parser.add_argument("--seconds", type=float, default=120, help="of one training with what belongs to it, each")
     parser.add_argument("--python", default=sys.executable, help="of the environment that has the programs")
     parser.add_argument("--flags", default="", help="for snella; the row is then called so")
     parser.add_argument("--out", type=Path, required=True)
@@ -55,8 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(python: str, program: str, bed: Path, seconds: float, seed: int, flags: Sequence[str]) -> dict:
     """Return what a program prints; its error where it has failed."""
     script, *words = PROGRAMS[program]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(ROOTS)}
     command = [python, str(HERE / script), *words, str(bed), str(seconds), str(seed), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     try:
         return json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):

@@ -3,14 +3,13 @@
     ENV/bin/python with_fastai.py BED SECONDS SEED     prints a line of JSON
 
 Batches of 64, augmentation by `aug_transforms` (without flips where the task is one in which left and right matter),
-rates of `fine_tune`'s default. The epochs fill the time, by an epoch that is trained and thrown away.
+rates of `fine_tune`'s default. The epochs fill the time, the frozen one before them included.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import fastai  # pyright: ignore[reportMissingImports] (in an environment of its own)
@@ -28,6 +27,8 @@ from fastai.vision.all import (  # pyright: ignore[reportMissingImports]
     vision_learner,
 )
 from safetensors.torch import load_file
+
+from benchmarks.programs.filling import filled
 
 
 def learner(bed: Path, about: dict, seed: int):
@@ -57,17 +58,14 @@ def learner(bed: Path, about: dict, seed: int):
 
 def main(bed: Path, seconds: float, seed: int) -> None:
     about = json.loads((bed / "bed.json").read_text())
-    start = time.perf_counter()
-    trial = learner(bed, about, seed)
-    with trial.no_bar(), trial.no_logging():
-        trial.unfreeze()
-        trial.fit_one_cycle(1)
-    epochs = max(1, round(seconds / (time.perf_counter() - start)) - 1)  # the frozen epoch is one of them
-    start = time.perf_counter()
-    tuned = learner(bed, about, seed)
-    with tuned.no_bar(), tuned.no_logging():
-        tuned.fine_tune(epochs)
-    took = time.perf_counter() - start
+
+    def train(epochs: int):
+        tuned = learner(bed, about, seed)
+        with tuned.no_bar(), tuned.no_logging():
+            tuned.fine_tune(epochs)
+        return tuned
+
+    tuned, epochs, took = filled(train, seconds)
     with tuned.no_bar():
         loader = tuned.dls.test_dl(get_image_files(bed / "test"), with_labels=True)
         predictions, labels = tuned.get_preds(dl=loader)

@@ -1,4 +1,4 @@
-"""This program at its defaults; the epochs fill the time, by one that is trained and thrown away.
+"""This program at its defaults, but for the epochs, which fill the time.
 
 python with_snella.py BED SECONDS SEED [FLAG ...]     prints a line of JSON
 """
@@ -14,14 +14,15 @@ from pathlib import Path
 import torch
 
 import snella
+from benchmarks.programs.filling import filled
 from snella.cli.main import main as command
 
 
-def trained(bed: Path, about: dict, seed: int, epochs: int, test: str, flags: list[str]) -> dict:
+def trained(bed: Path, about: dict, seed: int, epochs: int, flags: list[str]) -> dict:
     """Return the summary of a run."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         given = ["--data", str(bed), "--backbone", about["backbone"], "--image-size", str(about["image_size"])]
-        given += ["--seed", str(seed), "--epochs", str(epochs), "--out", f"{folder}/run", "--test", test]
+        given += ["--seed", str(seed), "--epochs", str(epochs), "--out", f"{folder}/run"]
         given += ["--augment", about["augment"], "--trust", "copies", "lookalikes", "--device", "cpu"]
         assert command(["train", *given, *flags]) == 0
         return json.loads(Path(folder, "run", "summary.json").read_text())
@@ -29,11 +30,9 @@ def trained(bed: Path, about: dict, seed: int, epochs: int, test: str, flags: li
 
 def main(bed: Path, seconds: float, seed: int, flags: list[str]) -> None:
     about = json.loads((bed / "bed.json").read_text())
-    once = trained(bed, about, seed, 1, "none", flags)["seconds"]
-    epochs = max(1, round(seconds / once))
-    summary = trained(bed, about, seed, epochs, "best", flags)
+    summary, epochs, took = filled(lambda count: trained(bed, about, seed, count, flags), seconds)
     versions = {"snella": snella.__version__, "torch": torch.__version__}
-    found = {"top1": summary["test"]["top1"], "epochs": epochs, "seconds": summary["seconds"]}
+    found = {"top1": summary["test"]["top1"], "epochs": epochs, "seconds": took}
     print(json.dumps({**found, "versions": versions}))
 
 

@@ -7,7 +7,7 @@ peft: PEFT's guide on image classification with LoRA (rank and alpha 16, dropout
 rate 5e-3, batches of 128). timm keeps query, key and value in one matrix, which is adapted whole; of a network without
 attention its pointwise convolutions are. Both: random resized crops and flips (no flips where left and right matter),
 the best epoch on val kept. Both guides add up the gradients of 4 batches, which would leave less than a step an epoch
-on a few hundred images: they are not added up. The epochs fill the time, by one that is trained and thrown away.
+on a few hundred images: they are not added up.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
+
+from benchmarks.programs.filling import filled
 
 
 class Classifier(nn.Module):
@@ -111,12 +112,7 @@ def trained(guide: str, bed: Path, about: dict[str, Any], splits: dict, epochs: 
 def main(guide: str, bed: Path, seconds: float, seed: int) -> None:
     about = json.loads((bed / "bed.json").read_text())
     splits = datasets(bed, about)
-    start = time.perf_counter()
-    trained(guide, bed, about, splits, 1, seed)
-    epochs = max(1, round(seconds / (time.perf_counter() - start)))
-    start = time.perf_counter()
-    trainer = trained(guide, bed, about, splits, epochs, seed)
-    took = time.perf_counter() - start
+    trainer, epochs, took = filled(lambda count: trained(guide, bed, about, splits, count, seed), seconds)
     top1 = trainer.evaluate(splits["test"])["eval_accuracy"]
     versions = {module.__name__: module.__version__ for module in (transformers, peft, timm, torch)}
     print(json.dumps({"top1": top1, "epochs": epochs, "seconds": took, "versions": versions}))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from benchmarks.programs import bed, run, with_snella, with_transformers
+from benchmarks.programs import bed, filling, run, with_snella, with_transformers
 from snella.config.schema import TrainConfig
 from snella.errors import UserError
 from support.backbones import build, spec
@@ -87,3 +87,17 @@ def test_a_program_that_fails_says_why(task: Path, tmp_path: Path) -> None:
     found = run.run("python3", "trainer", tmp_path / "nowhere", 1.0, 0, [])
     assert set(found) == {"error"}
     assert found["error"]
+
+
+def test_the_epochs_fill_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("benchmarks.programs.filling.time.perf_counter", lambda: now[0])
+
+    def train(epochs: int) -> str:
+        now[0] += 10 + 2 * epochs  # seconds
+        return f"{epochs} epochs"
+
+    found, epochs, took = filling.filled(train, 60)
+    assert found == f"{epochs} epochs"
+    assert 45 <= took <= 62
+    assert took == 10 + 2 * epochs

@@ -18,7 +18,7 @@ from snella.training.interrupt import Diverged
 from snella.training.tuned_weights import tuned_state
 from support.toy import SETTINGS, Allocator, Classification, Net, train
 
-LOWER = replace(SETTINGS, lr=SETTINGS.lr / 2)
+LOWER = replace(SETTINGS, lr=SETTINGS.peak_lr / 2)
 
 
 class Spoilt(Classification):
@@ -59,7 +59,7 @@ def test_it_goes_on_with_a_lower_rate_and_with_no_other(tmp_path: Path) -> None:
     _, result = train(tmp_path, resume=True, settings=LOWER)
     assert (result.steps, result.epochs_done) == (9, 3)
     rates = [row["lr"] for row in map(json.loads, (tmp_path / "metrics.jsonl").open()) if row["kind"] == "train"]
-    assert max(rates[6:]) < SETTINGS.lr / 2
+    assert max(rates[6:]) < SETTINGS.peak_lr / 2
     assert read_divergences(tmp_path)[0]["lr"] == SETTINGS.lr  # what happened stays known
 
 

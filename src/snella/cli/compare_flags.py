@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from snella.cli.commands import Compare
 from snella.cli.flags import divided, value_of
@@ -44,7 +44,7 @@ def make_plan(
     if command.workers < 1:
         raise UserError(f"--workers {command.workers} is below 1")
     given = tuple(_listed("methods", command.methods, _method)) if command.methods is not None else None
-    options: dict[str, Any] = {"backbones": _backbones(command, shared), "combine": command.combine}
+    backbones, suite = _backbones(command, shared), None
     seeds = tuple(_listed("seeds", command.seeds, lambda word: read_number(word, int)))
     grid = tuple(sorted(_listed("lr_grid", command.lr_grid, _rate))) if command.lr_grid is not None else None
     source = command.recipe or value_of(shared, "data") or ""
@@ -60,11 +60,11 @@ def make_plan(
         if other := [*rest, *(["--backbones", command.backbones] if command.backbones else [])]:
             suite = replace(suite, notes=(*suite.notes, f"not the suite's settings alone: {' '.join(other)}"))
         tasks = tuple(PlannedTask(t.name, settings(rest, t.config), folder / t.name) for t in suite.tasks)
-        plan = Plan(tasks, given or _usual_methods(tasks), grid, seeds, folder, suite, **options)
     else:
         recipe = ["--recipe", command.recipe] if command.recipe else []
         tasks = (PlannedTask("", settings([*recipe, *shared], None), folder),)
-        plan = Plan(tasks, given or _usual_methods(tasks), grid, seeds, folder, **options)
+    methods = given or _usual_methods(tasks)
+    plan = Plan(tasks, methods, grid, seeds, folder, suite, backbones, command.combine)
     for config in plan.possible():
         validate(config)
         if config.data.folds is not None and config.data.fold is None:

@@ -155,11 +155,10 @@ def head_layer(model: nn.Module) -> nn.Linear:
     Raises:
         UserError: the head is another layer, or there are several.
     """
-    heads = [model.get_submodule(name) for name in _head_names(model)]
-    linear = [[part for part in head.modules() if isinstance(part, nn.Linear)][-1:] for head in heads]
-    if len(heads) != 1 or not linear[0]:
+    layers = _head_layers(model)
+    if len(layers) != 1 or not isinstance(layers[0], nn.Linear):
         raise UserError("--head-first: the head of this backbone is not one linear layer; leave it out")
-    return linear[0][0]
+    return layers[0]
 
 
 @torch.no_grad()
@@ -169,10 +168,9 @@ def rescale_head(model: nn.Module, scale: Tensor, shift: Tensor) -> None:
     Raises:
         UserError: the head is not a layer with a bias for each logit.
     """
-    inside = [list(model.get_submodule(name).modules()) for name in _head_names(model)]
-    layers = [[part for part in parts if isinstance(part, nn.Linear | nn.Conv2d)][-1:] for parts in inside]
-    heads = [layer for found in layers for layer in found if layer.bias is not None and len(layer.bias) == len(scale)]
-    if len(heads) != len(inside) or not heads:
+    layers = _head_layers(model)
+    heads = [layer for layer in layers if layer and (bias := layer.bias) is not None and len(bias) == len(scale)]
+    if len(heads) != len(layers) or not heads:
         raise UserError(f"the head of the model has no bias for each of its {len(scale)} outputs: it cannot be merged")
     for head in heads:
         assert head.bias is not None
@@ -193,6 +191,13 @@ def _build_bundled(spec: BackboneSpec) -> nn.Module:
     )
     check_input_size(model, spec.name, size)
     return model
+
+
+def _head_layers(model: nn.Module) -> list[nn.Linear | nn.Conv2d | None]:
+    """Return the layer that makes the logits in each head, None in one that has no such layer."""
+    inside = [model.get_submodule(name).modules() for name in _head_names(model)]
+    layers = [[part for part in parts if isinstance(part, nn.Linear | nn.Conv2d)] for parts in inside]
+    return [found[-1] if found else None for found in layers]
 
 
 def _head_names(model: nn.Module) -> list[str]:

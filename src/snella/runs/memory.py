@@ -20,7 +20,7 @@ from snella.errors import UserError
 from snella.machine import free_memory
 from snella.models.checkpointing import blocks_of, checkpoint_blocks
 from snella.report.tables import decimal_bytes
-from snella.runs.prepare import Prepared, make_batches, prepare, with_batch
+from snella.runs.prepare import Prepared, images_an_epoch, make_batches, prepare, with_batch
 from snella.training.estimate import Estimate, estimate
 
 SPARE = 0.1  # of what is free: for workspace and gaps of the allocator, which nothing counts
@@ -166,14 +166,12 @@ def estimated(ready: Prepared, data: ImageData[Any], accelerator: Accelerator) -
         small = config.changed(batch_size=images, workers=0, cache_images="off")
         return next(make_batches(small, ready.examples, ready.preprocessing)["train"].epoch(1))
 
-    own = config.generate
-    epoch = max(len(data.splits["train"]), own.prior_images if own.prior_prompt is not None else 0)
     return estimate(
         ready.model,
         ready.learner,
         make_batch,
         accelerator,
-        batch_size=min(config.data.images_per_batch, epoch),  # there may be more images of the prior
+        batch_size=min(config.data.images_per_batch, images_an_epoch(config, data)),
         optimizer=config.loop.optimizer,
         averaged=config.loop.ema is not None or config.loop.average > 0,
         seed=config.seed,

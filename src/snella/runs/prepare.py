@@ -141,6 +141,12 @@ def _check_lone_image(model: nn.Module, size: int) -> None:
         )
 
 
+def images_an_epoch(config: TrainConfig, data: ImageData[Any]) -> int:
+    """Return how many images an epoch has: those to train on, or those of the prior where they are more."""
+    own = config.generate
+    return max(len(data.splits["train"]), own.prior_images if own.prior_prompt is not None else 0)
+
+
 def with_batch(config: TrainConfig, data: ImageData[Any], console: Console) -> TrainConfig:
     """Return the config with a size of the batches, which is said where it was left open."""
     if config.data.batch_size is not None:
@@ -156,8 +162,8 @@ def with_batch(config: TrainConfig, data: ImageData[Any], console: Console) -> T
 def _with_schedule(config: TrainConfig, data: ImageData[Any], base: nn.Module, console: Console) -> TrainConfig:
     """Return the config with what `auto` stands for in place of the learning rate and the epochs, which is said."""
     found: dict[str, Any] = {}
-    images = max(len(data.splits["train"]), config.generate.prior_images if config.generate.prior_prompt else 0)
-    steps = math.ceil(math.ceil(images / config.data.images_per_batch) / config.loop.accumulate)  # an epoch
+    batches = math.ceil(images_an_epoch(config, data) / config.data.images_per_batch)
+    steps = math.ceil(batches / config.loop.accumulate)  # an epoch
     if config.loop.epochs == "auto":
         found["epochs"] = min(max(math.ceil(STEPS / steps), FEWEST_EPOCHS), MOST_EPOCHS)
     all_steps = steps * found.get("epochs", config.loop.epochs)

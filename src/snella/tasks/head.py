@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from snella.data.dataset import Transform
 from snella.data.images import Progress
@@ -64,9 +65,8 @@ def fit_head(
     parts = {name: _spread(len(splits[name])) for name in ("train", "val")}
     total, before, found = sum(map(len, parts.values())), 0, []
     for name, chosen in parts.items():
-        batches = ImageBatches(
-            _Part(splits[name], chosen), transform, batch_size=batch_size, shuffle=False, seed=0, workers=workers
-        )
+        examples: Any = Subset(cast(Any, splits[name]), chosen)  # it asks for no more than Examples have
+        batches = ImageBatches(examples, transform, batch_size=batch_size, shuffle=False, seed=0, workers=workers)
         found.append(_features(model, head, batches, device, lambda done, start=before: progress(start + done, total)))
         before += len(chosen)
     train, val = found
@@ -76,19 +76,6 @@ def fit_head(
         if head.bias is not None:
             head.bias.copy_(bias)
     return penalty
-
-
-class _Part:
-    """Some of a split's examples."""
-
-    def __init__(self, examples: Examples, indices: range) -> None:
-        self.examples, self.indices = examples, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.examples[self.indices[index]]
 
 
 def _spread(count: int) -> range:

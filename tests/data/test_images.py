@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from snella.data.images import UnreadableImage, image_files, image_size, images_below, open_image, to_rgb
+from snella.data.images import ImageFiles, UnreadableImage, image_files, image_size, images_below, open_image, to_rgb
 from snella.errors import UserError
 from support.broken_images import broken_files
 
@@ -93,3 +93,31 @@ def test_image_files_takes_files_and_folders(tmp_path: Path, picture) -> None:
         image_files([tmp_path / "none"])
     with pytest.raises(UserError, match=r"did you mean .*x\.png"):
         image_files([tmp_path / "xx.png"])
+
+
+@pytest.fixture
+def photograph(tmp_path: Path) -> Path:
+    """A JPEG of 800 x 400 pixels, lying on its side: 400 x 800 as shown."""
+    random = np.random.default_rng(0)
+    coarse = Image.fromarray(random.integers(0, 255, (20, 40, 3)).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    coarse.resize((800, 400), Image.Resampling.BICUBIC).save(tmp_path / "a.jpg", quality=95, exif=exif)
+    return tmp_path / "a.jpg"
+
+
+@pytest.mark.parametrize(
+    ("enough", "size"), [(None, (400, 800)), (401, (400, 800)), (201, (400, 800)), (200, (200, 400)), (60, (100, 200))]
+)
+def test_a_photograph_is_decoded_as_small_as_is_enough(
+    photograph: Path, enough: int | None, size: tuple[int, int]
+) -> None:
+    found = ImageFiles(enough=enough)(photograph)
+    assert found.size == size == image_size(photograph, enough)
+    expected = open_image(photograph).resize(size, Image.Resampling.BOX)
+    assert np.abs(np.asarray(found, np.int16) - np.asarray(expected, np.int16)).mean() < 3
+
+
+def test_other_formats_are_decoded_whole(photograph: Path, tmp_path: Path) -> None:
+    open_image(photograph).save(tmp_path / "a.png")
+    assert ImageFiles(enough=10)(tmp_path / "a.png").size == (400, 800)

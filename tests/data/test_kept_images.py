@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from snella.data.dataset import Images
-from snella.data.images import UnreadableImage, open_image
+from snella.data.images import ImageFiles, UnreadableImage, open_image
 from snella.data.kept_images import keep_images
 from snella.data.loading import ImageBatches
 from snella.data.transforms.images import Augmentation, Preprocessing, train_transform
@@ -49,6 +49,17 @@ def test_batches_are_the_same_and_files_are_read_once(images: Images, workers: i
         expected = np.asarray(open_image(path))
         os.remove(path)
         assert np.array_equal(np.asarray(kept.read(path)), expected)  # whoever decoded it, it is here
+
+
+def test_photographs_that_are_decoded_smaller_are_kept_so(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.jpg")
+    Image.effect_noise((320, 160), 50).convert("RGB").save(path)
+    reduced = Images((path,), (0,), ImageFiles(enough=40))
+    kept = keep_images({"train": reduced}, workers=0, limit=80 * 40 * 3)["train"]
+    expected = np.asarray(kept.read(path))
+    os.remove(path)
+    assert np.array_equal(np.asarray(kept.read(path)), expected)
+    assert expected.shape == (40, 80, 3)
 
 
 def test_what_cannot_be_read_says_so_every_time(images: Images, tmp_path: Path) -> None:

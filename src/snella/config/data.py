@@ -87,6 +87,10 @@ class DataConfig:
     them, and the mean and spread of the metrics. A test split that the data has is left alone."""
     fold: int | None = setting(None, at_least(1))
     """One of the --folds alone, from 1, as an ordinary run."""
+    decode: Literal["whole", "reduced"] = setting("whole", tasks=WHOLE_IMAGE)
+    """How JPEG files to train on are decoded, not to segment or to generate. reduced: at a half, a quarter or an eighth
+    of their sides where twice what the model sees is left, and all of the smallest random crop: several times as fast
+    for a camera's photographs, and nearly the same pixels. Val, test and predictions decode the whole."""
     workers: int | None = setting(None, between(0, 256), free=True)
     """Processes that decode images, at most 256.
     None: one per core up to 8 beside a GPU, none beside a CPU that trains."""

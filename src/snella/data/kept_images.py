@@ -6,7 +6,7 @@ import mmap
 import multiprocessing
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -87,9 +87,11 @@ def keep_images(splits: Mapping[str, Any], *, workers: int, limit: int, must: bo
 def _sizes(images: Pictures) -> dict[str, tuple[int, int]]:
     """Return width and height of each file, of which the header is read; without those that cannot be read."""
 
+    enough = cast(ImageFiles, images.read).enough
+
     def size(path: str) -> tuple[int, int] | None:
         try:
-            return image_size(path)
+            return image_size(path, enough)
         except UnreadableImage:
             return None
 

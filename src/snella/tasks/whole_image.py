@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from snella.config.tasks import Tta
 from snella.console import print_line, working
 from snella.data.dataset import ImageData, Images, Transform
 from snella.data.folders.choices import Choices
-from snella.data.images import Progress, UnreadableImage
+from snella.data.images import ImageFiles, Progress, UnreadableImage
 from snella.data.loading import Examples, transformed
 from snella.data.readers.labelled import Lister, labelled, read_data, read_test_data
 from snella.data.transforms.images import Augmentation, Preprocessing, eval_transform, train_transform
@@ -159,7 +159,7 @@ class WholeImageLearner(TaskLearner[EvaluationT, ImageData[Images], Images]):
         device: torch.device,
         console: Console,
     ) -> Mapping[str, Examples]:
-        """Return the images of each split; the head is fitted to their features before, where that is asked for."""
+        """Return the images of each split, read as asked; the head is fitted to their features before, if asked for."""
         if config.classify.head_first and not config.estimate:
             with working(console, "fitting the head") as progress:
                 penalty = fit_head(
@@ -173,7 +173,14 @@ class WholeImageLearner(TaskLearner[EvaluationT, ImageData[Images], Images]):
                     progress=progress,
                 )
             print_line(console, f"head fitted to the features of the frozen backbone, penalty {penalty:.2g} by val")
-        return data.splits
+        if config.data.decode == "whole":
+            return data.splits
+        train = data.splits["train"]
+        if not isinstance(train.read, ImageFiles):
+            print_line(console, "decode: these images are not files of their own, and are decoded whole")
+            return data.splits
+        read = replace(train.read, enough=augmentation(config).enough(preprocessing.image_size))
+        return {**data.splits, "train": replace(train, read=read)}
 
     @abstractmethod
     def numbers(self, logits: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ and pass the rest (label, text) through.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -23,6 +24,8 @@ from snella.errors import UserError
 
 RESIZES = ("squash", "crop", "none")
 AUGMENTATIONS = ("none", "flip", "crop")
+MIN_CROP_AREA = 0.08  # of an image, of random crops without masks
+MIN_CROP_RATIO = 3 / 4  # of a random crop's sides: torchvision's
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,11 @@ class Augmentation:
         if self.auto_augment:
             _policy(self.auto_augment, Preprocessing(224))
 
+    def enough(self, size: int) -> int:
+        """Return a shorter side of an image, in pixels, that gives a model's input of `size` all that it can show."""
+        smallest = math.sqrt((self.min_crop_area or MIN_CROP_AREA) * MIN_CROP_RATIO) if self.name == "crop" else 1
+        return math.ceil(size * max(2, 1 / smallest))
+
 
 def eval_transform(preprocessing: Preprocessing) -> Transform:
     """Make the transform `{"image": PIL}` -> `{"image": float32 (3, s, s)}`; other keys stay as they are.
@@ -137,7 +145,9 @@ def train_transform(preprocessing: Preprocessing, augmentation: Augmentation) ->
     if a.name == "crop":
         steps: list[Transform] = [
             v2.RandomResizedCrop(
-                p.image_size, scale=(a.min_crop_area or 0.08, 1.0), interpolation=str_to_interp_mode(p.interpolation)
+                p.image_size,
+                scale=(a.min_crop_area or MIN_CROP_AREA, 1.0),
+                interpolation=str_to_interp_mode(p.interpolation),
             )
         ]
     else:

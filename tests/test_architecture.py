@@ -20,6 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "": {"delta", "integrations", "tuner", "version"},  # the package's face
     "__main__": {"cli"},
     "allocation": {"delta"},
+    "travel": {"delta"},
     "console": {"errors"},
     "json_files": {"errors"},
     "yaml_text": {"errors"},
@@ -27,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors", "yaml_text"},
     "report": {"config", "console", "errors", "files", "json_files"},
     "ops": {"delta", "errors", "files"},
-    "tuner": {"allocation", "delta", "errors", "files", "ops"},
+    "tuner": {"allocation", "delta", "errors", "files", "ops", "travel"},
     "integrations": {"errors", "files", "ops", "tuner"},
     "training": {"config", "errors", "files", "json_files", "report"},
     "data": {"errors", "files", "machine"},

@@ -12,10 +12,11 @@ from torch import Tensor
 
 
 class SnellaAllocation:
-    """snella's: importance and budgets by the tuner."""
+    """snella's and snell's: the way of a step, importance and budgets by the tuner."""
 
     def __init__(self, model: Any) -> None:
         self.tuner = model.base_model
+        self.tuner.start_travel()
 
     def __call__(self, step: int) -> dict[str, Any] | None:
         return self.tuner.update_and_allocate(step)

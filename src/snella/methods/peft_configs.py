@@ -19,7 +19,7 @@ REMATERIALIZE = {"none": False, "inputs": True, "mlp": "mlp"}
 SHARED = {part.name for part in fields(SnellaConfig)} & {part.name for part in fields(MethodConfig)}
 
 
-def snella(model: nn.Module, settings: MethodConfig, total_step: int | None) -> PeftConfig:
+def snella(model: nn.Module, settings: MethodConfig, total_step: int | None) -> SnellaConfig:
     """Return SNELLA's: sparse updates whose budgets move."""
     values: dict[str, Any] = {name: getattr(settings, name) for name in SHARED}
     values["target_modules"] = targets_of(settings.target_modules)
@@ -33,7 +33,9 @@ def snell(model: nn.Module, settings: MethodConfig, total_step: int | None) -> P
     sparsity = settings.target_sparsity
     dense = sparsity == 0 and settings.gate == "published"  # the published code selects nothing then
     gate = "none" if dense else settings.gate
-    return snella(model, replace(settings, kernel="pwl", gate=gate, init_sparsity=sparsity), None)
+    config = snella(model, replace(settings, kernel="pwl", gate=gate, init_sparsity=sparsity), total_step)
+    config.allocate_every = None
+    return config
 
 
 def lora(model: nn.Module, settings: MethodConfig, total_step: int | None) -> PeftConfig:

@@ -13,9 +13,13 @@ from torch.distributed.tensor import DTensor
 
 from snella.allocation import Importance, Schedule, budgets
 from snella.errors import UserError
+from snella.ops import unpacked
+from snella.travel import Adapted, Travel, way
+from snella.tuner.base_layers import out_first
 from snella.tuner.config import SnellaConfig
 from snella.tuner.layer import SnellaLayer
 from snella.tuner.model_card import Kept
+from snella.tuner.scale import rms
 
 
 class _Matrix(NamedTuple):
@@ -51,7 +55,7 @@ class AllocatingTuner(BaseTuner):
         return by_adapter[adapter_name]
 
     def update_and_allocate(self, step: int, total_step: int | None = None) -> dict[str, Any] | None:
-        """Update the importance and, when it is time, the budgets of the active adapter.
+        """Shorten the step to its share of the way, update the importance and, when it is time, the active budgets.
 
         Call it after `optimizer.step()` and before the gradients are cleared, with gradients that are not scaled.
         Several active adapters have each their own budget.
@@ -75,6 +79,10 @@ class AllocatingTuner(BaseTuner):
 
     def _update_and_allocate(self, name: str, step: int, total_step: int | None) -> dict[str, Any] | None:
         layers, config, importance = self._layers_of(name), self.peft_config[name], self._importance(name)
+        total_step = total_step if config.total_step is None else config.total_step
+        self._limit_travel(name, step, total_step)
+        if config.allocate_every is None:
+            return None
         factors = {
             f"{layer.name}.{factor}": _gathered(getattr(layer, f"snella_{factor}")[name])
             for layer in layers
@@ -84,7 +92,6 @@ class AllocatingTuner(BaseTuner):
         importance.update(factors)
         if config.gate == "none":
             return None  # nothing is selected
-        total_step = total_step if config.total_step is None else config.total_step
         if total_step is None:
             if config.init_sparsity != config.target_sparsity and step == 1:
                 warnings.warn(
@@ -119,6 +126,40 @@ class AllocatingTuner(BaseTuner):
             "size": {matrix.name: matrix.size for matrix in matrices},
             "skipped": importance.skipped,
         }
+
+    def start_travel(self) -> None:
+        """Take the active adapter's parameters as they are for those before the next step, see `max_travel`.
+
+        Without it the first call of `update_and_allocate` finds nothing to compare, and leaves that step as it is.
+        """
+        for name in self._allocated():
+            if self.peft_config[name].max_travel is not None:
+                self._travel(name).start([self._adapted(layer, name) for layer in self._layers_of(name)])
+
+    def _limit_travel(self, name: str, step: int, total_step: int | None) -> None:
+        config = self.peft_config[name]
+        if config.max_travel is not None and total_step is not None:
+            layers = [self._adapted(layer, name) for layer in self._layers_of(name)]
+            self._travel(name).limit(layers, config.max_travel * way(step, total_step))
+
+    def _travel(self, name: str) -> Travel:
+        return vars(self).setdefault("_travel_by_adapter", {}).setdefault(name, Travel())
+
+    def _adapted(self, layer: SnellaLayer, name: str) -> Adapted:
+        sizes: dict[str, float] = vars(self).setdefault("_weight_sizes", {})
+        if layer.name not in sizes:
+            base = layer.get_base_layer()
+            sizes[layer.name] = rms(out_first(base, unpacked(base.weight.data)))
+        settings = layer.settings[name]
+        tables = (layer.snella_A, layer.snella_B, layer.snella_alpha, layer.snella_gamma, layer.snella_beta)
+        return Adapted(
+            parameters=tuple(table[name] for table in tables if name in table),
+            kernel=settings.spec.kernel,
+            squares=settings.spec.gate in ("published", "soft"),
+            scale=settings.spec.scale,
+            unit=settings.spec.scale if settings.scalars_in_units_of_scale else 1.0,
+            size=sizes[layer.name],
+        )
 
     def kept_share(self) -> Kept | None:
         """Return what the active adapter's update keeps of its entries; None where its gate selects nothing."""
@@ -168,12 +209,13 @@ class AllocatingTuner(BaseTuner):
         return {f"{name}/{key}": tensor for name, state in states.items() for key, tensor in state.items()}
 
     def load_allocator_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `allocator_state_dict` gave, for the active adapters."""
+        """Take over what `allocator_state_dict` gave, for the active adapters, whose weights have been loaded before."""
         names = self._allocated()
         for name in names:
             prefix = "" if len(names) == 1 else f"{name}/"
             own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
             self._importance(name).load_state_dict(own)
+        self.start_travel()
 
 
 def _gathered(factor: Tensor) -> Tensor:
@@ -207,6 +249,7 @@ def _check_gradients(model: nn.Module, factors: Iterable[Tensor]) -> None:
 
 
 def _schedule(config: SnellaConfig, total_step: int, target_sparsity: float) -> Schedule:
+    assert config.allocate_every is not None
     return Schedule(
         init_sparsity=config.init_sparsity,
         target_sparsity=target_sparsity,

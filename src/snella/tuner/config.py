@@ -70,6 +70,13 @@ class SnellaConfig(PeftConfig):
         },
     )
     init_alpha: float = field(default=0.0, metadata={"help": "Weight of `mixk`'s softmax kernel at the start."})
+    max_travel: float | None = field(
+        default=0.3,
+        metadata={
+            "help": "How far all steps together may take a layer's update, in units of its frozen weight's rms: a step "
+            "that goes further than its share is shortened (`snella.travel`). Needs total_step. None: no limit."
+        },
+    )
     kernel: Literal["mixk", "pwl"] = field(default="mixk", metadata={"help": "`mixk` (SNELLA) or `pwl` (SNELL)."})
     gate: Literal["published", "soft", "hard", "none"] = field(
         default="published", metadata={"help": "How kept entries of the kernel matrix become the update."}
@@ -80,9 +87,11 @@ class SnellaConfig(PeftConfig):
         default=0, metadata={"help": "Steps before the first allocation; budgets stay as they are."}
     )
     final_warmup: int = field(default=0, metadata={"help": "Steps at the end with the budget at its target."})
-    allocate_every: int = field(default=1, metadata={"help": "Steps between two allocations."})
+    allocate_every: int | None = field(
+        default=1, metadata={"help": "Steps between two allocations; None: none, budgets stay as they are."}
+    )
     total_step: int | None = field(
-        default=None, metadata={"help": "Optimiser steps of the whole training; None: budgets stay."}
+        default=None, metadata={"help": "Optimiser steps of the whole training; None: budgets stay, and no step is shortened."}
     )
     beta1: float = field(default=0.85, metadata={"help": "Decay of the importance average."})
     beta2: float = field(default=0.85, metadata={"help": "Decay of the importance deviation's average."})
@@ -152,8 +161,8 @@ class SnellaConfig(PeftConfig):
 
     @classmethod
     def published(cls, **settings: Any) -> SnellaConfig:
-        """Return a config with the published constants of update and start, and the settings given."""
-        constants: dict[str, Any] = {"scale": 0.1, "init_alpha": 1.0}
+        """Return a config with the published constants of update and start, steps as they come, and the settings given."""
+        constants: dict[str, Any] = {"scale": 0.1, "init_alpha": 1.0, "max_travel": None}
         return cls(**constants | settings)
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
@@ -211,7 +220,7 @@ def _check_numbers(config: SnellaConfig) -> None:
         raise UserError(
             f"layers_pattern={config.layers_pattern!r} says where numbers stand: give layers_to_transform too"
         )
-    for name in ("scale", "relative_scale", "start_scale"):
+    for name in ("scale", "relative_scale", "start_scale", "max_travel"):
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"{name}={value} is not a number above 0")

@@ -231,7 +231,8 @@ class SnellaModel(AllocatingTuner):
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter, as PEFT does, with its averages: another of that name starts with none."""
         super().delete_adapter(adapter_name)
-        vars(self).get("_importance_by_adapter", {}).pop(adapter_name, None)
+        for table in ("_importance_by_adapter", "_travel_by_adapter"):
+            vars(self).get(table, {}).pop(adapter_name, None)
 
     def add_weighted_adapter(self, adapters: list[str], weights: list[float], *args: Any, **kwargs: Any) -> None:
         """Refuse: the sum of several updates is in general not one of this kind."""

@@ -46,7 +46,7 @@ def choose_scale(config: SnellaConfig, weight: Tensor) -> LayerScale:
     squares = config.gate in ("published", "soft")
     if config.scale is not None:
         return LayerScale(config.scale, None, config.start_scale / config.scale, False)
-    root = math.sqrt(_rms(weight))
+    root = math.sqrt(rms(weight))
     gain = 1.0 if squares else LINEAR_GAIN * root
     units = max(round(config.relative_scale * root * gain / SCALE_UNIT), 1)
     c = units * SCALE_UNIT
@@ -61,7 +61,7 @@ def saved_scales(units: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: tensor.item() * SCALE_UNIT for name, tensor in units.items() if not tensor.is_meta}
 
 
-def _rms(weight: Tensor) -> float:
+def rms(weight: Tensor) -> float:
     """Return the root mean square; a weight of zeros, or without values yet (meta), counts as a new layer's."""
     size = 0.0 if weight.is_meta else torch.linalg.vector_norm(weight, dtype=torch.float32).item()
     return size / math.sqrt(weight.numel()) or 1 / math.sqrt(3 * weight[0].numel())

@@ -1,0 +1,104 @@
+"""How far a training may take an update: a step's change is kept within its share of the whole way.
+
+    way of step t of T    max_travel · (1 + cos(π (t − ½) / T)) / T        of the frozen weight's rms; adds up to max_travel
+    change                rms over a sample of columns of update(after) − update(before), before entries are selected
+    factors               before + min(1, way / change) · (after − before)
+
+The gates that square make an update that grows with the square of the steps, so that a learning rate at which it learns
+in few steps runs away in many, and one that holds learns nothing at first. Bounded in its own size an update grows in
+proportion to the steps, at any rate that is high enough. (LARS, arXiv 1708.03888, and LAMB, arXiv 1904.00962, bound a
+step in proportion to what it changes; here what is changed is the product of factors and kernel, not the factors.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from snella.delta import Kernel, kernel_matrix
+
+LEAST_COLUMNS, PARTS = 32, 16  # a sample has one of so many columns, but as many as that
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """One layer's S updates.
+
+    Args:
+        parameters: A (S, H, n, w), B (S, H, m, w), and for `mixk` alpha, gamma and beta (S,).
+        kernel: the kernel.
+        squares: whether the gate multiplies an entry by its size.
+        scale: the constant before the distances.
+        unit: what the scalars are multiplied by.
+        size: rms of the frozen weight.
+    """
+
+    parameters: tuple[Tensor, ...]
+    kernel: Kernel
+    squares: bool
+    scale: float
+    unit: float
+    size: float
+
+
+def way(step: int, total_step: int) -> float:
+    """Return the share of the whole way that step `step`, from 1, may go; the shares of all steps add up to 1."""
+    return (1 + math.cos(math.pi * (min(step, total_step) - 0.5) / total_step)) / total_step
+
+
+class Travel:
+    """Keeps the updates of an adapter within what each step may change; call `limit` after the optimiser's step."""
+
+    def __init__(self) -> None:
+        self._before: list[list[Tensor]] | None = None
+
+    @torch.no_grad()
+    def start(self, layers: Sequence[Adapted]) -> None:
+        """Take the parameters as they are for those before the next step."""
+        self._before = [[parameter.detach().clone() for parameter in layer.parameters] for layer in layers]
+
+    @torch.no_grad()
+    def limit(self, layers: Sequence[Adapted], most: float) -> None:
+        """Shorten the step that has just been done, layer by layer, to a change of `most` in units of the weights.
+
+        The first call of a training that had no `start` has nothing to compare, and leaves the step as it is.
+        """
+        if self._before is None:
+            return self.start(layers)
+        for layer, before in zip(layers, self._before, strict=True):
+            share = (most * layer.size / change(layer, before)).clamp(max=1)  # no change: infinite, and 1
+            for parameter, old in zip(map(_local, layer.parameters), map(_local, before), strict=True):
+                parameter.copy_(torch.lerp(old, parameter, share.to(parameter.dtype)))
+                old.copy_(parameter)
+        return None
+
+
+def change(layer: Adapted, before: Sequence[Tensor]) -> Tensor:
+    """Return the root mean square (0-d) of the change of a layer's updates, in a sample of columns, unselected."""
+    now, old = (_updates(layer, [_whole(p) for p in parameters]) for parameters in (layer.parameters, before))
+    return (now - old).square().mean().sqrt()
+
+
+def _updates(layer: Adapted, parameters: Sequence[Tensor]) -> Tensor:
+    """Return some columns of the updates (S, m, columns)."""
+    A, B, *scalars = parameters
+    every = max(1, min(PARTS, A.shape[-2] // LEAST_COLUMNS))
+    found = []
+    for matrix in range(len(A)):
+        own = [layer.unit * scalar[matrix] for scalar in scalars]
+        K = kernel_matrix(A[matrix, :, ::every], B[matrix], *own, kernel=layer.kernel, scale=layer.scale)
+        found.append(K * K.abs() if layer.squares else K)
+    return torch.stack(found)
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def _local(parameter: Tensor) -> Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter

@@ -1,8 +1,10 @@
-"""The way of a step: shares that add up, changes as the definition has them, and steps that are no longer than theirs."""
+"""The way of a step: shares that add up, changes as the definition has them, steps that are no longer than theirs."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import peft
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from snella import SnellaConfig
 from snella.delta import delta_weight
-from snella.travel import Adapted, Travel, change, way
+from snella.travel import Adapted, Travel, changes, way
 from snella.tuner.model import SnellaModel
 
 
@@ -22,8 +24,14 @@ def test_the_shares_of_all_steps_add_up_to_the_whole_way(steps: int) -> None:
     shares = [way(step, steps) for step in range(1, steps + 1)]
     assert math.fsum(shares) == pytest.approx(1, abs=1e-9)
     assert min(shares) >= 0
-    assert shares == sorted(shares, reverse=True)
+    half = shares[: (steps + 1) // 2]
+    assert half == sorted(half)
+    assert shares == pytest.approx(shares[::-1], abs=1e-12)
     assert way(steps + 5, steps) == shares[-1]  # who trains longer than was said goes on in the smallest steps
+
+
+def change(layer: Adapted, before: Sequence[torch.Tensor]) -> torch.Tensor:
+    return changes([layer], [before])[0]
 
 
 def layer(kernel: str, squares: bool, *, columns: int = 20, unit: float = 1.0) -> Adapted:
@@ -45,7 +53,13 @@ def test_a_change_is_that_of_the_updates_by_their_definition(kernel: str, square
         A, B, *scalars = parameters
         K = [
             delta_weight(
-                A[i], B[i], *(0.7 * s[i] for s in scalars), sparsity=0, kernel=kernel, gate="none", scale=0.3  # pyright: ignore[reportArgumentType]
+                A[i],
+                B[i],
+                *(0.7 * s[i] for s in scalars),
+                sparsity=0,
+                kernel=kernel,
+                gate="none",
+                scale=0.3,  # pyright: ignore[reportArgumentType]
             )
             for i in range(3)
         ]
@@ -53,6 +67,14 @@ def test_a_change_is_that_of_the_updates_by_their_definition(kernel: str, square
 
     expected = (updates(list(now.parameters)) - updates(before)).square().mean().sqrt()
     torch.testing.assert_close(change(now, before), expected)
+
+
+def test_layers_that_are_measured_at_once_come_to_the_same() -> None:
+    torch.manual_seed(3)
+    layers = [layer("mixk", True), layer("pwl", True), replace(layer("mixk", True), scale=0.9, size=2.0)]
+    before = [[parameter + 0.01 * torch.randn_like(parameter) for parameter in one.parameters] for one in layers]
+    alone = [change(one, old) for one, old in zip(layers, before, strict=True)]
+    torch.testing.assert_close(torch.stack(changes(layers, before)), torch.stack(alone))
 
 
 def test_a_sample_of_columns_is_near_to_all_of_them() -> None:

@@ -36,11 +36,13 @@ def kernel_matrix(
     beta: Tensor | None = None,
     *,
     kernel: Kernel = "mixk",
-    scale: float = 0.1,
+    scale: float | Tensor = 0.1,
 ) -> Tensor:
     """Return the kernel matrix K (m, n) of factors A (H, n, r/H) and B (H, m, r/H), in at least fp32.
 
     alpha, gamma and beta hold one number each and are None for `pwl`; scale is the constant before the distances.
+    Several matrices at once have a first axis before those of A, B and K, one number each in the scalars, and a scale
+    for all or one each.
 
     Raises:
         ValueError: a scalar missing for `mixk`.
@@ -50,17 +52,18 @@ def kernel_matrix(
         # cdist's own choice of form (products above 25 points) is what the published values were made with,
         # and its gradient is finite, zero, where two points coincide.
         distance = torch.cdist(B.to(dtype), A.to(dtype))  # (H, m, n)
-        D = scale * (distance[0::2].sum(0) - distance[1::2].sum(0))
+        D = scale * (distance[..., 0::2, :, :].sum(-3) - distance[..., 1::2, :, :].sum(-3))
         if kernel == "pwl":
             return D
         if alpha is None or gamma is None or beta is None:
             raise ValueError("kernel 'mixk' needs alpha, gamma and beta; only 'pwl' goes without")
-        alpha, gamma, beta = (scalar.to(dtype).reshape(()) for scalar in (alpha, gamma, beta))
-        return D + alpha * torch.softmax(D / clamped_gamma(gamma), dim=0) + beta
+        one_each = (-1, 1, 1) if A.ndim == 4 else ()
+        alpha, gamma, beta = (scalar.to(dtype).reshape(one_each) for scalar in (alpha, gamma, beta))
+        return D + alpha * torch.softmax(D / clamped_gamma(gamma), dim=-2) + beta
 
 
 def clamped_gamma(gamma: Tensor) -> Tensor:
-    """Return gamma (0-d), kept GAMMA_MIN away from zero."""
+    """Return gamma, kept GAMMA_MIN away from zero."""
     return torch.where(gamma.abs() < GAMMA_MIN, torch.copysign(torch.full_like(gamma, GAMMA_MIN), gamma), gamma)
 
 

@@ -1,18 +1,20 @@
 """How far a training may take an update: a step's change is kept within its share of the whole way.
 
-    way of step t of T    max_travel · (1 + cos(π (t − ½) / T)) / T        of the frozen weight's rms; adds up to max_travel
+    way of step t of T    max_travel · 2 sin²(π (t − ½) / T) / T, of the frozen weight's rms; they add up to max_travel
     change                rms over a sample of columns of update(after) − update(before), before entries are selected
     factors               before + min(1, way / change) · (after − before)
 
 The gates that square make an update that grows with the square of the steps, so that a learning rate at which it learns
 in few steps runs away in many, and one that holds learns nothing at first. Bounded in its own size an update grows in
-proportion to the steps, at any rate that is high enough. (LARS, arXiv 1708.03888, and LAMB, arXiv 1904.00962, bound a
-step in proportion to what it changes; here what is changed is the product of factors and kernel, not the factors.)
+proportion to the steps, at any rate that is high enough; slowly at first, when all images pull it one way.
+LARS (arXiv 1708.03888) and LAMB (arXiv 1904.00962) bound a step in proportion to what it changes. Here that is the
+weight that the factors make, not the factors.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,7 +50,8 @@ class Adapted:
 
 def way(step: int, total_step: int) -> float:
     """Return the share of the whole way that step `step`, from 1, may go; the shares of all steps add up to 1."""
-    return (1 + math.cos(math.pi * (min(step, total_step) - 0.5) / total_step)) / total_step
+    share = 2 * math.sin(math.pi * (min(step, total_step) - 0.5) / total_step) ** 2 / total_step
+    return min(share, 1)  # of one step alone it would be 2
 
 
 class Travel:
@@ -70,30 +73,41 @@ class Travel:
         """
         if self._before is None:
             return self.start(layers)
-        for layer, before in zip(layers, self._before, strict=True):
-            share = (most * layer.size / change(layer, before)).clamp(max=1)  # no change: infinite, and 1
+        for layer, before, change in zip(layers, self._before, changes(layers, self._before), strict=True):
+            share = (most * layer.size / change).clamp(max=1)  # no change: infinite, and 1
             for parameter, old in zip(map(_local, layer.parameters), map(_local, before), strict=True):
-                parameter.copy_(torch.lerp(old, parameter, share.to(parameter.dtype)))
+                parameter.copy_(torch.lerp(old, parameter, share.to(parameter.device, parameter.dtype)))
                 old.copy_(parameter)
         return None
 
 
-def change(layer: Adapted, before: Sequence[Tensor]) -> Tensor:
-    """Return the root mean square (0-d) of the change of a layer's updates, in a sample of columns, unselected."""
-    now, old = (_updates(layer, [_whole(p) for p in parameters]) for parameters in (layer.parameters, before))
-    return (now - old).square().mean().sqrt()
+def changes(layers: Sequence[Adapted], before: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Return the root mean square (0-d) of the change of each layer's updates, in a sample of columns, unselected.
+
+    Layers of one shape are measured at once: on a GPU a layer by itself is too little work for its launches.
+    """
+    alike = defaultdict[tuple[object, ...], list[int]](list)
+    for i, layer in enumerate(layers):
+        A, B, *_ = layer.parameters
+        alike[A.shape, B.shape, A.device, A.dtype, layer.kernel, layer.squares, layer.unit].append(i)
+    found: dict[int, Tensor] = {}
+    for group in alike.values():
+        of_group = [layers[i] for i in group]
+        now = _updates(of_group, [layer.parameters for layer in of_group])
+        old = _updates(of_group, [before[i] for i in group])
+        found |= zip(group, (now - old).square().mean(1).sqrt(), strict=True)
+    return [found[i] for i in range(len(layers))]
 
 
-def _updates(layer: Adapted, parameters: Sequence[Tensor]) -> Tensor:
-    """Return some columns of the updates (S, m, columns)."""
-    A, B, *scalars = parameters
+def _updates(layers: Sequence[Adapted], parameters: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Return some columns of the updates of layers of one shape, (layers, entries)."""
+    A, B, *scalars = (torch.cat([_whole(one) for one in parts]) for parts in zip(*parameters, strict=True))
+    first = layers[0]
     every = max(1, min(PARTS, A.shape[-2] // LEAST_COLUMNS))
-    found = []
-    for matrix in range(len(A)):
-        own = [layer.unit * scalar[matrix] for scalar in scalars]
-        K = kernel_matrix(A[matrix, :, ::every], B[matrix], *own, kernel=layer.kernel, scale=layer.scale)
-        found.append(K * K.abs() if layer.squares else K)
-    return torch.stack(found)
+    scale = A.new_tensor([layer.scale for layer in layers]).repeat_interleave(len(A) // len(layers)).reshape(-1, 1, 1)
+    own = [first.unit * scalar for scalar in scalars]
+    K = kernel_matrix(A[:, :, ::every], B, *own, kernel=first.kernel, scale=scale)
+    return (K * K.abs() if first.squares else K).reshape(len(layers), -1)
 
 
 def _whole(parameter: Tensor) -> Tensor:

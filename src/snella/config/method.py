@@ -95,9 +95,9 @@ class MethodConfig:
     Smaller is safer in trainings of less than a hundred steps."""
     start_scale: float = setting(0.1, above(0), methods=SPARSE)
     """What the constant is at the start, for snella and snell: the factors begin smaller instead. 0.1 as published."""
-    max_travel: float | None = setting(0.3, above(0), methods=SPARSE)
-    """How far all steps together may take a layer's update, in units of its frozen weight's rms, for snella and snell: a
-    step that goes further than its share, by a half cosine, is shortened. None, as published: as far as they go."""
+    max_travel: float | None = setting(1.0, above(0), methods=SPARSE)
+    """How far all steps together may take a layer's update, in units of its frozen weight's rms, for snella and snell:
+    a step that goes further than its share is shortened. None, as published: as far as the steps go."""
     init_alpha: float = setting(0.0, finite(), methods=("snella",))
     """Weight of mixk's softmax kernel at the start, for snella; it is learnt. 1 as published."""
     init_sparsity: float = setting(0.0, between(0, 1), methods=("snella",))

@@ -209,7 +209,7 @@ class AllocatingTuner(BaseTuner):
         return {f"{name}/{key}": tensor for name, state in states.items() for key, tensor in state.items()}
 
     def load_allocator_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `allocator_state_dict` gave, for the active adapters, whose weights have been loaded before."""
+        """Take over what `allocator_state_dict` gave, for the active adapters, whose weights are loaded."""
         names = self._allocated()
         for name in names:
             prefix = "" if len(names) == 1 else f"{name}/"

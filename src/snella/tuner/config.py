@@ -71,7 +71,7 @@ class SnellaConfig(PeftConfig):
     )
     init_alpha: float = field(default=0.0, metadata={"help": "Weight of `mixk`'s softmax kernel at the start."})
     max_travel: float | None = field(
-        default=0.3,
+        default=1.0,
         metadata={
             "help": "How far all steps together may take a layer's update, in units of its frozen weight's rms: a step "
             "that goes further than its share is shortened (`snella.travel`). Needs total_step. None: no limit."
@@ -91,7 +91,8 @@ class SnellaConfig(PeftConfig):
         default=1, metadata={"help": "Steps between two allocations; None: none, budgets stay as they are."}
     )
     total_step: int | None = field(
-        default=None, metadata={"help": "Optimiser steps of the whole training; None: budgets stay, and no step is shortened."}
+        default=None,
+        metadata={"help": "Optimiser steps of the whole training; None: budgets and steps stay as they are."},
     )
     beta1: float = field(default=0.85, metadata={"help": "Decay of the importance average."})
     beta2: float = field(default=0.85, metadata={"help": "Decay of the importance deviation's average."})
@@ -161,7 +162,7 @@ class SnellaConfig(PeftConfig):
 
     @classmethod
     def published(cls, **settings: Any) -> SnellaConfig:
-        """Return a config with the published constants of update and start, steps as they come, and the settings given."""
+        """Return a config with the published constants of update and start, unbounded steps, and the settings given."""
         constants: dict[str, Any] = {"scale": 0.1, "init_alpha": 1.0, "max_travel": None}
         return cls(**constants | settings)
 

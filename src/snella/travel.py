@@ -1,12 +1,17 @@
 """How far a training may take an update: a step's change is kept within its share of the whole way.
 
-    way of step t of T    max_travel · 2 sin²(π (t − ½) / T) / T, of the frozen weight's rms; they add up to max_travel
-    change                rms over a sample of columns of update(after) − update(before), before entries are selected
+    way of step t of T    max_travel · (1 + cos(π (t − ½) / T)) / T, of the frozen weight's rms: max_travel in all
+    change                of D = update(after) − update(before): the larger of rms(D) and rms(D u), u = (1, ..., 1) / √n
     factors               before + min(1, way / change) · (after − before)
 
 The gates that square make an update that grows with the square of the steps, so that a learning rate at which it learns
 in few steps runs away in many, and one that holds learns nothing at first. Bounded in its own size an update grows in
-proportion to the steps, at any rate that is high enough; slowly at first, when all images pull it one way.
+proportion to the steps, at any rate that is high enough.
+
+An update of distances moves whole rows one way, which a low-rank product seldom does: all inputs behind a ReLU are
+positive, so their sum moves the mean of an output √n times as far as an update of that size at random would. A few
+dozen steps of it leave most ReLUs without an input above 0, and nothing is learnt any more. Hence D u.
+
 LARS (arXiv 1708.03888) and LAMB (arXiv 1904.00962) bound a step in proportion to what it changes. Here that is the
 weight that the factors make, not the factors.
 """
@@ -50,8 +55,7 @@ class Adapted:
 
 def way(step: int, total_step: int) -> float:
     """Return the share of the whole way that step `step`, from 1, may go; the shares of all steps add up to 1."""
-    share = 2 * math.sin(math.pi * (min(step, total_step) - 0.5) / total_step) ** 2 / total_step
-    return min(share, 1)  # of one step alone it would be 2
+    return (1 + math.cos(math.pi * (min(step, total_step) - 0.5) / total_step)) / total_step
 
 
 class Travel:
@@ -82,7 +86,7 @@ class Travel:
 
 
 def changes(layers: Sequence[Adapted], before: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Return the root mean square (0-d) of the change of each layer's updates, in a sample of columns, unselected.
+    """Return the change (0-d) of each layer's updates before entries are selected, by a sample of their columns.
 
     Layers of one shape are measured at once: on a GPU a layer by itself is too little work for its launches.
     """
@@ -95,19 +99,31 @@ def changes(layers: Sequence[Adapted], before: Sequence[Sequence[Tensor]]) -> li
         of_group = [layers[i] for i in group]
         now = _updates(of_group, [layer.parameters for layer in of_group])
         old = _updates(of_group, [before[i] for i in group])
-        found |= zip(group, (now - old).square().mean(1).sqrt(), strict=True)
+        found |= zip(group, _sizes(now - old, of_group[0].parameters[0].shape[-2]), strict=True)
     return [found[i] for i in range(len(layers))]
 
 
+def _sizes(D: Tensor, columns: int) -> Tensor:
+    """Return the size (layers,) of changes (layers, rows, sample) of matrices of so many columns.
+
+    The mean of a row's sample is further from 0 than that of all its columns, by a share of its variance, which is
+    taken off: D u is estimated without a bias.
+    """
+    sample = D.shape[-1]
+    spread = D.var(-1) * (1 / sample - 1 / columns) if sample < columns else 0
+    along = columns * (D.mean(-1).square() - spread).mean(-1)
+    return torch.maximum(D.square().mean((-2, -1)), along).sqrt()
+
+
 def _updates(layers: Sequence[Adapted], parameters: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Return some columns of the updates of layers of one shape, (layers, entries)."""
+    """Return some columns of the updates of layers of one shape, (layers, rows, columns)."""
     A, B, *scalars = (torch.cat([_whole(one) for one in parts]) for parts in zip(*parameters, strict=True))
     first = layers[0]
     every = max(1, min(PARTS, A.shape[-2] // LEAST_COLUMNS))
     scale = A.new_tensor([layer.scale for layer in layers]).repeat_interleave(len(A) // len(layers)).reshape(-1, 1, 1)
     own = [first.unit * scalar for scalar in scalars]
     K = kernel_matrix(A[:, :, ::every], B, *own, kernel=first.kernel, scale=scale)
-    return (K * K.abs() if first.squares else K).reshape(len(layers), -1)
+    return (K * K.abs() if first.squares else K).reshape(len(layers), -1, K.shape[-1])
 
 
 def _whole(parameter: Tensor) -> Tensor:

@@ -114,10 +114,7 @@ def config_values(values: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _renamed(values: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """Return the values by today's names: `last_epoch` was a switch; `init_scale` a factor, with a softmax from 1.
-
-    The settings of a run, which are all there are, go on as they began: without what has come since.
-    """
+    """Return the values by today's names: `last_epoch` was a switch; `init_scale` a factor, with a softmax from 1."""
     values = dict(values)
     if (last_epoch := values.pop("last_epoch", None)) is not None:
         values["test"] = "both" if last_epoch else "best"
@@ -125,8 +122,6 @@ def _renamed(values: Mapping[Any, Any]) -> Mapping[Any, Any]:
         factor = typed("init_scale", factor, float, parse=True)
         scale = typed("scale", values.get("scale", 1.0), float, parse=True)
         values |= {"start_scale": factor * scale, "init_alpha": 1.0}
-    if "start_scale" in values and "init_warmup" in values:  # a run's: nobody else sets both
-        values.setdefault("max_travel", None)
     return values
 
 

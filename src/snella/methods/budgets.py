@@ -28,6 +28,12 @@ class SnellaAllocation:
         self.tuner.load_allocator_state_dict(state)
 
 
+def snell_travel(model: Any) -> SnellaAllocation | None:
+    """Return what bounds snell's steps, where that is asked for; its budgets never move."""
+    bounded = model.peft_config[model.active_adapter].max_travel is not None
+    return SnellaAllocation(model) if bounded else None
+
+
 class AdaLoraAllocation:
     """AdaLoRA's: importance and ranks by PEFT, whose averages and pattern of ranks make up the state."""
 

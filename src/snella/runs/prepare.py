@@ -166,12 +166,13 @@ def _with_schedule(config: TrainConfig, data: ImageData[Any], base: nn.Module, c
     steps = math.ceil(batches / config.loop.accumulate)  # an epoch
     if config.loop.epochs == "auto":
         found["epochs"] = min(max(math.ceil(STEPS / steps), FEWEST_EPOCHS), MOST_EPOCHS)
+    all_steps = steps * found.get("epochs", config.loop.epochs)
     if config.loop.lr == "auto":
         method = METHODS[config.method.name]
         rate = method.usual_rate
         if method.batch_norm_rate is not None and any(isinstance(m, _BatchNorm) for m in base.modules()):
             rate = method.batch_norm_rate
-        found["lr"] = rate
+        found["lr"] = rate if method.most_travel is None else min(rate, _rounded(method.most_travel / all_steps))
     if found:
         words = {"epochs": "{} epochs", "lr": "learning rate {:g}"}
         chosen = " and ".join(words[name].format(value) for name, value in found.items())
@@ -179,6 +180,11 @@ def _with_schedule(config: TrainConfig, data: ImageData[Any], base: nn.Module, c
     config = config.changed(**found)
     check_rates(config)
     return config
+
+
+def _rounded(rate: float) -> float:
+    """Return a rate in one digit."""
+    return float(f"{rate:.0e}")
 
 
 def _preprocessing(config: TrainConfig, task: Task[Any, Any, Any], spec: Spec, base: nn.Module) -> Preprocessing:

@@ -71,7 +71,7 @@ class SnellaConfig(PeftConfig):
     )
     init_alpha: float = field(default=0.0, metadata={"help": "Weight of `mixk`'s softmax kernel at the start."})
     max_travel: float | None = field(
-        default=1.0,
+        default=None,
         metadata={
             "help": "How far all steps together may take a layer's update, in units of its frozen weight's rms: a step "
             "that goes further than its share is shortened (`snella.travel`). Needs total_step. None: no limit."
@@ -162,8 +162,8 @@ class SnellaConfig(PeftConfig):
 
     @classmethod
     def published(cls, **settings: Any) -> SnellaConfig:
-        """Return a config with the published constants of update and start, unbounded steps, and the settings given."""
-        constants: dict[str, Any] = {"scale": 0.1, "init_alpha": 1.0, "max_travel": None}
+        """Return a config with the published constants of update and start, and the settings given."""
+        constants: dict[str, Any] = {"scale": 0.1, "init_alpha": 1.0}
         return cls(**constants | settings)
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:

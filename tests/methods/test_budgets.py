@@ -126,3 +126,20 @@ def test_adalora_leaves_a_step_out_whose_gradients_are_not_finite():
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     model.zero_grad()
     assert train(model, hook, range(4, STEPS + 1))[-1]["skipped"] == 1
+
+
+def test_snell_is_bounded_where_that_is_asked_for_and_keeps_its_budgets() -> None:
+    assert tuned("snell")[1] is None
+    model, hook = tuned("snell", max_travel=0.2)
+    layers = model.base_model.adapted_layers()
+    before = [layer.delta_matrices("default").detach() for layer in layers]
+    kept = [layer.kept("default").clone() for layer in layers]
+    nn.functional.cross_entropy(model(IMAGES), LABELS).backward()
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter += torch.randn_like(parameter)  # far beyond any share
+    assert hook(1) is None
+    assert all(map(torch.equal, kept, [layer.kept("default") for layer in layers]))
+    for layer, old in zip(layers, before, strict=True):
+        size = (layer.delta_matrices("default") - old).square().mean().sqrt()
+        assert size < 0.5 * layer.get_base_layer().weight.square().mean().sqrt()  # 0.2 and what is not linear in it

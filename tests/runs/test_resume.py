@@ -101,7 +101,7 @@ def test_settings_that_decide_nothing_may_differ_at_a_resume(images: Path, spoil
     assert train(images, spoilable, "--resume", "--checkpoint-every", "100", "--workers", "1") == 0
 
 
-STOPPED = ["--epochs", "6", "--checkpoint-every", "1", "--ema", "0.9", "--mixup", "0.2"]
+STOPPED = ["--epochs", "6", "--checkpoint-every", "1", "--ema", "0.9", "--mixup", "0.2", "--max-travel", "0.5"]
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import peft
 import pytest
@@ -50,18 +51,8 @@ def test_a_change_is_that_of_the_updates_by_their_definition(kernel: str, square
 
     def updates(parameters: list[torch.Tensor]) -> torch.Tensor:
         A, B, *scalars = parameters
-        K = [
-            delta_weight(
-                A[i],
-                B[i],
-                *(0.7 * s[i] for s in scalars),
-                sparsity=0,
-                kernel=kernel,
-                gate="none",
-                scale=0.3,  # pyright: ignore[reportArgumentType]
-            )
-            for i in range(3)
-        ]
+        constants: Any = {"sparsity": 0, "kernel": kernel, "gate": "none", "scale": 0.3}
+        K = [delta_weight(A[i], B[i], *(0.7 * s[i] for s in scalars), **constants) for i in range(3)]
         return torch.stack([k * k.abs() if squares else k for k in K])
 
     D = updates(list(now.parameters)) - updates(before)
@@ -159,13 +150,14 @@ def test_a_training_goes_on_from_its_state_to_the_bit() -> None:
     # what a resumed training has: another model, weights and the allocator's state
     again = tuned("published", max_travel=0.3)
     again.load_state_dict(half.state_dict())
-    assert isinstance(half.base_model, SnellaModel)
-    assert isinstance(again.base_model, SnellaModel)
-    again.base_model.load_allocator_state_dict(half.base_model.allocator_state_dict())
-    for model in (half, again):
+    first, second = half.base_model, again.base_model
+    assert isinstance(first, SnellaModel)
+    assert isinstance(second, SnellaModel)
+    second.load_allocator_state_dict(first.allocator_state_dict())
+    for model in (first, second):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.ones_like(parameter)
                 parameter.data.add_(0.01)
-        model.base_model.update_and_allocate(7)  # pyright: ignore[reportCallIssue]
+        model.update_and_allocate(7)
     assert all(torch.equal(one, other) for one, other in zip(half.parameters(), again.parameters(), strict=True))

@@ -77,6 +77,21 @@ def labelme() -> Files:
     return photos("set") | {f"set/{i}.json": text for i in range(8)}
 
 
+def cvat() -> Files:
+    outlines = "".join(
+        f'<polygon label="{name}" points="{";".join(f"{x},{y}" for x, y in pairs(corners(b)))}" z_order="0"/>'
+        for name, b in BOXES.items()
+    )
+    images = "".join(
+        f'<image id="{i}" name="{i}.jpg" width="{WIDTH}" height="{HEIGHT}">{outlines}</image>' for i in range(8)
+    )
+    return photos("images") | {"annotations.xml": f"<annotations><version>1.1</version>{images}</annotations>"}
+
+
+def pairs(values: list[int]) -> list[tuple[int, int]]:
+    return list(zip(values[::2], values[1::2], strict=True))
+
+
 def corners(box: tuple[int, int, int, int]) -> list[int]:
     left, top, right, bottom = box
     return [left, top, right, top, right, bottom, left, bottom]
@@ -89,7 +104,7 @@ def refused(data: str, choices: Choices = NO_CHOICE) -> str:
     return str(caught.value)
 
 
-FORMATS = {"Pascal VOC": voc(), "COCO": coco(), "YOLO": yolo(), "LabelMe": labelme()}
+FORMATS = {"Pascal VOC": voc(), "COCO": coco(), "YOLO": yolo(), "LabelMe": labelme(), "CVAT": cvat()}
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -150,7 +165,10 @@ def test_names_that_are_not_names_are_refused(tmp_path: Path, names: str, said: 
     assert said in text
 
 
-@pytest.mark.parametrize(("kind", "files"), [("COCO", coco()), ("LabelMe", labelme()), ("YOLO", yolo(outlined=True))])
+@pytest.mark.parametrize(
+    ("kind", "files"),
+    [("COCO", coco()), ("LabelMe", labelme()), ("YOLO", yolo(outlined=True)), ("CVAT", cvat())],
+)
 def test_outlines_become_masks(tmp_path: Path, kind: str, files: Files) -> None:
     root = lay(tmp_path, files)
     assert is_masked(root)
@@ -183,6 +201,16 @@ def test_boxes_beside_images_are_not_captions(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="hold boxes of objects"):
         read_captioned_data(root, seed=0)
     assert "YOLO boxes" in refused(root)
+
+
+def test_key_points_of_a_pose_are_not_an_outline(tmp_path: Path) -> None:
+    """Three points of two numbers after the box: ten numbers, which without `kpt_shape` are an outline of five."""
+    numbers = " ".join(map(str, (0.5, 0.5, 0.5, 0.5, *(0.4, 0.4, 0.5, 0.5, 0.6, 0.6))))
+    files = photos("train/images") | {f"train/labels/{i}.txt": f"{i % 2} {numbers}" for i in range(8)}
+    root = lay(tmp_path, {**files, "data.yaml": "names: [cat, dog]\nkpt_shape: [3, 2]\n"})
+    assert not is_masked(root)
+    images = read_data(root, seed=0, choices=Choices(crops=True)).splits["train"]
+    assert images.paths[0].endswith(f"#{WIDTH // 4},{HEIGHT // 4},{WIDTH * 3 // 4},{HEIGHT * 3 // 4}")
 
 
 def test_the_data_sets_own_splits(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Boxes and outlines of objects: Pascal VOC (.xml), COCO (.json), YOLO (.txt), LabelMe (.json), each by its own words.
+"""Boxes and outlines of objects: Pascal VOC and CVAT (.xml), COCO and LabelMe (.json), YOLO (.txt).
 
 The classes are of objects, not of images: `crops` makes images of them, and outlines become masks.
 """
@@ -6,70 +6,26 @@ The classes are of objects, not of images: `crops` makes images of them, and out
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 from xml.etree import ElementTree
 
+from snella.data.folders.cvat import cvat, is_cvat
 from snella.data.folders.names import SPLIT_NAMES, split_and_rest, split_of
+from snella.data.folders.objects import Detections, Shape
 from snella.data.folders.tree import Tree
 from snella.data.paths import read_text
-from snella.errors import UserError, brief, counted, listed, short_reason
+from snella.errors import UserError, brief, listed, short_reason
 from snella.json_files import load_json
 from snella.yaml_text import read_yaml
 
 MOST = 0.5  # share of the images, or of the files of that kind, that have to go together
-FARTHEST = 1e6  # pixels
 LOOKED_AT = 5  # files that are opened to know a format
 COCO_KEYS = ('"images"', '"annotations"', '"categories"')
 OTHER_COCO = ("captions", "keypoints", "panoptic", "stuff", "image_info")  # files of COCO beside those of its objects
 
 BROKEN = (KeyError, TypeError, ValueError, AttributeError, OverflowError)  # what values of other types lead to
-
-Box = tuple[float, float, float, float]  # left, top, right, bottom
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One object: its class, box and outlines (x, y by turns), or the run lengths of its pixels as COCO has them."""
-
-    label: str
-    box: Box
-    outlines: tuple[tuple[float, ...], ...] = ()
-    runs: Mapping[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        """Raise ValueError where it is not one."""
-        if not self.label:
-            raise ValueError("an object has no name")
-        if not all(abs(value) <= FARTHEST for part in (self.box, *self.outlines) for value in part):
-            raise ValueError("a coordinate is not a number of pixels")
-        if any(len(outline) % 2 for outline in self.outlines):
-            raise ValueError("an outline has an odd number of coordinates")
-
-
-@dataclass
-class Detections:
-    """All objects by image; coordinates in pixels, or as shares of the sides (`relative`).
-
-    Args:
-        sizes: width and height that the annotations say the image has.
-        splits: the split of images, where the data has splits.
-    """
-
-    kind: str
-    relative: bool = False
-    shapes: dict[str, list[Shape]] = field(default_factory=lambda: defaultdict(list))
-    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    splits: dict[str, str] = field(default_factory=dict)
-
-    def in_words(self) -> str:
-        counts = Counter(shape.label for shapes in self.shapes.values() for shape in shapes)
-        objects = ", ".join(f"{label} {count}" for label, count in counts.most_common(3))
-        more = ", ..." if len(counts) > 3 else ""
-        of = f"{counted(len(self.shapes), 'image')} with {sum(counts.values()):,} objects"
-        return f"{self.kind}, {of} ({objects}{more})"
 
 
 def detection_format(found: Tree) -> str | None:
@@ -196,7 +152,7 @@ def _is_class_number(text: str) -> bool:
 
 def _yolo(found: Tree) -> Detections:
     read = Detections("YOLO boxes", relative=True)
-    names = _yolo_names(found)
+    names, poses = _yolo_names(found), _has_keypoints(found)
     for name, file in _annotated(found, ".txt"):
         read.shapes[name] += []
         text = read_text(found.path(file))
@@ -205,7 +161,7 @@ def _yolo(found: Tree) -> Detections:
         for line in filter(str.strip, text.splitlines()):
             label, *numbers = line.split()
             values = [float(number) for number in numbers]
-            if len(values) % 2 == 0 and len(values) >= 6:  # an outline
+            if len(values) % 2 == 0 and len(values) >= 6 and not poses:  # an outline
                 box = min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
                 read.shapes[name].append(Shape(names.get(int(label), label), box, (tuple(values),)))
                 continue
@@ -213,6 +169,12 @@ def _yolo(found: Tree) -> Detections:
             box = x - width / 2, y - height / 2, x + width / 2, y + height / 2
             read.shapes[name].append(Shape(names.get(int(label), label), box))
     return read
+
+
+def _has_keypoints(found: Tree) -> bool:
+    """Tell whether a .yaml says that after the box of each line come the key points of a pose."""
+    files = [found.path(name) for name in found.others if name.lower().endswith((".yaml", ".yml"))]
+    return any(line.startswith("kpt_shape:") for path in files for line in _all(path).splitlines())
 
 
 def _yolo_names(found: Tree) -> dict[int, str]:
@@ -276,6 +238,7 @@ def _labelme(found: Tree) -> Detections:
 
 
 FORMATS: dict[str, tuple[Callable[[Tree], bool], Callable[[Tree], Detections]]] = {
+    "CVAT": (is_cvat, cvat),
     "Pascal VOC": (_is_voc, _voc),
     "COCO": (lambda found: bool(found.images and _coco_files(found)), _coco),
     "YOLO": (_is_yolo, _yolo),

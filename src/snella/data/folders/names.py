@@ -18,7 +18,7 @@ UNLABELLED = "unlabelled"
 _SPLIT_WORDS = SPLIT_NAMES | {
     **dict.fromkeys(("trn", "trainval"), "train"),
     **dict.fromkeys(("tst", "eval", "evaluation"), "test"),
-    **dict.fromkeys(("unlabeled", "unlabelled", "unsup", "unsupervised", "pred"), UNLABELLED),
+    **dict.fromkeys(("unlabeled", "unlabelled", "unsup", "unsupervised", "pred", "submission"), UNLABELLED),
 }
 _OF_SPLITS = frozenset(
     ("set", "sets", "split", "image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "data", "seg")

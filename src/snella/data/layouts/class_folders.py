@@ -214,7 +214,7 @@ def _check_full(found: Tree, place: str, names: Sequence[str], choices: Choices)
     without = sorted((name for name in inside if "/" not in name and name not in full), key=natural_order)
     texts = [name for name in without if _holds_texts_alone(found, f"{place}{name}/")]
     empty = [name for name in without if name not in texts]
-    if full and empty and not choices.of_run:
+    if full and empty and not choices.of_run and choices.classes != "names":
         more = f" (and {len(empty) - 1} more such folders)" if len(empty) > 1 else ""
         path = found.path(place + empty[0])
         raise UserError(f"{path} holds no image, so its class has none{more}; add images or remove the folder")

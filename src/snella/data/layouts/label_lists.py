@@ -160,6 +160,13 @@ def found_lists(found: Tree) -> list[ImageList]:
     with_splits = [one for one in lists if one.split != "all"]
     if len(with_splits) > 1 and {one.split for one in with_splits} >= {"train"}:
         lists = with_splits
+    labelled = [one for one in lists if one.columns]
+    if {"train", "all"} <= {one.split for one in labelled}:
+        told, other = (listed([one.file for one in labelled if (one.split == "all") == every]) for every in (0, 1))
+        raise UserError(
+            f"{found.root}: two readings: {told} lists what is trained on, or {other} lists all; keep the one that is "
+            "meant, and move the other away"
+        )
     for split, count in Counter(one.split for one in lists if one.columns).items():
         if count > 1:
             names = [one.file for one in lists if one.split == split and one.columns]

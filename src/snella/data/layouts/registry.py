@@ -175,9 +175,26 @@ def _labelled_folder(path: str, choices: Choices) -> Listing:
     if choices.classes and choices.label_column:
         raise UserError("--classes takes the classes from folders, --label-column from a list; pass one of them")
     found = _without_other_tables(without_masks(found), choices)
+    if choices.classes == "names":
+        found = _without_paired_masks(found, path)
     if choices.classes:
         return class_folders(found, choices)
     return _lists_or_folders(path, found, choices)
+
+
+def _without_paired_masks(found: Tree, path: str) -> Tree:
+    """Return the tree without the masks of images, which are named as these and would be images of their classes."""
+    if not recognised(MASKED, path):
+        return found
+    listing = next(row for row in MASKED if row.recognises(path)).list(path, 0, NO_CHOICE)
+    masks = {
+        os.path.relpath(listing.path(mask), found.root).replace(os.sep, "/")
+        for pairs in listing.splits.values()
+        for image, mask in pairs
+        if image != mask
+    }
+    note = f"{counted(len(masks), 'mask')} of the images left out (--task segment reads them)"
+    return found.only(lambda name: name not in masks, note) if masks else found
 
 
 def _without_other_tables(found: Tree, choices: Choices) -> Tree:

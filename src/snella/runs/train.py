@@ -21,13 +21,14 @@ from snella.config.recipe import LEFT_TO_THE_RUN, placed
 from snella.config.schema import TrainConfig, run_folder, shrunk
 from snella.config.validation import validate
 from snella.console import Terminal, print_line, working
-from snella.data.dataset import ImageData, white_in
+from snella.data.dataset import ImageData, names_read, white_in
 from snella.data.images import Progress
 from snella.errors import UserError
 from snella.files import CHECKSUMS, write_checksums, write_json, writing
 from snella.methods.adapters import after_step
 from snella.ops import native
 from snella.report.figures import training_figures
+from snella.report.outputs import write_outputs
 from snella.report.tables import summary_table
 from snella.report.trackers import check_trackers
 from snella.runs.check import arithmetic_note, check_backbone, check_data, moved, read_start, write_start
@@ -68,11 +69,16 @@ LISTED = 20  # classes up to which the end of a training tells of each
 
 
 def train(
-    config: TrainConfig, console: Console | None = None, *, before_claim: Callable[[], None] = lambda: None
+    config: TrainConfig,
+    console: Console | None = None,
+    *,
+    before_claim: Callable[[], None] = lambda: None,
+    finished: Callable[[Path, ImageData[Any]], object] = lambda folder, data: None,
 ) -> dict[str, Any]:
     """Train as the config says and return what summary.json holds (with `estimate`: the memory it will need).
 
     Flags are checked first, then paths and data; the model is built; `before_claim` is called; the folder is touched.
+    `finished` is called with the folder and the data of a run that was trained or tested, when all of it is written.
 
     Raises:
         UserError: something given is wrong; the message names it and the remedy.
@@ -115,7 +121,9 @@ def train(
         if tested:
             print_line(console, f"{folder} is finished; what it reads is written down anew")
             return read_summary(folder)
-        return _train(config, ready, folder, trained, accelerator, console)
+        summary = _train(config, ready, folder, trained, accelerator, console)
+    finished(folder, data)
+    return summary
 
 
 def _settled(config: TrainConfig) -> TrainConfig:
@@ -289,6 +297,8 @@ def _finish(
     training_figures(folder, learner.selection, names[learner.selection], learner.higher_is_better, best_epoch=best)
     for kind, draw in (learner.figures(tested) if tested else {}).items():
         draw(folder / f"{kind}.png")
+    for split, seen in {"val": val, **({"test": tested} if tested else {})}.items():
+        write_outputs(folder, split, names_read(ready.data, split, ready.batches[split].unreadable), learner.kept(seen))
     summary = metrics | summary_of(
         *(folder, ready.model, learner, ready.data, tested),
         peak_memory_bytes=result.peak_memory_bytes,

@@ -76,7 +76,7 @@ def _write(
     folder: Path, name: str, run: LoadedRun, evaluation: Evaluation, data: str | None, console: Console
 ) -> dict[str, Any]:
     """Write and print what was found; returns what the JSON file holds."""
-    target, names = folder / EVALUATION, run.task.metrics
+    target, names = folder / EVALUATION, run.task.shown_metrics(len(run.saved["classes"]))
     source = {} if data is None else {"data": data}
     found = {**source, "metrics": evaluation.metrics, **run.learner.report(evaluation)}
     write_json(target / f"{name}.json", found)

@@ -100,30 +100,38 @@ def train(
     if trained and not tested and not checkpoints(folder):
         raise UserError(f"{folder} has no checkpoints to test; use snella evaluate, or train again with --overwrite")
 
-    goes_on = config.resume and state_of(folder) in ("started", "finished")
-    start = read_start(folder) if goes_on else None
-    data = _read(with_own_splits(folder, config, lost=True) if goes_on else config, console)
-    if goes_on and not config.accept_data:
-        check_data(folder, start, data)
-    ready = fitted(config, data, accelerator, console)
+    start, ready = _made_ready(folder, config, accelerator, console)
     config = ready.config
-    if goes_on:
-        check_backbone(folder, start, ready.fingerprint, config.model.backbone)
-        if note := arithmetic_note(start):
-            print_line(console, note)
     before_claim()
     claim(folder, config)
     with alone_in(folder, "training"):
         if start is None or config.accept_data:
-            write_start(folder, ready, data)
+            write_start(folder, ready, ready.data)
         if trained:
             _move(folder, config, ready)
         if tested:
             print_line(console, f"{folder} is finished; what it reads is written down anew")
             return read_summary(folder)
         summary = _train(config, ready, folder, trained, accelerator, console)
-    finished(folder, data)
+    finished(folder, ready.data)
     return summary
+
+
+def _made_ready(
+    folder: Path, config: TrainConfig, accelerator: Accelerator, console: Console
+) -> tuple[dict[str, Any] | None, Prepared]:
+    """Return what a run that goes on was started with, and all that it needs. Raises UserError where that is other."""
+    goes_on = config.resume and state_of(folder) in ("started", "finished")
+    start = read_start(folder) if goes_on else None
+    data = _read(with_own_splits(folder, config, lost=True) if goes_on else config, console)
+    if goes_on and not config.accept_data:
+        check_data(folder, start, data)
+    ready = fitted(config, data, accelerator, console)
+    if goes_on:
+        check_backbone(folder, start, ready.fingerprint, ready.config.model.backbone)
+        if note := arithmetic_note(start):
+            print_line(console, note)
+    return start, ready
 
 
 def _settled(config: TrainConfig) -> TrainConfig:
@@ -309,17 +317,14 @@ def _finish(
     if diverged := read_divergences(folder):  # it went on with a lower rate
         summary["diverged"] = diverged
     write_summary(folder, summary)
-    if tested and len(ready.data.classes) <= LISTED:
+    data = ready.data
+    if tested and len(data.classes) <= LISTED:
         console.print(learner.table(tested))
-    title = f"{config.method.name} on {Path(ready.data.root).name}"
-    console.print(summary_table(summary, names, title=title))
-    for doubt in learner.doubts(val):
-        print_line(console, doubt)
-    if ready.data.caveat:
-        print_line(console, ready.data.caveat)
-    print_line(
-        console, f"best epoch on val: {result.best_epoch} of {result.epochs_done}; results and figures in {folder}"
-    )
+    title = f"{config.method.name} on {Path(data.root).name}"
+    console.print(summary_table(summary, ready.task.shown_metrics(len(data.classes)), title=title))
+    best_epoch = f"best epoch on val: {result.best_epoch} of {result.epochs_done}; results and figures in {folder}"
+    for line in (*learner.doubts(val), *filter(None, [data.caveat]), best_epoch):
+        print_line(console, line)
     return summary
 
 

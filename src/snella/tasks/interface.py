@@ -200,6 +200,10 @@ class Task(ABC, Generic[SpecT, DataT, SplitT]):
 
     about_since: ClassVar[Mapping[str, Any]] = {}  # the same, of what older runs do not have
 
+    def shown_metrics(self, classes: int) -> dict[str, str]:
+        """Return the metrics that say something of so many classes -> their names; files have all of them."""
+        return dict(self.metrics)
+
     def check(self, config: TrainConfig) -> None:
         """Refuse a config that cannot be trained, before anything is read, built or downloaded. Raises UserError."""
         return

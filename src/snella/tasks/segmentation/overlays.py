@@ -60,10 +60,7 @@ def overlays_figure(
 
     Args:
         classes: the K names; `palette` has their colours.
-        path: file to write (its ending says the format); replaced if it is there.
-
-    Returns:
-        The path.
+        path: file to write (its ending says the format); replaced if it is there. It is returned.
     """
     rows = ("image", "mask", "prediction", "wrong")
     side, gap, left, top, bottom = 1.7, 0.06, 0.95, 0.85, 0.45

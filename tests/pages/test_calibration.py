@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -47,7 +49,8 @@ def test_the_temperature_is_the_minimum_that_scipy_finds(found, scale):
     def cross_entropy(t: float) -> float:
         return -log_softmax(logits / np.exp(t), axis=1)[np.arange(len(labels)), labels].mean()
 
-    theirs = np.exp(minimize_scalar(cross_entropy, bounds=(-3, 3), method="bounded", options={"xatol": 1e-6}).x)
+    found_there: Any = minimize_scalar(cross_entropy, bounds=(-3, 3), method="bounded", options={"xatol": 1e-6})
+    theirs = np.exp(found_there.x)
     assert fitted_temperature(logits, labels) == pytest.approx(theirs, rel=1e-3)
 
 

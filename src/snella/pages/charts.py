@@ -117,7 +117,12 @@ def metric_curve(pairs: Sequence[tuple[float, float]], metric: str, name: str, b
 def budget_chart(shares: Shares) -> Spec:
     """Draw which share of each matrix its budget keeps at the end, by block and kind."""
     values = [
-        {"block": block, "kind": kind or "others", "kept": float(share[row, -1])}
+        {
+            "block": block,
+            "kind": kind or "others",
+            "kept": float(share[row, -1]),
+            "text": f"{share[row, -1]:.0%}",
+        }
         for kind, share in shares.kinds.items()
         for row, block in enumerate(shares.blocks)
         if not math.isnan(share[row, -1])
@@ -129,23 +134,21 @@ def budget_chart(shares: Shares) -> Spec:
         "tooltip": [_tip("block", "block", nominal=True), _tip("kind", "matrix", nominal=True),
                     _tip("kept", "kept", share=True)],
     }  # fmt: skip
-    return _chart(values, 24 * len(shares.blocks), layer=_heat("datum.kept", "kept"), encoding=encoding)
+    return _chart(values, 24 * len(shares.blocks), layer=_heat("kept"), encoding=encoding)
 
 
-def _heat(share: str, field: str, *, label: str | None = None) -> list[Spec]:
-    """Return the layers of a heat map: cells as dark as their share, and the share written in."""
-    text = label or f"format({share}, '.0%')"
+def _heat(field: str) -> list[Spec]:
+    """Return the layers of a heat map: cells as dark as their share, and their `text` written in."""
     return [
         {
             "mark": {"type": "rect", "fill": COLOURS[0], "stroke": "var(--page)", "cursor": "pointer"},
             "encoding": {"fillOpacity": _opacity(field)},
         },
         {
-            "transform": [{"calculate": text, "as": "text"}],
             "mark": {"type": "text", "fontSize": 11, "cursor": "pointer"},
             "encoding": {
                 "text": {"field": "text"},
-                "color": {"condition": {"test": f"{share} > 0.5", "value": "var(--on-blue)"}, "value": INK},
+                "color": {"condition": {"test": f"datum.{field} > 0.5", "value": "var(--on-blue)"}, "value": INK},
             },
         },
     ]
@@ -164,8 +167,8 @@ def confusion_chart(cells: Sequence[Mapping[str, Any]], classes: int) -> Spec:
     """Draw a confusion matrix whose rows and columns can be put into another order.
 
     Args:
-        cells: {"true", "predicted": names, "share": of the true class, "count", "cell": key of its gallery,
-            "true_0" ..., "predicted_0" ...: the places of the two in each of ORDERS}.
+        cells: {"true", "predicted": names, "share": of the true class, "count", "text" written into the cell, "cell": key
+            of its gallery, "true_0" ..., "predicted_0" ...: the places of the two in each of ORDERS}.
         classes: how many.
     """
     params = [{
@@ -188,7 +191,7 @@ def confusion_chart(cells: Sequence[Mapping[str, Any]], classes: int) -> Spec:
     }  # fmt: skip
     tips = [_tip("true", "is", nominal=True), _tip("predicted", "told", nominal=True), _tip("count", "images"),
             _tip("share", "of the class", share=True)]  # fmt: skip
-    layers = _heat("datum.share", "share", label="datum.count ? datum.count : ''")
+    layers = _heat("share")
     layers = layers if classes <= WRITTEN else layers[:1]
     height = classes * (30 if classes <= WRITTEN else 14)
     return _chart(

@@ -158,7 +158,7 @@ def _cells(told: Told, kept: Sequence[int] | np.ndarray) -> list[dict[str, objec
         {k: place for place, k in enumerate(order)}
         for order in (
             list(kept),
-            sorted(kept, key=lambda k: told.rows[k].recall if told.rows[k].recall is not None else 2.0),
+            sorted(kept, key=lambda k: (told.rows[k].recall is None, told.rows[k].recall or 0.0)),
             sorted(kept, key=lambda k: -told.rows[k].count),
             sorted(kept, key=lambda k: classes[k]),
         )
@@ -169,6 +169,7 @@ def _cells(told: Told, kept: Sequence[int] | np.ndarray) -> list[dict[str, objec
             "true": classes[i],
             "predicted": classes[j],
             "count": int(confusion[i, j]),
+            "text": f"{confusion[i, j]:,}" if confusion[i, j] else "",
             "share": float(confusion[i, j] / totals[i]),
             "cell": _key((int(i), int(j))),
             **{f"true_{r}": rank[i] for r, rank in enumerate(ranks)},

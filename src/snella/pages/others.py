@@ -183,5 +183,7 @@ def sample_sections(run: KeptRun) -> list[Section]:
         for path in files
         if (source := figure_uri(path)) is not None
     ]
-    beside = _figures(run.folder, {"before-after": "Before, after, and real images", "noise_levels": "Loss by noise"})
+    beside = _figures(
+        run.folder, {"before-after": "Before, after, and real images", "levels": "Loss by how much noise there was"}
+    )
     return [Section("Images that it makes", parts), Section("Before and after", beside)]

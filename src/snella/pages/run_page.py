@@ -65,7 +65,7 @@ def run_page(run: KeptRun, notes: list[str]) -> Page:
     if task_named(run.about["task"]).generates:
         sections += sample_sections(run)
     sections += [*_training(run), *_budget(run), *_again(run)]
-    if found and run.thumbnails:
+    if found and run.thumbnails.made:
         made = len(run.thumbnails.made)
         full = f"; a page has {MOST} at most" if run.thumbnails.is_full else ""
         text = f"Pictures of {made:,} of the {len(found.names):,} images of {run.split} are in this page{full}."
@@ -109,12 +109,12 @@ def _scores(run: KeptRun, bounds: Mapping[str, Mapping[str, Bounds]]) -> list[Pa
         for split in splits:
             value = run.summary[split].get(metric)
             row.append(NOTHING if value is None else Cell(format_metric(metric, value), value))
-            found = bounds.get(split, {}).get(metric)
-            row.append(
-                f"{format_metric(metric, found.low)} to {format_metric(metric, found.high)}" if found else NOTHING
-            )
+            if split in bounds:
+                found = bounds[split].get(metric)
+                ends = (format_metric(metric, end) for end in (found.low, found.high)) if found else (NOTHING,)
+                row.append(" to ".join(ends))
         rows.append(row)
-    heads = ["", *(head for split in splits for head in (split, "95 % interval"))]
+    heads = ["", *(head for s in splits for head in ((s, "95 % interval") if s in bounds else (s,)))]
     parts: list[Part] = [Grid(heads, rows)]
     if bounds:
         text = f"Intervals are those of the bootstrap: percentiles of {RESAMPLES:,} resamples of the images, seed 0."

@@ -12,7 +12,7 @@ import torch
 
 from snella.cli.main import main
 from snella.pages.intervals import of_classes, of_quantities, of_regions
-from snella.report.outputs import read_outputs
+from snella.report.outputs import read_outputs, write_outputs
 from support import masked_runs
 from support.runs import read, train, write_images
 
@@ -126,6 +126,20 @@ def test_damaged_outputs_are_a_line_with_the_remedy(spoilable, broken, capsys):
     assert "snella evaluate" in said(capsys)
 
 
+def test_what_is_not_finite_is_said_and_not_shown(spoilable, capsys):
+    outputs = read_outputs(spoilable, "test")
+    assert outputs is not None
+    logits = torch.from_numpy(outputs.values["logits"])
+    logits[0, 0] = torch.nan
+    write_outputs(
+        spoilable, "test", outputs.names, {"logits": logits, "labels": torch.from_numpy(outputs.values["labels"])}
+    )
+    assert main(["report", str(spoilable)]) == 0
+    text = (spoilable / "report.html").read_text()
+    assert "some images of test is not finite" in text
+    assert "keeps nothing" not in text
+
+
 def test_what_is_no_run_is_a_line_with_the_remedy(spoilable, tmp_path, capsys):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").touch()
@@ -152,8 +166,6 @@ def test_a_page_that_cannot_be_written_does_not_spoil_the_training(images, tmp_p
 
 
 def test_outputs_hold_names_of_any_encoding(tmp_path):
-    from snella.report.outputs import write_outputs
-
     write_outputs(tmp_path, "test", ["a\udcff.png", "<b>"], {"labels": torch.tensor([1, 0])})
     found = read_outputs(tmp_path, "test")
     assert found is not None

@@ -167,8 +167,8 @@ def confusion_chart(cells: Sequence[Mapping[str, Any]], classes: int) -> Spec:
     """Draw a confusion matrix whose rows and columns can be put into another order.
 
     Args:
-        cells: {"true", "predicted": names, "share": of the true class, "count", "text" written into the cell, "cell": key
-            of its gallery, "true_0" ..., "predicted_0" ...: the places of the two in each of ORDERS}.
+        cells: {"true", "predicted": names, "share": of the true class, "count", "text": written in, "cell": key of its
+            gallery, "true_0" ..., "predicted_0" ...: the places of the two in each of ORDERS}.
         classes: how many.
     """
     params = [{

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from snella.config.schema import TrainConfig
 from snella.data.dataset import ImageData
 from snella.errors import UserError
@@ -28,6 +30,7 @@ class KeptRun:
     split: str  # "test", or "val" where nothing was tested
     outputs: Mapping[str, Outputs]  # of val and test, where they are kept
     thumbnails: Thumbnails  # of the split's images
+    notes: tuple[str, ...] = ()  # what is wrong with it
 
     @property
     def classes(self) -> list[str]:
@@ -47,4 +50,10 @@ def read_kept(folder: Path, data: ImageData | None) -> KeptRun:
     summary = read_summary(folder)
     split = "test" if "test" in summary else "val"
     outputs = {name: found for name in ("val", "test") if (found := read_outputs(folder, name)) is not None}
-    return KeptRun(folder, config, about, summary, split, outputs, Thumbnails(data, split))
+    finite = {name: x for name, x in outputs.items() if all(np.isfinite(value).all() for value in x.values.values())}
+    notes = [
+        f"What the model gives for some images of {name} is not finite: train again with a lower --lr. "
+        "Nothing of these images is shown."
+        for name in outputs.keys() - finite.keys()
+    ]
+    return KeptRun(folder, config, about, summary, split, finite, Thumbnails(data, split), tuple(sorted(notes)))

@@ -152,8 +152,8 @@ def region_sections(run: KeptRun, outputs: Outputs, bounds: Mapping[str, Bounds]
     met, true, _ = outputs.values["counts"].sum(2).T
     wrong = 1 - met / np.maximum(true, 1)
     order = np.argsort(-wrong, kind="stable")[:LARGEST]
-    named = [[outputs.names[i], Cell(percent(float(wrong[i])), float(wrong[i]))] for i in order]
-    worst = Grid(["image", "wrong pixels"], named)
+    named = ((outputs.names[i], f"{wrong[i]:.1%} of its pixels are wrong") for i in order)
+    worst = Gallery([Shot(name, text, run.thumbnails.of(name)) for name, text in named])
     return [
         Section("Each class", parts),
         Section("Where it is worst", [*_figures(run.folder, {"worst": "The images with most wrong pixels"}), worst]),

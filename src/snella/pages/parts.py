@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from snella.json_files import without_nan
 from snella.pages.charts import library
 
 
@@ -131,10 +132,10 @@ def render(page: Page) -> str:
         if isinstance(part, Clicked)
         for key, found in part.galleries.items()
     }
-    data = {"charts": [part.spec for part in charts], "thumbnails": page.thumbnails, "galleries": galleries}
+    data: Any = {"charts": [part.spec for part in charts], "thumbnails": page.thumbnails, "galleries": galleries}
     numbers = {id(chart): number for number, chart in enumerate(charts)}
     text = environment.get_template("page.html").render(
-        page=page, data=data, numbers=numbers, library=library() if charts else "", identity=id
+        page=page, data=without_nan(data), numbers=numbers, library=library() if charts else "", identity=id
     )
     # a name in an encoding of its own has halves of characters, which no file can hold
     return text.encode("utf-8", "backslashreplace").decode()

@@ -54,12 +54,13 @@ TASK_PAGES = {
 def run_page(run: KeptRun, notes: list[str]) -> Page:
     """Return the page of a run; `notes` are said at its top."""
     task = TASK_PAGES.get(run.about["task"])
+    notes = [*notes, *run.notes]
     bounds = {split: task.bounds(run, found) for split, found in run.outputs.items()} if task else {}
     sections = [Section("How well it does", _scores(run, bounds))]
     found = run.outputs.get(run.split)
     if task and found:
         sections += task.sections(run, found, bounds[run.split])
-    elif task:
+    elif task and not run.notes:
         again = f"snella evaluate {shlex.quote(str(run.folder))} --split {run.split}"
         notes = [*notes, f"This run keeps nothing of each image, so there is little to show: {again} writes it."]
     if task_named(run.about["task"]).generates:

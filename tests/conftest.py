@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from support.figures import drawn_once
 from support.golden import DEVICE
+from support.pages import written_once
 from support.vits import tiny_vit
 from support.warm import warm_python
 
@@ -77,6 +78,13 @@ def _frozen_heap() -> None:
 def _figures_drawn_once(request: pytest.FixtureRequest) -> Iterator[None]:
     """Draw each kind of figure once a process, in the tests that train whole runs."""
     with drawn_once() if request.path.parent.name in TRAIN else nullcontext():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _pages_written_once(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Write the page of a run once a process, in the tests that train whole runs."""
+    with written_once() if request.path.parent.name in (*TRAIN, "compare") else nullcontext():
         yield
 
 

@@ -74,7 +74,10 @@ ALLOWED: dict[str, set[str]] = {
         "tasks",
         "training",
     },
-    "cli": {"compare", "config", "console", "errors", "machine", "runs", "tasks", "training", "version"},
+    "pages": {"compare", "config", "console", "data", "errors", "files", "json_files", "report", "runs", "tasks"}
+    | {"tasks.classification", "tasks.multilabel", "tasks.segmentation"},
+    "cli": {"compare", "config", "console", "errors", "machine", "runs", "tasks", "training", "version"}
+    | {"pages", "report"},
 }
 
 
@@ -108,7 +111,8 @@ def test_no_two_files_import_each_other():
 
 def test_the_house_stays_small_enough_to_be_seen():
     packages = [path for path in (SOURCE, *SOURCE.rglob("*")) if (path / "__init__.py").exists()]
-    assert len(packages) <= 27  # 25, and a folder each for multi-label classification and regression: a task is one
+    # 25, a folder each for multi-label classification and regression: a task is one; and the pages for people
+    assert len(packages) <= 28
     assert folders()[0].lines <= 12, folders()[:3]
     assert files()[0].lines <= 350, files()[:5]
     assert functions()[0].lines <= 50, functions()[:5]

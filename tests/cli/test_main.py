@@ -50,7 +50,8 @@ def test_help_names_every_command(capsys):
     assert all(f"snella {command}" in shown for command in COMMANDS)
 
 
-def test_no_command_prints_the_help_and_fails(capsys):
+def test_no_command_prints_the_help_and_fails_where_there_are_no_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert main([]) == 2
     assert "snella train" in capsys.readouterr().out
 

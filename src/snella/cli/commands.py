@@ -166,6 +166,17 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Report:
+    """Write the page of a run, or of a comparison: one HTML file that needs nothing else, to look at or to send.
+    Every training and every comparison writes it too."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN|COMPARISON")] = ""
+    """Folder that snella train or snella compare wrote."""
+    out: str | None = None
+    """A new file, FILE.html. None: report.html in the folder, which is replaced."""
+
+
+@dataclass(frozen=True)
 class Data:
     """Show what is found in a data set: images per class and split, sizes, unreadable files, licence."""
 
@@ -179,6 +190,8 @@ class Data:
     """Suspicions that are not said, as snella train --trust takes them."""
     strict: bool = False
     """Exit with code 1 where there is a suspicion."""
+    sheet: str | None = None
+    """Also draw a contact sheet, a row of images for each class, to this new file (FILE.png)."""
     group_column: str | None = None
     """Column that says what images belong together, as snella train --group-column takes it."""
     group_pattern: str | None = None

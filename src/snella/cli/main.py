@@ -14,7 +14,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from snella.cli.commands import Check, Compare, Data, Evaluate, Merge, Predict, Soup, Train, parse_train, train_hints
+from snella.cli.commands import (
+    Check,
+    Compare,
+    Data,
+    Evaluate,
+    Merge,
+    Predict,
+    Report,
+    Soup,
+    Train,
+    parse_train,
+    train_hints,
+)
 from snella.cli.compare_flags import make_plan
 from snella.cli.exit import Stopped, again, end_with_parent, exit_code, explain, ready_output, terminable
 from snella.cli.flags import check_flags, divided, parse, value_of
@@ -25,6 +37,7 @@ from snella.config.schema import TrainConfig, run_folder
 from snella.config.suites import is_suite_task, read_suite_task
 from snella.config.validation import validate
 from snella.errors import UserError
+from snella.report.state import show_runs
 from snella.version import __version__
 
 HELP = f"""\
@@ -36,10 +49,12 @@ snella {__version__}: fine-tune pre-trained vision backbones by a sparse update 
   snella predict RUN [IMAGE...]   predict images, or the images of a folder
   snella merge RUN --out FOLDER   write a checkpoint that loads without snella, ONNX with --onnx, a LoRA with --lora
   snella soup RUN... --out FOLDER average the weights of runs into one model that is a run too
+  snella report RUN               write its page, one HTML file; of a comparison too (train and compare write it)
   snella check RUN                verify a run folder: what is wrong with it, and what to do
   snella data PATH                show what is found in a data set
 
-snella COMMAND --help lists a command's flags with their defaults. --debug, with any command, shows tracebacks.
+snella alone shows the runs in runs/. snella COMMAND --help lists a command's flags with their defaults. --debug, with
+any command, shows tracebacks.
 """
 
 C = TypeVar("C")
@@ -63,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(args: list[str]) -> int:
+    if not args and show_runs(Path("runs")):
+        return 0
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0 if args else 2
@@ -81,6 +98,7 @@ def _dispatch(args: list[str]) -> int:
 def _train(args: list[str]) -> int:
     config = _in_benchmark(parse_train(args, "train", _defaults(args)), args)
     validate(config)
+    from snella.pages.page import report_trained
     from snella.runs.folder import is_cross_validation, resume_command
     from snella.runs.train import train
     from snella.training.interrupt import Interrupted
@@ -90,7 +108,7 @@ def _train(args: list[str]) -> int:
     if is_cross_validation(config):
         from snella.compare.folds import cross_validate as train
     try:
-        train(config)
+        train(config, finished=report_trained)
     except Interrupted as stop:
         raise Stopped(exit_code(stop), resume_command(folder)) from None
     except KeyboardInterrupt as stop:
@@ -116,9 +134,12 @@ def _compare(args: list[str]) -> int:
 
     plan = make_plan(command, shared, settings)
     from snella.compare.search import compare
+    from snella.pages.page import report_compared
 
     try:
-        return 1 if compare(plan, workers=command.workers) else 0
+        failed = compare(plan, workers=command.workers)
+        report_compared(plan.folder)
+        return 1 if failed else 0
     except KeyboardInterrupt as stop:
         raise Stopped(exit_code(stop), again(["compare", *args])) from None
 
@@ -223,21 +244,40 @@ def _check(args: list[str]) -> int:
     return 1 if check(folder) else 0
 
 
+def _report(args: list[str]) -> int:
+    command = _parse(Report, args)
+    if not command.run:
+        raise UserError(
+            "no folder: snella report RUN, or COMPARISON, with the folder that snella train or compare wrote"
+        )
+    from snella.pages.page import report
+
+    report(Path(command.run), out=command.out)
+    return 0
+
+
 def _data(args: list[str]) -> int:
     command = _parse(Data, args)
     if not command.data:
         raise UserError("no data: snella data PATH names a folder, a manifest or a known data set")
 
     from snella.console import Terminal, print_line
-    from snella.runs.prepare import doubts, read_run_data
+    from snella.report.sheet import check_sheet, contact_sheet
+    from snella.runs.prepare import SHEET, doubts, pictures_by_name, read_run_data
     from snella.tasks.registry import task_for, task_named
 
-    given = {name: value for name, value in dataclasses.asdict(command).items() if name != "strict"}
+    if command.sheet is not None:
+        check_sheet(Path(command.sheet))
+    given = {name: value for name, value in dataclasses.asdict(command).items() if name not in ("strict", "sheet")}
     name = command.task or ("classify" if command.crops else task_for(command.data))
     config = TrainConfig.of(**given | {"task": name})
     validate(config)
     found = read_run_data(config, Terminal(stderr=True))
     Terminal().print(task_named(name).describe(found), soft_wrap=True)  # a path broken over lines cannot be copied
+    if command.sheet is not None:
+        title = f"{found.root}: {found.layout}"
+        contact_sheet(pictures_by_name(found), Path(command.sheet), title=title, line=SHEET)
+        print_line(Terminal(), f"contact sheet in {command.sheet}")
     suspected = doubts(config, found)
     for line in suspected:
         print_line(Terminal(), line)
@@ -251,6 +291,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "predict": _predict,
     "merge": _merge,
     "soup": _soup,
+    "report": _report,
     "check": _check,
     "data": _data,
 }

@@ -6,7 +6,7 @@ OUT/config.yaml ─ fold 1 .. K, each an ordinary run in OUT/fold-k ─ OUT/pred
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,10 +17,20 @@ from snella.compare.statistics import spread
 from snella.config.schema import TrainConfig, run_folder
 from snella.config.validation import validate
 from snella.console import Terminal, print_line, working
+from snella.data.dataset import ImageData
 from snella.errors import UserError
 from snella.files import write_text
 from snella.report.tables import csv_text, format_metric, is_share, new_table
-from snella.runs.folder import check_claim, claim, fold_folders, read_summary, state_of, versions, write_summary
+from snella.runs.folder import (
+    check_claim,
+    claim,
+    fold_folders,
+    read_about,
+    read_summary,
+    state_of,
+    versions,
+    write_summary,
+)
 from snella.runs.predict import own_predictions
 from snella.runs.train import train
 from snella.tasks.registry import task_named
@@ -28,8 +38,15 @@ from snella.tasks.registry import task_named
 PREDICTED = "predictions.csv"
 
 
-def cross_validate(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
+def cross_validate(
+    config: TrainConfig,
+    console: Console | None = None,
+    *,
+    finished: Callable[[Path, ImageData[Any]], object] = lambda folder, data: None,
+) -> dict[str, Any]:
     """Train and test each of the config's folds that is not finished; return what summary.json holds.
+
+    `finished` is called with the folder and the data of each fold, as `train` does.
 
     Raises:
         UserError: something given is wrong, or the training of a fold has diverged.
@@ -55,7 +72,7 @@ def cross_validate(config: TrainConfig, console: Console | None = None) -> dict[
         print_line(console, f"fold {fold} of {folds}")
         resume = {"resume": not config.overwrite, "out": str(own), "fold": fold}
         try:
-            train(config.changed(**resume), console, before_claim=claim_whole)
+            train(config.changed(**resume), console, before_claim=claim_whole, finished=finished)
         except UserError as error:
             if not claimed and fold == 1:
                 raise
@@ -93,11 +110,12 @@ def _finish(config: TrainConfig, folder: Path, console: Console) -> dict[str, An
         "versions": versions(),
     }
     write_summary(folder, summary)
-    table = new_table(f"{config.method.name}, {len(found)} folds", left=["test"], right=list(task.metrics.values()))
+    names = task.shown_metrics(len(read_about(folders[0])["classes"]))
+    table = new_table(f"{config.method.name}, {len(found)} folds", left=["test"], right=list(names.values()))
     for fold, run in enumerate(found, start=1):
-        table.add_row(f"fold {fold}", *(_shown(name, run["test"][name]) for name in task.metrics))
-    table.add_row("mean", *(_shown(name, summary["test"][name]) for name in task.metrics))
-    table.add_row("standard deviation", *(_shown(name, summary["test_std"][name]) for name in task.metrics))
+        table.add_row(f"fold {fold}", *(_shown(name, run["test"][name]) for name in names))
+    table.add_row("mean", *(_shown(name, summary["test"][name]) for name in names))
+    table.add_row("standard deviation", *(_shown(name, summary["test_std"][name]) for name in names))
     console.print(table)
     print_line(console, f"runs, predictions and summary in {folder}")
     return summary

@@ -176,6 +176,12 @@ def name_in(root: str, path: str, folder: str) -> str:
     return os.path.relpath(path, folder).replace(os.sep, "/")
 
 
+def names_read(data: ImageData[Any], split: str, unreadable: Iterable[UnreadableImage]) -> list[str]:
+    """Return the names, below the data's folder, of a split's images but the unreadable ones, in order."""
+    left_out = {error.path for error in unreadable}
+    return [name_in(data.root, path, data.folder) for path in data.splits[split].paths if path not in left_out]
+
+
 def entries_of(data: ImageData[Any]) -> dict[str, dict[str, str]]:
     """Return split -> the name of each image, below the data's folder -> what is known of it.
 

@@ -45,9 +45,13 @@ def shares_map() -> ListedColormap:
 def heading(figure: Figure, title: str, *lines: str) -> None:
     """Write a title and small lines below it, in the top left corner."""
     width, height = figure.get_size_inches()
-    figure.text(0.12 / width, 1 - 0.12 / height, title, va="top", fontsize=13, weight="bold", color=INK)
+    figure.text(
+        0.12 / width, 1 - 0.12 / height, title, va="top", fontsize=13, weight="bold", color=INK, parse_math=False
+    )
     for i, line in enumerate(lines):
-        figure.text(0.12 / width, 1 - (0.42 + 0.18 * i) / height, line, va="top", fontsize=8.5, color=GREY)
+        figure.text(
+            0.12 / width, 1 - (0.42 + 0.18 * i) / height, line, va="top", fontsize=8.5, color=GREY, parse_math=False
+        )
 
 
 def style_axes(axes: Axes) -> None:

@@ -10,10 +10,11 @@ from rich.console import Console
 
 from snella.config.schema import TrainConfig, source_name
 from snella.console import Terminal, checking_images, print_line
-from snella.data.dataset import ImageData, with_white
+from snella.data.dataset import ImageData, names_read, with_white
 from snella.data.images import WHITE
 from snella.errors import UserError
 from snella.files import refuse_link, write_json
+from snella.report.outputs import write_outputs
 from snella.report.tables import format_metric
 from snella.runs.check import check_data, may_be_data, read_start
 from snella.runs.devices import make_accelerator
@@ -51,7 +52,8 @@ def evaluate(
     refuse_link(folder / EVALUATION)
     if features is not None:
         _check_features(folder, saved["task"], features, samples)
-    images, name = _images_of(folder, data, split, saved, console)
+    tested, part, name = _images_of(folder, data, split, saved, console)
+    images = tested.splits[part]
     if features is not None and len(images) < 2:
         raise UserError(f"--features compares with 2 images or more, and there are {len(images)}; name more by --data")
     accelerator = accelerator_for(device, read_config(folder).precision, console)
@@ -60,6 +62,8 @@ def evaluate(
     evaluation = evaluate_batches(run.model, run.learner, batches, accelerator)
     if batches.unreadable:
         print_line(console, f"{len(batches.unreadable)} unreadable images left out, the first: {batches.unreadable[0]}")
+    if data is None:
+        write_outputs(folder, part, names_read(tested, part, batches.unreadable), run.learner.kept(evaluation))
     found = _write(folder, name, run, evaluation, data, console)
     if features is not None:
         fidelity, line = run.learner.judge(run.model, images, features, count=samples, console=console)
@@ -72,7 +76,7 @@ def _write(
     folder: Path, name: str, run: LoadedRun, evaluation: Evaluation, data: str | None, console: Console
 ) -> dict[str, Any]:
     """Write and print what was found; returns what the JSON file holds."""
-    target, names = folder / EVALUATION, run.task.metrics
+    target, names = folder / EVALUATION, run.task.shown_metrics(len(run.saved["classes"]))
     source = {} if data is None else {"data": data}
     found = {**source, "metrics": evaluation.metrics, **run.learner.report(evaluation)}
     write_json(target / f"{name}.json", found)
@@ -93,8 +97,10 @@ def _check_features(folder: Path, task: str, features: str, samples: int) -> Non
         raise UserError(f"--features: {folder} makes no images (its task is {task}); leave it out")
 
 
-def _images_of(folder: Path, data: str | None, split: str, saved: dict[str, Any], console: Console) -> tuple[Any, str]:
-    """Return the images to test on, and what to call them."""
+def _images_of(
+    folder: Path, data: str | None, split: str, saved: dict[str, Any], console: Console
+) -> tuple[ImageData[Any], str, str]:
+    """Return the data with the split of it to test on, and what to call that."""
     config, start = with_own_splits(folder, read_config(folder)), read_start(folder)
     white = saved.get("white", WHITE)
     if data is None:
@@ -103,19 +109,19 @@ def _images_of(folder: Path, data: str | None, split: str, saved: dict[str, Any]
             raise UserError(f"{own.root} has other classes than when {folder} was trained; name data by --data")
         check_data(folder, start, own)
         tell(own, console)
-        return own.splits[split], split
+        return own, split, split
     moved = config.changed(data=data)
     own = _own_elsewhere(folder, start, moved.changed(white=white), saved)
     if own is not None:
         print_line(console, f"{data} has the images that {folder} was trained on: of them, {split} alone is taken")
         tell(own, console)
-        return own.splits[split], _name_of(data)
+        return own, split, _name_of(data)
     if split != "test":
         raise UserError("--split chooses from the run's own data; of --data the test split is taken, or all")
     with checking_images(console) as progress:
         found = with_white(task_named(saved["task"]).read_test(moved, saved, progress), white)
     tell(found, console)
-    return found.splits["test"], _name_of(data)
+    return found, "test", _name_of(data)
 
 
 def _name_of(data: str) -> str:

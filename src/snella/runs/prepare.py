@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.console import Console
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from snella.config.schema import SMOKE_PER_CLASS, TrainConfig
 from snella.config.validation import check_rates
 from snella.console import checking_images, print_line
 from snella.data.dataset import ImageData, with_white
+from snella.data.images import UnreadableImage
 from snella.data.kept_images import keep_images
 from snella.data.loading import Examples, ImageBatches
 from snella.data.readers.suspicions import suspicions
@@ -41,6 +44,8 @@ LARGEST_BATCH = 32  # of those that the program chooses
 STEPS = 1500  # of a training whose epochs are left to the program: a third of the published runs'
 FEWEST_EPOCHS, MOST_EPOCHS = 10, 100  # the latter as published
 KEPT_SHARE = 0.25  # of the memory that is free, for decoded images
+SHEET_ROWS, SHEET_COLUMNS = 20, 8  # of a contact sheet
+SHEET = f"up to {SHEET_COLUMNS} images of each, of up to {SHEET_ROWS} classes"
 ESTIMATED_FROM = 4  # examples, of each class where there are some, of which memory is estimated
 
 
@@ -85,6 +90,35 @@ def tell(data: ImageData, console: Console) -> None:
 def doubts(config: TrainConfig, data: ImageData) -> list[str]:
     """Return a line for each thing in the data that looks wrong and is not trusted."""
     return [str(suspicion) for suspicion in suspicions(data, config.data.trust or ())]
+
+
+def pictures_by_name(data: ImageData[Any]) -> dict[str, list[Image.Image]]:
+    """Return a few images of each class or label, up to 20 of them, or of each split where there are none."""
+    split_of = [(split, i) for split, images in data.splits.items() for i in range(len(images))]
+    chosen: dict[str, list[tuple[str, int]]] = {}
+    names = data.classes if any(_classes_of(data.splits[split], i) for split, i in split_of[:1]) else tuple(data.splits)
+    for split, i in split_of:
+        for k in _classes_of(data.splits[split], i) if names == data.classes else [names.index(split)]:
+            chosen.setdefault(names[k], []).append((split, i))
+    found: dict[str, list[Image.Image]] = {}
+    for name in names[:SHEET_ROWS]:
+        own = chosen.get(name, [])
+        every = max(1, len(own) // SHEET_COLUMNS)
+        found[name] = []
+        for split, i in own[::every][:SHEET_COLUMNS]:
+            with contextlib.suppress(UnreadableImage):
+                found[name].append(data.splits[split].read(data.splits[split].paths[i]))
+    return found
+
+
+def _classes_of(images: Any, i: int) -> list[int]:
+    """Return the classes of an image, or its labels; of one with quantities, a mask or a caption none."""
+    if labels := getattr(images, "labels", ()):
+        return [labels[i]]
+    targets = getattr(images, "targets", ())
+    if targets and all(value in (0, 1) for row in targets[:100] for value in row):
+        return [k for k, value in enumerate(targets[i]) if value]
+    return []
 
 
 def prepare(config: TrainConfig, data: ImageData, device: torch.device, console: Console) -> Prepared:

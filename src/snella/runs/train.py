@@ -21,13 +21,14 @@ from snella.config.recipe import LEFT_TO_THE_RUN, placed
 from snella.config.schema import TrainConfig, run_folder, shrunk
 from snella.config.validation import validate
 from snella.console import Terminal, print_line, working
-from snella.data.dataset import ImageData, white_in
+from snella.data.dataset import ImageData, names_read, white_in
 from snella.data.images import Progress
 from snella.errors import UserError
 from snella.files import CHECKSUMS, write_checksums, write_json, writing
 from snella.methods.adapters import after_step
 from snella.ops import native
 from snella.report.figures import training_figures
+from snella.report.outputs import write_outputs
 from snella.report.tables import summary_table
 from snella.report.trackers import check_trackers
 from snella.runs.check import arithmetic_note, check_backbone, check_data, moved, read_start, write_start
@@ -68,11 +69,16 @@ LISTED = 20  # classes up to which the end of a training tells of each
 
 
 def train(
-    config: TrainConfig, console: Console | None = None, *, before_claim: Callable[[], None] = lambda: None
+    config: TrainConfig,
+    console: Console | None = None,
+    *,
+    before_claim: Callable[[], None] = lambda: None,
+    finished: Callable[[Path, ImageData[Any]], object] = lambda folder, data: None,
 ) -> dict[str, Any]:
     """Train as the config says and return what summary.json holds (with `estimate`: the memory it will need).
 
     Flags are checked first, then paths and data; the model is built; `before_claim` is called; the folder is touched.
+    `finished` is called with the folder and the data of a run that was trained or tested, when all of it is written.
 
     Raises:
         UserError: something given is wrong; the message names it and the remedy.
@@ -94,28 +100,38 @@ def train(
     if trained and not tested and not checkpoints(folder):
         raise UserError(f"{folder} has no checkpoints to test; use snella evaluate, or train again with --overwrite")
 
+    start, ready = _made_ready(folder, config, accelerator, console)
+    config = ready.config
+    before_claim()
+    claim(folder, config)
+    with alone_in(folder, "training"):
+        if start is None or config.accept_data:
+            write_start(folder, ready, ready.data)
+        if trained:
+            _move(folder, config, ready)
+        if tested:
+            print_line(console, f"{folder} is finished; what it reads is written down anew")
+            return read_summary(folder)
+        summary = _train(config, ready, folder, trained, accelerator, console)
+    finished(folder, ready.data)
+    return summary
+
+
+def _made_ready(
+    folder: Path, config: TrainConfig, accelerator: Accelerator, console: Console
+) -> tuple[dict[str, Any] | None, Prepared]:
+    """Return what a run that goes on was started with, and all that it needs. Raises UserError where that is other."""
     goes_on = config.resume and state_of(folder) in ("started", "finished")
     start = read_start(folder) if goes_on else None
     data = _read(with_own_splits(folder, config, lost=True) if goes_on else config, console)
     if goes_on and not config.accept_data:
         check_data(folder, start, data)
     ready = fitted(config, data, accelerator, console)
-    config = ready.config
     if goes_on:
-        check_backbone(folder, start, ready.fingerprint, config.model.backbone)
+        check_backbone(folder, start, ready.fingerprint, ready.config.model.backbone)
         if note := arithmetic_note(start):
             print_line(console, note)
-    before_claim()
-    claim(folder, config)
-    with alone_in(folder, "training"):
-        if start is None or config.accept_data:
-            write_start(folder, ready, data)
-        if trained:
-            _move(folder, config, ready)
-        if tested:
-            print_line(console, f"{folder} is finished; what it reads is written down anew")
-            return read_summary(folder)
-        return _train(config, ready, folder, trained, accelerator, console)
+    return start, ready
 
 
 def _settled(config: TrainConfig) -> TrainConfig:
@@ -289,6 +305,8 @@ def _finish(
     training_figures(folder, learner.selection, names[learner.selection], learner.higher_is_better, best_epoch=best)
     for kind, draw in (learner.figures(tested) if tested else {}).items():
         draw(folder / f"{kind}.png")
+    for split, seen in {"val": val, **({"test": tested} if tested else {})}.items():
+        write_outputs(folder, split, names_read(ready.data, split, ready.batches[split].unreadable), learner.kept(seen))
     summary = metrics | summary_of(
         *(folder, ready.model, learner, ready.data, tested),
         peak_memory_bytes=result.peak_memory_bytes,
@@ -299,17 +317,14 @@ def _finish(
     if diverged := read_divergences(folder):  # it went on with a lower rate
         summary["diverged"] = diverged
     write_summary(folder, summary)
-    if tested and len(ready.data.classes) <= LISTED:
+    data = ready.data
+    if tested and len(data.classes) <= LISTED:
         console.print(learner.table(tested))
-    title = f"{config.method.name} on {Path(ready.data.root).name}"
-    console.print(summary_table(summary, names, title=title))
-    for doubt in learner.doubts(val):
-        print_line(console, doubt)
-    if ready.data.caveat:
-        print_line(console, ready.data.caveat)
-    print_line(
-        console, f"best epoch on val: {result.best_epoch} of {result.epochs_done}; results and figures in {folder}"
-    )
+    title = f"{config.method.name} on {Path(data.root).name}"
+    console.print(summary_table(summary, ready.task.shown_metrics(len(data.classes)), title=title))
+    best_epoch = f"best epoch on val: {result.best_epoch} of {result.epochs_done}; results and figures in {folder}"
+    for line in (*learner.doubts(val), *filter(None, [data.caveat]), best_epoch):
+        print_line(console, line)
     return summary
 
 

@@ -33,6 +33,7 @@ from snella.models.backbone import BackboneSpec
 from snella.models.export import base_hint
 from snella.training.interfaces import DeviceBatch, DeviceBatches, Evaluation
 
+KEPT = 20_000_000  # numbers that a run keeps of the images of a split; of more it keeps none
 Saved = Mapping[str, Any]  # adapter/snella.json: what has to be known of a run to use its adapter
 
 
@@ -103,6 +104,10 @@ class TaskLearner(ABC, Generic[EvaluationT, DataT, SplitT]):
 
     def report(self, evaluation: EvaluationT, /) -> dict[str, Any]:
         """Return what an evaluation found besides its metrics, as JSON holds it."""
+        return {}
+
+    def kept(self, evaluation: EvaluationT, /) -> dict[str, Tensor]:
+        """Return what RUN/outputs keeps of each image, (n, ...) each, on the CPU; {} where that is nothing."""
         return {}
 
     def settle(self, evaluation: EvaluationT, /) -> dict[str, Any]:
@@ -194,6 +199,10 @@ class Task(ABC, Generic[SpecT, DataT, SplitT]):
     about: ClassVar[Mapping[str, Any]] = {}  # its own part of snella.json: key -> hint (`snella.json_files`)
 
     about_since: ClassVar[Mapping[str, Any]] = {}  # the same, of what older runs do not have
+
+    def shown_metrics(self, classes: int) -> dict[str, str]:
+        """Return the metrics that say something of so many classes -> their names; files have all of them."""
+        return dict(self.metrics)
 
     def check(self, config: TrainConfig) -> None:
         """Refuse a config that cannot be trained, before anything is read, built or downloaded. Raises UserError."""

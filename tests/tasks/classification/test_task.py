@@ -14,6 +14,7 @@ from torch import nn
 
 from snella.errors import UserError
 from snella.tasks.classification.learner import ClassEvaluation, Classify
+from snella.tasks.classification.task import CLASSIFICATION
 from support.runs import read, train, write_images
 
 
@@ -211,3 +212,18 @@ def test_nothing_is_learnt_where_the_most_frequent_class_alone_is_as_good(
     doubts = Classify(("a", "b")).doubts(ClassEvaluation(metrics, (), matrix))
     assert [said is not None] == [bool(doubts)]
     assert all(said is not None and said in doubt for doubt in doubts)
+
+
+def test_top_5_is_shown_where_there_are_more_than_five_classes() -> None:
+    assert "top5" not in CLASSIFICATION.shown_metrics(5)
+    assert CLASSIFICATION.shown_metrics(6) == CLASSIFICATION.metrics
+
+
+def test_logits_and_labels_are_kept_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = torch.randn(10, 3), torch.arange(10) % 3
+    task, batches = Classify(("a", "b", "c")), batches_of(logits, labels, 4)
+    kept = task.kept(task.evaluate(Replay(), batches))
+    assert torch.equal(kept["logits"], logits)
+    assert torch.equal(kept["labels"], labels)
+    monkeypatch.setattr("snella.tasks.classification.learner.KEPT", 29)
+    assert task.kept(task.evaluate(Replay(), batches)) == {}

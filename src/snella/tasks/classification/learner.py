@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 from snella.errors import UserError
 from snella.report.figures import confusion_figure
 from snella.tasks.classification.class_rows import ClassRow, class_rows, class_table, prediction_table
-from snella.tasks.interface import Prediction
+from snella.tasks.interface import KEPT, Prediction
 from snella.tasks.whole_image import WholeImageLearner
 from snella.training.interfaces import DeviceBatch, DeviceBatches
 
@@ -34,6 +34,8 @@ class ClassEvaluation:
     metrics: dict[str, float]  # top1, top5, balanced_accuracy: fractions from 0 to 1; loss: nats per example
     table: tuple[ClassRow, ...]  # a row per class, in the order of the labels
     confusion: Tensor  # (K, K) int64 on the CPU: true class x predicted class
+    logits: Tensor | None = None  # (n, K) fp32 on the CPU; None: more numbers than are kept
+    labels: Tensor | None = None  # (n,) int64 on the CPU
 
 
 class Classify(WholeImageLearner[ClassEvaluation]):
@@ -115,9 +117,9 @@ class Classify(WholeImageLearner[ClassEvaluation]):
         confusion = MulticlassConfusionMatrix(count)
         top5 = MulticlassAccuracy(count, top_k=min(5, count), average="micro")
         loss = MeanMetric(nan_strategy="disable")  # else an image beyond what the model can do would be left out
-        empty = True
+        outputs: list[tuple[Tensor, Tensor]] = []
+        images = 0
         for batch in batches:
-            empty = False
             labels = batch["label"]
             logits = self.logits(model, batch["image"])
             for metric in (confusion, top5, loss):
@@ -125,7 +127,12 @@ class Classify(WholeImageLearner[ClassEvaluation]):
             confusion.update(logits, labels)
             top5.update(logits, labels)
             loss.update(F.cross_entropy(logits, labels, reduction="none"))
-        if empty:
+            images += len(labels)
+            if images * count <= KEPT:
+                outputs.append((logits.cpu(), labels.cpu()))
+            else:
+                outputs.clear()
+        if not images:
             raise UserError("nothing to evaluate: the split has no image; give --data with at least one")
         matrix = confusion.compute().cpu().long()
         table = class_rows(self.classes, matrix)
@@ -136,7 +143,14 @@ class Classify(WholeImageLearner[ClassEvaluation]):
             "balanced_accuracy": sum(recalls) / len(recalls),
             "loss": loss.compute().item(),
         }
-        return ClassEvaluation(metrics=metrics, table=table, confusion=matrix)
+        logits, labels = map(torch.cat, zip(*outputs, strict=True)) if outputs else (None, None)
+        return ClassEvaluation(metrics, table, matrix, logits, labels)
+
+    def kept(self, evaluation: ClassEvaluation) -> dict[str, Tensor]:
+        """Return logits (n, K) and labels (n,)."""
+        if evaluation.logits is None or evaluation.labels is None:
+            return {}
+        return {"logits": evaluation.logits, "labels": evaluation.labels}
 
     def report(self, evaluation: ClassEvaluation) -> dict[str, Any]:
         """Return the table and the confusion matrix, as JSON holds them."""

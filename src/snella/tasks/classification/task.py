@@ -14,12 +14,18 @@ from snella.tasks.classification.learner import Classify
 from snella.tasks.interface import Saved
 from snella.tasks.whole_image import WholeImageTask
 
+FEW_CLASSES = 5
+
 
 class ClassificationTask(WholeImageTask):
     """One class for each image."""
 
     metrics: ClassVar[dict[str, str]] = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced accuracy"}
     ensembles = True
+
+    def shown_metrics(self, classes: int) -> dict[str, str]:
+        """Return all but top-5 where there are five classes or fewer, among the first five of which every class is."""
+        return {metric: name for metric, name in self.metrics.items() if metric != "top5" or classes > FEW_CLASSES}
 
     def recognises(self, data: str) -> bool:
         """Return True: any data may be labelled images, so this task is the last one to ask."""

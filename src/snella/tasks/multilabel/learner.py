@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from rich.console import RenderableType
 from torch import Tensor, nn
 
-from snella.tasks.interface import Prediction
+from snella.tasks.interface import KEPT, Prediction
 from snella.tasks.multilabel.label_rows import (
     LabelRow,
     best_threshold,
@@ -38,6 +38,8 @@ class LabelEvaluation:
     metrics: dict[str, float]  # map, f1_micro, f1_macro: fractions from 0 to 1; loss: nats per image and label
     table: tuple[LabelRow, ...]
     best_thresholds: tuple[float, ...]  # of F1 on these images
+    probabilities: Tensor  # (n, K) double
+    targets: Tensor  # (n, K), 0 or 1
 
 
 class Multilabel(WholeImageLearner[LabelEvaluation]):
@@ -98,7 +100,13 @@ class Multilabel(WholeImageLearner[LabelEvaluation]):
             "f1_macro": _mean([row.f1 or 0.0 for row in there]),
             "loss": F.binary_cross_entropy_with_logits(logits + self.shift, targets).item(),
         }
-        return LabelEvaluation(metrics, table, best)
+        return LabelEvaluation(metrics, table, best, probabilities, targets)
+
+    def kept(self, evaluation: LabelEvaluation) -> dict[str, Tensor]:
+        """Return probabilities and targets, (n, K) each."""
+        if evaluation.probabilities.numel() > KEPT:
+            return {}
+        return {"probabilities": evaluation.probabilities, "targets": evaluation.targets.byte()}
 
     def settle(self, evaluation: LabelEvaluation) -> dict[str, Any]:
         """Take over the best thresholds of an evaluation on val, and return them."""

@@ -20,7 +20,7 @@ from torchmetrics.functional import mean_absolute_error, mean_squared_error, r2_
 from torchmetrics.functional.classification import multiclass_cohen_kappa
 
 from snella.errors import UserError
-from snella.tasks.interface import Prediction
+from snella.tasks.interface import KEPT, Prediction
 from snella.tasks.regression.scatter import scatter_figure, targets_table, values_table
 from snella.tasks.whole_image import WholeImageLearner
 from snella.training.interfaces import DeviceBatch, DeviceBatches
@@ -104,6 +104,12 @@ class Regress(WholeImageLearner[TargetEvaluation]):
             "loss": F.smooth_l1_loss(logits.double(), standard).item(),
         }
         return TargetEvaluation(metrics, table, found, true)
+
+    def kept(self, evaluation: TargetEvaluation) -> dict[str, Tensor]:
+        """Return predicted and true values, (n, K) each, in units of the data."""
+        if evaluation.predicted.numel() > KEPT:
+            return {}
+        return {"predicted": evaluation.predicted, "true": evaluation.true}
 
     def report(self, evaluation: TargetEvaluation) -> dict[str, Any]:
         """Return the table, as JSON holds it."""

@@ -27,7 +27,7 @@ from snella.data.masks.files import IGNORE, RGB, MaskCode, MaskData, MaskedImage
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError
 from snella.report.figures import confusion_figure
-from snella.tasks.interface import Prediction, TaskLearner, check_finite
+from snella.tasks.interface import KEPT, Prediction, TaskLearner, check_finite
 from snella.tasks.segmentation.overlays import Example, overlays_figure, painted
 from snella.tasks.segmentation.regions import RegionRow, area_table, mean_share, region_rows, region_table
 from snella.tasks.segmentation.windows import windowed_logits
@@ -44,6 +44,8 @@ class RegionEvaluation:
     table: tuple[RegionRow, ...]  # a row per class
     confusion: Tensor  # (K, K) int64 on the CPU: true class x predicted class, in pixels
     examples: tuple[Example, ...]  # a few images with both masks
+    worst: tuple[Example, ...]  # those with the largest share of wrong pixels, the worst first
+    counts: Tensor  # (n, 3, K) int64 on the CPU: of each image the pixels of each class that are met, true, predicted
 
 
 class Segment(TaskLearner[RegionEvaluation, MaskData, MaskedImages]):
@@ -131,16 +133,24 @@ class Segment(TaskLearner[RegionEvaluation, MaskData, MaskedImages]):
         confusion = MulticlassConfusionMatrix(len(self.classes), ignore_index=IGNORE, validate_args=False)
         loss, counted = 0.0, 0
         examples: list[Example] = []
+        worst: list[tuple[float, Example]] = []
+        counts: list[Tensor] = []
         shown = spread(len(batches), EXAMPLES)
         for number, batch in enumerate(batches):
             images, masks = batch["image"], batch["mask"]
             for i, (found, image, mask) in enumerate(zip(self._logits(model, images), images, masks, strict=True)):
                 logits = _resized(found, mask.shape)  # (1, K, H, W)
-                confusion.to(logits.device).update(logits.argmax(dim=1), mask[None])
+                predicted = logits.argmax(dim=1)  # (1, H, W)
+                confusion.to(logits.device).update(predicted, mask[None])
+                counts.append(_pixel_counts(mask, predicted[0], len(self.classes)).cpu())
+                wrong = _wrong_share(counts[-1])
+                if len(worst) < EXAMPLES or wrong > worst[-1][0]:
+                    worst.append((wrong, self._example(image, mask, predicted[0])))
+                    worst = sorted(worst, key=lambda pair: -pair[0])[:EXAMPLES]
                 loss += F.cross_entropy(logits, mask[None], ignore_index=IGNORE, reduction="sum").item()
                 counted += int((mask != IGNORE).sum())
                 if i == 0 and number in shown:
-                    examples.append(self._example(image, mask, logits.argmax(dim=1)[0]))
+                    examples.append(self._example(image, mask, predicted[0]))
         matrix = confusion.compute().cpu().long()
         if not counted:
             raise UserError("nothing to evaluate: no pixel of the split's masks counts; give --data with at least one")
@@ -153,7 +163,13 @@ class Segment(TaskLearner[RegionEvaluation, MaskData, MaskedImages]):
         }
         if len(table) == 2:
             metrics |= {"foreground_iou": table[1].iou or 0.0, "foreground_dice": table[1].dice or 0.0}
-        return RegionEvaluation(metrics, table, matrix, tuple(examples))
+        return RegionEvaluation(
+            metrics, table, matrix, tuple(examples), tuple(example for _, example in worst), torch.stack(counts)
+        )
+
+    def kept(self, evaluation: RegionEvaluation) -> dict[str, Tensor]:
+        """Return the pixels of each image and class that are met, true and predicted, (n, 3, K)."""
+        return {"counts": evaluation.counts} if evaluation.counts.numel() <= KEPT else {}
 
     def _logits(self, model: nn.Module, images: Sequence[Tensor]) -> Iterator[Tensor]:
         return windowed_logits(model, images, self.preprocessing.image_size, batch_size=len(images))
@@ -179,6 +195,7 @@ class Segment(TaskLearner[RegionEvaluation, MaskData, MaskedImages]):
     def figures(self, evaluation: RegionEvaluation) -> dict[str, Callable[[Path], object]]:
         return {
             "overlays": partial(overlays_figure, evaluation.examples, self.classes, self.palette),
+            "worst": partial(overlays_figure, evaluation.worst, self.classes, self.palette, title="Where it is worst"),
             "confusion": partial(confusion_figure, evaluation.confusion, self.classes, unit="pixels"),
         }
 
@@ -223,6 +240,19 @@ class Segment(TaskLearner[RegionEvaluation, MaskData, MaskedImages]):
         """Return the columns image, width, height, the pictures' files, and `pixels:NAME` for each class."""
         areas = {f"pixels:{name}": area["pixels"] for name, area in row["areas"].items()}
         return {name: value for name, value in row.items() if name != "areas"} | areas
+
+
+def _pixel_counts(mask: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """Return how many pixels of each class are met, true and predicted, (3, K), of two masks (H, W)."""
+    counted = mask != IGNORE
+    true, found = mask[counted], predicted[counted]
+    return torch.stack([torch.bincount(x, minlength=classes) for x in (true[true == found], true, found)])
+
+
+def _wrong_share(counts: Tensor) -> float:
+    """Return the share of wrong pixels, from what `_pixel_counts` gives of an image; 0 where none counts."""
+    met, true, _ = counts.sum(1).tolist()
+    return 1 - met / true if true else 0.0
 
 
 def _resized(logits: Tensor, size: Sequence[int]) -> Tensor:

@@ -49,18 +49,18 @@ def painted(picture: Image.Image | np.ndarray, mask: np.ndarray, palette: Sequen
 
 
 def overlays_figure(
-    examples: Sequence[Example], classes: Sequence[str], palette: Sequence[RGB], path: str | os.PathLike[str]
+    examples: Sequence[Example],
+    classes: Sequence[str],
+    palette: Sequence[RGB],
+    path: str | os.PathLike[str],
+    *,
+    title: str = "What was found",
 ) -> Path:
-    """Draw a column for each example: the image, its mask over it, the predicted mask over it, and the wrong pixels.
+    """Draw a column for each example, one or more: the image, both masks over it, and the wrong pixels.
 
     Args:
-        examples: one or more.
-        classes: the K names.
-        palette: their colours.
-        path: file to write (its ending says the format); replaced if it is there.
-
-    Returns:
-        The path.
+        classes: the K names; `palette` has their colours.
+        path: file to write (its ending says the format); replaced if it is there. It is returned.
     """
     rows = ("image", "mask", "prediction", "wrong")
     side, gap, left, top, bottom = 1.7, 0.06, 0.95, 0.85, 0.45
@@ -92,7 +92,7 @@ def overlays_figure(
     wrong = sum(int(((e.mask >= 0) & (e.mask != e.predicted)).sum()) for e in examples)
     heading(
         figure,
-        "What was found",
+        title,
         f"{len(examples)} of the images tested; {wrong / max(counted, 1):.1%} of their pixels are wrong (red)",
     )
     return save_figure(figure, path)

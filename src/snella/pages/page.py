@@ -1,0 +1,86 @@
+"""`snella report`: the page of a run folder, or of a comparison's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from snella.compare.tables import NAME
+from snella.console import Terminal, print_line
+from snella.data.dataset import ImageData
+from snella.errors import UserError
+from snella.files import MAKE_ROOM, refuse_existing, refuse_link, writing
+from snella.pages.comparison import comparison_page
+from snella.pages.kept import PAGE, read_kept
+from snella.pages.parts import Page, render
+from snella.pages.run_page import TASK_PAGES, run_page
+from snella.runs.check import read_own_data
+from snella.runs.folder import read_about, read_config, state_of
+
+
+def report(folder: Path, *, out: str | None = None, console: Console | None = None) -> Path:
+    """Write the page of a finished run or comparison, and return its path.
+
+    Args:
+        folder: of the run or the comparison.
+        out: a new file; None: report.html in the folder, which is replaced.
+
+    Raises:
+        UserError: the folder is neither, it is not finished, or the page cannot be written.
+    """
+    console = console or Terminal()
+    if out is not None:
+        refuse_existing(Path(out))
+        if Path(out).suffix.lower() not in (".html", ".htm"):
+            raise UserError(f"--out {out}: a report is HTML; name a file that ends in .html")
+    if (folder / f"{NAME}.json").is_file():
+        place = folder if out is None else Path(out).absolute().parent
+        return _write(folder, out, comparison_page(folder, place), console)
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist; name the folder of a run or of a comparison")
+    if state_of(folder) not in ("started", "finished"):
+        raise UserError(f"{folder} is neither a run nor a comparison: it has no config.yaml and no {NAME}.json")
+    about = read_about(folder)
+    data, notes = None, list[str]()
+    if about["task"] in TASK_PAGES:
+        try:
+            data = read_own_data(folder, read_config(folder), about, Console(quiet=True))
+        except UserError as error:
+            notes.append(f"Pictures of the images are left out: {error}")
+            print_line(console, notes[0])
+    return _write(folder, out, run_page(read_kept(folder, data), notes), console)
+
+
+def report_trained(folder: Path, data: ImageData[Any], console: Console | None = None) -> None:
+    """Write the page of a run that was trained just now; where that cannot be, say so: the run is finished anyhow.
+
+    Args:
+        data: what it was trained on.
+    """
+    console = console or Terminal()
+    try:
+        _write(folder, None, run_page(read_kept(folder, data), []), console)
+    except UserError as error:
+        print_line(console, f"no report: {error}")
+
+
+def report_compared(folder: Path, console: Console | None = None) -> None:
+    """Write the page of a comparison that was made just now, as `report_trained` does."""
+    console = console or Terminal()
+    try:
+        if (folder / f"{NAME}.json").is_file():  # some run has finished
+            _write(folder, None, comparison_page(folder, folder), console)
+    except UserError as error:
+        print_line(console, f"no report: {error}")
+
+
+def _write(folder: Path, out: str | None, page: Page, console: Console) -> Path:
+    path = folder / PAGE if out is None else Path(out)
+    refuse_link(path)
+    text = render(page)
+    with writing(path, remedy=MAKE_ROOM if out else "make room, or write elsewhere by --out FILE.html") as partial:
+        partial.write_text(text, encoding="utf-8")
+    print_line(console, f"report in {path}")
+    return path

@@ -45,7 +45,7 @@ def library() -> str:
     path = cache_folder() / f"vega-embed-{version('vl-convert-python')}.js"
     if path.is_file():
         return path.read_text(encoding="utf-8")
-    text = vl_convert.javascript_bundle(None)
+    text = vl_convert.javascript_bundle()  # pyright: ignore[reportCallIssue] (a snippet need not be given)
     text = text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
     with writing(path, shared=True) as partial:
         partial.write_text(text, encoding="utf-8")

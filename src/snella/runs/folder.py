@@ -109,23 +109,23 @@ def check_claim(folder: Path, config: TrainConfig) -> None:
             pass
 
 
-class RunState(NamedTuple):
+class Claimed(NamedTuple):
     """What a run folder says of its run."""
 
     name: str  # see `state_of`
     tested: bool  # whether it has all tests that are asked for
 
 
-def claimable(folder: Path, config: TrainConfig) -> RunState:
+def claimable(folder: Path, config: TrainConfig) -> Claimed:
     """Return what a run folder says, if `config` may go on with it or take it. Raises UserError, as `check_claim`."""
     check_claim(folder, config)
     state = state_of(folder)
     if not config.resume or state != "finished":
-        return RunState(state, False)
+        return Claimed(state, False)
     tested = is_tested(read_summary(folder), config.test)
     if not tested and not checkpoints(folder):
         raise UserError(f"{folder} has no checkpoints to test; use snella evaluate, or train again with --overwrite")
-    return RunState(state, tested)
+    return Claimed(state, tested)
 
 
 def check_same(folder: Path, config: TrainConfig) -> None:

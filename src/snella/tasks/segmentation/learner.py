@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import partial, reduce
 from importlib.util import find_spec
+from itertools import chain
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -155,13 +157,10 @@ class Segment(TaskLearner[RegionEvaluation, MaskData, MaskedImages]):
                 counted += int((mask != IGNORE).sum())
                 if i == 0 and number in shown:
                     examples.append(self._example(image, mask, predicted[0]))
-        parts = all_parts((confusion.compute().cpu().long(), loss, counted, examples, worst, counts))
-        matrix = torch.stack([part[0] for part in parts]).sum(0)
-        loss, counted = sum(part[1] for part in parts), sum(part[2] for part in parts)
-        examples = [example for part in parts for example in part[3]]
+        sums, lists = merged((confusion.compute().cpu().long(), loss, counted), (examples, worst, counts))
+        (matrix, loss, counted), (examples, worst, counts) = sums, lists
         examples = [examples[i] for i in sorted(spread(len(examples), EXAMPLES))]
-        worst = sorted((pair for part in parts for pair in part[4]), key=lambda pair: -pair[0])[:EXAMPLES]
-        counts = [count for part in parts for count in part[5]]
+        worst = sorted(worst, key=lambda pair: -pair[0])[:EXAMPLES]
         if not counted:
             raise UserError("nothing to evaluate: no pixel of the split's masks counts; give --data with at least one")
         table = region_rows(self.classes, matrix)
@@ -287,6 +286,13 @@ def enlarged_classes(logits: Tensor, size: Sequence[int]) -> Tensor:
 def spread(length: int, count: int) -> set[int]:
     """Return up to `count` positions, spread evenly over `length`."""
     return {(2 * i + 1) * length // (2 * count) for i in range(count)}
+
+
+def merged(sums: Sequence[Any], lists: Sequence[list[Any]]) -> tuple[list[Any], list[list[Any]]]:
+    """Return sums and lists of what all processes have seen."""
+    summed, joined = zip(*all_parts((sums, lists)), strict=True)
+    first = [reduce(add, values) for values in zip(*summed, strict=True)]
+    return first, [list(chain.from_iterable(values)) for values in zip(*joined, strict=True)]
 
 
 def whole_dice(logits: Tensor, masks: Tensor) -> Tensor:

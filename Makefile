@@ -1,4 +1,4 @@
-# make setup | demo | demo-segment | demo-generate | test | test-all | test-crash | test-browser | test-oldest |
+# make setup | demo | demo-segment | demo-generate | test | test-all | test-crash | test-cluster | test-browser | test-oldest |
 # test-peft | bench | gpu-check | lint
 # Everything happens in $(VENV) (test-oldest: in $(OLDEST)); nothing else is touched.
 
@@ -17,7 +17,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo demo-segment demo-generate test test-all test-crash test-browser test-oldest test-peft bench gpu-check lint clean
+.PHONY: setup demo demo-segment demo-generate test test-all test-crash test-cluster test-browser test-oldest test-peft bench gpu-check lint clean
 
 setup: $(STAMP)
 
@@ -61,6 +61,10 @@ test: $(STAMP)
 # Before each change of a file in a short run of each task: killed, or the disk full; then resumed, to the same bits.
 test-crash: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/crash
+
+# Several processes as torchrun, two agents, kills at random times; minutes long.
+test-cluster: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/distributed
 
 # A report in a headless Chromium: the system's, or playwright's own; skipped, with the reason, where there is none.
 test-browser: $(STAMP)

@@ -187,7 +187,7 @@ def test_differences_name_what_changes_the_result_and_nothing_else():
     free = {"device": "cpu", "workers": 3, "checkpoint_every": 5, "tensorboard": True, "out": "x", "resume": True}
     free |= {"rematerialize": "mlp", "gradient_checkpointing": True, "test": "none", "memory": "auto"}
     free |= {"cache_images": "on", "trust": ("dark",), "accept_data": True}
-    assert set(free) | {"overwrite", "estimate"} == {
+    assert set(free) | {"overwrite", "estimate", "devices"} == {
         n for n, s in settings().items() if s.reading.free or s.reading.start
     }
     assert differences(config, config.changed(**free)) == []
@@ -264,7 +264,14 @@ def test_a_manifest_gives_its_name_without_the_suffix(tmp_path):
 
 
 def test_a_recipe_may_set_all_but_how_a_run_is_started():
-    assert settings().keys() - set(recipe_keys()) == {"out", "resume", "overwrite", "estimate", "accept_data"}
+    assert settings().keys() - set(recipe_keys()) == {
+        "out",
+        "resume",
+        "overwrite",
+        "estimate",
+        "accept_data",
+        "devices",
+    }
 
 
 def test_a_setting_that_is_none_is_refused():

@@ -20,8 +20,6 @@ from snella.data import images as image_files
 from snella.data.images import open_image
 from snella.errors import UserError
 from snella.files import writing
-from snella.runs import devices
-from snella.runs.devices import check_processes
 from snella.runs.folder import alone_in, claim
 from support.runs import train, write_images
 
@@ -81,34 +79,6 @@ def test_an_image_is_not_left_out_because_too_many_files_are_open(
     monkeypatch.setattr(image_files.Image, "open", no_more)
     with pytest.raises(OSError, match="Too many open files"):
         open_image(path)
-
-
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [("", "WORLD_SIZE is , and should be"), ("two", "WORLD_SIZE is two, and should be"), ("2", "start one process")],
-)
-def test_several_processes_are_refused(size: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", size)
-    with pytest.raises(UserError, match=expected):
-        check_processes()
-
-
-def test_accelerate_launch_of_several_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
-    called = tmp_path / "cmdline"
-    monkeypatch.setattr(devices, "Path", lambda _: called)
-    for words, refused in (
-        ("--num_processes\0" + "2", True),
-        ("--num_processes=4", True),
-        ("--num_processes\0" + "1", False),
-    ):
-        called.write_bytes(f"accelerate\0launch\0{words}\0snella\0train".encode())
-        if refused:
-            with pytest.raises(UserError, match=r"accelerate launch --num_processes [24] would start one"):
-                check_processes()
-        else:
-            check_processes()
 
 
 def test_output_that_lacks_characters_or_is_closed_ends_nothing(

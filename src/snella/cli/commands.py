@@ -38,7 +38,7 @@ class Compare:
     With --backbones, by each method on each of them.
 
     Flags of snella train may follow, for all runs alike: --data, --epochs, --backbone ... but not what is set for each
-    run: --method, --lr, --seed, --test, --resume, --overwrite, --accept-data, --estimate."""
+    run: --method, --lr, --seed, --test, --resume, --overwrite, --accept-data, --estimate, --devices."""
 
     recipe: str | None = None
     """Defaults of the runs, as for snella train, or a suite of tasks, all of which are run."""

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
+from snella.distributed.environment import is_one_of_several
 from snella.errors import REMEDIES, UserError, error_number, printable, short_reason
 from snella.training.interrupt import ENDS_WITH_PARENT, leave_terminal
 
@@ -32,12 +33,13 @@ class Terminated(KeyboardInterrupt):
 
 
 class Stopped(Exception):  # noqa: N818 (not an error)
-    """A command was stopped by Ctrl-C or a signal; `go_on` is the command that goes on."""
+    """A command was stopped, by Ctrl-C or a signal unless `why` says another; `go_on` is the command that goes on."""
 
-    def __init__(self, code: int, go_on: str) -> None:
+    def __init__(self, code: int, go_on: str, why: str = "stopped") -> None:
         super().__init__(go_on)
         self.code = code
         self.go_on = go_on
+        self.why = why
 
 
 def exit_code(stop: BaseException) -> int:
@@ -112,7 +114,7 @@ def explain(error: BaseException, args: Sequence[str], *, debug: bool) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 0
     if isinstance(error, Stopped):
-        return _say(f"stopped; this goes on: {error.go_on}", error.code)
+        return _say(f"{error.why}; this goes on: {error.go_on}", error.code)
     if isinstance(error, KeyboardInterrupt):
         return _say(f"stopped; this starts again: {again(args)}", exit_code(error))
     if isinstance(error, UserError):
@@ -135,6 +137,11 @@ def explain(error: BaseException, args: Sequence[str], *, debug: bool) -> int:
 
 
 def _say(message: str, code: int) -> int:
+    if is_one_of_several():
+        from snella.distributed.world import is_first_to_say
+
+        if not is_first_to_say():
+            return code
     with contextlib.suppress(OSError, ValueError):  # where nobody reads it any more
         print(f"snella: {printable(message)}", file=sys.stderr, flush=True)
     return code

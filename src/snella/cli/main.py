@@ -36,6 +36,13 @@ from snella.config.recipe import read_recipe
 from snella.config.schema import TrainConfig, run_folder
 from snella.config.suites import is_suite_task, read_suite_task
 from snella.config.validation import validate
+from snella.distributed.environment import (
+    asked_of_accelerate,
+    check_alone,
+    claimed_since_start,
+    is_one_of_several,
+    is_restarted,
+)
 from snella.errors import UserError
 from snella.report.state import show_runs
 from snella.version import __version__
@@ -66,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in args
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; such images are refused in a line
     args = [a for a in args if a != "--debug"]
+    args = args[1:] if args[:1] == ["--"] else args  # torchrun ... -m snella -- train: see docs/cluster.md
     ready_output()
     with terminable(args):
         end_with_parent()
@@ -92,25 +100,38 @@ def _dispatch(args: list[str]) -> int:
     os.environ["MPLBACKEND"] = "agg"  # figures go to files, whatever the terminal or a notebook asks for
     if "torch" not in sys.modules:
         wait_asleep_if_busy()
+    if args[0] != "train":
+        check_alone(f"snella {args[0]}")
     return COMMANDS[args[0]](args[1:])
 
 
 def _train(args: list[str]) -> int:
     config = _in_benchmark(parse_train(args, "train", _defaults(args)), args)
     validate(config)
+    processes = config.devices if config.devices > 1 else asked_of_accelerate()
+    if processes > 1 and not is_one_of_several():
+        from snella.distributed.launch import start_processes
+
+        return start_processes(processes, ["train", *divided(args, ["devices"])[1]])
+    from snella.distributed.world import LOST, ProcessLost
     from snella.pages.page import report_trained
     from snella.runs.folder import is_cross_validation, resume_command
     from snella.runs.train import train
     from snella.training.interrupt import Interrupted
 
     folder = run_folder(config)
+    if is_restarted() and claimed_since_start(folder / "config.yaml"):
+        config = config.changed(resume=True, overwrite=False)
     before = _written(folder / "config.yaml")
     if is_cross_validation(config):
+        check_alone("a cross-validation (--folds without --fold)")
         from snella.compare.folds import cross_validate as train
     try:
         train(config, finished=report_trained)
     except Interrupted as stop:
         raise Stopped(exit_code(stop), resume_command(folder)) from None
+    except ProcessLost:
+        raise Stopped(1, resume_command(folder), LOST) from None
     except KeyboardInterrupt as stop:
         started = _written(folder / "config.yaml") != before  # it is written when the folder is claimed
         raise Stopped(exit_code(stop), resume_command(folder) if started else again(["train", *args])) from None

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from snella.config.data import DataConfig
-from snella.config.fields import Setting, between, setting, settings_of
+from snella.config.fields import Setting, at_least, between, setting, settings_of
 from snella.config.loop import LoopConfig
 from snella.config.method import MethodConfig
 from snella.config.model import ModelConfig
@@ -55,6 +55,10 @@ class TrainConfig:
     """Arithmetic of the forward pass. fp32 is exact on CPUs; on recent GPUs its matrix products round their factors to
     TF32, of 10 bits, for several times the speed. bf16 is faster yet there, and takes less memory. auto: bf16 on a GPU
     that has it, else fp32; a run that is resumed keeps its own."""
+    devices: int = setting(1, at_least(1), start=True)
+    """Processes on this machine that share each step, as torchrun --nproc-per-node starts them: one for each GPU, or on
+    the CPU each with its share of the cores. The batch size stays that of the step. 1: this process alone, or those
+    that torchrun has started."""
     memory: str | None = setting(None, free=True)
     """Bytes that a training step may take, such as 6GB, or auto: what is free on the device, less a tenth. Then the
     first of these that fits is done, from the fastest to the smallest, whatever --rematerialize and

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from snella.data.dataset import Example, Pictures, Transform
 from snella.data.images import ImageFiles, UnreadableImage, image_size
 from snella.data.threads import IN_FLIGHT, in_threads
+from snella.distributed.part import ALONE, PART, Part, Share, part_of
 from snella.errors import UserError
 
 Key = tuple[int, int]  # epoch, index of an example
@@ -49,6 +50,9 @@ class ImageBatches:
     Args:
         workers: processes that load; 0 loads in this one.
         drop_last: leave out the last batch where it is smaller.
+        share: of one of several processes. Shuffled batches are divided each by itself, so that all processes are at
+            the same one, and each part says so (PART: `Part`); others are a block of the examples, from `start` on.
+        led: give each part of a shuffled batch the row before it too, for what mixes neighbours.
     """
 
     def __init__(
@@ -61,13 +65,15 @@ class ImageBatches:
         seed: int,
         workers: int = 0,
         drop_last: bool = False,
+        share: Share = ALONE,
+        led: bool = False,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; use 1 or more")
         if workers < 0:
             raise UserError(f"workers is {workers}; use 0 or more")
         self.unreadable: list[UnreadableImage] = []
-        self._order = _Order(len(examples), batch_size, shuffle, seed, drop_last)
+        self._order = _Order(len(examples), batch_size, shuffle, seed, drop_last, share, led)
         self._loader = DataLoader(
             _Seeded(examples, transform, seed),
             batch_sampler=self._order,
@@ -80,8 +86,13 @@ class ImageBatches:
         )
 
     def __len__(self) -> int:
-        """Count the batches of an epoch."""
+        """Count the batches of an epoch; of a block, its own."""
         return self._order.batches
+
+    @property
+    def start(self) -> int | None:
+        """Return the place of a block's first example; None where this is all of them, or a part of each batch."""
+        return self._order.start
 
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
@@ -93,12 +104,17 @@ class ImageBatches:
             UserError: every image of a batch is unreadable; or what the examples raise.
         """
         self._order.epoch, self._order.skip = epoch, skip
-        for batch, unreadable in self._loader:
+        for number, (batch, unreadable) in enumerate(self._loader, start=skip):
             self._report(unreadable)
             if isinstance(batch, UserError):
                 raise batch
             if batch is None:
                 raise UserError(f"every image of a batch is unreadable, the first: {unreadable[0]}; check the files")
+            part = self._order.part(number)
+            if part is not None:
+                if part.led and unreadable:
+                    raise UserError(f"an image cannot be read any more: {unreadable[0]}; start again with --resume")
+                batch[PART] = part
             yield batch
 
     def _report(self, unreadable: list[UnreadableImage]) -> None:
@@ -112,9 +128,17 @@ class ImageBatches:
 class _Order:
     """The batch sampler: lists of (epoch, index). Set `epoch` and `skip` before an iteration."""
 
-    def __init__(self, size: int, batch_size: int, shuffle: bool, seed: int, drop_last: bool) -> None:
+    def __init__(
+        self, size: int, batch_size: int, shuffle: bool, seed: int, drop_last: bool, share: Share, led: bool
+    ) -> None:
         self.size, self.batch_size, self.shuffle, self.seed = size, batch_size, shuffle, seed
-        self.batches = size // batch_size if drop_last else math.ceil(size / batch_size)
+        self.share, self.led = share, led
+        self.start: int | None = None
+        self.stop = size
+        if share.count > 1 and not shuffle:
+            self.start, self.stop = share.of(size)
+        count = self.stop - (self.start or 0)
+        self.batches = count // batch_size if drop_last else math.ceil(count / batch_size)
         self.epoch = self.skip = 0
 
     def __len__(self) -> int:
@@ -122,10 +146,21 @@ class _Order:
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch = self.epoch
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.size) if self.shuffle else range(self.size)
+        block = range(self.start or 0, self.stop)
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.size) if self.shuffle else block
         for batch in range(self.skip, self.batches):
             indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            part = self.part(batch)
+            if part is not None:
+                before = [indices[part.start - 1]] if part.led else []
+                indices = [*before, *indices[part.start : part.stop]]
             yield [(epoch, int(index)) for index in indices]
+
+    def part(self, batch: int) -> Part | None:
+        """Return which rows of a batch are here; None where all of it is."""
+        if self.share.count == 1 or not self.shuffle:
+            return None
+        return part_of(self.share, min(self.batch_size, self.size - batch * self.batch_size), led=self.led)
 
 
 class _Seeded(Dataset):

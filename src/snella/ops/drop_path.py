@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from snella.distributed.draws import for_each_sample
 from snella.ops.product import ProductCall
 from snella.ops.update import Factors, Stats, build, build_backward
 
@@ -23,7 +24,7 @@ class DropPath(NamedTuple):
 
 def draw_drop_path(rate: float, splits: int, samples: int, device: torch.device) -> DropPath:
     """Draw which samples do without the update; on the CPU, as sizes depend on it and a GPU would be waited for."""
-    mask = torch.rand(splits, samples) < 1 - rate
+    mask = for_each_sample(lambda count: torch.rand(splits, count), samples) < 1 - rate
     return DropPath(
         1 - rate,
         tuple(row.nonzero()[:, 0].to(device, non_blocking=True) for row in mask),

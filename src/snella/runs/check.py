@@ -17,12 +17,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from snella.config.fields import flag
 from snella.config.recipe import PLACES, differences
-from snella.config.schema import TrainConfig
+from snella.config.schema import TrainConfig, settings
 from snella.console import Terminal, print_line
 from snella.data.dataset import ImageData, entries_of, folder_of, name_in
 from snella.data.images import WHITE
 from snella.data.readers.division import splits_table
+from snella.distributed import world
+from snella.distributed.start import REMEDY, check_same_start
 from snella.errors import UserError
 from snella.files import CHECKSUMS, check_checksums, write_json, write_text
 from snella.json_files import Count, Record, read_json
@@ -158,6 +161,30 @@ def may_be_data(start: Mapping[str, Any], root: str) -> bool:
             if size and not any(os.path.isfile(p) and os.path.getsize(p) == int(size[1]) for p in paths):
                 return False
     return True
+
+
+def settings_to_compare(config: TrainConfig) -> dict[str, str]:
+    """Return the settings that several processes of a training must have alike, in words by flag."""
+    known = {name: setting for name, setting in settings().items() if not setting.reading.start and name not in PLACES}
+    return {flag(name): str(config.value(name)) for name, setting in known.items() if not setting.reading.free}
+
+
+def check_same_data(ready: Prepared, data: ImageData[Any]) -> None:
+    """Refuse to train where a process has other images or another backbone than the first.
+
+    Raises:
+        UserError: names the process, and up to three images.
+    """
+    if world.count() == 1:
+        return
+    entries = entries_of(data)
+    first: dict[str, Any] = {"data": listing_fingerprint(entries)}
+    if len(set(world.gathered(first["data"]))) > 1:
+        first = world.from_first(lambda: {"images": {}, "entries": entries})
+        found = world.gathered("" if first["entries"] == entries else _changes(first, entries))
+        number = next(number for number, words in enumerate(found) if words)
+        raise UserError(f"process {number} has other data than process 0 ({found[number]}); {REMEDY}")
+    check_same_start({"a backbone of fingerprint": ready.fingerprint, "batches": str(len(ready.batches["train"]))})
 
 
 def check_backbone(folder: Path, start: Mapping[str, Any] | None, fingerprint: str, name: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
 from typing import get_args
 
@@ -15,7 +13,10 @@ from torch import nn
 
 from snella.config.schema import Precision, TrainConfig
 from snella.config.validation import validate
-from snella.errors import UserError, named, short_reason
+from snella.distributed import world
+from snella.distributed.environment import started_processes
+from snella.distributed.world import own_device
+from snella.errors import UserError, short_reason
 from snella.ops import is_packed
 from snella.runs.folder import read_config, state_of
 
@@ -28,7 +29,7 @@ def check_device(device: str, precision: str) -> None:
     """
     if precision not in get_args(Precision):
         raise UserError(f"unknown precision {precision!r}; choose from {', '.join(get_args(Precision))}")
-    check_processes()
+    check_together()
     if device != "auto":
         try:
             torch.empty(0, device=device)
@@ -37,21 +38,29 @@ def check_device(device: str, precision: str) -> None:
             raise UserError(f"device {device!r} cannot be used here ({reason}); try --device cpu") from error
 
 
-def check_processes() -> None:
-    """Refuse to run as one of several processes, which would each do the same. Raises UserError."""
-    given, several = os.environ.get("WORLD_SIZE", "1"), "training in several processes is not supported"
-    if not re.fullmatch(r"[0-9]{1,9}", given):
-        raise UserError(f"WORLD_SIZE is {named(given)}, and should be a number of processes; unset it")
-    if int(given) > 1:
-        raise UserError(f"{several}; start one process, without torchrun")
-    if "ACCELERATE_DYNAMO_BACKEND" in os.environ and "WORLD_SIZE" not in os.environ:  # by accelerate launch, alone
-        try:  # it does not pass on how many were asked for
-            asked = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
-        except OSError:
-            return
-        found = re.search(r"--num[_-]processes[= ]([0-9]+)", asked)
-        if found and int(found[1]) > 1:
-            raise UserError(f"{several}: accelerate launch --num_processes {found[1]} would start one; start it alone")
+def check_together() -> None:
+    """Refuse to do by itself, as one of several processes, what all of them would do. Raises UserError."""
+    if started_processes() > 1 and world.count() == 1:
+        raise UserError(
+            f"this runs in one process, and {started_processes()} were started; leave out torchrun, which is to train"
+        )
+
+
+def check_several(config: TrainConfig) -> None:
+    """Refuse what several processes cannot do, or one process alone. Raises UserError."""
+    if config.devices > 1 and started_processes() > 1:
+        raise UserError(f"--devices {config.devices} starts the processes itself; leave it out, or torchrun")
+    if config.devices > 1:
+        raise UserError("devices: only the command line starts processes; call train in each of those of torchrun")
+    if started_processes() == 1:
+        return
+    found = {
+        "--estimate": config.estimate,
+        "--memory": config.memory is not None,
+        "--batch-size auto": config.data.batch_size == "auto",
+    }
+    for name in (name for name, is_given in found.items() if is_given):
+        raise UserError(f"{name} looks at the memory of one process; find out in one, and leave it out with several")
 
 
 def device_name(device: torch.device) -> str:
@@ -107,6 +116,8 @@ def put_channels_last(model: nn.Module) -> None:
 def make_accelerator(device: str, precision: str) -> Accelerator:
     """Return accelerate's view of `device` ("auto" or a torch device) and `precision` ("fp32", "bf16", "fp16", "auto").
 
+    Of processes that train together each has a device of its own.
+
     A process may make several in turn, one a command; the last one made is the one to use. On CUDA, matrix products of
     fp32 may round their factors to TF32 from then on.
 
@@ -114,6 +125,7 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
         UserError: as `check_device`, and for a precision that the device found by "auto" cannot do.
     """
     check_device(device, precision)
+    device = own_device(device)
     precision = best_precision(device) if precision == "auto" else precision
     # accelerate keeps the first device and precision of a process for good
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -20,10 +20,12 @@ from snella.runs.check import check_data, may_be_data, read_start
 from snella.runs.devices import make_accelerator
 from snella.runs.folder import read_about, read_config, with_own_splits
 from snella.runs.load import LoadedRun, check_options, load_run
-from snella.runs.prepare import read_run_data, tell
+from snella.runs.prepare import Prepared, read_run_data, tell
 from snella.tasks.registry import task_named
 from snella.training.evaluation import evaluate as evaluate_batches
 from snella.training.interfaces import Evaluation
+from snella.training.loop import FitResult
+from snella.training.tuned_weights import load_tuned_state
 
 EVALUATION = "evaluation"  # the folder of results in a run folder
 
@@ -150,3 +152,25 @@ def accelerator_for(device: str, precision: str, console: Console) -> Accelerato
     except UserError:
         print_line(console, f"{precision}, in which it was trained, cannot be used here; evaluated in fp32")
         return make_accelerator(device, "fp32")
+
+
+def evaluated_split(split: str, config: TrainConfig, ready: Prepared, accelerator: Accelerator) -> Any:
+    """Return what the learner finds in a split of the run that is trained."""
+    return evaluate_batches(ready.model, ready.learner, ready.batches[split], accelerator, seed=config.seed)
+
+
+def tested_splits(
+    config: TrainConfig, ready: Prepared, result: FitResult, val: Any, accelerator: Accelerator
+) -> tuple[dict[str, dict[str, float]], Any]:
+    """Return the metrics by split as summary.json has them, and what the test found, None where there was none."""
+    tested = None if config.test == "none" else evaluated_split("test", config, ready, accelerator)
+    found = {"val": val} if tested is None else {"val": val, "test": tested}
+    if config.test == "both":  # nothing that follows looks at the model's values
+        found["test_last"] = tested
+        if result.last is not None:
+            load_tuned_state(ready.model, result.last)
+            if ready.learner.settle(val):  # the last epoch has its own
+                ready.learner.settle(evaluated_split("val", config, ready, accelerator))
+            found["test_last"] = evaluated_split("test", config, ready, accelerator)
+    names = ready.task.metrics
+    return {split: {name: seen.metrics[name] for name in names} for split, seen in found.items()}, tested

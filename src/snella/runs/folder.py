@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from filelock import FileLock, Timeout
 from torch import nn
@@ -42,7 +42,7 @@ from snella.methods.adapters import save_adapter
 from snella.models.backbone import BackboneSpec
 from snella.tasks.interface import TaskLearner
 from snella.tasks.registry import task_named
-from snella.training.checkpoint import read_divergences
+from snella.training.checkpoint import checkpoints, read_divergences
 from snella.training.train_state import RATES
 
 CONFIG, SUMMARY, ADAPTER, BASE = "config.yaml", "summary.json", "adapter", "base.safetensors"
@@ -107,6 +107,25 @@ def check_claim(folder: Path, config: TrainConfig) -> None:
     if state != "absent":
         with alone_in(folder, "training"):
             pass
+
+
+class Claimed(NamedTuple):
+    """What a run folder says of its run."""
+
+    name: str  # see `state_of`
+    tested: bool  # whether it has all tests that are asked for
+
+
+def claimable(folder: Path, config: TrainConfig) -> Claimed:
+    """Return what a run folder says, if `config` may go on with it or take it. Raises UserError, as `check_claim`."""
+    check_claim(folder, config)
+    state = state_of(folder)
+    if not config.resume or state != "finished":
+        return Claimed(state, False)
+    tested = is_tested(read_summary(folder), config.test)
+    if not tested and not checkpoints(folder):
+        raise UserError(f"{folder} has no checkpoints to test; use snella evaluate, or train again with --overwrite")
+    return Claimed(state, tested)
 
 
 def check_same(folder: Path, config: TrainConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -16,15 +16,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from snella.config.method import METHODS, MethodConfig
+from snella.config.recipe import placed
 from snella.config.schema import SMOKE_PER_CLASS, TrainConfig
 from snella.config.validation import check_rates
 from snella.console import checking_images, print_line
-from snella.data.dataset import ImageData, with_white
+from snella.data.dataset import ImageData, white_in, with_white
 from snella.data.images import UnreadableImage
 from snella.data.kept_images import keep_images
 from snella.data.loading import Examples, ImageBatches
 from snella.data.readers.suspicions import suspicions
 from snella.data.transforms.images import Preprocessing
+from snella.distributed.environment import processes_here
+from snella.distributed.part import ALONE, Share
+from snella.distributed.world import share
 from snella.errors import UserError
 from snella.machine import free_memory, usable_cores
 from snella.methods.adapters import wrap
@@ -33,7 +37,9 @@ from snella.models.backbone import BackboneSpec, fingerprint
 from snella.models.bundled import BACKBONES
 from snella.models.checkpointing import blocks_of, checkpoint_blocks
 from snella.models.compiling import compile_blocks
+from snella.ops import native
 from snella.runs.devices import lay_out
+from snella.runs.folder import versions
 from snella.tasks.interface import Spec, Task, TaskLearner
 from snella.tasks.registry import task_named
 from snella.training.tuned_weights import lone_batch_norm
@@ -141,7 +147,7 @@ def prepare(config: TrainConfig, data: ImageData, device: torch.device, console:
     if config.estimate:  # a few are enough to count
         splits = {name: task.subset(part, ESTIMATED_FROM) for name, part in splits.items()}
     examples = learner.prepare(base, replace(data, splits=splits), preprocessing, config, device, console)
-    batches = make_batches(config, examples, preprocessing)
+    batches = make_batches(config, examples, preprocessing, share(), led=learner.mixes)
     if config.generate.half_weights:
         base.to({"bf16": torch.bfloat16, "fp16": torch.float16}[config.precision])
     if config.model.base_precision != "fp32":
@@ -239,29 +245,39 @@ def _tell_backbone(spec: BackboneSpec, console: Console) -> None:
 
 
 def make_batches(
-    config: TrainConfig, examples: Mapping[str, Examples], preprocessing: Preprocessing
+    config: TrainConfig,
+    examples: Mapping[str, Examples],
+    preprocessing: Preprocessing,
+    share: Share = ALONE,
+    *,
+    led: bool = False,
 ) -> dict[str, ImageBatches]:
-    """Return the batches of each split: those of train shuffled and augmented."""
+    """Return the batches of each split, or a process's share of them: those of train shuffled and augmented.
+
+    `led` as in `ImageBatches`. What is evaluated at once is what a process has of a batch.
+    """
     task, data = task_named(config.task), config.data
     workers, size = data.workers, data.images_per_batch
     beside_gpu = torch.cuda.is_available() and config.device != "cpu"
     if workers is None:
-        workers = min(8, usable_cores()) if beside_gpu else 0
+        workers = min(8, usable_cores() // processes_here()) if beside_gpu else 0
     must = data.cache_images == "on"
     if must or (data.cache_images == "auto" and beside_gpu):
-        limit = free_memory() if must else round(KEPT_SHARE * free_memory())
+        limit = round((1 if must else KEPT_SHARE) * free_memory() / processes_here())
         every_epoch = {name: part for name, part in examples.items() if name != "test"}
         examples = {**examples, **keep_images(every_epoch, workers=workers, limit=limit, must=must)}
     return {
         name: ImageBatches(
             images,
             task.train_transform(preprocessing, config) if name == "train" else task.eval_transform(preprocessing),
-            batch_size=size,
+            batch_size=size if name == "train" else math.ceil(size / share.count),
             shuffle=name == "train",
             seed=config.seed,
             workers=workers,
             # one image alone is too little for a batch norm over it; in the next epoch it is another one
             drop_last=name == "train" and 1 < size < len(images) and len(images) % size == 1,
+            share=share,
+            led=led and name == "train" and share.count > 1,
         )
         for name, images in examples.items()
     }
@@ -272,3 +288,26 @@ def _method_config(config: TrainConfig, model: nn.Module, steps_per_epoch: int) 
     method = config.method
     targets = (with_convolutions(model),) if config.generate.adapt_convs else method.target_modules
     return replace(method, allocate_every=method.allocate_every or steps_per_epoch, target_modules=targets)
+
+
+def whole_spec(config: TrainConfig, ready: Prepared) -> dict[str, Any]:
+    """Return how to build the model again, as snella.json holds it: with whole paths."""
+    spec = ready.task.make_spec(placed(config), ready.spec.backbone.num_classes)
+    return asdict(spec)  # pyright: ignore[reportArgumentType] (dataclasses, all of them)
+
+
+def about_run(config: TrainConfig, ready: Prepared, settled: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what snella.json says of a run; `settled` is what its best epoch has decided on val."""
+    return {
+        "task": config.task,
+        "method": config.method.name,
+        **whole_spec(config, ready),
+        "classes": list(ready.data.classes),
+        **ready.task.facts(config, ready.data),
+        **settled,
+        "preprocessing": ready.preprocessing.to_dict(),
+        "white": white_in(ready.data),
+        "fingerprint": ready.fingerprint,
+        "versions": versions(),
+        "arithmetic": native.arithmetic(),
+    }

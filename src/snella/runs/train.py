@@ -7,7 +7,9 @@ config ─ checks ─ data ─ backbone ─ method ─ fit ─┬─ adapter/ (b
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,30 +19,40 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from snella.config.method import SPARSE
-from snella.config.recipe import LEFT_TO_THE_RUN, placed
+from snella.config.recipe import LEFT_TO_THE_RUN, PLACES
 from snella.config.schema import TrainConfig, run_folder, shrunk
 from snella.config.validation import validate
 from snella.console import Terminal, print_line, working
-from snella.data.dataset import ImageData, names_read, white_in
+from snella.data.dataset import ImageData, names_read
 from snella.data.images import Progress
+from snella.distributed import world
+from snella.distributed.start import check_same_start
 from snella.errors import UserError
 from snella.files import CHECKSUMS, write_checksums, write_json, writing
 from snella.methods.adapters import after_step
-from snella.ops import native
 from snella.report.figures import training_figures
 from snella.report.outputs import write_outputs
 from snella.report.tables import summary_table
 from snella.report.trackers import check_trackers
-from snella.runs.check import arithmetic_note, check_backbone, check_data, moved, read_start, write_start
-from snella.runs.devices import device_name, make_accelerator, with_precision
+from snella.runs.check import (
+    arithmetic_note,
+    check_backbone,
+    check_data,
+    check_same_data,
+    moved,
+    read_start,
+    settings_to_compare,
+    write_start,
+)
+from snella.runs.devices import check_several, device_name, make_accelerator, with_precision
+from snella.runs.evaluate import evaluated_split, tested_splits
 from snella.runs.folder import (
     ABOUT,
     ADAPTER,
     BASE,
     alone_in,
-    check_claim,
     claim,
-    is_tested,
+    claimable,
     read_about,
     read_config,
     read_summary,
@@ -53,18 +65,17 @@ from snella.runs.folder import (
     write_summary,
 )
 from snella.runs.memory import estimated, fitted
-from snella.runs.prepare import Prepared, doubts, read_run_data, tell
+from snella.runs.prepare import Prepared, about_run, doubts, read_run_data, tell, whole_spec
 from snella.tasks.registry import task_named
 from snella.training.checkpoint import checkpoints, newest_checkpoint, read_divergences, step_of
 from snella.training.estimate import estimate_table
-from snella.training.evaluation import evaluate
 from snella.training.interrupt import Diverged
 from snella.training.loop import FitResult, fit
 from snella.training.optimiser import check_optimiser
-from snella.training.tuned_weights import load_tuned_state
 from snella.tuner.model_card import saved_share
 
 GRIDS = 5  # sample grids of a run, where their number is not given
+OF_A_PROCESS = (*PLACES, "device", "workers")  # settings that may differ from the first process's
 LISTED = 20  # classes up to which the end of a training tells of each
 
 
@@ -80,53 +91,75 @@ def train(
     Flags are checked first, then paths and data; the model is built; `before_claim` is called; the folder is touched.
     `finished` is called with the folder and the data of a run that was trained or tested, when all of it is written.
 
+    Of several processes that torchrun has started each calls it; the first one writes, prints and returns, and the
+    others return {}.
+
     Raises:
         UserError: something given is wrong; the message names it and the remedy.
+        snella.distributed.world.ProcessLost: another process of the training has ended.
         snella.training.interrupt.Interrupted: Ctrl-C or SIGTERM during training; a checkpoint was written.
     """
-    console = console or Terminal()
     validate(config)
-    folder, config = run_folder(config), _settled(config)
+    check_several(config)
+    with world.joined(config.device):
+        if world.is_first():
+            return _start(config, console or Terminal(), before_claim, finished)
+        warnings.simplefilter("ignore")  # the first process has them too
+        return _start(config, Terminal(quiet=True), before_claim, finished)
+
+
+def _start(
+    config: TrainConfig, console: Console, before_claim: Callable[[], None], finished: Callable[..., object]
+) -> dict[str, Any]:
+    """Do what `train` does, in this process. What the run folder says is what it says to the first one."""
+    check_same_start(settings_to_compare(config) | versions())
+    folder, own = run_folder(config), config
+    settled = world.from_first(lambda: _settled(own))
+    config = settled.changed(**{name: own.value(name) for name in OF_A_PROCESS})
     accelerator = _accelerator(config)
     task_named(config.task).check(config)
     if config.estimate:
         return _estimate(config, accelerator, console)
-    check_claim(folder, config)
-    trained = config.resume and state_of(folder) == "finished"
-    tested = trained and is_tested(read_summary(folder), config.test)
-    if tested and not moved(folder, config):
+    state = world.from_first(lambda: claimable(folder, config))
+    trained = config.resume and state.name == "finished"
+    if state.tested and not world.from_first(lambda: moved(folder, config)):
         print_line(console, f"{folder} is finished; --overwrite trains it again")
-        return read_summary(folder)
-    if trained and not tested and not checkpoints(folder):
-        raise UserError(f"{folder} has no checkpoints to test; use snella evaluate, or train again with --overwrite")
+        return world.from_first(lambda: read_summary(folder))
 
-    start, ready = _made_ready(folder, config, accelerator, console)
+    goes_on = config.resume and state.name in ("started", "finished")
+    start, ready = _made_ready(folder, config, goes_on, accelerator, console)
     config = ready.config
-    before_claim()
-    claim(folder, config)
-    with alone_in(folder, "training"):
-        if start is None or config.accept_data:
+
+    def take() -> None:
+        before_claim()
+        claim(folder, config)
+
+    world.from_first(take)
+    with alone_in(folder, "training") if world.is_first() else nullcontext():
+        if world.is_first() and (start is None or config.accept_data):
             write_start(folder, ready, ready.data)
-        if trained:
+        if world.is_first() and trained:
             _move(folder, config, ready)
-        if tested:
+        if state.tested:
             print_line(console, f"{folder} is finished; what it reads is written down anew")
-            return read_summary(folder)
+            return world.from_first(lambda: read_summary(folder))
         summary = _train(config, ready, folder, trained, accelerator, console)
-    finished(folder, ready.data)
+    if world.is_first():
+        finished(folder, ready.data)
     return summary
 
 
 def _made_ready(
-    folder: Path, config: TrainConfig, accelerator: Accelerator, console: Console
+    folder: Path, config: TrainConfig, goes_on: bool, accelerator: Accelerator, console: Console
 ) -> tuple[dict[str, Any] | None, Prepared]:
     """Return what a run that goes on was started with, and all that it needs. Raises UserError where that is other."""
-    goes_on = config.resume and state_of(folder) in ("started", "finished")
-    start = read_start(folder) if goes_on else None
+    start = world.from_first(lambda: read_start(folder)) if goes_on else None
     data = _read(with_own_splits(folder, config, lost=True) if goes_on else config, console)
     if goes_on and not config.accept_data:
         check_data(folder, start, data)
-    ready = fitted(config, data, accelerator, console)
+    with world.in_turn() if config.task == "generate" else nullcontext():  # which fills a cache
+        ready = fitted(config, data, accelerator, console)
+    check_same_data(ready, data)
     if goes_on:
         check_backbone(folder, start, ready.fingerprint, ready.config.model.backbone)
         if note := arithmetic_note(start):
@@ -156,7 +189,7 @@ def _train(
     config: TrainConfig, ready: Prepared, folder: Path, trained: bool, accelerator: Accelerator, console: Console
 ) -> dict[str, Any]:
     """Train and test, after all checks; `trained`: only the tests are missing."""
-    if ready.base is not None and not trained:
+    if ready.base is not None and not trained and world.is_first():
         with writing(folder / BASE) as partial:
             save_file(ready.base, partial)
     print_line(
@@ -192,7 +225,7 @@ def _train(
         )
     except Diverged as error:
         raise _with_best_epoch(error, folder, config, ready, accelerator) from error
-    val = _evaluated("val", config, ready, accelerator)
+    val = evaluated_split("val", config, ready, accelerator)
     settled = ready.learner.settle(val)
     if not trained:
         _save_adapter(folder, config, ready, settled)
@@ -208,7 +241,7 @@ def _with_best_epoch(
     """Save the best epoch before a divergence, and return the error that says so and how to go on."""
     saved = ""
     if error.best_epoch:
-        _save_adapter(folder, config, ready, ready.learner.settle(_evaluated("val", config, ready, accelerator)))
+        _save_adapter(folder, config, ready, ready.learner.settle(evaluated_split("val", config, ready, accelerator)))
         saved = f"; the best epoch before, {error.best_epoch}, is in {folder / ADAPTER}"
     lower = f"--resume --lr {config.loop.peak_lr / 10:.3g}"
     last = newest_checkpoint(folder)
@@ -222,7 +255,7 @@ def _sample_grids(
     """Return what writes a grid of samples at a stage; of a task that makes no images it does nothing."""
 
     def show(stage: str, progress: Progress | None) -> None:
-        if ready.task.generates:
+        if ready.task.generates and world.is_first():
             model = ready.model.to(accelerator.device).eval()
             ready.learner.show(model, ready.data, folder, stage, progress)
 
@@ -246,42 +279,24 @@ def _read(config: TrainConfig, console: Console) -> ImageData[Any]:
     return data
 
 
-def _spec(config: TrainConfig, ready: Prepared) -> dict[str, Any]:
-    """Return how to build the model again, as snella.json holds it: with whole paths."""
-    spec = ready.task.make_spec(placed(config), ready.spec.backbone.num_classes)
-    return asdict(spec)  # pyright: ignore[reportArgumentType] (dataclasses, all of them)
-
-
 def _move(folder: Path, config: TrainConfig, ready: Prepared) -> None:
     """Write down where the backbone of a finished run is now."""
     about = read_about(folder)
-    if about["backbone"] != _spec(config, ready)["backbone"]:
-        write_json(folder / ADAPTER / ABOUT, {**about, **_spec(config, ready)})
+    if about["backbone"] != whole_spec(config, ready)["backbone"]:
+        write_json(folder / ADAPTER / ABOUT, {**about, **whole_spec(config, ready)})
         if (folder / ADAPTER / CHECKSUMS).is_file():
             write_checksums(folder / ADAPTER)
 
 
 def _save_adapter(folder: Path, config: TrainConfig, ready: Prepared, settled: Mapping[str, Any]) -> None:
-    about = {
-        "task": config.task,
-        "method": config.method.name,
-        **_spec(config, ready),
-        "classes": list(ready.data.classes),
-        **ready.task.facts(config, ready.data),
-        **settled,
-        "preprocessing": ready.preprocessing.to_dict(),
-        "white": white_in(ready.data),
-        "fingerprint": ready.fingerprint,
-        "versions": versions(),
-        "arithmetic": native.arithmetic(),
-    }
-    write_adapter(folder, ready.model, about)
+    if world.is_first():
+        write_adapter(folder, ready.model, about_run(config, ready, settled))
 
 
 def _tell_kept(folder: Path, config: TrainConfig, result: FitResult, console: Console) -> None:
     """Say where the adapter keeps another share of its update's entries than was asked for."""
     method = config.method
-    if method.name not in SPARSE or method.gate == "none":
+    if method.name not in SPARSE or method.gate == "none" or not world.is_first():
         return
     kept = saved_share(folder / ADAPTER, lambda _: method.target_sparsity)
     if kept and not kept.is_near:
@@ -300,13 +315,17 @@ def _finish(
 ) -> dict[str, Any]:
     """Test what was asked for; draw the figures; write the summary, which ends the run."""
     learner, names = ready.learner, ready.task.metrics
-    metrics, tested = _tested(config, ready, result, val, accelerator)
+    metrics, tested = tested_splits(config, ready, result, val, accelerator)
+    found = {split: world.gathered(batches.unreadable) for split, batches in ready.batches.items()}
+    unreadable = {split: [error for part in parts for error in part] for split, parts in found.items()}
+    if not world.is_first():
+        return {}
     best = result.best_epoch if result.history else None  # metrics.jsonl may be lost, where a run folder was copied
     training_figures(folder, learner.selection, names[learner.selection], learner.higher_is_better, best_epoch=best)
     for kind, draw in (learner.figures(tested) if tested else {}).items():
         draw(folder / f"{kind}.png")
     for split, seen in {"val": val, **({"test": tested} if tested else {})}.items():
-        write_outputs(folder, split, names_read(ready.data, split, ready.batches[split].unreadable), learner.kept(seen))
+        write_outputs(folder, split, names_read(ready.data, split, unreadable[split]), learner.kept(seen))
     summary = metrics | summary_of(
         *(folder, ready.model, learner, ready.data, tested),
         peak_memory_bytes=result.peak_memory_bytes,
@@ -326,24 +345,3 @@ def _finish(
     for line in (*learner.doubts(val), *filter(None, [data.caveat]), best_epoch):
         print_line(console, line)
     return summary
-
-
-def _evaluated(split: str, config: TrainConfig, ready: Prepared, accelerator: Accelerator) -> Any:
-    return evaluate(ready.model, ready.learner, ready.batches[split], accelerator, seed=config.seed)
-
-
-def _tested(
-    config: TrainConfig, ready: Prepared, result: FitResult, val: Any, accelerator: Accelerator
-) -> tuple[dict[str, dict[str, float]], Any]:
-    """Return the metrics by split as summary.json has them, and what the test found, None where there was none."""
-    tested = None if config.test == "none" else _evaluated("test", config, ready, accelerator)
-    found = {"val": val} if tested is None else {"val": val, "test": tested}
-    if config.test == "both":  # nothing that follows looks at the model's values
-        found["test_last"] = tested
-        if result.last is not None:
-            load_tuned_state(ready.model, result.last)
-            if ready.learner.settle(val):  # the last epoch has its own
-                ready.learner.settle(_evaluated("val", config, ready, accelerator))
-            found["test_last"] = _evaluated("test", config, ready, accelerator)
-    names = ready.task.metrics
-    return {split: {name: seen.metrics[name] for name in names} for split, seen in found.items()}, tested

@@ -88,15 +88,22 @@ class TaskLearner(ABC, Generic[EvaluationT, DataT, SplitT]):
 
     selection: str  # the metric that chooses the best epoch
     higher_is_better: bool
+    mixes: bool = False  # whether the loss mixes each image with the one before it in the batch
     prompts: Sequence[str] = ()  # what is asked of a model that makes images where nobody says
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: DeviceBatch, /) -> Tensor:
-        """Return the loss (0-d) of a batch on the model's device."""
+        """Return the loss (0-d) of a batch on the model's device.
+
+        Of a part of a batch it is the part's share of the batch's loss (`snella.distributed.part`).
+        """
 
     @abstractmethod
     def evaluate(self, model: nn.Module, batches: DeviceBatches, /) -> EvaluationT:
-        """Return the metrics over all batches, and what else the task finds."""
+        """Return the metrics over all batches, and what else the task finds.
+
+        Several processes see some of them each: what they find is put together by `distributed.evaluation.all_parts`.
+        """
 
     @abstractmethod
     def table(self, evaluation: EvaluationT, /) -> RenderableType:

@@ -21,6 +21,7 @@ from snella.data.images import ImageFiles, Progress, UnreadableImage
 from snella.data.loading import Examples, transformed
 from snella.data.readers.labelled import Lister, labelled, read_data, read_test_data
 from snella.data.transforms.images import Augmentation, Preprocessing, eval_transform, train_transform
+from snella.distributed.evaluation import all_parts
 from snella.errors import UserError
 from snella.models.backbone import BackboneSpec, build_backbone, check_backbone_name, logits_of, preprocessing_of
 from snella.models.export import loading_hint, save_merged
@@ -218,6 +219,7 @@ class WholeImageLearner(TaskLearner[EvaluationT, ImageData[Images], Images]):
         """
         model.eval()
         found = [(self.logits(model, batch["image"]).cpu(), batch["target"].cpu()) for batch in batches]
+        found = [pair for part in all_parts(found) for pair in part]
         if not found:
             raise UserError("nothing to evaluate: the split has no image; give --data with at least one")
         logits, targets = (torch.cat(parts) for parts in zip(*found, strict=True))

@@ -38,6 +38,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((p for p in found if re.fullmatch(r"step-\d{8,}", p.name)), key=step_of)
 
 
+def checkpoint_of(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of a step of a run folder stands."""
+    return folder / "checkpoints" / f"step-{step:08d}"
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the checkpoint that a run would be resumed from, or None."""
     return max(checkpoints(folder), key=step_of, default=None)
@@ -49,7 +54,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Mapping[str,
     Raises:
         UserError: the disk is full or the folder read-only; earlier checkpoints are as they were.
     """
-    final = folder / "checkpoints" / f"step-{step:08d}"
+    final = checkpoint_of(folder, step)
     # not beside it: there is nothing but whole checkpoints
     with writing(final, partial=folder / ".checkpoint.partial", durable=True, remedy=Records.REMEDY) as partial:
         partial.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 from torch import Tensor, nn
 
+from snella.distributed.evaluation import divided_evaluation
 from snella.training.interfaces import Batches, Evaluation, Learner
 
 EvaluationT = TypeVar("EvaluationT", bound=Evaluation)
@@ -76,5 +78,7 @@ def evaluate(
     model.to(accelerator.device)
     model.eval()
     seed_step(seed, 0)
-    with torch.no_grad(), accelerator.autocast():
+    start = getattr(batches, "start", None)  # of a block of the images, where processes divide them
+    divided = nullcontext() if start is None else divided_evaluation(start)
+    with divided, torch.no_grad(), accelerator.autocast():
         return learner.evaluate(model, OnDevice(batches, accelerator.device, seen))

@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 from types import FrameType
 
+from snella.distributed.environment import is_first_started
 from snella.errors import UserError
 
 
@@ -77,6 +78,8 @@ class StopSignals:
         self._restore()
         if number == getattr(signal, "SIGHUP", None):
             leave_terminal()
+        if not is_first_started():  # one of several processes, the first of which says it
+            return
         with contextlib.suppress(OSError):  # not print: a handler may not re-enter a buffered stream
             os.write(2, b"\nstopping after this step; once more stops at once, without a checkpoint\n")
 

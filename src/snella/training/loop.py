@@ -12,7 +12,7 @@ stopped anywhere and resumed therefore ends, on the CPU, with the same bits as o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -26,6 +26,11 @@ from torch import Tensor, nn
 
 from snella.config.fields import check_intervals
 from snella.config.loop import LoopConfig
+from snella.distributed import world
+from snella.distributed.draws import as_whole_batches
+from snella.distributed.evaluation import EvaluationStopped
+from snella.distributed.part import PART, computing
+from snella.distributed.step import agreed_signal, check_budgets, check_weights, sum_gradients
 from snella.errors import UserError, short_reason
 from snella.report.rows import read_metrics
 from snella.report.trackers import start_trackers
@@ -88,14 +93,15 @@ def fit(
     check_intervals(settings)
     if not len(train):
         raise UserError("an epoch has no batch: there are fewer images than batch_size; lower --batch-size")
-    if not resume and checkpoints(folder):
+    if not resume and world.from_first(lambda: bool(checkpoints(folder))):
         raise UserError(f"{folder} holds a run already; go on with --resume, or choose another folder")
     run = start_run(folder, model, settings, accelerator, after_step, len(train), seed=seed, resume=resume)
     if not run.position.finished:
         try:
             train_epochs(run, learner, train, val, after_epoch, console)
         except Diverged as error:
-            write_divergence(folder, error.step, error.rate, settings.peak_lr)
+            if world.is_first():
+                write_divergence(folder, error.step, error.rate, settings.peak_lr)
             if run.best is not None:
                 load_tuned_state(model, run.best)
                 error.best_epoch = run.position.best_epoch
@@ -124,7 +130,7 @@ def finish(run: TrainState, learner: Learner) -> FitResult:
         steps=at.step,
         seconds=at.seconds,
         peak_memory_bytes=at.peak_memory_bytes,
-        history=tuple(row for row in read_metrics(run.folder) if row["kind"] == "val"),
+        history=tuple(row for row in read_metrics(run.folder) if row["kind"] == "val") if world.is_first() else (),
         last=last,
     )
 
@@ -139,15 +145,18 @@ def train_epochs(
 ) -> None:
     """Train and validate until the last epoch, or until early stopping."""
     at, settings = run.position, run.settings
-    start_trackers(run.accelerator, settings, run.folder, at.step)
+    if world.is_first():
+        start_trackers(run.accelerator, settings, run.folder, at.step)
     progress = Progress(console, epochs=settings.epoch_count, steps=run.steps, done=at.step)
     try:
-        with StopSignals() as stop, progress:
+        whole = as_whole_batches(run.model) if world.count() > 1 else nullcontext()
+        with StopSignals() as stop, progress, whole:
             while not at.finished:
                 train_epoch(run, learner, train, progress, stop)
                 validate(run, learner, val, progress, stop, after_epoch)
     finally:
-        run.accelerator.end_training()
+        for tracker in run.accelerator.trackers:
+            tracker.finish()
 
 
 def train_epoch(run: TrainState, learner: Learner, train: Batches, progress: Progress, stop: StopSignals) -> None:
@@ -162,7 +171,7 @@ def train_epoch(run: TrainState, learner: Learner, train: Batches, progress: Pro
         step = at.step + 1
         seed_step(run.seed, step)
         run.schedule.step_update(at.step)
-        loss = optimiser_step(run, learner, group)
+        loss = optimiser_step(run, learner, group, stop)
         record = after_step_of(run, step)
         run.optimizer.zero_grad()
         if run.average is not None:
@@ -172,7 +181,7 @@ def train_epoch(run: TrainState, learner: Learner, train: Batches, progress: Pro
         at.batches += len(group)
         at.loss_sum += loss
         at.loss_count += 1
-        speed.images += sum(len(next(iter(batch.values()))) for batch in group)
+        speed.images += sum(map(images_in, group))
         progress.step(step, epoch, loss=loss, speed=speed.per_second(), memory=run.memory.bytes)
         if record is not None:
             run.allocation.append({"step": step, **record})
@@ -180,35 +189,52 @@ def train_epoch(run: TrainState, learner: Learner, train: Batches, progress: Pro
         if ends or step % log_every == 0:
             log_training(run, epoch, speed)
         due = settings.checkpoint_every and step % settings.checkpoint_every == 0
-        if not ends and (due or stop.requested):  # at the end of an epoch the validation comes first
+        asked = stop.requested if world.count() == 1 else run.asked
+        if not ends and (due or asked):  # at the end of an epoch the validation comes first
             checkpoint = run.save()
-            if stop.requested:
-                raise Interrupted(step, checkpoint, stop.requested)
+            if asked:
+                raise Interrupted(step, checkpoint, asked)
+
+
+def images_in(batch: Mapping[str, Any]) -> int:
+    """Return how many images a batch has; a part of one tells those of all of it."""
+    return batch[PART].whole if PART in batch else len(next(iter(batch.values())))
 
 
 def after_step_of(run: TrainState, step: int) -> dict[str, Any] | None:
     """Do the method's part of a step. Raises Diverged where it finds that the weights are not finite."""
     try:
-        return run.after_step(step) if run.after_step is not None else None
+        record = run.after_step(step) if run.after_step is not None else None
     except FloatingPointError as error:
         run.position.step = step
         raise run.diverged(short_reason(error)) from error
+    if record is not None:
+        check_budgets(record, step)
+    return record
 
 
-def optimiser_step(run: TrainState, learner: Learner, group: list[dict[str, Tensor]]) -> float:
+def optimiser_step(run: TrainState, learner: Learner, group: list[dict[str, Any]], stop: StopSignals) -> float:
     """Do one step on the mean loss of a group of batches, which is returned; gradients stay, unscaled and clipped.
+
+    Of several processes each has a part of each batch; their gradients are summed once.
 
     In fp16 the scaler leaves out the update where gradients overflow; it counts as a step all the same.
     """
     accelerator, settings, step = run.accelerator, run.settings, run.position.step + 1
     losses = []
     for batch in group:
-        moved = on_device(batch, accelerator.device)
-        with accelerator.autocast(), run.memory.forward(moved.values()):
-            loss = learner.loss(run.model, moved)
-        accelerator.backward(loss / len(group))
+        moved, part = on_device(batch, accelerator.device), batch.get(PART)
+        with computing(part):
+            with accelerator.autocast(), run.memory.forward(moved.values()):
+                loss = learner.loss(run.model, moved)
+            if part is not None and not part.counts:
+                loss = loss * 0
+            accelerator.backward(loss / len(group))
         losses.append(loss.detach().float())
-    mean = float(torch.stack(losses).mean())
+    found = torch.stack(losses).mean()
+    if world.count() > 1:
+        found, run.asked = sum_gradients(run.model, found, stop.requested)
+    mean = float(found)
     if not math.isfinite(mean):
         run.position.step = step
         raise run.diverged(f"the loss is {mean}")
@@ -236,24 +262,23 @@ def validate(
     def seen(done: int, total: int) -> None:
         progress.validated(done, total)
         if stop.requested and done < total:
-            raise _StopValidation
+            raise EvaluationStopped
 
     try:
         with run.average.applied(run.model) if run.average is not None else nullcontext():
-            if broken := not_finite(tuned_state(run.model)):
-                raise run.diverged(f"diverged: {broken} is not finite")
+            _check_tuned(run)
             evaluation = evaluate(run.model, learner, val, run.accelerator, seed=run.seed, seen=seen)
-            metrics = {name: float(value) for name, value in evaluation.metrics.items()}
-            in_reach = math.isfinite(metrics.get("loss", 0))  # else some image is beyond what the model can do
-            score = metrics[learner.selection] if in_reach else math.nan
+            metrics = world.from_first(lambda: {name: float(value) for name, value in evaluation.metrics.items()})
+            score = score_of(learner, metrics)
             better = is_better(score, at.best_metric, learner.higher_is_better)
             better |= settings.keep == "last" and math.isfinite(score)
             best = better or score == at.best_metric  # of equals the later epoch: learning rate and budgets went on
             if best:
                 run.best = copied(tuned_state(run.model), device="cpu")
-    except _StopValidation:  # the checkpoint stands before the validation, which a resume does again
-        assert stop.requested is not None
-        raise Interrupted(at.step, run.save(), stop.requested) from None
+    except EvaluationStopped:  # the checkpoint stands before the validation, which a resume does again
+        asked = agreed_signal(stop.requested)
+        assert asked is not None
+        raise Interrupted(at.step, run.save(), asked) from None
 
     at.epochs += 1
     at.batches = 0
@@ -265,17 +290,26 @@ def validate(
     run.accelerator.log({f"val/{name}": value for name, value in metrics.items()}, step=at.step)
     progress.epoch_done(at.epochs, metrics, best=best)
     due = not settings.checkpoint_every or at.step % settings.checkpoint_every == 0
-    if due or at.finished or stop.requested:
+    asked = agreed_signal(stop.requested)
+    if due or at.finished or asked:
         checkpoint = run.save()
-        if stop.requested:
-            raise Interrupted(at.step, checkpoint, stop.requested)
+        if asked:
+            raise Interrupted(at.step, checkpoint, asked)
     if after_epoch is not None:
         with run.average.applied(run.model) if run.average is not None else nullcontext():
             after_epoch(at.epochs)
 
 
-class _StopValidation(Exception):  # noqa: N818 — not an error
-    """Leaves a task's evaluation in the middle."""
+def _check_tuned(run: TrainState) -> None:
+    """Raise Diverged where what is tuned is not finite, and UserError where processes have it differently."""
+    if broken := not_finite(tuned_state(run.model)):
+        raise run.diverged(f"diverged: {broken} is not finite")
+    check_weights(tuned_state(run.model))
+
+
+def score_of(learner: Learner, metrics: Mapping[str, float]) -> float:
+    """Return the metric that chooses the best epoch; not finite where some image is beyond what the model can do."""
+    return metrics[learner.selection] if math.isfinite(metrics.get("loss", 0)) else math.nan
 
 
 def is_better(metric: float, best: float | None, higher_is_better: bool) -> bool:

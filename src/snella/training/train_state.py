@@ -15,12 +15,14 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
 from snella.config.loop import LoopConfig
+from snella.distributed import world
 from snella.errors import UserError
 from snella.files import Records
 from snella.json_files import Count, Record
 from snella.report.rows import ALLOCATION, METRICS
 from snella.training.checkpoint import (
     Tensors,
+    checkpoint_of,
     newest_checkpoint,
     read_checkpoint,
     read_divergences,
@@ -82,9 +84,10 @@ class TrainState:
     metrics: Records
     allocation: Records
     clock: float  # when a run without interruption would have started
+    asked: int | None = None  # the signal by which one of several processes is asked to stop, agreed after each step
 
     def save(self) -> Path:
-        """Write a checkpoint of this moment, which must lie between two steps.
+        """Write a checkpoint of this moment, which must lie between two steps; of several processes the first does.
 
         Raises:
             Diverged: something in it is not finite; nothing is written.
@@ -111,6 +114,8 @@ class TrainState:
         present = {name: group for name, group in tensors.items() if group is not None}
         if broken := not_finite({f"{name} {key}": t for name, group in present.items() for key, t in group.items()}):
             raise self.diverged(f"diverged: {broken} is not finite")
+        if not world.is_first():
+            return checkpoint_of(self.folder, at.step)
         return write_checkpoint(self.folder, at.step, present, state)
 
     def diverged(self, what: str) -> Diverged:
@@ -123,6 +128,19 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """Return the name of the first tensor with NaN or infinity, None where there is none."""
     flags = {name: t.isfinite().all() for name, t in tensors.items() if t.is_floating_point()}
     return next((name for name, flag in flags.items() if not flag), None)
+
+
+class _Unwritten(Records):
+    """Rows that another process writes."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
 
 
 def start_run(
@@ -141,11 +159,10 @@ def start_run(
     Raises:
         UserError: the checkpoint is damaged, or was made with other settings, data or another model.
     """
-    checkpoint = newest_checkpoint(folder) if resume else None
-    tensors, state = read_checkpoint(checkpoint, STATE_HOLDS) if checkpoint is not None else ({}, {})
+    conditions = conditions_of(settings, accelerator, seed, batches_per_epoch)
+    checkpoint, tensors, state = world.from_first(lambda: _read_newest(folder if resume else None, conditions))
     position = Position(**state.get("position", {}))
     if checkpoint is not None:
-        _check_conditions(checkpoint, state, conditions_of(settings, accelerator, seed, batches_per_epoch))
         _check_position(checkpoint, position, settings, batches_per_epoch, "best" in tensors)
     model.to(accelerator.device)
     steps = settings.epoch_count * math.ceil(batches_per_epoch / settings.accumulate)
@@ -153,6 +170,7 @@ def start_run(
     average = average_of(model, settings, steps)
     if checkpoint is not None:
         _load(checkpoint, tensors, state, model, adam, average, accelerator, after_step)
+    world.same_tensors(list(tuned_state(model).values()))
     return TrainState(
         folder=folder,
         model=model,
@@ -171,10 +189,24 @@ def start_run(
         batches_per_epoch=batches_per_epoch,
         steps=steps,
         position=position,
-        metrics=Records(folder / METRICS, position.metrics_rows),
-        allocation=Records(folder / ALLOCATION, position.allocation_rows),
+        metrics=_records(folder / METRICS, position.metrics_rows),
+        allocation=_records(folder / ALLOCATION, position.allocation_rows),
         clock=time.perf_counter() - position.seconds,
     )
+
+
+def _read_newest(folder: Path | None, conditions: dict[str, Any]) -> tuple[Path | None, Tensors, dict[str, Any]]:
+    """Return the newest checkpoint of a folder, its tensors and its state; None and nothing where there is none."""
+    checkpoint = newest_checkpoint(folder) if folder is not None else None
+    if checkpoint is None:
+        return None, {}, {}
+    tensors, state = read_checkpoint(checkpoint, STATE_HOLDS)
+    _check_conditions(checkpoint, state, conditions)
+    return checkpoint, tensors, state
+
+
+def _records(path: Path, rows: int) -> Records:
+    return Records(path, rows) if world.is_first() else _Unwritten()
 
 
 def _load(

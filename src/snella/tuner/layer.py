@@ -7,7 +7,6 @@ from functools import reduce
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from timm.layers import drop_path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from snella.delta import kept_count
+from snella.distributed.draws import dropout, whole_draws
 from snella.errors import UserError
 from snella.ops import (
     DropPathCall,
@@ -288,8 +288,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         drops = self.training and settings.dropout  # the update sees another x than the weight
         if drops or is_hooked(base):
             y, weight, bias = self.base_layer(x), None, None  # two products
-        if drops:
-            x = F.dropout(x, settings.dropout)
+        x = dropout(x, settings.dropout) if drops else x
         source = source_of(x) if settings.rematerialize else None
         x, product, padded = split_padding(base, x)
         share = settings.sample_tokens if self.training else None
@@ -309,9 +308,10 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         """Return x deltaᵀ with dropout on x and drop-path per sample, drawn for each matrix by itself."""
         settings, base = self.settings[adapter_name], self.get_base_layer()
         delta = as_weight(base, self.delta_matrices(adapter_name)).to(base.weight.dtype)
-        parts = multiply_parts(base, x, delta, len(self.kept(adapter_name)), settings.dropout)
-        channels = 1 if isinstance(base, Convolutional) else -1
-        return torch.cat([drop_path(part, settings.drop_path, training=True) for part in parts], dim=channels)
+        with whole_draws():
+            parts = multiply_parts(base, x, delta, len(self.kept(adapter_name)), settings.dropout)
+            kept = [drop_path(part, settings.drop_path, training=True) for part in parts]
+        return torch.cat(kept, dim=1 if isinstance(base, Convolutional) else -1)
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

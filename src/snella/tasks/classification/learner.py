@@ -19,6 +19,8 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 from torchvision.transforms import v2
 
+from snella.distributed.evaluation import all_parts
+from snella.distributed.part import own_rows, whole
 from snella.errors import UserError
 from snella.report.figures import confusion_figure
 from snella.tasks.classification.class_rows import ClassRow, class_rows, class_table, prediction_table
@@ -87,13 +89,14 @@ class Classify(WholeImageLearner[ClassEvaluation]):
         if cutmix:
             mixes.append(v2.CutMix(alpha=cutmix, num_classes=len(classes)))
         self.mix = v2.RandomChoice(mixes) if mixes else None
+        self.mixes = bool(mixes)
 
     def mixed(self, batch: DeviceBatch) -> DeviceBatch:
         """Return the batch, with images and labels mixed where that is on: labels (b, K), whose rows sum to 1."""
         if self.mix is None:
             return batch
         images, labels = self.mix(batch["image"], batch["label"])
-        return {"image": images, "label": labels}
+        return {"image": own_rows(images), "label": own_rows(labels)}
 
     def cost(self, logits: Tensor, targets: DeviceBatch) -> Tensor:
         """Return the cross-entropy (0-d), averaged with the class weights of the targets."""
@@ -101,7 +104,7 @@ class Classify(WholeImageLearner[ClassEvaluation]):
         weights = self.class_weights = self.class_weights.to(logits)
         total = F.cross_entropy(logits, labels, weight=weights, label_smoothing=self.label_smoothing, reduction="sum")
         # reduction="mean" divides by the weights for labels but by b for mixed targets: one scale for both here
-        return total / (labels @ weights if labels.is_floating_point() else weights[labels]).sum()
+        return total / whole((labels @ weights if labels.is_floating_point() else weights[labels]).sum())
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batches: DeviceBatches) -> ClassEvaluation:
@@ -114,9 +117,10 @@ class Classify(WholeImageLearner[ClassEvaluation]):
         """
         model.eval()
         count = len(self.classes)
-        confusion = MulticlassConfusionMatrix(count)
-        top5 = MulticlassAccuracy(count, top_k=min(5, count), average="micro")
-        loss = MeanMetric(nan_strategy="disable")  # else an image beyond what the model can do would be left out
+        confusion = MulticlassConfusionMatrix(count, sync_on_compute=False)
+        top5 = MulticlassAccuracy(count, top_k=min(5, count), average="micro", sync_on_compute=False)
+        # else an image beyond what the model can do would be left out
+        loss = MeanMetric(nan_strategy="disable", sync_on_compute=False)
         outputs: list[tuple[Tensor, Tensor]] = []
         images = 0
         for batch in batches:
@@ -132,8 +136,7 @@ class Classify(WholeImageLearner[ClassEvaluation]):
                 outputs.append((logits.cpu(), labels.cpu()))
             else:
                 outputs.clear()
-        if not images:
-            raise UserError("nothing to evaluate: the split has no image; give --data with at least one")
+        (confusion, top5, loss), outputs = merged((confusion, top5, loss), outputs, images * count <= KEPT)
         matrix = confusion.compute().cpu().long()
         table = class_rows(self.classes, matrix)
         recalls = [row.recall for row in table if row.recall is not None]
@@ -190,3 +193,22 @@ class Classify(WholeImageLearner[ClassEvaluation]):
         """Return the columns image, class, probability, and `probability:NAME` for each class."""
         found = {name: row[name] for name in ("image", "class", "probability")}
         return found | {f"probability:{name}": share for name, share in row["probabilities"].items()}
+
+
+def merged(metrics: Sequence[Any], outputs: list[Any], whole: bool) -> tuple[Sequence[Any], list[Any]]:
+    """Return metrics and outputs of what all processes have seen; where one has seen all, the same ones.
+
+    `whole` says whether `outputs` has all that this process has seen; unless all have, none is returned.
+
+    Raises:
+        UserError: nobody has seen anything.
+    """
+    found = all_parts((metrics, outputs, whole))
+    parts = [part for part, *_ in found if part[0].update_called]
+    if not parts:
+        raise UserError("nothing to evaluate: the split has no image; give --data with at least one")
+    first, *others = parts
+    for other in others:
+        for metric, more in zip(first, other, strict=True):
+            metric.merge_state(more)
+    return first, [pair for _, pairs, _ in found for pair in pairs] if all(kept for *_, kept in found) else []

@@ -28,6 +28,9 @@ from snella.data.transforms.images import Preprocessing
 from snella.diffusion.noise import Objective, with_offset
 from snella.diffusion.pipeline import Condition, Frozen, condition_of
 from snella.diffusion.sampling import SampleSettings, check_settings, sample
+from snella.distributed.draws import whole_draws
+from snella.distributed.evaluation import all_parts, first_place
+from snella.distributed.part import whole
 from snella.errors import UserError
 from snella.files import save_picture
 from snella.tasks.generation.fidelity import fidelity, fidelity_line
@@ -94,22 +97,26 @@ class Generate(TaskLearner[NoiseEvaluation, ImageData[CaptionedImages], Captione
 
     def loss(self, model: nn.Module, batch: DeviceBatch) -> Tensor:
         """Return the mean squared error of what the model predicts (0-d) in fp32, weighted as asked for."""
-        x, condition = self._inputs(model, batch, training=True)
+        with whole_draws():
+            x, condition = self._inputs(model, batch, training=True)
         count, weights = len(x), x.new_ones(len(x))
         if "prior" in batch:
-            more, its = self._inputs(model, batch["prior"], training=True)
+            with whole_draws():
+                more, its = self._inputs(model, batch["prior"], training=True)
             condition = {name: torch.cat([value, its[name]]) for name, value in condition.items()}
             weights = torch.cat([weights, weights.new_full((len(more),), self.prior_weight * count / len(more))])
             x = torch.cat([x, more])
-        noise = torch.randn_like(x)
-        if self.noise_offset:
-            noise = with_offset(noise, self.noise_offset)
-        noisy = self.objective.noisy(x, noise, self.objective.draw_levels(len(x), x.device))
+        with whole_draws(blocks=1 + ("prior" in batch)):
+            noise = torch.randn_like(x)
+            if self.noise_offset:
+                noise = with_offset(noise, self.noise_offset)
+            levels = self.objective.draw_levels(len(x), x.device)
+        noisy = self.objective.noisy(x, noise, levels)
         found = self.frozen.predict(model, noisy.x, noisy.timesteps, condition)
         errors = (found.float() - noisy.target.float()).square().flatten(1).mean(1)
         if self.snr_gamma is not None:
             errors = errors * self.objective.min_snr_weights(noisy.snr, self.snr_gamma)
-        return (errors * weights).sum() / count
+        return (errors * weights).sum() / whole(count)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batches: DeviceBatches) -> NoiseEvaluation:
@@ -125,7 +132,8 @@ class Generate(TaskLearner[NoiseEvaluation, ImageData[CaptionedImages], Captione
         labels: list[int] = []
         for batch in batches:
             x, condition = self._inputs(model, batch, training=False)
-            draws = [_fixed_draw(sum(map(len, rows)) + i, x.shape[1:]) for i in range(len(x))]
+            place = first_place() + sum(map(len, rows))
+            draws = [_fixed_draw(place + i, x.shape[1:]) for i in range(len(x))]
             losses = []
             for part in range(LEVELS):
                 levels = torch.stack([level[part] for level, _ in draws]).to(x.device)
@@ -135,6 +143,8 @@ class Generate(TaskLearner[NoiseEvaluation, ImageData[CaptionedImages], Captione
                 losses.append((found.float() - noisy.target.float()).square().flatten(1).mean(1).cpu())
             rows.append(torch.stack(losses, dim=1))
             labels += batch["label"].tolist() if "label" in batch else []
+        parts = all_parts((rows, labels))
+        rows, labels = [row for found, _ in parts for row in found], [label for _, found in parts for label in found]
         if not rows:
             raise UserError("nothing to evaluate: the split has no image; give --data with at least one")
         found = torch.cat(rows).double()  # (n, LEVELS)

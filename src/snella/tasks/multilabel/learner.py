@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from rich.console import RenderableType
 from torch import Tensor, nn
 
+from snella.distributed.part import part_of_mean
 from snella.tasks.interface import KEPT, Prediction
 from snella.tasks.multilabel.label_rows import (
     LabelRow,
@@ -76,7 +77,8 @@ class Multilabel(WholeImageLearner[LabelEvaluation]):
 
     def cost(self, logits: Tensor, targets: DeviceBatch) -> Tensor:
         weights = self.positive_weights = self.positive_weights.to(logits.device)
-        return F.binary_cross_entropy_with_logits(logits, targets["target"].to(logits.dtype), pos_weight=weights)
+        right = targets["target"].to(logits.dtype)
+        return part_of_mean(F.binary_cross_entropy_with_logits(logits, right, pos_weight=weights), len(logits))
 
     def evaluate(self, model: nn.Module, batches: DeviceBatches) -> LabelEvaluation:
         """Return the metrics over all batches, without weights. The model is left in eval mode.

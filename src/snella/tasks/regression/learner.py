@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchmetrics.functional import mean_absolute_error, mean_squared_error, r2_score
 from torchmetrics.functional.classification import multiclass_cohen_kappa
 
+from snella.distributed.part import part_of_mean
 from snella.errors import UserError
 from snella.tasks.interface import KEPT, Prediction
 from snella.tasks.regression.scatter import scatter_figure, targets_table, values_table
@@ -85,7 +86,8 @@ class Regress(WholeImageLearner[TargetEvaluation]):
 
     def cost(self, logits: Tensor, targets: DeviceBatch) -> Tensor:
         self.mean, self.std = self.mean.to(logits.device), self.std.to(logits.device)
-        return F.smooth_l1_loss(logits, ((targets["target"] - self.mean) / self.std).to(logits.dtype))
+        standard = ((targets["target"] - self.mean) / self.std).to(logits.dtype)
+        return part_of_mean(F.smooth_l1_loss(logits, standard), len(logits))
 
     def evaluate(self, model: nn.Module, batches: DeviceBatches) -> TargetEvaluation:
         """Return the metrics over all batches. The model is left in eval mode.

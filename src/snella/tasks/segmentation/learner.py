@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import partial, reduce
 from importlib.util import find_spec
+from itertools import chain
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from snella.data.images import UnreadableImage
 from snella.data.loading import transformed
 from snella.data.masks.files import IGNORE, RGB, MaskCode, MaskData, MaskedImages, mask_picture
 from snella.data.transforms.images import Preprocessing
+from snella.distributed.evaluation import all_parts
+from snella.distributed.part import current_part, equal_share, summed_over_parts, whole
 from snella.errors import UserError
 from snella.report.figures import confusion_figure
 from snella.tasks.interface import KEPT, Prediction, TaskLearner, check_finite
@@ -109,7 +113,7 @@ class Segment(TaskLearner[RegionEvaluation, MaskData, MaskedImages]):
         if self.cross_entropy:
             total = total + self._cross_entropy(logits, masks)
         if self.dice is not None:
-            total = total + self.dice(logits, masks)
+            total = total + (self.dice if current_part() is None else whole_dice)(logits, masks)
         return total
 
     def _cross_entropy(self, logits: Tensor, masks: Tensor) -> Tensor:
@@ -117,7 +121,7 @@ class Segment(TaskLearner[RegionEvaluation, MaskData, MaskedImages]):
         total = F.cross_entropy(
             logits, masks, weight=weights, ignore_index=IGNORE, label_smoothing=self.label_smoothing, reduction="sum"
         )
-        return total / weights[masks[masks != IGNORE]].sum().clamp(min=1e-12)
+        return total / whole(weights[masks[masks != IGNORE]].sum()).clamp(min=1e-12)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batches: DeviceBatches) -> RegionEvaluation:
@@ -130,7 +134,9 @@ class Segment(TaskLearner[RegionEvaluation, MaskData, MaskedImages]):
             UserError: there is no batch.
         """
         model.eval()
-        confusion = MulticlassConfusionMatrix(len(self.classes), ignore_index=IGNORE, validate_args=False)
+        confusion = MulticlassConfusionMatrix(
+            len(self.classes), ignore_index=IGNORE, validate_args=False, sync_on_compute=False
+        )
         loss, counted = 0.0, 0
         examples: list[Example] = []
         worst: list[tuple[float, Example]] = []
@@ -151,7 +157,10 @@ class Segment(TaskLearner[RegionEvaluation, MaskData, MaskedImages]):
                 counted += int((mask != IGNORE).sum())
                 if i == 0 and number in shown:
                     examples.append(self._example(image, mask, predicted[0]))
-        matrix = confusion.compute().cpu().long()
+        sums, lists = merged((confusion.compute().cpu().long(), loss, counted), (examples, worst, counts))
+        (matrix, loss, counted), (examples, worst, counts) = sums, lists
+        examples = [examples[i] for i in sorted(spread(len(examples), EXAMPLES))]
+        worst = sorted(worst, key=lambda pair: -pair[0])[:EXAMPLES]
         if not counted:
             raise UserError("nothing to evaluate: no pixel of the split's masks counts; give --data with at least one")
         table = region_rows(self.classes, matrix)
@@ -277,6 +286,27 @@ def enlarged_classes(logits: Tensor, size: Sequence[int]) -> Tensor:
 def spread(length: int, count: int) -> set[int]:
     """Return up to `count` positions, spread evenly over `length`."""
     return {(2 * i + 1) * length // (2 * count) for i in range(count)}
+
+
+def merged(sums: Sequence[Any], lists: Sequence[list[Any]]) -> tuple[list[Any], list[list[Any]]]:
+    """Return sums and lists of what all processes have seen."""
+    summed, joined = zip(*all_parts((sums, lists)), strict=True)
+    first = [reduce(add, values) for values in zip(*summed, strict=True)]
+    return first, [list(chain.from_iterable(values)) for values in zip(*joined, strict=True)]
+
+
+def whole_dice(logits: Tensor, masks: Tensor) -> Tensor:
+    """Return this process's share of the soft Dice loss (0-d) of a batch of which each has a part.
+
+    It is 1 - 2 |p t| / (|p| + |t|) of each class, p its probabilities and t its pixels of the whole batch, 0 where
+    t is empty; the mean over the classes. `dice_loss` is the same for a batch that is in one place.
+    """
+    seen = (masks != IGNORE)[:, None]
+    p = logits.softmax(1) * seen  # (b, K, s, s)
+    t = F.one_hot(masks.where(seen[:, 0], 0), logits.shape[1]).movedim(-1, 1).to(p) * seen
+    axes = (0, 2, 3)
+    both, found, there = summed_over_parts(torch.stack([(p * t).sum(axes), p.sum(axes), t.sum(axes)]))
+    return equal_share(((1 - 2 * both / (found + there).clamp(min=1e-7)) * (there > 0)).mean())
 
 
 def dice_loss() -> nn.Module:

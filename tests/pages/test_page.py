@@ -165,6 +165,18 @@ def test_a_page_that_cannot_be_written_does_not_spoil_the_training(images, tmp_p
     assert (tmp_path / "run" / "summary.json").is_file()
 
 
+def test_a_fault_of_the_page_does_not_spoil_the_training(spoilable, capsys, monkeypatch):
+    import snella.pages.page as page
+
+    def broken(*_):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(page, "run_page", broken)
+    page.report_trained(spoilable, None)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "no report, by a fault in snella (ZeroDivisionError: division by zero); snella report" in out
+
+
 def test_outputs_hold_names_of_any_encoding(tmp_path):
     write_outputs(tmp_path, "test", ["a\udcff.png", "<b>"], {"labels": torch.tensor([1, 0])})
     found = read_outputs(tmp_path, "test")

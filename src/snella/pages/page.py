@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from rich.console import Console
 from snella.compare.tables import NAME
 from snella.console import Terminal, print_line
 from snella.data.dataset import ImageData
-from snella.errors import UserError
+from snella.errors import UserError, short_reason
 from snella.files import MAKE_ROOM, refuse_existing, refuse_link, writing
 from snella.pages.comparison import comparison_page
 from snella.pages.kept import PAGE, read_kept
@@ -60,20 +62,28 @@ def report_trained(folder: Path, data: ImageData[Any], console: Console | None =
         data: what it was trained on.
     """
     console = console or Terminal()
-    try:
+    with _faults_told(folder, console):
         _write(folder, None, run_page(read_kept(folder, data), []), console)
-    except UserError as error:
-        print_line(console, f"no report: {error}")
 
 
 def report_compared(folder: Path, console: Console | None = None) -> None:
     """Write the page of a comparison that was made just now, as `report_trained` does."""
     console = console or Terminal()
-    try:
+    with _faults_told(folder, console):
         if (folder / f"{NAME}.json").is_file():  # some run has finished
             _write(folder, None, comparison_page(folder, folder), console)
+
+
+@contextmanager
+def _faults_told(folder: Path, console: Console) -> Iterator[None]:
+    """Say in a line why there is no page: what was trained is there all the same, whatever is wrong with the page."""
+    try:
+        yield
     except UserError as error:
         print_line(console, f"no report: {error}")
+    except Exception as error:
+        fault = f"{type(error).__name__}: {short_reason(error)}"
+        print_line(console, f"no report, by a fault in snella ({fault}); snella report {folder} --debug shows where")
 
 
 def _write(folder: Path, out: str | None, page: Page, console: Console) -> Path:

@@ -164,7 +164,7 @@ def _read(connection: socket.socket, count: int) -> bytes:
 
 def run(args: list[str]) -> None:
     """Do what `python ARGS` does, where these are a script, -c CODE or -m MODULE and what follows it."""
-    first, *rest = args
+    first, *rest = args[1:] if args[0] == "-u" else args  # as torchrun starts them
     sys.path[:0] = [
         path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path
     ]
@@ -179,7 +179,7 @@ def run(args: list[str]) -> None:
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:
         sys.path.insert(0, str(Path(first).parent))
-        sys.argv = args
+        sys.argv = [first, *rest]
         runpy.run_path(first, run_name="__main__")
 
 

@@ -6,6 +6,7 @@ All of them call the functions here in the same order. Where one is alone each r
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ from snella.errors import UserError, listed
 T = TypeVar("T")
 
 TIMEOUT = timedelta(hours=1)  # for what one does while others wait: pictures, a first download
+_JOINED = itertools.count()  # groups of this process, one after another
 LOST = "another process of this training has ended"
 # in torch's words for it
 _LOST = (
@@ -78,7 +80,11 @@ def joined(device: str) -> Iterator[None]:
         if own_device(device).startswith("cuda"):
             torch.cuda.set_device(local_rank())
             backend = "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        # torchrun's store outlives the processes: those that it starts again must not find where the first ones were
+        attempt = f"snella/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_JOINED)}"
+        store = dist.PrefixStore(attempt, store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         try:
             yield
         finally:

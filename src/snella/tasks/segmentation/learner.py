@@ -164,16 +164,13 @@ class Segment(TaskLearner[RegionEvaluation, MaskData, MaskedImages]):
         if not counted:
             raise UserError("nothing to evaluate: no pixel of the split's masks counts; give --data with at least one")
         table = region_rows(self.classes, matrix)
-        metrics = {
-            "miou": mean_share(row.iou for row in table),
-            "mdice": mean_share(row.dice for row in table),
-            "pixel_accuracy": matrix.diagonal().sum().item() / matrix.sum().item(),
-            "loss": loss / counted,
-        }
-        if len(table) == 2:
-            metrics |= {"foreground_iou": table[1].iou or 0.0, "foreground_dice": table[1].dice or 0.0}
         return RegionEvaluation(
-            metrics, table, matrix, tuple(examples), tuple(example for _, example in worst), torch.stack(counts)
+            _metrics(table, matrix, loss / counted),
+            table,
+            matrix,
+            tuple(examples),
+            tuple(example for _, example in worst),
+            torch.stack(counts),
         )
 
     def kept(self, evaluation: RegionEvaluation) -> dict[str, Tensor]:
@@ -286,6 +283,18 @@ def enlarged_classes(logits: Tensor, size: Sequence[int]) -> Tensor:
 def spread(length: int, count: int) -> set[int]:
     """Return up to `count` positions, spread evenly over `length`."""
     return {(2 * i + 1) * length // (2 * count) for i in range(count)}
+
+
+def _metrics(table: Sequence[RegionRow], matrix: Tensor, loss: float) -> dict[str, float]:
+    metrics = {
+        "miou": mean_share(row.iou for row in table),
+        "mdice": mean_share(row.dice for row in table),
+        "pixel_accuracy": matrix.diagonal().sum().item() / matrix.sum().item(),
+        "loss": loss,
+    }
+    if len(table) == 2:
+        metrics |= {"foreground_iou": table[1].iou or 0.0, "foreground_dice": table[1].dice or 0.0}
+    return metrics
 
 
 def merged(sums: Sequence[Any], lists: Sequence[list[Any]]) -> tuple[list[Any], list[list[Any]]]:

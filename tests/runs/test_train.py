@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import snella.runs.evaluate
 import snella.runs.train
 import snella.training.loop
 from snella.cli.main import main
@@ -76,8 +77,9 @@ def test_the_test_split_is_evaluated_once_and_last(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    evaluate, fit = snella.runs.train.evaluate, snella.runs.train.fit
-    monkeypatch.setattr(snella.runs.train, "evaluate", lambda *a, **k: seen.append("evaluate") or evaluate(*a, **k))
+    evaluate, fit = snella.runs.evaluate.evaluate_batches, snella.runs.train.fit
+    counted = lambda *a, **k: seen.append("evaluate") or evaluate(*a, **k)  # noqa: E731
+    monkeypatch.setattr(snella.runs.evaluate, "evaluate_batches", counted)
     monkeypatch.setattr(snella.runs.train, "fit", lambda *a, **k: seen.append("fit") or fit(*a, **k))
     assert train(images, tmp_path / "run", "--method", "linear") == 0
     assert seen == ["fit", "evaluate", "evaluate"]  # val, test

@@ -70,7 +70,7 @@ def test_the_ways_to_start_two_processes(way: str, python: str, images: Path, al
 
 
 def test_a_killed_process_is_started_again_by_torchrun(images: Path, alone: Path, tmp_path: Path) -> None:
-    """By a Python that is not warm: what tells a restart from an older run is when the processes' parent was started."""
+    """By a Python that is not warm: a restart is told from an older run by when the processes' parent began."""
     out = tmp_path / "run"
     own = flags(out, images, "--epochs", "3", "--checkpoint-every", "1")
     several_here = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]

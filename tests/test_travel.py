@@ -109,10 +109,10 @@ def test_a_step_is_shortened_to_its_share_and_a_shorter_one_is_left_to_the_bit()
 def tuned(gate: str, **settings: object) -> torch.nn.Module:
     torch.manual_seed(0)
     model = timm.create_model("test_vit", num_classes=3, img_size=32)
-    return peft.get_peft_model(model, SnellaConfig(r=4, gate=gate, kernel="pwl", total_step=40, **settings))  # pyright: ignore[reportArgumentType]
+    return peft.get_peft_model(model, SnellaConfig(r=4, gate=gate, kernel="pwl", total_step=20, **settings))  # pyright: ignore[reportArgumentType]
 
 
-def train(model: torch.nn.Module, lr: float, steps: int = 40) -> float:
+def train(model: torch.nn.Module, lr: float, steps: int = 20) -> float:
     """Return the largest update of the layers, in units of the frozen weights' rms."""
     torch.manual_seed(1)
     images, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 3
@@ -139,8 +139,8 @@ def test_a_training_stays_within_its_way_at_a_rate_that_runs_away_without(gate: 
 
 def test_a_low_rate_is_not_touched() -> None:
     bounded, free = tuned("published", max_travel=0.3), tuned("published")
-    train(bounded, 1e-5, 20)  # of 40: the rate of this loop does not fall as shares do
-    train(free, 1e-5, 20)
+    train(bounded, 1e-5, 10)  # of 20: the rate of this loop does not fall as shares do
+    train(free, 1e-5, 10)
     assert all(torch.equal(one, other) for one, other in zip(bounded.parameters(), free.parameters(), strict=True))
 
 

@@ -67,6 +67,7 @@ def wait_for_step(folder: Path, step: int) -> None:
     raise TimeoutError(f"{folder} has no checkpoint of step {step}")
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_is_killed_and_the_run_goes_on_in_one(python: str, images: Path, tmp_path: Path) -> None:
     out, straight = tmp_path / "run", tmp_path / "straight"
     few = flags(out, images, "--epochs", "3", "--checkpoint-every", "1")

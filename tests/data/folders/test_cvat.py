@@ -93,3 +93,13 @@ def test_one_name_for_several_images_is_refused(tmp_path: Path) -> None:
     lay(tmp_path, photos("a", "b"))
     with pytest.raises(UserError, match=r"0\.jpg'? of annotations\.xml may be a/0\.jpg"):
         cvat(tree(written(tmp_path, image("0.jpg", BOX), folder="c", count=0)))
+
+
+def test_no_file_of_a_single_image_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pascal VOC has one for each of its images: 17,000."""
+    files = photos("images") | {
+        f"annotations/{i}.xml": f"<annotations>{image('0.jpg', BOX)}</annotations>" for i in range(8)
+    }
+    found = tree(lay(tmp_path, files))
+    monkeypatch.setattr("snella.data.folders.cvat.read_text", lambda path: pytest.fail(f"{path} is opened"))
+    assert not is_cvat(found)

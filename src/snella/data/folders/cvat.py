@@ -12,7 +12,6 @@ The run lengths of a mask go along the rows of its box and begin with one outsid
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 from xml.etree import ElementTree
@@ -21,7 +20,7 @@ import numpy as np
 
 from snella.data.folders.names import split_of
 from snella.data.folders.objects import FARTHEST, Detections, Shape
-from snella.data.folders.tree import Tree
+from snella.data.folders.tree import Tree, grouped, stem
 from snella.data.paths import read_text
 from snella.errors import UserError, listed, named
 
@@ -41,9 +40,7 @@ def cvat(found: Tree) -> Detections:
         UserError: a damaged file, one of videos, shapes that make neither a box nor a mask, names of several images.
     """
     read = Detections("CVAT objects")
-    by_last: defaultdict[str, list[str]] = defaultdict(list)
-    for name in found.images:
-        by_last[os.path.basename(name)].append(name)
+    known, by_last = set(found.images), grouped(found.images, os.path.basename)
     for file in _files(found):
         path = found.path(file)
         try:
@@ -51,15 +48,17 @@ def cvat(found: Tree) -> Detections:
             if root.find("track") is not None:
                 raise UserError(f"{path} is of a video (CVAT for video); export the task as CVAT for images")
             for item in root.iter("image"):
-                _read_image(item, file, set(found.images), by_last, read)
+                _read_image(item, file, known, by_last, read)
         except (ElementTree.ParseError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} is not an annotation of CVAT ({error}); mend it") from None
     return read
 
 
 def _files(found: Tree) -> Iterator[str]:
+    """Yield the files of annotations, none of which is named as an image: those are of one each, as Pascal VOC's."""
+    images = set(map(stem, found.images))
     for name in found.others:
-        if not name.lower().endswith(".xml"):
+        if not name.lower().endswith(".xml") or stem(name) in images:
             continue
         try:
             text = read_text(found.path(name))

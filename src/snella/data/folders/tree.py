@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from snella.data.folders.names import split_and_rest
@@ -138,3 +138,16 @@ def _notes(system: Counter[str], runs: Sequence[str], others: Sequence[str]) -> 
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def grouped(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
+    """Return the names by what a key makes of them; no list of what there is none of."""
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[key(name)].append(name)
+    return groups
+
+
+def stem(name: str) -> str:
+    """Return the last part of a name, without its ending."""
+    return os.path.splitext(os.path.basename(name))[0]

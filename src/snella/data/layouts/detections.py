@@ -6,15 +6,14 @@ The classes are of objects, not of images: `crops` makes images of them, and out
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
 from snella.data.folders.cvat import cvat, is_cvat
 from snella.data.folders.names import SPLIT_NAMES, split_and_rest, split_of
 from snella.data.folders.objects import Detections, Shape
-from snella.data.folders.tree import Tree
+from snella.data.folders.tree import Tree, grouped, stem
 from snella.data.paths import read_text
 from snella.errors import UserError, brief, listed, short_reason
 from snella.json_files import load_json
@@ -71,7 +70,7 @@ def _voc(found: Tree) -> Detections:
         split = SPLIT_NAMES.get(os.path.splitext(os.path.basename(file))[0])
         if split and os.path.dirname(file).endswith("ImageSets/Main"):
             stems = set(read_text(found.path(file)).split())
-            read.splits |= {name: split for name in read.shapes if _stem(name) in stems}
+            read.splits |= {name: split for name in read.shapes if stem(name) in stems}
     return read
 
 
@@ -86,19 +85,19 @@ def _voc_shape(item: ElementTree.Element) -> Shape:
 def _coco_files(found: Tree) -> list[str]:
     files = [name for name in found.others if name.lower().endswith(".json")]
     files = [name for name in files if not any(other in os.path.basename(name).lower() for other in OTHER_COCO)]
-    stems = {_stem(name) for name in found.images}
+    stems = {stem(name) for name in found.images}
     return [
-        name for name in files if _stem(name) not in stems and all(key in _all(found.path(name)) for key in COCO_KEYS)
+        name for name in files if stem(name) not in stems and all(key in _all(found.path(name)) for key in COCO_KEYS)
     ]
 
 
 def _coco(found: Tree) -> Detections:
     read = Detections("COCO objects")
     known = set(found.images)
-    by_last = _by(found.images, os.path.basename)
+    by_last = grouped(found.images, os.path.basename)
     for file in _coco_files(found):
         content = _json(found.path(file))
-        split = split_and_rest(_stem(file))[0] or split_of(os.path.basename(os.path.dirname(file)))
+        split = split_and_rest(stem(file))[0] or split_of(os.path.basename(os.path.dirname(file)))
         try:
             labels = {item["id"]: str(item["name"]) for item in content["categories"]}
             names: dict[Any, str] = {}
@@ -248,14 +247,14 @@ FORMATS: dict[str, tuple[Callable[[Tree], bool], Callable[[Tree], Detections]]] 
 
 def _annotated(found: Tree, ending: str) -> Iterator[tuple[str, str]]:
     """Yield images with the file of their stem: beside them, in the folder `labels` for `images`, or the only one."""
-    files = _by((name for name in found.others if name.lower().endswith(ending)), _stem)
-    images = _by(found.images, _stem)
+    files = grouped((name for name in found.others if name.lower().endswith(ending)), stem)
+    images = grouped(found.images, stem)
     for name in found.images:
-        near = files.get(_stem(name), [])
+        near = files.get(stem(name), [])
         folder = os.path.dirname(name)
         beside = {folder, "/".join("labels" if part == "images" else part for part in folder.split("/"))}
         file = next((file for file in near if os.path.dirname(file) in beside), None)
-        if file is None and len(near) == 1 and len(images[_stem(name)]) == 1:
+        if file is None and len(near) == 1 and len(images[stem(name)]) == 1:
             file = near[0]
         if file is not None:
             yield name, file
@@ -272,17 +271,6 @@ def _goes_with(found: Tree, ending: str, holds: Callable[[str], bool]) -> bool:
         return bool(full) and sum(map(holds, full)) > len(full) / 2
     except UserError:  # not text
         return False
-
-
-def _by(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
-    groups: defaultdict[str, list[str]] = defaultdict(list)
-    for name in names:
-        groups[key(name)].append(name)
-    return groups
-
-
-def _stem(name: str) -> str:
-    return os.path.splitext(os.path.basename(name))[0]
 
 
 def _head(path: str) -> str:

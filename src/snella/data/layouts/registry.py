@@ -184,9 +184,10 @@ def _labelled_folder(path: str, choices: Choices) -> Listing:
 
 def _without_paired_masks(found: Tree, path: str) -> Tree:
     """Return the tree without the masks of images, which are named as these and would be images of their classes."""
-    if not recognised(MASKED, path):
+    layout = next((row for row in MASKED if row.recognises(path)), None)
+    if layout is None:
         return found
-    listing = next(row for row in MASKED if row.recognises(path)).list(path, 0, NO_CHOICE)
+    listing = layout.list(path, 0, NO_CHOICE)
     masks = {
         os.path.relpath(listing.path(mask), found.root).replace(os.sep, "/")
         for pairs in listing.splits.values()

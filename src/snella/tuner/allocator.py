@@ -19,7 +19,7 @@ from snella.tuner.base_layers import out_first
 from snella.tuner.config import SnellaConfig
 from snella.tuner.layer import SnellaLayer
 from snella.tuner.model_card import Kept
-from snella.tuner.scale import rms
+from snella.tuner.scale import SQUARING, rms
 
 
 class _Matrix(NamedTuple):
@@ -155,9 +155,9 @@ class AllocatingTuner(BaseTuner):
         return Adapted(
             parameters=tuple(table[name] for table in tables if name in table),
             kernel=settings.spec.kernel,
-            squares=settings.spec.gate in ("published", "soft"),
+            squares=settings.spec.gate in SQUARING,
             scale=settings.spec.scale,
-            unit=settings.spec.scale if settings.scalars_in_units_of_scale else 1.0,
+            unit=settings.unit,
             size=sizes[layer.name],
         )
 

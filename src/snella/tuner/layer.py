@@ -209,8 +209,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         A, B = self.snella_A[adapter_name], self.snella_B[adapter_name]
         if adapter_name not in self.snella_alpha:  # pwl
             return Factors(A, B, None, None, None)
-        settings = self.settings[adapter_name]
-        unit = settings.spec.scale if settings.scalars_in_units_of_scale else 1
+        unit = self.settings[adapter_name].unit
         scalars = (by_adapter[adapter_name] for by_adapter in (self.snella_alpha, self.snella_gamma, self.snella_beta))
         return Factors(A, B, *(scalar if unit == 1 else unit * scalar for scalar in scalars))
 

@@ -32,6 +32,9 @@ NO_INPUT_DROPOUT = ("proj", "o_proj", "out_proj")
 LINEAR_GAIN = 0.1
 
 
+SQUARING = ("published", "soft")  # gates that multiply an entry by its own size
+
+
 class LayerScale(NamedTuple):
     """A layer's constant and what follows from it."""
 
@@ -43,7 +46,7 @@ class LayerScale(NamedTuple):
 
 def choose_scale(config: SnellaConfig, weight: Tensor) -> LayerScale:
     """Return the constant of an adapter for a layer with this frozen weight (out, ...)."""
-    squares = config.gate in ("published", "soft")
+    squares = config.gate in SQUARING
     if config.scale is not None:
         return LayerScale(config.scale, None, config.start_scale / config.scale, False)
     root = math.sqrt(rms(weight))
@@ -78,6 +81,11 @@ class UpdateSettings:
     sample_tokens: float | None
     scalars_in_units_of_scale: bool
     init_alpha: float
+
+    @property
+    def unit(self) -> float:
+        """Return what mixk's scalars are multiplied by."""
+        return self.spec.scale if self.scalars_in_units_of_scale else 1
 
 
 def update_settings(config: SnellaConfig, last_name: str, scale: LayerScale) -> UpdateSettings:
@@ -137,8 +145,7 @@ def first_factors(now: Factors, start: Start, settings: UpdateSettings) -> Facto
     draw_factors(A, B, start.factor, start.seed)
     if now.alpha is None:  # kernel pwl
         return Factors(A, B, None, None, None)
-    unit = settings.spec.scale if settings.scalars_in_units_of_scale else 1
-    values = (unit * value for value in (settings.init_alpha, 1.0, 0.0))
+    values = (settings.unit * value for value in (settings.init_alpha, 1.0, 0.0))
     return Factors(A, B, *(torch.full_like(now.alpha, value) for value in values))
 
 

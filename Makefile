@@ -24,7 +24,7 @@ setup: $(STAMP)
 # torch and torchvision are named together with all that needs them, or pip may change them afterwards.
 $(STAMP): pyproject.toml requirements/demo.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(TORCH) -e ".[test,lint]"
+	$(BIN)/python -m pip install --quiet --no-compile $(TORCH) -e ".[test,lint]"
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements/demo.txt
 	touch $@
 

@@ -29,7 +29,7 @@ CACHE = tempfile.TemporaryDirectory(prefix="snella-tests-")  # of this process, 
 os.environ["SNELLA_CACHE"] = os.path.join(CACHE.name, "snella")
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = os.path.join(CACHE.name, "hypothesis")
 
-TRAIN = ("runs", "hostile", "cli")  # folders of tests that train
+TRAIN = ("runs", "hostile", "cli", "compare", "config", "tasks")  # folders of tests that train
 
 settings.register_profile("snella", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("snella")
@@ -84,7 +84,7 @@ def _figures_drawn_once(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="module")
 def _pages_written_once(request: pytest.FixtureRequest) -> Iterator[None]:
     """Write the page of a run once a process, in the tests that train whole runs."""
-    with written_once() if request.path.parent.name in (*TRAIN, "compare") else nullcontext():
+    with written_once() if request.path.parent.name in TRAIN else nullcontext():
         yield
 
 

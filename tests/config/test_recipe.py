@@ -72,7 +72,9 @@ SEGMENT = {"ade20k-setr": (ade20k, 150), "ade20k-upernet": (ade20k, 150), "kvasi
 SMALL = ("--no-pretrained", "--device", "cpu", "--epochs", "1", "--r", "4", "--precision", "fp32", "--workers", "0")
 
 
-@pytest.mark.parametrize("name", SEGMENT)
+@pytest.mark.parametrize(
+    "name", ["ade20k-setr", *(pytest.param(n, marks=pytest.mark.slow) for n in ("ade20k-upernet", "kvasir-seg"))]
+)
 def test_a_segmentation_recipe_takes_its_steps(name: str, tmp_path: Path) -> None:
     """On a made-up set in its layout, with a small backbone of the same kind."""
     write, classes = SEGMENT[name]

@@ -185,7 +185,9 @@ def test_a_place_that_cannot_be_written_is_named(vit, tmp_path):
 
 
 @needs_onnx
-@pytest.mark.parametrize("kind", ["vit", "hf_vit", "convnet"])
+@pytest.mark.parametrize(
+    "kind", ["vit", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("hf_vit", "convnet"))]
+)
 def test_onnx_gives_the_same_logits_for_any_batch(kind, request, tmp_path):
     import onnxruntime
 

@@ -148,6 +148,7 @@ def test_unload_leaves_no_hooks() -> None:
     assert not any(module._forward_hooks for module in bare.modules())
 
 
+@pytest.mark.slow
 def test_under_compile() -> None:
     torch._dynamo.reset()
     model = tuned(Mlp(), "mlp")

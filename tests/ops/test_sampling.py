@@ -129,6 +129,7 @@ def test_a_trainable_base_gets_its_exact_gradient() -> None:
     assert torch.equal(*found)
 
 
+@pytest.mark.slow
 def test_with_drop_path_it_is_right_in_the_mean_too() -> None:
     settings = {"update_drop_path": 0.5}
     exact, sampled = linear(**settings).train(), linear(sample_tokens=0.25, **settings).train()

@@ -110,9 +110,8 @@ def test_a_matrix_of_a_diverged_run(way: str) -> None:
         torch.testing.assert_close(t, expected, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=() if way == "sample" else pytest.mark.slow) for way in SELECTORS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("way", SELECTORS)
 def test_above_33_million_entries(way: str) -> None:
     size, kept = 34_000_003, 3_400_000
     magnitude = torch.randn(size).abs_()

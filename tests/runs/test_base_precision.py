@@ -16,7 +16,7 @@ from support.runs import adapter, read, same, stop_after_first_checkpoint, train
 METHODS = ("snella", "lora")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["snella", pytest.param("lora", marks=pytest.mark.slow)])
 def test_a_run_is_evaluated_as_it_was_trained_and_goes_on_to_the_bit(method: str, images: Path, tmp_path: Path) -> None:
     flags = ("--method", method, "--base-precision", "int8", "--checkpoint-every", "1", "--epochs", "4")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

@@ -68,6 +68,7 @@ def test_prompts_that_begin_alike_have_files_of_their_own(
     assert len(predicted(tmp_path / "run", tmp_path / "made", "--n", "2")) == 4
 
 
+@pytest.mark.slow
 def test_fidelity_to_the_split_is_the_same_twice(class_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--features", "vit_small_focus", "--samples", "8", "--device", "cpu")
     found = []

@@ -197,7 +197,10 @@ def test_a_folder_with_files_is_kept(tmp_path):
 
 
 @needs_onnx
-@pytest.mark.parametrize(("name", "decoder", "size"), [("test_vit", "plain", 32), ("test_convnext", "unet", 50)])
+@pytest.mark.parametrize(
+    ("name", "decoder", "size"),
+    [("test_vit", "plain", 32), pytest.param("test_convnext", "unet", 50, marks=pytest.mark.slow)],
+)
 def test_onnx_gives_the_same_logits_for_any_batch(name, decoder, size, tmp_path):
     import onnxruntime
 

@@ -114,7 +114,6 @@ def _train(args: list[str]) -> int:
 
         return start_processes(processes, ["train", *divided(args, ["devices"])[1]])
     from snella.distributed.world import LOST, ProcessLost
-    from snella.pages.page import report_trained
     from snella.runs.folder import is_cross_validation, resume_command
     from snella.runs.train import train
     from snella.training.interrupt import Interrupted
@@ -127,7 +126,7 @@ def _train(args: list[str]) -> int:
         check_alone("a cross-validation (--folds without --fold)")
         from snella.compare.folds import cross_validate as train
     try:
-        train(config, finished=report_trained)
+        train(config, finished=_report_trained)
     except Interrupted as stop:
         raise Stopped(exit_code(stop), resume_command(folder)) from None
     except ProcessLost:
@@ -136,6 +135,12 @@ def _train(args: list[str]) -> int:
         started = _written(folder / "config.yaml") != before  # it is written when the folder is claimed
         raise Stopped(exit_code(stop), resume_command(folder) if started else again(["train", *args])) from None
     return 0
+
+
+def _report_trained(folder: Path, data: Any) -> None:
+    from snella.pages.page import report_trained  # what draws pages would keep the first step waiting
+
+    report_trained(folder, data)
 
 
 def _written(path: Path) -> int | None:

@@ -180,7 +180,8 @@ def rescale_head(model: nn.Module, scale: Tensor, shift: Tensor) -> None:
 
 
 def _build_bundled(spec: BackboneSpec) -> nn.Module:
-    size = spec.image_size or bundled.BACKBONES[spec.name].image_size
+    own = bundled.BACKBONES[spec.name].image_size
+    size = spec.image_size or own
     model = bundled.build(
         spec.name,
         pretrained=spec.pretrained,
@@ -189,7 +190,8 @@ def _build_bundled(spec: BackboneSpec) -> nn.Module:
         drop_path=spec.drop_path,
         seed=spec.seed,
     )
-    check_input_size(model, spec.name, size)
+    if size != own:
+        check_input_size(model, spec.name, size)
     return model
 
 

@@ -165,9 +165,14 @@ def build(
     """
     bundled = BACKBONES[name]
     torch.manual_seed(seed)
-    model: Any = timm.create_model(bundled.architecture, num_classes=0, drop_path_rate=drop_path)
+    options = {"num_classes": 0, "drop_path_rate": drop_path}
     if pretrained:
-        model.load_state_dict(bundled.state_dict(), strict=True)
+        with torch.device("meta"):  # nothing is drawn that the weights replace
+            model: Any = timm.create_model(bundled.architecture, **options)
+        weights = {name: tensor.contiguous() for name, tensor in bundled.state_dict().items()}
+        model.load_state_dict(weights, strict=True, assign=True)
+    else:
+        model = timm.create_model(bundled.architecture, **options)
     if hasattr(model, "set_input_size"):  # a convolutional net takes any
         model.set_input_size((image_size, image_size))
     torch.manual_seed(seed)  # so that the head does not depend on what building the rest has drawn

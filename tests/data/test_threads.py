@@ -7,6 +7,7 @@ import time
 from itertools import count, islice
 
 import pytest
+import torch
 
 from snella.data.threads import PixelBudget, in_threads
 from snella.machine import usable_cores
@@ -23,6 +24,16 @@ def test_results_come_in_order_and_not_far_ahead() -> None:
 def test_what_goes_wrong_in_a_thread_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         list(in_threads(lambda item: 1 / item, [1, 0, 2]))
+
+
+def test_torch_works_for_each_in_its_own_thread_alone_and_for_others_as_before() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert set(in_threads(lambda _: torch.get_num_threads(), range(8))) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_threads_hold_no_more_pixels_than_the_budget() -> None:

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 from snella.cli.main import main
+from snella.data.dataset import Images
 from snella.runs.load import load_run
+from snella.tuner.layer import SnellaLayer
 from support.runs import train
 
 
@@ -43,6 +45,23 @@ def test_predict_is_what_the_model_says(trained: Path, images: Path, capsys: pyt
     with torch.no_grad():
         expected = run.model((pixels - mean) / std).softmax(-1)[0]
     assert list(rows[4]["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_adapted_weights_are_made_once_for_all_batches(
+    trained: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    add = SnellaLayer.add_updates
+    monkeypatch.setattr(SnellaLayer, "add_updates", lambda self, *args: (made.append(self), add(self, *args))[1])
+    run = load_run(trained)
+    paths = tuple(map(str, sorted(images.rglob("*.png"))))
+    found = list(
+        run.learner.predict(run.model, Images(paths), run.task.eval_transform(run.preprocessing), batch_size=4)
+    )
+    assert len(found) == len(paths) > 8
+    adapted = [module for module in run.model.modules() if isinstance(module, SnellaLayer)]
+    assert sorted(map(id, made)) == sorted(map(id, adapted))
+    assert bool(adapted) == (run.config.method.name == "snella")
 
 
 def probabilities(capsys: pytest.CaptureFixture[str], *paths: Path) -> list[list[float]]:

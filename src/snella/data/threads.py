@@ -9,6 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
+from threadpoolctl import threadpool_limits
+
 from snella.machine import usable_cores
 
 PIXELS = 48_000_000  # of the images that are held at a time: up to half a GB while they are decoded and resized
@@ -49,7 +52,7 @@ IN_FLIGHT = PixelBudget(PIXELS)  # of this process
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Yield `function(item)` in order, computed in a thread for each core, a few items ahead of what is asked for."""
     cores = usable_cores()
-    with ThreadPoolExecutor(cores) as pool:
+    with ThreadPoolExecutor(cores, initializer=_alone) as pool:
         ahead: deque[Future[Result]] = deque()
         try:
             for item in items:
@@ -61,3 +64,13 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
         finally:
             for future in ahead:
                 future.cancel()
+
+
+def _alone() -> None:
+    """Let torch do this thread's work in this thread alone.
+
+    A team of OpenMP threads for each of the pool's would take the cores from one another, and from the model: each
+    small operation then waits for threads that are not running (1.5 times the time of a prediction on two cores).
+    """
+    torch.get_num_threads()  # torch sets its own number when a thread first asks for it
+    threadpool_limits(1, user_api="openmp")  # of the thread that calls it

@@ -195,6 +195,7 @@ class WholeImageLearner(TaskLearner[EvaluationT, ImageData[Images], Images]):
         self, model: nn.Module, images: Images, transform: Transform, *, batch_size: int
     ) -> Iterator[Prediction | UnreadableImage]:
         """Yield what is told of each image, or why nothing is. The model is left in eval mode."""
+        model.eval()
         device = next(model.parameters()).device
         names = iter(images.paths)
         for examples in transformed(images, transform, batch_size):
@@ -207,7 +208,8 @@ class WholeImageLearner(TaskLearner[EvaluationT, ImageData[Images], Images]):
     @torch.no_grad()
     def answers(self, model: nn.Module, images: Tensor) -> Tensor:
         """Return what is told of images (b, 3, s, s), (b, K) in fp32. The model is left in eval mode."""
-        model.eval()
+        if model.training:  # or the adapted weights that it keeps in evaluation would be made anew for each batch
+            model.eval()
         return self.numbers(self.logits(model, images))
 
     @torch.no_grad()

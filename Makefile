@@ -74,8 +74,9 @@ test-browser: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest
 
-test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest -m "not slow"
+# With both environments, so that adapters are made in the one and loaded in the other.
+test-oldest: $(OLDEST)/.installed $(STAMP)
+	SNELLA_OTHER_PYTHON=$(abspath $(BIN)/python) $(OLDEST)/bin/python -m pytest -m "not slow"
 
 # PEFT's own tests with SNELLA in their matrices, from the source of the installed version; fifteen minutes.
 test-peft: $(STAMP)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from peft.utils.hotswap import hotswap_adapter
+from peft.utils.merge_utils import ties
 from torch import nn
 
 from snella import SnellaConfig, combine
 from snella.errors import UserError
+from snella.integrations.combine import merge_by_sign
 from support.tuned import layer_named, tuned
 
 
@@ -34,6 +37,31 @@ def test_the_sum_is_in_the_weights() -> None:
     torch.testing.assert_close(combined[0].weight, plain[0].weight + 0.5 * deltas[0] - 2 * deltas[1])  # type: ignore[index]
     torch.testing.assert_close(combined[1].weight, plain[1].weight - 2 * second)  # type: ignore[index]
     assert [type(part) for part in combined] == [nn.Linear] * 3
+
+
+def test_by_sign_each_entry_is_the_mean_of_those_that_have_the_sign_of_the_sum() -> None:
+    model, plain, weights = with_two(), base(), (0.5, -2.0)
+    deltas = [layer_named(model, "0").get_delta_weight(name) for name in ("default", "other")]
+    second = layer_named(model, "1").get_delta_weight("other")
+    both = [weight * delta for weight, delta in zip(weights, deltas, strict=True)]
+    assert any(a * b < 0 for a, b in zip(both[0].flatten().tolist(), both[1].flatten().tolist(), strict=True))
+    combined: Any = combine(model, ["default", "other"], weights, by_sign=True)
+
+    expected = plain[0].weight.detach().clone()  # type: ignore[union-attr]
+    for place in product(range(expected.shape[0]), range(expected.shape[1])):
+        values = [delta[place].item() for delta in both]
+        total = sum(values)
+        agreeing = [value for value in values if value * total > 0]
+        expected[place] += sum(agreeing) / len(agreeing) if agreeing else 0.0
+    torch.testing.assert_close(combined[0].weight, expected)
+    torch.testing.assert_close(combined[1].weight, plain[1].weight - 2 * second)  # type: ignore[index]
+
+
+def test_the_merge_by_sign_is_pefts_ties_without_its_first_step() -> None:
+    updates = [torch.randn(7, 5).relu() * torch.randn(7, 5).sign() for _ in range(3)]
+    expected = ties(updates, torch.ones(3), density=1.0)
+    torch.testing.assert_close(merge_by_sign(updates), expected)
+    assert torch.equal(merge_by_sign(updates[:1]), updates[0])
 
 
 def test_one_of_several_heads_is_chosen() -> None:

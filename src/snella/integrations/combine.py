@@ -1,14 +1,14 @@
-"""Several trained adapters in one plain model: W + Σ weight · delta, summed in fp32 and rounded once."""
+"""Several trained adapters in one plain model: W + Σ weight · delta, or a merge by sign, in fp32 and rounded once."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from peft import PeftModel
 from peft.utils.other import ModulesToSaveWrapper
-from torch import nn
+from torch import Tensor, nn
 
 from snella.errors import UserError
 from snella.tuner.base_layers import put_weight
@@ -18,7 +18,12 @@ from snella.tuner.model import SnellaModel
 
 @torch.no_grad()
 def combine(
-    model: PeftModel, adapters: Sequence[str], weights: Sequence[float] | None = None, modules_of: str | None = None
+    model: PeftModel,
+    adapters: Sequence[str],
+    weights: Sequence[float] | None = None,
+    modules_of: str | None = None,
+    *,
+    by_sign: bool = False,
 ) -> nn.Module:
     """Put a weighted sum of a model's SNELLA adapters into its weights; returns the plain model. `model` is used up.
 
@@ -30,6 +35,7 @@ def combine(
         adapters: names of them.
         weights: what each update is multiplied by; None: 1. A trained bias or module is not multiplied.
         modules_of: the adapter whose modules_to_save (the head) the model gets; needed where several have them.
+        by_sign: in place of the sum, entry by entry, what `merge_by_sign` makes of the weighted updates.
 
     Raises:
         UserError: an unknown adapter, weights that do not fit, several heads, biases that train, merged adapters.
@@ -49,10 +55,10 @@ def combine(
         own, base = [name for name in adapters if name in layer.settings], layer.get_base_layer()
         if not own:
             continue
-        summed = layer.add_updates(base.weight, own)
+        update = merge_by_sign(map(layer.delta_matrices, own)) if by_sign else layer.sum_of_updates(own)
         if layer.tied:  # another layer, which has no part in this update, has the same weight
             base.weight = nn.Parameter(base.weight.data, requires_grad=False)
-        put_weight(base, summed)
+        put_weight(base, layer.add_update(base.weight, update))
     for wrapper in wrappers:
         owner = owners[id(wrapper)]
         if owner is None:
@@ -60,6 +66,21 @@ def combine(
         else:
             wrapper.set_adapter(owner)
     return tuner.unload()
+
+
+def merge_by_sign(updates: Iterable[Tensor]) -> Tensor:
+    """Return the mean, in each entry, of those of the updates that have the sign of their sum there; else 0.
+
+    An entry that one update alone has stays as it is there, an entry that two have with opposite signs becomes the
+    larger one's: TIES (arXiv 2306.01708, its steps two and three). The first step, cutting small entries off, is what
+    the budgets have done.
+
+    Args:
+        updates: of one layer, all of one shape.
+    """
+    stacked = torch.stack([*updates])
+    agree = (stacked.sign() == stacked.sum(dim=0).sign()) & (stacked != 0)
+    return stacked.where(agree, 0).sum(dim=0) / agree.sum(dim=0).clamp(min=1)
 
 
 def _check(tuner: SnellaModel, adapters: Sequence[str], weights: Sequence[float]) -> None:

@@ -234,12 +234,13 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
             return base
         sources = self._sources(names)
         if self.training or torch.is_grad_enabled() or is_traced(base) or not is_cacheable(base, sources):
-            return self.add_updates(base, names)
+            return self.add_update(base, self.sum_of_updates(names))
         scales = [self.scaling[name] for name in names]
         cached = self._cached_weight
         if cached is None or not cached.is_current(base, sources, scales):
             self._cached_weight = cached = None  # not two copies at once
-            self._cached_weight = cached = keep(self.add_updates(base, names), base, sources, scales)
+            adapted = self.add_update(base, self.sum_of_updates(names))
+            self._cached_weight = cached = keep(adapted, base, sources, scales)
         return cached.weight
 
     def _sources(self, names: list[str]) -> list[Tensor]:
@@ -247,12 +248,12 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         by_adapters = [self.snella_kept, *(getattr(self, attribute) for attribute in self.adapter_layer_names)]
         return [by_adapter[name] for name in names for by_adapter in by_adapters if name in by_adapter]
 
-    def _sum_of_updates(self, names: list[str]) -> Tensor:  # (out, n)
+    def sum_of_updates(self, names: list[str]) -> Tensor:
+        """Return the sum (out, n) of the adapters' `delta_matrices`."""
         return reduce(torch.add, map(self.delta_matrices, names))
 
-    def add_updates(self, base: Tensor, names: list[str]) -> Tensor:
-        """Return a weight of the layer's shape with the adapters' updates, summed before they are added."""
-        delta = self._sum_of_updates(names)
+    def add_update(self, base: Tensor, delta: Tensor) -> Tensor:
+        """Return a weight of the layer's shape, in its dtype, with an update (out, n) added in that of the update."""
         return (unpacked(base).to(delta.dtype) + as_weight(self.get_base_layer(), delta)).to(base.dtype)
 
     def train(self, mode: bool = True) -> SnellaLayer:
@@ -277,7 +278,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
                 y = y + self._regularised_update(x, name)
             return y
         if is_hooked(self.base_layer):  # whose weight may be elsewhere
-            update = as_weight(self.get_base_layer(), self._sum_of_updates(names))
+            update = as_weight(self.get_base_layer(), self.sum_of_updates(names))
             return self.base_layer(x) + multiply(self.get_base_layer(), x, update.to(x.dtype), bias=False)
         return multiply(self.get_base_layer(), x, self.weight)
 
@@ -322,7 +323,7 @@ class SnellaLayer(nn.Module, BaseTunerLayer):
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.settings:
                 continue
-            merged = self.add_updates(base.weight, [name])
+            merged = self.add_update(base.weight, self.sum_of_updates([name]))
             if safe_merge and not merged.isfinite().all():
                 raise ValueError(f"adapter {name!r} makes the weight of {self.name} non-finite; it is not merged")
             if self._unmerged_weight is None:

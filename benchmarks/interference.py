@@ -13,8 +13,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -34,7 +35,13 @@ from snella.runs.load import LoadedRun, load_run
 from snella.training.evaluation import evaluate
 
 Join = Callable[[Iterable[Tensor]], Tensor]
-add: Join = partial(reduce, torch.add)
+
+
+def add(updates: Iterable[Tensor]) -> Tensor:
+    """Return the sum of updates."""
+    return reduce(torch.add, updates)
+
+
 WAYS: dict[str, tuple[float, Join]] = {
     "sum, 1": (1.0, add),
     "sum, 0.5": (0.5, add),
@@ -68,10 +75,11 @@ def update_of(run: LoadedRun) -> Update:
     weights, deltas = {}, {}
     for name, layer in run.model.named_modules():
         if isinstance(layer, BaseTunerLayer) and hasattr(layer, "get_delta_weight"):
-            weight = layer.get_base_layer().weight.detach()  # type: ignore[union-attr]
+            adapted: Any = layer
+            weight = adapted.get_base_layer().weight.detach()
             name = name.removeprefix("base_model.model.")
             weights[name] = weight.clone()
-            deltas[name] = layer.get_delta_weight(layer.active_adapters[0]).detach().reshape(weight.shape)
+            deltas[name] = adapted.get_delta_weight(layer.active_adapters[0]).detach().reshape(weight.shape)
     if not deltas:
         raise UserError(f"a run of method {run.config.method.name} has no updates beside its weights to join")
     return Update(weights, deltas)
@@ -121,7 +129,7 @@ def measure(folders: Sequence[Path], console: Console) -> tuple[dict[str, list[f
         for way in WAYS:
             put(plain, weights, deltas, way)
             found[way].append(_tested(run, plain, images, accelerator, metric))
-    return found, overlap(*deltas, weights), metric
+    return found, overlap(deltas[0], deltas[1], weights), metric
 
 
 def _tested(run: LoadedRun, model: nn.Module, images: object, accelerator: Accelerator, metric: str) -> float:

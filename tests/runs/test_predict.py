@@ -51,8 +51,8 @@ def test_adapted_weights_are_made_once_for_all_batches(
     trained: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    add = SnellaLayer.add_updates
-    monkeypatch.setattr(SnellaLayer, "add_updates", lambda self, *args: (made.append(self), add(self, *args))[1])
+    add = SnellaLayer.add_update
+    monkeypatch.setattr(SnellaLayer, "add_update", lambda self, *args: (made.append(self), add(self, *args))[1])
     run = load_run(trained)
     paths = tuple(map(str, sorted(images.rglob("*.png"))))
     found = list(

@@ -186,7 +186,7 @@ def test_differences_name_what_changes_the_result_and_nothing_else():
     assert differences(config, config.changed(lr=0.1)) == ["--lr was 0.001, is 0.1"]
     free = {"device": "cpu", "workers": 3, "checkpoint_every": 5, "tensorboard": True, "out": "x", "resume": True}
     free |= {"rematerialize": "mlp", "gradient_checkpointing": True, "test": "none", "memory": "auto"}
-    free |= {"cache_images": "on", "trust": ("dark",), "accept_data": True}
+    free |= {"tracker": "wandb", "tracker_adapter": True, "cache_images": "on", "trust": ("dark",), "accept_data": True}
     assert set(free) | {"overwrite", "estimate", "devices"} == {
         n for n, s in settings().items() if s.reading.free or s.reading.start
     }

@@ -9,6 +9,7 @@ from snella.config.fields import above, at_least, from_below, inside, setting
 
 Optimizer = Literal["adamw", "adamw8bit"]
 Keep = Literal["best", "last"]
+TRACKER_NAMES = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,20 @@ class LoopConfig:
     """Epochs without a better validation score after which training ends. 0: never, as published."""
     checkpoint_every: int = setting(0, at_least(0), free=True)
     """Steps between two checkpoints. 0: one at the end of each epoch."""
+    tracker: str | None = setting(None, free=True)
+    """Who else is told how it goes, with commas between them: tensorboard, wandb, mlflow, trackio (each needs its
+    package). They get the settings, metrics, pictures and the report, write to the run folder, and send nothing
+    elsewhere unless their own environment variables say so."""
+    tracker_adapter: bool = setting(False, free=True)
+    """Give the trackers the adapter too, in the end."""
     tensorboard: bool = setting(False, free=True)
-    """Write TensorBoard events as well (needs the package tensorboard)."""
+    """The same as --tracker tensorboard."""
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Return the names of the trackers that are asked for, each once."""
+        words = [word.strip() for word in (self.tracker or "").split(",")]
+        return tuple(dict.fromkeys([*filter(None, words), *(["tensorboard"] if self.tensorboard else [])]))
 
     @property
     def peak_lr(self) -> float:

@@ -9,6 +9,7 @@ import types
 from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from snella.config.fields import check_intervals, flag, nearest, read_bytes, read_number
+from snella.config.loop import TRACKER_NAMES
 from snella.config.schema import TrainConfig, settings
 from snella.config.tasks import TASKS
 from snella.errors import UserError, brief, named
@@ -89,6 +90,11 @@ def _check_run(config: TrainConfig) -> None:
         raise UserError("--average and --ema both say how weights are averaged; pass one of them")
     if config.loop.early_stopping and config.loop.keep == "last":
         raise UserError("--early-stopping ends where val has no better epoch, and --keep last keeps none of those")
+    for name in config.loop.trackers:
+        if name not in TRACKER_NAMES:
+            raise choice_error("tracker", name, TRACKER_NAMES)
+    if config.loop.tracker_adapter and not config.loop.trackers:
+        raise UserError("--tracker-adapter: no --tracker is named to give it to; name one, or leave it out")
     if config.resume and config.overwrite:
         raise UserError("--resume and --overwrite contradict each other: pass one of them")
 

@@ -1,22 +1,31 @@
-"""A finished run that makes images: `snella predict RUN --prompt TEXT`."""
+"""What a run that makes images makes: while it trains, and finished, by `snella predict RUN --prompt TEXT`."""
 
 from __future__ import annotations
 
 import json as json_format
+import math
 import re
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from rich.console import Console
 
 from snella.console import Terminal, print_line, print_text, working
+from snella.data.images import Progress
+from snella.distributed import world
 from snella.errors import UserError
 from snella.files import save_picture
+from snella.report.trackers import send_pictures
 from snella.runs.devices import check_device, make_accelerator
 from snella.runs.folder import read_about
 from snella.runs.load import load_run
 from snella.runs.predict import free_name, picture_folder
+from snella.runs.prepare import Prepared
 from snella.tasks.registry import task_named
+from snella.training.checkpoint import done_steps
+
+GRIDS = 5  # sample grids of a run, where their number is not given
 
 
 def generate(
@@ -67,6 +76,28 @@ def generate(
             progress(len(rows), len(asked))
     _report(rows, gallery, json, console)
     return rows
+
+
+def show_samples(
+    stage: str, ready: Prepared, folder: Path, accelerator: Accelerator, progress: Progress | None, epoch: int = 0
+) -> None:
+    """Write a grid of samples of a training's stage, RUN/samples/STAGE.png, and give it to the trackers.
+
+    Of a task that makes no images it does nothing, nor in a process that is not the first.
+    """
+    if ready.task.generates and world.is_first():
+        ready.learner.show(ready.model.to(accelerator.device).eval(), ready.data, folder, stage, progress)
+        steps = math.ceil(len(ready.batches["train"]) / ready.config.loop.accumulate)
+        step = done_steps(folder) if stage == "after" else epoch * steps
+        send_pictures(accelerator, {"samples": folder / "samples" / f"{stage}.png"}, step)
+
+
+def samples_of_epoch(epoch: int, ready: Prepared, folder: Path, accelerator: Accelerator) -> None:
+    """Show samples after an epoch, from 1, where it is one of those whose samples are shown."""
+    epochs, every = ready.config.loop.epoch_count, ready.config.generate.sample_every
+    every = -(-epochs // GRIDS) if every is None else every
+    if every and epoch % every == 0 and epoch < epochs:
+        show_samples(f"epoch-{epoch:03d}", ready, folder, accelerator, None, epoch)
 
 
 def _report(rows: list[dict[str, Any]], gallery: Path, json: bool, console: Console | None) -> None:

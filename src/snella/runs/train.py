@@ -24,7 +24,6 @@ from snella.config.schema import TrainConfig, run_folder, shrunk
 from snella.config.validation import validate
 from snella.console import Terminal, print_line, working
 from snella.data.dataset import ImageData, names_read
-from snella.data.images import Progress
 from snella.distributed import world
 from snella.distributed.start import check_same_start
 from snella.errors import UserError
@@ -33,7 +32,7 @@ from snella.methods.adapters import after_step
 from snella.report.figures import training_figures
 from snella.report.outputs import write_outputs
 from snella.report.tables import summary_table
-from snella.report.trackers import check_trackers
+from snella.report.trackers import check_trackers, send_results, tracking
 from snella.runs.check import (
     arithmetic_note,
     check_backbone,
@@ -64,17 +63,17 @@ from snella.runs.folder import (
     write_adapter,
     write_summary,
 )
+from snella.runs.generate import samples_of_epoch, show_samples
 from snella.runs.memory import estimated, fitted
 from snella.runs.prepare import Prepared, about_run, doubts, read_run_data, tell, whole_spec
 from snella.tasks.registry import task_named
-from snella.training.checkpoint import checkpoints, newest_checkpoint, read_divergences, step_of
+from snella.training.checkpoint import checkpoints, done_steps, newest_checkpoint, read_divergences, step_of
 from snella.training.estimate import estimate_table
 from snella.training.interrupt import Diverged
 from snella.training.loop import FitResult, fit
 from snella.training.optimiser import check_optimiser
 from snella.tuner.model_card import saved_share
 
-GRIDS = 5  # sample grids of a run, where their number is not given
 OF_A_PROCESS = (*PLACES, "device", "workers")  # settings that may differ from the first process's
 LISTED = 20  # classes up to which the end of a training tells of each
 
@@ -143,9 +142,12 @@ def _start(
         if state.tested:
             print_line(console, f"{folder} is finished; what it reads is written down anew")
             return world.from_first(lambda: read_summary(folder))
-        summary = _train(config, ready, folder, trained, accelerator, console)
-    if world.is_first():
-        finished(folder, ready.data)
+        with tracking(accelerator, config, folder, done_steps(folder), console) if world.is_first() else nullcontext():
+            summary = _train(config, ready, folder, trained, accelerator, console)
+            if world.is_first():
+                finished(folder, ready.data)
+                own = config.loop.tracker_adapter
+                send_results(accelerator, folder, summary, done_steps(folder), adapter=own)
     return summary
 
 
@@ -197,17 +199,9 @@ def _train(
         f"{config.model.backbone}, {config.method.name}: {trainable_parameters(ready.model):,} trainable parameters",
     )
     print_line(console, f"results in {folder}")
-    show = _sample_grids(config, ready, folder, accelerator)
-
-    def after_epoch(epoch: int) -> None:
-        epochs, every = config.loop.epoch_count, config.generate.sample_every
-        every = -(-epochs // GRIDS) if every is None else every
-        if every and epoch % every == 0 and epoch < epochs:
-            show(f"epoch-{epoch:03d}", None)
-
     if not checkpoints(folder):
         with working(console, "generating samples") as progress:
-            show("before", progress)
+            show_samples("before", ready, folder, accelerator, progress)
     try:
         result = fit(
             ready.model,
@@ -219,7 +213,7 @@ def _train(
             accelerator=accelerator,
             seed=config.seed,
             after_step=after_step(config.method.name, ready.model),
-            after_epoch=after_epoch,
+            after_epoch=lambda epoch: samples_of_epoch(epoch, ready, folder, accelerator),
             resume=config.resume,
             console=console,
         )
@@ -231,7 +225,7 @@ def _train(
         _save_adapter(folder, config, ready, settled)
         _tell_kept(folder, config, result, console)
         with working(console, "generating samples") as progress:
-            show("after", progress)
+            show_samples("after", ready, folder, accelerator, progress)
     return _finish(folder, config, ready, result, val, accelerator, console)
 
 
@@ -247,19 +241,6 @@ def _with_best_epoch(
     last = newest_checkpoint(folder)
     goes_on = f"{lower} goes on from step {step_of(last)}" if last else f"{lower} starts again"
     return UserError(f"{error}{saved}; {goes_on}")
-
-
-def _sample_grids(
-    config: TrainConfig, ready: Prepared, folder: Path, accelerator: Accelerator
-) -> Callable[[str, Progress | None], None]:
-    """Return what writes a grid of samples at a stage; of a task that makes no images it does nothing."""
-
-    def show(stage: str, progress: Progress | None) -> None:
-        if ready.task.generates and world.is_first():
-            model = ready.model.to(accelerator.device).eval()
-            ready.learner.show(model, ready.data, folder, stage, progress)
-
-    return show
 
 
 def _estimate(config: TrainConfig, accelerator: Accelerator, console: Console) -> dict[str, Any]:

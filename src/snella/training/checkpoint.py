@@ -48,6 +48,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(checkpoints(folder), key=step_of, default=None)
 
 
+def done_steps(folder: Path) -> int:
+    """Return the optimiser steps after which a run would be resumed, 0 where there is no checkpoint."""
+    newest = newest_checkpoint(folder)
+    return 0 if newest is None else step_of(newest)
+
+
 def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Any) -> Path:
     """Save tensors and a JSON-able state as the checkpoint of `step` of a run folder.
 

@@ -33,7 +33,6 @@ from snella.distributed.part import PART, computing
 from snella.distributed.step import agreed_signal, check_budgets, check_weights, sum_gradients
 from snella.errors import UserError, short_reason
 from snella.report.rows import read_metrics
-from snella.report.trackers import start_trackers
 from snella.training.checkpoint import checkpoints, write_divergence
 from snella.training.evaluation import evaluate, on_device, seed_step
 from snella.training.interfaces import AfterStep, Batches, Learner
@@ -145,18 +144,12 @@ def train_epochs(
 ) -> None:
     """Train and validate until the last epoch, or until early stopping."""
     at, settings = run.position, run.settings
-    if world.is_first():
-        start_trackers(run.accelerator, settings, run.folder, at.step)
     progress = Progress(console, epochs=settings.epoch_count, steps=run.steps, done=at.step)
-    try:
-        whole = as_whole_batches(run.model) if world.count() > 1 else nullcontext()
-        with StopSignals() as stop, progress, whole:
-            while not at.finished:
-                train_epoch(run, learner, train, progress, stop)
-                validate(run, learner, val, progress, stop, after_epoch)
-    finally:
-        for tracker in run.accelerator.trackers:
-            tracker.finish()
+    whole = as_whole_batches(run.model) if world.count() > 1 else nullcontext()
+    with StopSignals() as stop, progress, whole:
+        while not at.finished:
+            train_epoch(run, learner, train, progress, stop)
+            validate(run, learner, val, progress, stop, after_epoch)
 
 
 def train_epoch(run: TrainState, learner: Learner, train: Batches, progress: Progress, stop: StopSignals) -> None:

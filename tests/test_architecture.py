@@ -78,8 +78,9 @@ ALLOWED: dict[str, set[str]] = {
     },
     "pages": {"compare", "config", "console", "data", "errors", "files", "json_files", "report", "runs", "tasks"}
     | {"tasks.classification", "tasks.multilabel", "tasks.segmentation"},
+    "sharing": {"config", "console", "errors", "files", "methods", "models", "pages", "report", "runs", "tasks"},
     "cli": {"compare", "config", "console", "distributed", "errors", "machine", "runs", "tasks", "training", "version"}
-    | {"pages", "report"},
+    | {"pages", "report", "sharing"},
 }
 
 
@@ -113,9 +114,9 @@ def test_no_two_files_import_each_other():
 
 def test_the_house_stays_small_enough_to_be_seen():
     packages = [path for path in (SOURCE, *SOURCE.rglob("*")) if (path / "__init__.py").exists()]
-    # 25; a folder each for multi-label classification and regression, as a task is one; the pages for people; and what
-    # several processes exchange
-    assert len(packages) <= 29
+    # 25; a folder each for multi-label classification and regression, as a task is one; the pages for people; what
+    # several processes exchange; and what goes to the hub and comes from there
+    assert len(packages) <= 30
     assert folders()[0].lines <= 12, folders()[:3]
     assert files()[0].lines <= 350, files()[:5]
     assert functions()[0].lines <= 50, functions()[:5]

@@ -187,7 +187,7 @@ def test_differences_name_what_changes_the_result_and_nothing_else():
     free = {"device": "cpu", "workers": 3, "checkpoint_every": 5, "tensorboard": True, "out": "x", "resume": True}
     free |= {"rematerialize": "mlp", "gradient_checkpointing": True, "test": "none", "memory": "auto"}
     free |= {"tracker": "wandb", "tracker_adapter": True, "cache_images": "on", "trust": ("dark",), "accept_data": True}
-    assert set(free) | {"overwrite", "estimate", "devices"} == {
+    assert set(free) | {"overwrite", "estimate", "devices", "push", "private"} == {
         n for n, s in settings().items() if s.reading.free or s.reading.start
     }
     assert differences(config, config.changed(**free)) == []

@@ -177,6 +177,25 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Push:
+    """Upload a finished run to the Hugging Face hub: adapter, settings, metrics and a model card, never the data.
+
+    What is pushed names no file of this machine and no image. Needs a token that may write: hf auth login, or HF_TOKEN.
+    """
+
+    run: Annotated[Positional[str], arg(metavar="RUN")] = ""
+    """Run folder that snella train wrote."""
+    name: Annotated[Positional[str], arg(metavar="OWNER/NAME")] = ""
+    """Its repository, which is made if there is none."""
+    private: bool = False
+    """Make it private where it is made now; else it is what the owner's new ones are, which is usually public."""
+    license: str | None = None
+    """Licence of the adapter, for the card, as the hub writes it (apache-2.0, cc-by-nc-sa-4.0)."""
+    data_license: str | None = None
+    """What the card says of the data's licence. None: what the data says of itself."""
+
+
+@dataclass(frozen=True)
 class Data:
     """Show what is found in a data set: images per class and split, sizes, unreadable files, licence."""
 

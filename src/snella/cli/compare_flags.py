@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 # what a comparison sets itself -> the flag that is there instead
 SET_HERE = {"method": "--methods", "lr": "--lr-grid", "seed": "--seeds"}
-SET_HERE |= dict.fromkeys(("test", "resume", "overwrite", "accept_data", "estimate", "devices"), "")
+SET_HERE |= dict.fromkeys(("test", "resume", "overwrite", "accept_data", "estimate", "devices", "push", "private"), "")
 
 
 def make_plan(

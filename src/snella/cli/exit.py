@@ -15,13 +15,22 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 from snella.distributed.environment import is_one_of_several
 from snella.errors import REMEDIES, UserError, error_number, printable, short_reason
 from snella.training.interrupt import ENDS_WITH_PARENT, leave_terminal
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a command came to: what --json prints of it, and the exit code."""
+
+    values: Mapping[str, Any]
+    code: int = 0
 
 
 class Terminated(KeyboardInterrupt):

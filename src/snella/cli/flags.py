@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.conf import FlagCreatePairsOff
@@ -17,6 +17,9 @@ from snella.config.validation import choice_error
 from snella.errors import UserError
 
 C = TypeVar("C")
+SWITCHES = ("--quiet", "--json", "--debug")  # of any command
+# a command of its own form of JSON, which is one of its flags
+WITH_OWN_JSON = ("predict",)
 
 
 def value_of(args: Sequence[str], name: str) -> str | None:
@@ -28,6 +31,20 @@ def value_of(args: Sequence[str], name: str) -> str | None:
         elif word.startswith(f"{flag(name)}="):
             value = word.partition("=")[2]
     return value
+
+
+def switched(args: Sequence[str]) -> tuple[list[str], set[str]]:
+    """Return the words of a command line without the switches of any command, and these."""
+    own = {"--json"} if args and args[0] in WITH_OWN_JSON else set[str]()
+    given = {word for word in args if word in SWITCHES and word not in own}
+    return [word for word in args if word not in given], given
+
+
+def parse_command(command: type[C], args: Sequence[str]) -> C:
+    """Return the command that the flags describe, with its name and fields in the messages."""
+    name = command.__name__.lower()
+    check_flags(args, get_type_hints(command), name)
+    return parse(command, args, name)
 
 
 def divided(args: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -83,7 +100,7 @@ def check_flags(args: Sequence[str], hints: Mapping[str, Any], name: str, *, neg
         if not equals and i + 1 == len(args):
             continue
         value = value if equals else args[i + 1]
-        choices = _choices(flags.get(given))
+        choices = choices_of(flags.get(given))
         if choices and value not in choices:
             raise choice_error(given[2:], value, choices)
         _check_number(given, value, flags.get(given))
@@ -102,7 +119,7 @@ def _check_number(given: str, value: str, hint: Any) -> None:
         raise UserError(f"{given}: {error}") from None
 
 
-def _choices(hint: Any) -> tuple[str, ...]:
+def choices_of(hint: Any) -> tuple[str, ...]:
     """Return the values of a Literal, or of one that may be None (typed as such); () for other types."""
     if get_origin(hint) is Literal:
         return get_args(hint)

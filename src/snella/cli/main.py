@@ -12,37 +12,25 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any
 
 from snella.cli.commands import (
     Check,
-    Compare,
-    Data,
     Evaluate,
     Merge,
     Predict,
+    Push,
     Report,
     Soup,
-    Train,
-    parse_train,
-    train_hints,
 )
-from snella.cli.compare_flags import make_plan
-from snella.cli.exit import Stopped, again, end_with_parent, exit_code, explain, ready_output, terminable
-from snella.cli.flags import check_flags, divided, parse, value_of
+from snella.cli.data import show_data
+from snella.cli.exit import Found, end_with_parent, explain, ready_output, terminable
+from snella.cli.flags import parse_command, switched
 from snella.cli.threads import wait_asleep_if_busy
+from snella.cli.training import compare_runs, train_run
 from snella.config.fields import flag, nearest
-from snella.config.recipe import read_recipe
-from snella.config.schema import TrainConfig, run_folder
-from snella.config.suites import is_suite_task, read_suite_task
-from snella.config.validation import validate
-from snella.distributed.environment import (
-    asked_of_accelerate,
-    check_alone,
-    claimed_since_start,
-    is_one_of_several,
-    is_restarted,
-)
+from snella.console import print_json, printing
+from snella.distributed.environment import check_alone
 from snella.errors import UserError
 from snella.report.state import show_runs
 from snella.version import __version__
@@ -57,35 +45,39 @@ snella {__version__}: fine-tune pre-trained vision backbones by a sparse update 
   snella merge RUN --out FOLDER   write a checkpoint that loads without snella, ONNX with --onnx, a LoRA with --lora
   snella soup RUN... --out FOLDER average the weights of runs into one model that is a run too
   snella report RUN               write its page, one HTML file; of a comparison too (train and compare write it)
+  snella push RUN OWNER/NAME      upload it to the Hugging Face hub, with a model card; never the data
   snella check RUN                verify a run folder: what is wrong with it, and what to do
   snella data PATH                show what is found in a data set
 
-snella alone shows the runs in runs/. snella COMMAND --help lists a command's flags with their defaults. --debug, with
-any command, shows tracebacks.
+snella alone shows the runs in runs/. snella COMMAND --help lists a command's flags with their defaults. With any
+command --quiet prints nothing but errors, --json what it came to, as one JSON object, and --debug tracebacks. evaluate,
+predict and merge take a run of the hub as well, OWNER/NAME. snella --completion bash|zsh|fish completes flags in a
+shell: eval "$(snella --completion bash)".
 """
-
-C = TypeVar("C")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (without the program's name) and return its exit code, one of `snella.cli.exit`."""
     args = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in args
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; such images are refused in a line
-    args = [a for a in args if a != "--debug"]
     args = args[1:] if args[:1] == ["--"] else args  # torchrun ... -m snella -- train: see docs/cluster.md
+    args, given = switched(args)
+    debug, as_json = "--debug" in given, "--json" in given
     ready_output()
-    with terminable(args):
+    with terminable(args), printing(quiet="--quiet" in given, json=as_json):
         end_with_parent()
         try:
-            return _dispatch(args)
+            done = _dispatch(args, given)
+            if as_json and isinstance(done, Found):
+                print_json(done.values)
+            return done.code if isinstance(done, Found) else done
         except BaseException as error:
             if debug:
                 traceback.print_exc()
             return explain(error, args, debug=debug)
 
 
-def _dispatch(args: list[str]) -> int:
+def _dispatch(args: list[str], given: set[str]) -> int | Found:
     if not args and show_runs(Path("runs")):
         return 0
     if not args or args[0] in ("-h", "--help", "help"):
@@ -93,6 +85,11 @@ def _dispatch(args: list[str]) -> int:
         return 0 if args else 2
     if args[0] == "--version":
         print(f"snella {__version__}")
+        return 0
+    if args[0] == "--completion":
+        from snella.cli.completion import script
+
+        print(script(args[1] if args[1:] else "", COMMANDS), end="")
         return 0
     if args[0] not in COMMANDS:
         near = nearest(args[0], COMMANDS)
@@ -102,103 +99,21 @@ def _dispatch(args: list[str]) -> int:
         wait_asleep_if_busy()
     if args[0] != "train":
         check_alone(f"snella {args[0]}")
+    if args[0] == "train":
+        return train_run(args[1:], given)
     return COMMANDS[args[0]](args[1:])
 
 
-def _train(args: list[str]) -> int:
-    config = _in_benchmark(parse_train(args, "train", _defaults(args)), args)
-    validate(config)
-    processes = config.devices if config.devices > 1 else asked_of_accelerate()
-    if processes > 1 and not is_one_of_several():
-        from snella.distributed.launch import start_processes
-
-        return start_processes(processes, ["train", *divided(args, ["devices"])[1]])
-    from snella.distributed.world import LOST, ProcessLost
-    from snella.runs.folder import is_cross_validation, resume_command
-    from snella.runs.train import train
-    from snella.training.interrupt import Interrupted
-
-    folder = run_folder(config)
-    if is_restarted() and claimed_since_start(folder / "config.yaml"):
-        config = config.changed(resume=True, overwrite=False)
-    before = _written(folder / "config.yaml")
-    if is_cross_validation(config):
-        check_alone("a cross-validation (--folds without --fold)")
-        from snella.compare.folds import cross_validate as train
-    try:
-        train(config, finished=_report_trained)
-    except Interrupted as stop:
-        raise Stopped(exit_code(stop), resume_command(folder)) from None
-    except ProcessLost:
-        raise Stopped(1, resume_command(folder), LOST) from None
-    except KeyboardInterrupt as stop:
-        started = _written(folder / "config.yaml") != before  # it is written when the folder is claimed
-        raise Stopped(exit_code(stop), resume_command(folder) if started else again(["train", *args])) from None
-    return 0
-
-
-def _report_trained(folder: Path, data: Any) -> None:
-    from snella.pages.page import report_trained  # what draws pages would keep the first step waiting
-
-    report_trained(folder, data)
-
-
-def _written(path: Path) -> int | None:
-    """Return when a file was written, in ns; None where there is none."""
-    return path.stat().st_mtime_ns if path.exists() else None
-
-
-def _compare(args: list[str]) -> int:
-    names = [f.name for f in dataclasses.fields(Compare)]
-    own, shared = divided(args, [*names, "no_combine"])
-    check_flags(args, train_hints() | get_type_hints(Compare), "compare", negatable=True)
-    command = parse(Compare, ["--help"] if {"-h", "--help"} & set(args) else own, "compare", negatable=True)
-
-    def settings(flags: Sequence[str], defaults: TrainConfig | None) -> TrainConfig:
-        default = _defaults(flags) if defaults is None else Train(config=defaults)
-        return _in_benchmark(parse_train(flags, "compare", default), flags)
-
-    plan = make_plan(command, shared, settings)
-    from snella.compare.search import compare
-    from snella.pages.page import report_compared
-
-    try:
-        failed = compare(plan, workers=command.workers)
-        report_compared(plan.folder)
-        return 1 if failed else 0
-    except KeyboardInterrupt as stop:
-        raise Stopped(exit_code(stop), again(["compare", *args])) from None
-
-
-def _defaults(args: Sequence[str]) -> Train:
-    """Return the recipe's values and its name; `--resume --out RUN` alone takes RUN/config.yaml for the recipe."""
-    recipe, out = value_of(args, "recipe"), value_of(args, "out")
-    if recipe is None and out and "--resume" in args and (Path(out) / "config.yaml").is_file():
-        recipe = str(Path(out) / "config.yaml")
-    if not recipe:
-        return Train()
-    return Train(recipe, read_suite_task(recipe) if is_suite_task(recipe) else read_recipe(recipe))
-
-
-def _in_benchmark(command: Train, args: Sequence[str]) -> TrainConfig:
-    """Return the config; with a suite's task, --data names the folder of the whole benchmark, or the task's own."""
-    config = command.config
-    if command.recipe and is_suite_task(command.recipe) and value_of(args, "data"):
-        return config.changed(data=read_suite_task(command.recipe, config.data.source).data.source)
-    return config
-
-
-def _evaluate(args: list[str]) -> int:
-    command = _parse(Evaluate, args)
+def _evaluate(args: list[str]) -> Found:
+    command = parse_command(Evaluate, args)
     folder = _run(command.run, "evaluate")
     from snella.runs.evaluate import evaluate
 
-    evaluate(folder, **_options(command))
-    return 0
+    return Found({"run": command.run, **evaluate(folder, **_options(command))})
 
 
 def _predict(args: list[str]) -> int:
-    command = _parse(Predict, args)
+    command = parse_command(Predict, args)
     folder = _run(command.run, "predict")
     if command.json and command.csv:
         raise UserError("--json and --csv contradict each other: pass one of them")
@@ -233,8 +148,8 @@ def _refuse(command: Predict, names: tuple[str, ...], why: str) -> None:
             raise UserError(f"{what}: {command.run} {why}; leave it out")
 
 
-def _merge(args: list[str]) -> int:
-    command = _parse(Merge, args)
+def _merge(args: list[str]) -> Found:
+    command = parse_command(Merge, args)
     folder = _run(command.run, "merge")
     if not command.out:
         raise UserError("no folder for the checkpoint: snella merge RUN --out FOLDER")
@@ -243,83 +158,65 @@ def _merge(args: list[str]) -> int:
             raise UserError("--onnx: a LoRA is not a model to export; leave --onnx or --lora out")
         from snella.runs.lora import merge_as_lora
 
-        merge_as_lora(folder, out=command.out, lora=command.lora)
-        return 0
+        return Found({"run": command.run, **merge_as_lora(folder, out=command.out, lora=command.lora)})
     from snella.runs.load import merge
 
-    merge(folder, out=command.out, onnx=command.onnx)
-    return 0
+    return Found({"run": command.run, **merge(folder, out=command.out, onnx=command.onnx)})
 
 
-def _soup(args: list[str]) -> int:
-    command = _parse(Soup, args)
+def _soup(args: list[str]) -> Found:
+    command = parse_command(Soup, args)
     if not command.out:
         raise UserError("no folder for the soup: snella soup RUN RUN... --out FOLDER")
     from snella.compare.soup import soup
 
     options = {name: value for name, value in _options(command).items() if name not in ("runs", "out")}
-    soup([Path(run) for run in command.runs], out=Path(command.out), **options)
-    return 0
+    return Found({"run": command.out, **soup([Path(run) for run in command.runs], out=Path(command.out), **options)})
 
 
-def _check(args: list[str]) -> int:
-    command = _parse(Check, args)
-    folder = _run(command.run, "check")
+def _check(args: list[str]) -> Found:
+    command = parse_command(Check, args)
+    if not command.run:
+        raise UserError(NO_RUN.format("check"))
     from snella.runs.check import check
 
-    return 1 if check(folder) else 0
+    seen: list[dict[str, str]] = []
+    wrong = check(Path(command.run), seen=seen)
+    return Found({"run": command.run, "wrong": wrong, "parts": seen}, 1 if wrong else 0)
 
 
-def _report(args: list[str]) -> int:
-    command = _parse(Report, args)
+def _report(args: list[str]) -> Found:
+    command = parse_command(Report, args)
     if not command.run:
         raise UserError(
             "no folder: snella report RUN, or COMPARISON, with the folder that snella train or compare wrote"
         )
     from snella.pages.page import report
 
-    report(Path(command.run), out=command.out)
-    return 0
+    return Found({"report": str(report(Path(command.run), out=command.out))})
 
 
-def _data(args: list[str]) -> int:
-    command = _parse(Data, args)
-    if not command.data:
-        raise UserError("no data: snella data PATH names a folder, a manifest or a known data set")
+def _push(args: list[str]) -> Found:
+    command = parse_command(Push, args)
+    if not command.run or not command.name:
+        raise UserError("a run and a name are needed: snella push RUN OWNER/NAME")
+    from snella.sharing.push import push
 
-    from snella.console import Terminal, print_line
-    from snella.report.sheet import check_sheet, contact_sheet
-    from snella.runs.prepare import SHEET, doubts, pictures_by_name, read_run_data
-    from snella.tasks.registry import task_for, task_named
-
-    if command.sheet is not None:
-        check_sheet(Path(command.sheet))
-    given = {name: value for name, value in dataclasses.asdict(command).items() if name not in ("strict", "sheet")}
-    name = command.task or ("classify" if command.crops else task_for(command.data))
-    config = TrainConfig.of(**given | {"task": name})
-    validate(config)
-    found = read_run_data(config, Terminal(stderr=True))
-    Terminal().print(task_named(name).describe(found), soft_wrap=True)  # a path broken over lines cannot be copied
-    if command.sheet is not None:
-        title = f"{found.root}: {found.layout}"
-        contact_sheet(pictures_by_name(found), Path(command.sheet), title=title, line=SHEET)
-        print_line(Terminal(), f"contact sheet in {command.sheet}")
-    suspected = doubts(config, found)
-    for line in suspected:
-        print_line(Terminal(), line)
-    return 1 if command.strict and suspected else 0
+    own = {name: value for name, value in _options(command).items() if name != "name"}
+    return Found({"run": command.run, "pushed": push(Path(command.run), command.name, **own)})
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "train": _train,
-    "compare": _compare,
+COMMANDS: dict[str, Callable[[list[str]], int | Found]] = {
+    "train": train_run,
+    "compare": compare_runs,
     "evaluate": _evaluate,
     "predict": _predict,
     "merge": _merge,
     "soup": _soup,
     "report": _report,
+    "push": _push,
     "check": _check,
-    "data": _data,
+    "data": show_data,
 }
 
 
@@ -328,13 +225,12 @@ def _options(command: Any) -> dict[str, Any]:
 
 
 def _run(run: str, command: str) -> Path:
+    """Return the folder of a run that is given as a folder or as OWNER/NAME."""
     if not run:
-        raise UserError(f"no run folder: snella {command} RUN, with the folder that snella train wrote")
-    return Path(run)
+        raise UserError(NO_RUN.format(command))
+    from snella.sharing.fetch import run_folder_of
+
+    return run_folder_of(run)
 
 
-def _parse(command: type[C], args: Sequence[str]) -> C:
-    """Return the command that the flags describe, with its name and fields in the messages."""
-    name = command.__name__.lower()
-    check_flags(args, get_type_hints(command), name)
-    return parse(command, args, name)
+NO_RUN = "no run folder: snella {} RUN, with the folder that snella train wrote"

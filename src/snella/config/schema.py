@@ -77,6 +77,10 @@ class TrainConfig:
     """With --resume: go on although the images or labels are not those that the run was started with."""
     estimate: bool = setting(False, start=True)
     """Print the memory that a training step needs, and train nothing; no run folder is written."""
+    push: str | None = setting(None, start=True)
+    """Upload the finished run to the Hugging Face hub as this, OWNER/NAME, as snella push does."""
+    private: bool = setting(False, start=True)
+    """With --push: make the repository private, where it is made now."""
 
     @classmethod
     def of(cls, **values: Any) -> TrainConfig:

@@ -95,6 +95,10 @@ def _check_run(config: TrainConfig) -> None:
             raise choice_error("tracker", name, TRACKER_NAMES)
     if config.loop.tracker_adapter and not config.loop.trackers:
         raise UserError("--tracker-adapter: no --tracker is named to give it to; name one, or leave it out")
+    if config.private and config.push is None:
+        raise UserError("--private is read with --push OWNER/NAME only; leave it out")
+    if config.push is not None and config.data.folds is not None and config.data.fold is None:
+        raise UserError("--push: --folds makes several runs; leave it out, and push one of them by snella push")
     if config.resume and config.overwrite:
         raise UserError("--resume and --overwrite contradict each other: pass one of them")
 

@@ -215,16 +215,18 @@ def moved(folder: Path, config: TrainConfig) -> list[str]:
 # ---- snella check RUN
 
 
-def check(folder: Path, *, console: Console | None = None) -> int:
+def check(folder: Path, *, console: Console | None = None, seen: list[dict[str, str]] | None = None) -> int:
     """Look at everything in a run folder, print a line for each part, and return how many are wrong.
+
+    What is said goes to the list `seen` too: "run", "part", "state" (ok or wrong), "text".
 
     Raises:
         UserError: it is not a run folder, or its config.yaml is damaged.
     """
-    console, wrong = console or Terminal(), 0
+    console, wrong, seen = console or Terminal(), 0, [] if seen is None else seen
     config = read_config(folder)
     if is_cross_validation(config):
-        return _check_folds(folder, config, console)
+        return _check_folds(folder, config, console, seen)
     parts: dict[str, Callable[[Path, TrainConfig], list[str]]] = {
         "run": _state,
         "records": _records,
@@ -235,27 +237,32 @@ def check(folder: Path, *, console: Console | None = None) -> int:
     }
     for name, look in parts.items():
         try:
-            lines = [f"ok     {name}: {line}" for line in look(folder, config)]
+            found = [("ok", line) for line in look(folder, config)]
         except UserError as error:
             wrong += 1
-            lines = [f"wrong  {name}: {error}"]
-        for line in lines:
-            print_line(console, line)
+            found = [("wrong", str(error))]
+        for state, line in found:
+            _say(folder, name, state, line, console, seen)
     return wrong
 
 
-def _check_folds(folder: Path, config: TrainConfig, console: Console) -> int:
+def _say(folder: Path, part: str, state: str, text: str, console: Console, seen: list[dict[str, str]]) -> None:
+    print_line(console, f"{state:<6} {part}: {text}")
+    seen.append({"run": str(folder), "part": part, "state": state, "text": text})
+
+
+def _check_folds(folder: Path, config: TrainConfig, console: Console, seen: list[dict[str, str]]) -> int:
     """Look at each run of a cross-validation, and return how much is wrong in all."""
     wrong = 0
     for own in fold_folders(folder, config):
         print_line(console, f"{own}:")
         if state_of(own) == "absent":
-            print_line(console, f"wrong  run: not begun; go on with: {resume_command(folder)}")
+            _say(own, "run", "wrong", f"not begun; go on with: {resume_command(folder)}", console, seen)
             wrong += 1
         else:
-            wrong += check(own, console=console)
+            wrong += check(own, console=console, seen=seen)
     if not (folder / SUMMARY).is_file():
-        print_line(console, f"wrong  {folder}: not finished; go on with: {resume_command(folder)}")
+        _say(folder, str(folder), "wrong", f"not finished; go on with: {resume_command(folder)}", console, seen)
         wrong += 1
     return wrong
 

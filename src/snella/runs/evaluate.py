@@ -40,8 +40,9 @@ def evaluate(
     batch_size: int = 64,
     device: str = "auto",
     console: Console | None = None,
-) -> Any:
-    """Test a run on a split of its own data, or on other data; writes RUN/evaluation/NAME.json and NAME.png.
+) -> dict[str, Any]:
+    """Test a run on a split of its own data, or on other data; writes RUN/evaluation/NAME.json, which it returns, and
+    NAME.png.
 
     With `features`, the name of a model, `samples` images that the run makes are compared with those of the split.
 
@@ -69,9 +70,10 @@ def evaluate(
     found = _write(folder, name, run, evaluation, data, console)
     if features is not None:
         fidelity, line = run.learner.judge(run.model, images, features, count=samples, console=console)
-        write_json(folder / EVALUATION / f"{name}.json", {**found, "fidelity": fidelity})
+        found = {**found, "fidelity": fidelity}
+        write_json(folder / EVALUATION / f"{name}.json", found)
         print_line(console, line)
-    return evaluation
+    return {"name": name, "results": str(folder / EVALUATION), **found}
 
 
 def _write(

@@ -139,8 +139,8 @@ def check_options(batch_size: int, device: str) -> None:
     check_device(device, "fp32")
 
 
-def merge(folder: Path, *, out: str, onnx: str | None = None, console: Console | None = None) -> None:
-    """Write the run's model as a plain timm or transformers checkpoint, and as ONNX where asked.
+def merge(folder: Path, *, out: str, onnx: str | None = None, console: Console | None = None) -> dict[str, Any]:
+    """Write the run's model as a plain timm or transformers checkpoint, and as ONNX where asked; return what was made.
 
     Raises:
         UserError: no finished run, a target that exists already, missing packages for ONNX, or a task without it.
@@ -161,6 +161,9 @@ def merge(folder: Path, *, out: str, onnx: str | None = None, console: Console |
     tell_views(run, console)
     if (precision := run.config.model.base_precision) != "fp32":
         print_line(console, f"its weights were rounded to {precision} before tuning, as --base-precision asked")
+    found: dict[str, Any] = {"out": out, "load": hint}
     if onnx:
         difference = export_onnx(model, onnx, image_size=run.preprocessing.image_size)
         print_line(console, f"ONNX model in {onnx}; its logits differ by {difference:.1e} at most")
+        found |= {"onnx": onnx, "onnx_difference": difference}
+    return found

@@ -38,7 +38,7 @@ BATCH = 64  # images per forward pass, as `snella evaluate` has it
 Metrics = dict[str, float]
 
 
-def merge_as_lora(folder: Path, *, out: str, lora: str, console: Console | None = None) -> None:
+def merge_as_lora(folder: Path, *, out: str, lora: str, console: Console | None = None) -> dict[str, Any]:
     """Write the run's update as a LoRA close to it, and say what each layer keeps of it and the metrics on val of both.
 
     The LoRA's metrics are those of the files as plain PEFT loads them. Where the run's images cannot be read, they are
@@ -73,11 +73,13 @@ def merge_as_lora(folder: Path, *, out: str, lora: str, console: Console | None 
             converted.save_for_diffusers(temporary, place.pipeline)
         after = _metrics(run, _with_lora(base, place.part, temporary), val, accelerator)
         layers = {name: {"rank": layer.rank, "share": layer.share} for name, layer in converted.layers.items()}
-        write_json(temporary / "lora.json", {"layers": layers, "val": {"run": before, "lora": after}})
+        found = {"layers": layers, "val": {"run": before, "lora": after}}
+        write_json(temporary / "lora.json", found)
         write_text(temporary / "README.md", _readme(folder, saved, place))
     _report(console, run, converted, target)
     tell_views(run, console)
     _tell_metrics(console, run, before, after)
+    return {"out": out, **found}
 
 
 def _rank(text: str) -> int | float:

@@ -74,6 +74,8 @@ class Prepared:
 
 def read_run_data(config: TrainConfig, console: Console) -> ImageData:
     """Return the data of a run, the same at every call: splits come from the seed, --smoke's few images from them."""
+    if config.data.source is None:
+        raise UserError("this run has no data with it, as none from the hub has; name some: --data PATH, or images")
     task = task_named(config.task)
     with checking_images(console) as progress:
         data = with_white(task.read(config, progress), config.data.white)

@@ -216,6 +216,7 @@ def _train(
             after_epoch=lambda epoch: samples_of_epoch(epoch, ready, folder, accelerator),
             resume=config.resume,
             console=console,
+            hidden=ready.task.metrics.keys() - ready.task.shown_metrics(len(ready.data.classes)).keys(),
         )
     except Diverged as error:
         raise _with_best_epoch(error, folder, config, ready, accelerator) from error

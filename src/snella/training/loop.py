@@ -12,7 +12,7 @@ stopped anywhere and resumed therefore ends, on the CPU, with the same bits as o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -72,13 +72,14 @@ def fit(
     after_epoch: Callable[[int], None] | None = None,
     resume: bool = False,
     console: Console,
+    hidden: Collection[str] = (),
 ) -> FitResult:
     """Train the model's trainable parameters and leave it with the best epoch's tuned state (the average's if on).
 
     `accelerator` says where and in which precision; every
     random number comes from `seed`.
     `after_epoch(epoch)`, from 1, is called when an epoch has been validated, with what was validated in the model; it
-    may not change it.
+    may not change it. `hidden` are metrics that `console` does not show.
 
     Writes folder/metrics.jsonl, folder/allocation.jsonl and folder/checkpoints/. With `resume` it goes on from the
     newest checkpoint, or starts where there is none; of a finished run it loads the result.
@@ -97,7 +98,7 @@ def fit(
     run = start_run(folder, model, settings, accelerator, after_step, len(train), seed=seed, resume=resume)
     if not run.position.finished:
         try:
-            train_epochs(run, learner, train, val, after_epoch, console)
+            train_epochs(run, learner, train, val, after_epoch, console, hidden)
         except Diverged as error:
             if world.is_first():
                 write_divergence(folder, error.step, error.rate, settings.peak_lr)
@@ -141,10 +142,13 @@ def train_epochs(
     val: Batches,
     after_epoch: Callable[[int], None] | None,
     console: Console,
+    hidden: Collection[str] = (),
 ) -> None:
     """Train and validate until the last epoch, or until early stopping."""
     at, settings = run.position, run.settings
-    progress = Progress(console, epochs=settings.epoch_count, steps=run.steps, done=at.step)
+    rows = read_metrics(run.folder, learner.selection) if at.step else []
+    curve = [row[learner.selection] for row in rows if row["kind"] == "val"]
+    progress = Progress(console, epochs=settings.epoch_count, steps=run.steps, done=at.step, curve=curve, hidden=hidden)
     whole = as_whole_batches(run.model) if world.count() > 1 else nullcontext()
     with StopSignals() as stop, progress, whole:
         while not at.finished:
@@ -174,8 +178,9 @@ def train_epoch(run: TrainState, learner: Learner, train: Batches, progress: Pro
         at.batches += len(group)
         at.loss_sum += loss
         at.loss_count += 1
-        speed.images += sum(map(images_in, group))
-        progress.step(step, epoch, loss=loss, speed=speed.per_second(), memory=run.memory.bytes)
+        images = sum(map(images_in, group))
+        speed.images += images
+        progress.step(step, epoch, loss=loss, images=images, memory=run.memory.bytes)
         if record is not None:
             run.allocation.append({"step": step, **record})
         ends = at.batches == len(train)
@@ -281,7 +286,7 @@ def validate(
     at.finished = at.epochs == settings.epoch_count or 0 < settings.early_stopping <= at.stale
     run.metrics.append({"kind": "val", "epoch": at.epochs, "step": at.step, **metrics})
     run.accelerator.log({f"val/{name}": value for name, value in metrics.items()}, step=at.step)
-    progress.epoch_done(at.epochs, metrics, best=best)
+    progress.epoch_done(at.epochs, metrics, score=score, best=best)
     due = not settings.checkpoint_every or at.step % settings.checkpoint_every == 0
     asked = agreed_signal(stop.requested)
     if due or at.finished or asked:

@@ -58,7 +58,7 @@ class Terminal(Console):
     """
 
     def __init__(self, *, stderr: bool = False, quiet: bool = False, **options: Any) -> None:
-        bars = {"force_terminal": False} if _SWITCHES.quiet else {}
+        bars: dict[str, Any] = {"force_terminal": False} if _SWITCHES.quiet else {}
         silent = quiet or (_SWITCHES.quiet and not stderr)
         super().__init__(stderr=stderr or _SWITCHES.json, quiet=silent, **bars | options)
 

@@ -218,8 +218,8 @@ def test_trackio_has_a_store_and_goes_on_with_its_run(
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     for done in (0, 1):
         tracked("trackio", tmp_path, done, a_training(tmp_path, (done + 1,)), lr=0.5)
-    from trackio.sqlite_storage import SQLiteStorage
-    from trackio.utils import TRACKIO_DIR
+    from trackio.sqlite_storage import SQLiteStorage  # pyright: ignore[reportMissingImports]
+    from trackio.utils import TRACKIO_DIR  # pyright: ignore[reportMissingImports]
 
     assert Path(TRACKIO_DIR).is_dir()
     (run,) = [name for name in SQLiteStorage.get_runs("snella") if name.startswith(tmp_path.name)]

@@ -71,7 +71,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._file(*found.groups())
         return self._answer(404, {"error": f"no {path}"})
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def do_POST(self) -> None:
         self.hub.asked.append(f"POST {self.path}")
@@ -127,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self, name: str, revision: str, path: str) -> None:
         found = self._found(name, revision)
         if found is None:
-            return None
+            return
         sha, files = found
         if path not in files:
             self._answer(404, {"error": "EntryNotFound"}, {"X-Error-Code": "EntryNotFound"})

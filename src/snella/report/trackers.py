@@ -105,12 +105,12 @@ class WandBRun(WandBTracker):
         self.run.log({**values, "step": step}, **kwargs)
 
     def picture(self, name: str, path: Path, step: int) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         self.log({name: wandb.Image(str(path))}, step)
 
     def artifact(self, name: str, path: Path) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         artifact = wandb.Artifact(f"{name}-{self.id}", type="model" if name == "adapter" else name)
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
@@ -138,7 +138,7 @@ class MLflowRun(MLflowTracker):
         )
 
     def start(self) -> None:
-        import mlflow
+        import mlflow  # pyright: ignore[reportMissingImports]
 
         if self.store:
             self.store.mkdir(parents=True, exist_ok=True)
@@ -179,7 +179,7 @@ class TrackioRun(TrackioTracker):
         self.run.config.update(values)
 
     def picture(self, name: str, path: Path, step: int) -> None:
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         self.log({name: trackio.Image(str(path))}, step)
 
@@ -187,12 +187,12 @@ class TrackioRun(TrackioTracker):
         self.run.log_artifact(path, name=f"{name}-{self.id}", type="model" if name == "adapter" else name)
 
     def where(self) -> str:
-        from trackio.utils import TRACKIO_DIR
+        from trackio.utils import TRACKIO_DIR  # pyright: ignore[reportMissingImports]
 
         return f"TRACKIO_DIR={TRACKIO_DIR} trackio show shows it"
 
     def finish(self) -> None:
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         with contextlib.redirect_stdout(io.StringIO()):
             trackio.finish()

@@ -146,8 +146,8 @@ def _start(
             summary = _train(config, ready, folder, trained, accelerator, console)
             if world.is_first():
                 finished(folder, ready.data)
-                own = config.loop.tracker_adapter
-                send_results(accelerator, folder, summary, done_steps(folder), adapter=own)
+                with_adapter = config.loop.tracker_adapter
+                send_results(accelerator, folder, summary, done_steps(folder), adapter=with_adapter)
     return summary
 
 

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from statistics import median
+from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -106,7 +107,7 @@ class Progress(AbstractContextManager["Progress"]):
             transient=True,
             disable=not console.is_terminal,
         )
-        none = {"text": "", "eta": "", "curve": ""}
+        none: dict[str, Any] = {"text": "", "eta": "", "curve": ""}
         self._training = self._bars.add_task("starting", total=steps, completed=done, **none)
         self._validation = self._bars.add_task("validation", total=None, visible=False, **none)
         self._show_curve()

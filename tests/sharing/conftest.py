@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_api
 
 from support.hub import TOKEN, Hub, served
 from support.runs import train, write_images
@@ -33,6 +33,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with served() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.address)
         monkeypatch.setattr(constants, "ENDPOINT", hub.address)  # which it reads once a process
+        monkeypatch.setattr(hf_api.api, "endpoint", hub.address)  # by which PEFT asks
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"
         )

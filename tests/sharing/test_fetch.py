@@ -61,7 +61,7 @@ def test_without_data_it_says_so(pushed: Hub, capsys: pytest.CaptureFixture[str]
 
 
 def test_it_is_downloaded_once_into_the_hub_s_cache_and_works_without_a_connection(
-    pushed: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pushed: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     folder = run_folder_of(NAME)
     assert folder == run_folder_of(f"hf:{NAME}") == run_folder_of(f"{NAME}@main")
@@ -71,7 +71,10 @@ def test_it_is_downloaded_once_into_the_hub_s_cache_and_works_without_a_connecti
     assert list((tmp_path / "hub-cache").glob("models--ann--flowers-snella/snapshots/*/config.yaml"))
     assert not [path for path in folder.rglob("*") if path.is_symlink()]
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody is there
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", "http://127.0.0.1:9")
     assert run_folder_of(NAME) == folder
+    assert main(["predict", "ann/another"]) == 2
+    assert "ann/another on the hub cannot be reached" in capsys.readouterr().err
 
 
 def test_a_revision_is_pinned(pushed: Hub):

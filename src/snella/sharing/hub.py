@@ -9,7 +9,9 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+from snella.console import Terminal
 from snella.errors import UserError, short_reason
 
 NAME = re.compile(r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w./-]+))?")  # OWNER/NAME, OWNER/NAME@REVISION
@@ -40,7 +42,7 @@ def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
-    with _told(name, f"is not pushed; snella push does it again; {LOGIN}"):
+    with _told(name, f"nothing is pushed; {LOGIN}, and snella push does it again"), _bars():
         api = HfApi()
         address = api.create_repo(name, private=private or None, exist_ok=True)
         api.create_commit(name, operations, commit_message=message)
@@ -55,19 +57,23 @@ def download(name: str, revision: str | None, patterns: Sequence[str]) -> tuple[
     Raises:
         UserError: there is no such repository or revision, or it cannot be read.
     """
-    chosen = revision or "main"
+    remedy = "name a folder, or a run on the hub as OWNER/NAME (hf auth login for private ones)"
+    with _told(name, remedy), _bars():
+        found = snapshot_download(name, revision=revision, allow_patterns=list(patterns), etag_timeout=SECONDS)
+    return Path(found), Path(found).name
+
+
+@contextlib.contextmanager
+def _bars() -> Iterator[None]:
+    """Leave the client its progress bars where a person looks at them."""
+    if Terminal(stderr=True).is_terminal or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
     try:
-        with _told(name, "name a folder, or a run on the hub as OWNER/NAME (hf auth login for private ones)"):
-            found = HfApi().model_info(name, revision=chosen, timeout=SECONDS)
-            assert found.sha is not None
-            return Path(snapshot_download(name, revision=found.sha, allow_patterns=list(patterns))), found.sha
-    except UserError as error:
-        if isinstance(error.__cause__, HfHubHTTPError):  # an answer
-            raise
-        with contextlib.suppress(LocalEntryNotFoundError):
-            kept = snapshot_download(name, revision=chosen, allow_patterns=list(patterns), local_files_only=True)
-            return Path(kept), Path(kept).name
-        raise
+        yield
+    finally:
+        enable_progress_bars()
 
 
 @contextlib.contextmanager
@@ -75,6 +81,9 @@ def _told(name: str, remedy: str) -> Iterator[None]:
     """Turn what the hub, or the way to it, answers into a UserError that names the repository."""
     try:
         yield
+    except LocalEntryNotFoundError as error:
+        reason = short_reason(error.__cause__ or error)
+        raise UserError(f"{name} on the hub cannot be reached ({reason}); {remedy}") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         reasons = {401: "the token is not valid", 403: "the token may not do that", 404: "there is no such repository"}

@@ -25,12 +25,13 @@ from snella.runs.check import read_start
 from snella.runs.folder import ABOUT, ADAPTER, BASE, CONFIG, START, SUMMARY, read_about, read_config, read_summary
 
 PICTURES = ("allocation.png", "curves.png")  # which show no image of the data
-CARD = "README.md"
-FILES = (CONFIG, f"{ADAPTER}/*", BASE, SUMMARY, METRICS, ALLOCATION, START, *PICTURES, CARD)
+MODEL_CARD = "README.md"
+FILES = (CONFIG, f"{ADAPTER}/*", BASE, SUMMARY, METRICS, ALLOCATION, START, *PICTURES, MODEL_CARD)
 KEPT_OF_SUMMARY = (  # nothing by which an image could be known
     *("val", "test", "test_last", "selection", "images", "trainable_parameters", "adapter_bytes", "peak_memory_bytes"),
     *("seconds", "device", "seed", "versions", "classes", "targets", "kappa", "noise_levels"),
 )
+_FILE = re.compile(r"\.[A-Za-z]{2,5}(#.*)?$")  # how the name of an image ends, or of a part of one
 _PREFIX = re.compile("|".join([*FOLDER_PREFIXES, "hfds/", "torch/", "wds/"]))
 
 
@@ -84,9 +85,8 @@ def check_private(folder: Path, target: Path) -> None:
     """Refuse to push files that name a path of this machine or an image of the data. Raises UserError."""
     config, start = read_config(folder), read_start(folder) or {}
     places = {str(folder.resolve()), *(p for name in PLACES if (p := _path(config, name)) is not None)}
-    images = {
-        name for known in (start.get("entries") or {}).values() for name in known if "." in name and len(name) > 4
-    }
+    names = (name for known in (start.get("entries") or {}).values() for name in known)
+    images = {name for name in names if _FILE.search(name)}
     for path in target.rglob("*"):
         if path.suffix in (".json", ".yaml", ".md"):
             text = path.read_text(encoding="utf-8", errors="surrogateescape")

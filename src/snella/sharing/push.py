@@ -12,7 +12,7 @@ from snella.files import write_text
 from snella.pages.kept import read_kept
 from snella.sharing.card import card, licences
 from snella.sharing.hub import check_push, upload
-from snella.sharing.package import CARD, PICTURES, check_private, stage
+from snella.sharing.package import MODEL_CARD, PICTURES, check_private, stage
 
 
 def push(
@@ -43,7 +43,7 @@ def push(
         staged = Path(temporary) / "run"
         found = stage(folder, staged)
         shown = [file for file in PICTURES if (staged / file).is_file()]
-        write_text(staged / CARD, card(run, found, name, licences(run, license, data_license), shown))
+        write_text(staged / MODEL_CARD, card(run, found, name, licences(run, license, data_license), shown))
         check_private(folder, staged)
         for file in found.elsewhere:
             print_line(console, f"{file} is not pushed; whoever loads {name} needs it too")

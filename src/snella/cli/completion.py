@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 from snella.cli import commands
 from snella.cli.commands import train_hints
+from snella.cli.compare_flags import SET_HERE
 from snella.cli.flags import SWITCHES, choices_of
 from snella.config.fields import descriptions, flag
 from snella.config.schema import TrainConfig, settings
@@ -49,7 +50,8 @@ def _words(name: str, source: ModuleType = commands) -> list[Word]:
         sections = get_type_hints(TrainConfig)
         texts |= {s.section: descriptions(sections[s.section]) for s in settings().values() if s.section}
         own = {n: texts[s.section][s.attribute] for n, s in settings().items()}
-        found = {n: _word(n, hint, own.get(n, "")) for n, hint in train_hints().items()}
+        left_out = SET_HERE if name == "compare" else {}
+        found = {n: _word(n, hint, own.get(n, "")) for n, hint in train_hints().items() if n not in left_out}
     kind = getattr(source, name.capitalize())
     if name != "train":
         hints, texts = get_type_hints(kind, include_extras=True), descriptions(kind)

@@ -8,12 +8,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from snella.cli.main import main
 from snella.files import check_checksums
+from snella.runs.load import load_run
 from support.hub import Hub
 from support.runs import read, train
 
@@ -73,11 +76,13 @@ def test_the_card_says_metrics_with_intervals_how_to_load_and_licences(pushed: d
     assert "- backbone: none: it was not pre-trained" in text
 
 
-def test_the_card_s_snippet_of_peft_loads_the_adapter(pushed: dict[str, bytes], hub: Hub, run: Path):
-    (code,) = re.findall(r"```python\n(import peft.*?)```", pushed["README.md"].decode(), re.DOTALL)
-    names: dict[str, object] = {}
+def test_the_card_s_snippet_of_peft_gives_the_run_s_model(pushed: dict[str, bytes], hub: Hub, run: Path):
+    (code,) = re.findall(r"```python\n(.*?import peft.*?)```", pushed["README.md"].decode(), re.DOTALL)
+    names: dict[str, Any] = {}
     exec(code, names)
-    assert type(names["model"]).__name__ == "PeftModel"
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(names["model"].eval()(images), load_run(run).model(images))
 
 
 def test_a_repository_is_private_where_it_is_asked_for(run: Path, hub: Hub):

@@ -21,7 +21,7 @@ from snella.pages.kept import KeptRun
 from snella.pages.run_page import TASK_PAGES
 from snella.report.tables import NOTHING, decimal_bytes, format_metric
 from snella.runs.check import read_own_data
-from snella.runs.folder import ADAPTER
+from snella.runs.folder import ADAPTER, BASE
 from snella.sharing.package import Packed
 from snella.tasks.registry import task_named
 
@@ -132,8 +132,8 @@ def _scores(run: KeptRun) -> str:
             row.append(" to ".join(low_high))
         rows.append(row)
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    text = f"Intervals: percentiles of {RESAMPLES:,} bootstrap resamples of the images. Best epoch by val."
-    return f"## How well it does\n\n{table}\n\n{text}"
+    text = f"Intervals: percentiles of {RESAMPLES:,} bootstrap resamples of the images. " if bounds else ""
+    return f"## How well it does\n\n{table}\n\n{text}The epoch is the best on val, unless config.yaml says keep: last."
 
 
 def _loading(found: Packed, name: str) -> str:
@@ -150,10 +150,13 @@ def _loading(found: Packed, name: str) -> str:
     if not whole_image or backbone.name in BACKBONES:
         lines.append("The model itself is built by snella; `snella merge` writes one that needs no snella.")
         return "\n\n".join(lines)
-    call = base_hint(backbone).partition("; ")[0]
+    call = _call(backbone)
     library = call.partition(".")[0]
     if PEFT_FILES[0] in found.files:
         code = f"import peft, snella, {library}\n\nbase = {call}\n"
+        if found.with_base:
+            code = "from huggingface_hub import hf_hub_download\nfrom safetensors.torch import load_file\n" + code
+            code += f'base.load_state_dict(load_file(hf_hub_download("{name}", "{BASE}")))\n'
         code += f'model = peft.PeftModel.from_pretrained(base, "{name}", subfolder="{ADAPTER}")'
         lines += ["By PEFT:", f"```python\n{code}\n```"]
     load = 'timm.create_model("local-dir:merged", pretrained=True)'
@@ -161,6 +164,22 @@ def _loading(found: Packed, name: str) -> str:
         load = f'{call.partition("(")[0]}("merged")'
     lines += [f"By {library}, after `snella merge`:", f"```python\nimport {library}\n\nmodel = {load}\n```"]
     return "\n\n".join(lines)
+
+
+def _call(backbone: BackboneSpec) -> str:
+    """Return the call that makes the untuned backbone at the run's image size, with a new head."""
+    call = base_hint(backbone).partition("; ")[0]
+    known = _timm_entry(backbone.name)
+    if known is None or not backbone.image_size or not known.fixed_input_size:
+        return call
+    return call if backbone.image_size == known.input_size[-1] else f"{call[:-1]}, img_size={backbone.image_size})"
+
+
+def _timm_entry(name: str) -> Any:
+    """Return what timm knows of a backbone's weights; None for those of others."""
+    import timm
+
+    return timm.models.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
 
 
 def _licences(licence: Licences) -> str:
@@ -180,9 +199,7 @@ def _backbone_licence(backbone: Mapping[str, Any]) -> str:
         return BACKBONES[name].licence
     if not backbone.get("pretrained", True):
         return "none: it was not pre-trained"
-    import timm
-
-    known = timm.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
+    known = _timm_entry(name)
     return getattr(known, "license", None) or UNKNOWN
 
 

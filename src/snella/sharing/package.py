@@ -43,6 +43,7 @@ class Packed:
     about: Mapping[str, Any]  # adapter/snella.json
     elsewhere: tuple[str, ...]  # files and folders that whoever loads the run has to have, by name
     files: frozenset[str]  # of the adapter
+    with_base: bool  # whether the backbone's weights are in the run: they are of no other place
 
 
 def packed(folder: Path) -> Packed:
@@ -57,7 +58,7 @@ def packed(folder: Path) -> Packed:
         about["prompts"] = []  # captions of the data
     needed = tuple(shorter for name, shorter in changed.items() if shorter)
     files = frozenset(path.name for path in (folder / ADAPTER).iterdir())
-    return Packed(own, _replaced(about, values), needed, files)
+    return Packed(own, _replaced(about, values), needed, files, (folder / BASE).is_file())
 
 
 def stage(folder: Path, target: Path) -> Packed:

@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "data.masks": {"data", "errors", "json_files"},
     "data.transforms": {"data", "data.masks", "errors"},
     "data.bundled": {"data", "data.folders", "data.masks", "errors", "machine"},
-    "data.folders": {"data", "errors"},
+    "data.folders": {"data", "errors", "json_files", "yaml_text"},
     "data.layouts": {"data", "data.bundled", "data.folders", "data.masks", "errors", "json_files", "yaml_text"},
     "data.readers": {"console", "data", "data.bundled", "data.folders", "data.layouts", "data.masks", "errors"},
     "models": DATA - {"report"} | {"data.bundled"},

@@ -31,7 +31,8 @@ from snella.config.suites import (
     task_mean,
 )
 from snella.config.validation import validate
-from snella.data.layouts.registry import LABELLED, bundled_names
+from snella.data.layouts.registry import LABELLED
+from snella.data.layouts.rows import bundled_names
 from snella.data.layouts.vtab_fgvc import VTAB_CLASSES
 from snella.errors import UserError
 from snella.methods.adapters import wrap

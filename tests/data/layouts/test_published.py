@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from snella.data.folders.choices import NO_CHOICE, Choices
+from snella.data.folders.detections import detections
 from snella.data.folders.tree import tree
-from snella.data.layouts import registry
-from snella.data.layouts.detections import detections
+from snella.data.layouts import registry, rows
 from snella.data.listing import Listing
 from snella.data.readers.labelled import read_data
 from snella.data.readers.masked import read_masked_data
@@ -23,7 +23,7 @@ def sizes(data) -> dict[str, int]:
 
 
 def listing(data: str, choices: Choices = NO_CHOICE) -> Listing:
-    return registry.list_data(registry.LABELLED, data, seed=0, holder="", choices=choices)
+    return rows.list_data(registry.LABELLED, data, seed=0, holder="", choices=choices)
 
 
 def refused(data: str, choices: Choices = NO_CHOICE) -> str:

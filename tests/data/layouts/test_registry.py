@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from snella.data.layouts import registry
-from snella.data.layouts.registry import CAPTIONED, LABELLED, MASKED, Layout, Table
+from snella.data.layouts.registry import CAPTIONED, LABELLED, MASKED
+from snella.data.layouts.rows import Layout, Table
 from snella.data.listing import Listing, label_entries
 from snella.data.readers.labelled import read_data, read_test_data
 from snella.errors import UserError

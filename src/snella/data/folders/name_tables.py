@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from snella.data.folders.tree import Tree
+from snella.data.folders.tree import Tree, near_files
 from snella.data.paths import read_text
 from snella.errors import UserError
 
@@ -26,8 +26,8 @@ def class_names(found: Tree, labels: Sequence[str]) -> tuple[tuple[str, ...], st
     """
     if len(labels) < 2 or not all(map(_is_number, labels)):
         return None
-    for file in found.others:
-        if file.count("/") > 1 or not FILE.fullmatch(file.lower()):
+    for file in near_files(found):
+        if not FILE.fullmatch(file.lower()):
             continue
         try:
             lines = [line for line in read_text(found.path(file)).splitlines() if line.strip()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 SPLIT_NAMES = {  # in columns, and as hubs call them
     "train": "train",
@@ -14,6 +15,7 @@ SPLIT_NAMES = {  # in columns, and as hubs call them
     "test": "test",
     "testing": "test",
 }
+SPLIT_COLUMNS = ("split", "subset", "fold", "set", "partition")  # of tables
 UNLABELLED = "unlabelled"
 _SPLIT_WORDS = SPLIT_NAMES | {
     **dict.fromkeys(("trn", "trainval"), "train"),
@@ -25,7 +27,8 @@ _OF_SPLITS = frozenset(
 )
 IMAGE_WORDS = frozenset(
     (
-        *("image", "images", "img", "imgs", "jpegimages", "jpgs", "pngs", "photo", "photos", "picture", "pictures"),
+        *("image", "images", "img", "imgs", "jpegimages", "photo", "photos", "picture", "pictures"),
+        *("jpg", "jpgs", "jpeg", "png", "pngs", "tif", "tiff"),
         *("original", "originals", "x", "input", "inputs", "rgb", "frames"),
     )
 )
@@ -48,6 +51,23 @@ def split_of(name: str) -> str | None:
     """
     split, rest = split_and_rest(name)
     return split if all(word in _OF_SPLITS or word.isdecimal() for word in rest) else None
+
+
+def splits_among(names: Iterable[str]) -> dict[str, str]:
+    """Return the split of each name that means one, by itself or beside others that are called alike but for theirs.
+
+    >>> splits_among(["cars_train", "cars_test"]), splits_among(["train_station", "harbour"])
+    ({'cars_train': 'train', 'cars_test': 'test'}, {})
+    """
+    found = {name: (split_of(name), *split_and_rest(name)) for name in names}
+    alike: dict[tuple[str, ...], set[str]] = {}
+    for _, part, rest in found.values():
+        alike.setdefault(rest, set()).add(part or "")
+    own = {
+        name: split or (part if {"train", part} <= alike[rest] and len(alike[rest]) > 1 else None)
+        for name, (split, part, rest) in found.items()
+    }
+    return {name: split for name, split in own.items() if split}
 
 
 def split_and_rest(name: str) -> tuple[str | None, tuple[str, ...]]:

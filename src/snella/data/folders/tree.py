@@ -81,6 +81,17 @@ def tree(root: str) -> Tree:
     return Tree(root, tuple(sorted(images)), tuple(sorted(others)), tuple(sorted(kept)), _notes(system, runs, others))
 
 
+def near_files(found: Tree) -> list[str]:
+    """Return the other files of which a set is told: at most one folder below those that wrap all images."""
+    wraps = os.path.commonpath(found.images) if found.images else ""
+    kept = []
+    for name in found.others:
+        shared = os.path.commonpath((name, wraps)) if wraps else ""
+        if name.count("/") - (shared.count("/") + 1 if shared else 0) <= 1:
+            kept.append(name)
+    return kept
+
+
 def image_resolver(found: Tree) -> Callable[[str, str], str | None]:
     """Return what finds the image that a cell means: by path, else by the end of its path, with or without ending."""
     known = set(found.images)

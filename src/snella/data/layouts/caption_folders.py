@@ -13,12 +13,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
 from snella.data.folders.choices import NO_CHOICE, Choices
+from snella.data.folders.detections import is_yolo_text
 from snella.data.folders.names import SPLIT_NAMES, holds_images
+from snella.data.folders.rows import column_names, read_table
 from snella.data.folders.tree import tree
 from snella.data.images import SUFFIXES, is_hidden, is_image
 from snella.data.layouts.class_folders import image_folder
-from snella.data.layouts.detections import is_yolo_text
-from snella.data.layouts.manifests import column_names, find_column, read_table, split_column, split_value, text_value
+from snella.data.layouts.manifests import find_column, split_column, split_value, text_value
 from snella.data.layouts.masked_folders import is_masked_folder
 from snella.data.layouts.masks_beside import without_masks
 from snella.data.layouts.voc_ade import is_ade, is_voc

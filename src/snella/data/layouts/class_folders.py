@@ -6,13 +6,13 @@ of classes; folders that are named as splits are) all are named, and `Choices.cl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import basename
 
 from snella.data.folders.choices import NO_CHOICE, Choices
 from snella.data.folders.class_labels import beginning, has_class_in_name, labelling, offer_names
-from snella.data.folders.names import SPLIT_NAMES, UNLABELLED, split_of
+from snella.data.folders.names import SPLIT_NAMES, UNLABELLED, split_of, splits_among
 from snella.data.folders.tree import UNREAD, Tree, tree
 from snella.data.images import SUFFIXES
 from snella.data.layouts.masks_beside import without_masks
@@ -72,15 +72,16 @@ def _parts(found: Tree, choices: Choices) -> tuple[list[_Part], list[str]]:
     tops = sorted({name.split("/")[0] for name in names if "/" in name}, key=natural_order)
     below = {top: [name.partition("/")[2] for name in names if name.startswith(f"{top}/")] for top in tops}
     below = dict(_unwrapped(top, inside) for top, inside in below.items())
-    named = [top for top in below if _split(top)]
+    splits = {top: split for top in below if (split := splits_among(map(basename, below)).get(basename(top)))}
+    named = list(splits)
     nested = [top for top in named if _has_folders(below[top])]
     if nested:
         folders = [top for top in named if top in nested or basename(top).lower() in SPLIT_NAMES]
-        folders = [top for top in folders if _split(top) != UNLABELLED]
+        folders = [top for top in folders if splits[top] != UNLABELLED]
         notes += _beside_splits(names, below, folders)
-        return _split_folders(found, base, {top: below[top] for top in folders}, notes, choices), notes
+        return _split_folders(found, base, {top: below[top] for top in folders}, splits, notes, choices), notes
     if named and choices.classes not in ("top", "path", "leaf"):
-        return _flat_splits(found, base, below, choices, notes), notes
+        return _flat_splits(found, base, below, splits, choices, notes), notes
     direct = [name for name in names if "/" not in name]
     inside = [name for name in names if "/" in name]
     if not direct and not choices.classes:
@@ -97,15 +98,12 @@ def _parts(found: Tree, choices: Choices) -> tuple[list[_Part], list[str]]:
 
 
 def _unwrapped(top: str, names: list[str]) -> tuple[str, list[str]]:
-    """Return a split's folder and the names in it, without an inner folder of the same split that holds all of it."""
+    """Return a folder and the names in it, without an inner one of its name, or its split, that holds all of it."""
     inner = {name.split("/")[0] if "/" in name else "" for name in names}
-    if split_of(top) and len(inner) == 1 and split_of(folder := inner.pop()) == split_of(top):
+    folder = inner.pop() if len(inner) == 1 else ""
+    if folder and (folder == top or (split_of(top) and split_of(folder) == split_of(top))):
         return f"{top}/{folder}", [name.partition("/")[2] for name in names]
     return top, names
-
-
-def _split(folder: str) -> str | None:
-    return split_of(basename(folder))
 
 
 def _wrapper(names: Sequence[str]) -> str:
@@ -120,11 +118,16 @@ def _wrapper(names: Sequence[str]) -> str:
 
 
 def _split_folders(
-    found: Tree, base: str, below: dict[str, list[str]], notes: list[str], choices: Choices
+    found: Tree,
+    base: str,
+    below: dict[str, list[str]],
+    split_names: Mapping[str, str],
+    notes: list[str],
+    choices: Choices,
 ) -> list[_Part]:
     """Return the splits of folders with class folders in them."""
     parts = []
-    for split, folder in sorted(_folder_of_splits(found, base, below).items()):
+    for split, folder in sorted(_folder_of_splits(found, base, below, split_names).items()):
         wrapper = _wrapper(below[folder])
         place = f"{base}{folder}/{wrapper}"
         inside = [name[len(wrapper) :] for name in below[folder]]
@@ -143,11 +146,11 @@ def _split_folders(
     return parts
 
 
-def _folder_of_splits(found: Tree, base: str, folders: Iterable[str]) -> dict[str, str]:
+def _folder_of_splits(found: Tree, base: str, folders: Iterable[str], split_names: Mapping[str, str]) -> dict[str, str]:
     """Return the folder of each split. Raises UserError where two stand for one."""
     by_split: dict[str, str] = {}
     for folder in sorted(folders, key=lambda name: "eval" in name.lower()):
-        split = _split(folder) or ""
+        split = split_names[folder]
         if "eval" in folder.lower() and "test" in by_split:
             split = "val"
         if split in by_split:
@@ -158,11 +161,16 @@ def _folder_of_splits(found: Tree, base: str, folders: Iterable[str]) -> dict[st
 
 
 def _flat_splits(
-    found: Tree, base: str, below: dict[str, list[str]], choices: Choices, notes: list[str]
+    found: Tree,
+    base: str,
+    below: dict[str, list[str]],
+    split_names: Mapping[str, str],
+    choices: Choices,
+    notes: list[str],
 ) -> list[_Part]:
     """Return splits of folders without class folders, whose images' names hold the class."""
     holding = {top: [name for name in names if has_class_in_name(name, choices)] for top, names in below.items()}
-    whole = {top: names for top, names in holding.items() if _split(top) and len(names) == len(below[top])}
+    whole = {top: names for top, names in holding.items() if top in split_names and len(names) == len(below[top])}
     if len({beginning(name) for names in whole.values() for name in names}) > 1:
         unnamed = [top for top in below if top not in whole]
         mixed = next((top for top in unnamed if holding[top]), None)
@@ -172,10 +180,10 @@ def _flat_splits(
         if unnamed:
             texts = [f"{top} ({counted(len(below[top]), 'image')})" for top in unnamed]
             notes.append(f"folders of images without labels, left out: {', '.join(texts)}")
-        by_split = _folder_of_splits(found, base, whole)
+        by_split = _folder_of_splits(found, base, whole, split_names)
         return [_Part(split, f"{base}{top}/", _in_order(whole[top])) for split, top in sorted(by_split.items())]
-    first = next(top for top in below if _split(top))
-    others = [top for top in below if not _split(top)]
+    first = next(iter(split_names))
+    others = [top for top in below if top not in split_names]
     if others:
         raise UserError(
             f"{found.root}: two readings: {first} is a split without class folders, or {listed(list(below))} are "
@@ -224,7 +232,8 @@ def _check_full(found: Tree, place: str, names: Sequence[str], choices: Choices)
 
 def _holds_texts_alone(found: Tree, folder: str) -> bool:
     files = [name for name in found.others if name.startswith(folder)]
-    return bool(files) and not any(name.lower().endswith(UNREAD) for name in files)
+    pictures = tuple(ending for ending in UNREAD if ending != ".mat")  # that one holds labels as well
+    return bool(files) and not any(name.lower().endswith(pictures) for name in files)
 
 
 def _beside_splits(names: Sequence[str], below: dict[str, list[str]], folders: Sequence[str]) -> list[str]:

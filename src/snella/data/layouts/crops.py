@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from snella.data.folders.detections import detection_format, detections, labels_of
 from snella.data.folders.objects import Box, Detections, Shape
 from snella.data.folders.tree import Tree, tree
 from snella.data.images import ImageReader, UnreadableImage, decode, image_size
-from snella.data.layouts.detections import detection_format, detections, labels_of
 from snella.data.listing import Entry, Listing, label_entries
 from snella.data.masks.class_names import ClassNames
 from snella.data.masks.files import MaskCode, to_classes

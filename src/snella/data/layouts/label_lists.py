@@ -6,60 +6,26 @@ says the split (train.txt), or a column does; one without labels divides class f
 
 from __future__ import annotations
 
-import csv
-import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from snella.data.dataset import SPLITS
 from snella.data.folders.choices import Choices
+from snella.data.folders.image_lists import ImageList, found_lists, labelled_lists, listed_splits
 from snella.data.folders.name_tables import class_names
-from snella.data.folders.names import SPLIT_NAMES, UNLABELLED, split_and_rest
-from snella.data.folders.tree import Tree, as_written, has_image_ending, image_resolver
-from snella.data.images import SUFFIXES
-from snella.data.layouts.manifests import (
-    LABEL_COLUMNS,
-    SPLIT_COLUMNS,
-    check_single,
-    class_of_bits,
-    joined_bits,
-    read_table,
-)
+from snella.data.folders.names import SPLIT_COLUMNS, SPLIT_NAMES, split_of
+from snella.data.folders.tree import Tree
+from snella.data.layouts.class_folders import class_folders
+from snella.data.layouts.manifests import LABEL_COLUMNS, check_single, class_of_bits, joined_bits
 from snella.data.listing import Listing, label_entries
-from snella.data.paths import read_text
-from snella.errors import UserError, counted, listed
+from snella.errors import UserError, brief, counted, listed
 
 BOXES = frozenset(("xmin", "ymin", "xmax", "ymax"))
-NUMBERED = ("images.txt", "train_test_split.txt")  # of CUB-200
-ENDINGS = (".txt", ".csv", ".tsv", ".lst", ".list", ".jsonl")
-_OF_LISTS = frozenset(
-    (
-        *("list", "lists", "label", "labels", "annotation", "annotations", "image", "images", "set", "sets", "split"),
-        *("file", "files", "meta", "metadata", "data", "gt", "info", "class", "classes", "names", "ids", "id"),
-    )
-)
-_WITH_ENDING = re.compile(rf"(.*?(?:{'|'.join(map(re.escape, SUFFIXES))}))(?:\s+(.*))?$", re.I)
+BOXED = re.compile(r"(\S+)(?: -?[\d.]+){4}(?: \1(?: -?[\d.]+){4})* ?")  # a class and its boxes, as ImageNet's tables
 # columns of labels in the order in which they are taken where they say the same
 USUAL = (*LABEL_COLUMNS, "labels", "category", "target", "class_name", "classname", "label_name", "class_id", "classid")
-STEMS = 0.2  # share of all images that a list without their endings has to name
-NAMED = 0.1  # share of a column's first cells that name an image: of a part of a data set few are there
-
-
-@dataclass(frozen=True)
-class ImageList:
-    """One file: its rows of the image's name and further cells, and the names of these ("" where it has no header)."""
-
-    file: str
-    split: str
-    images: tuple[str, ...]
-    cells: tuple[tuple[str, ...], ...]
-    titles: tuple[str, ...]
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(map(str.lower, self.titles))
 
 
 class UnclearColumnError(UserError):
@@ -72,20 +38,11 @@ def label_lists(found: Tree, choices: Choices) -> tuple[Listing, str] | None:
     Raises:
         UserError: several columns of labels and none is chosen, an image with two labels, two files for a split.
     """
-    lists = [one for one in found_lists(found) if one.columns and one.split != UNLABELLED]
+    everything = found_lists(found)
+    lists = labelled_lists(found, everything, choices.label_column)
     if not lists:
         return None
-    boxes = next((one for one in lists if {name.replace("_", "") for name in one.columns} >= BOXES), None)
-    if boxes and choices.label_column is None:
-        raise UserError(
-            f"{found.path(boxes.file)} has boxes ({', '.join(boxes.columns)}): classes of objects, not of images; if "
-            "each image shows one object, add --label-column and the column of their classes"
-        )
-    lists = lists if choices.label_column else [_with_classes(one) for one in lists]
-    column = _label_column(lists, choices)
-    if choices.label_column is None:
-        values = {cells[_position(one, column)] for one in lists for cells in one.cells}
-        check_single(found.path(lists[0].file), values, column)
+    lists, column, left_out = _with_one_column(found, lists, choices)
     splits: dict[str, list[tuple[str, str]]] = defaultdict(list)
     label_of: dict[str, tuple[str, str]] = {}
     for one in lists:
@@ -97,156 +54,102 @@ def label_lists(found: Tree, choices: Choices) -> tuple[Listing, str] | None:
                 where = one.file if one.file == other[1] else f"{other[1]} and {one.file}"
                 raise UserError(f"{found.path(where)}: {name} has two labels, {other[0]} and {label}; keep one")
             splits[SPLIT_NAMES[cells[split_at].lower()] if split_at is not None else one.split].append((name, label))
+    files = [one.file for one in lists]
+    if splits.keys() == {"all"} and (told := listed_splits(found, everything, label_of)):
+        pairs, files = splits.pop("all"), [*files, *told[1]]
+        for name, label in pairs:
+            if name in told[0]:
+                splits[told[0][name]].append((name, label))
+        label_of = {name: label for name, label in label_of.items() if name in told[0]}
     classes, names, notes = _classes(found, [label for entries in splits.values() for _, label in entries])
     position = {label: i for i, label in enumerate(classes)}
     names_of_columns = _names(lists[0])
     if len(names_of_columns) > 1:
         notes = [f"the labels are column {column} (of {', '.join(names_of_columns)}; --label-column)", *notes]
-    notes += _unlisted(found, label_of)
-    layout = f"images listed in {', '.join(one.file for one in lists)}"
+    notes += [*left_out, *_unlisted(found, label_of)]
+    layout = f"images listed in {', '.join(files)}"
     entries = {split: [(n, position[k]) for n, k in dict(splits[split]).items()] for split in SPLITS if split in splits}
     entries |= {"all": [(n, position[k]) for n, k in dict(splits["all"]).items()]} if "all" in splits else {}
     return Listing(layout, found.root, names, entries, notes=(*found.notes, *notes)), column
 
 
+def _with_one_column(
+    found: Tree, lists: Sequence[ImageList], choices: Choices
+) -> tuple[list[ImageList], str, list[str]]:
+    """Return the lists that have labels, the column of these, and notes. Raises UserError where it is not clear."""
+    boxes = next((one for one in lists if {name.replace("_", "") for name in one.columns} >= BOXES), None)
+    if boxes and choices.label_column is None:
+        raise UserError(
+            f"{found.path(boxes.file)} has boxes ({', '.join(boxes.columns)}): classes of objects, not of images; if "
+            "each image shows one object, add --label-column and the column of their classes"
+        )
+    lists = list(lists) if choices.label_column else [_with_classes(one) for one in lists]
+    column = _label_column(lists, choices)
+    without = [one for one in lists if one.split == "test" and column not in _names(one)]
+    lists = [one for one in lists if one not in without]
+    values = {cells[_position(one, column)] for one in lists for cells in one.cells}
+    if any(map(BOXED.fullmatch, values)):
+        boxed = next(value for value in sorted(values) if BOXED.fullmatch(value))
+        raise UnclearColumnError(
+            f"{found.path(lists[0].file)} has boxes in column {column} ({brief(boxed)}): classes of objects, not of "
+            "images; write the class alone, or sort the images into class folders"
+        )
+    if choices.label_column is None:
+        try:
+            check_single(found.path(lists[0].file), values, column)
+        except UserError as error:
+            raise UnclearColumnError(str(error)) from None
+    return lists, column, [f"{one.file} has no column {column}, so its images are left out" for one in without]
+
+
+def train_folders_and_lists(found: Tree) -> Listing | None:
+    """List class folders of a train split beside val and test without, whose images a list labels, as ImageNet has it.
+
+    Splits that no list labels are left out. None where this is not the layout.
+    """
+    split_at = {name: next(filter(None, map(split_of, name.split("/")[:-1])), None) for name in found.images}
+    rest = {name for name, split in split_at.items() if split in ("val", "test")}
+    if not rest or "train" not in split_at.values():
+        return None
+    try:
+        train = class_folders(found.only(lambda name: split_at[name] == "train"))
+    except UserError:
+        return None
+    classes = set(train.classes)
+    if train.splits.keys() != {"train"} or any(classes.intersection(name.split("/")[:-1]) for name in rest):
+        return None
+    label_of: dict[str, str] = {}
+    files = []
+    for one in found_lists(found):
+        for column in zip(*one.cells, strict=True):
+            labels = [boxed[1] if (boxed := BOXED.fullmatch(cell)) else cell for cell in column]
+            if classes.issuperset(labels) and rest.issuperset(one.images):
+                label_of |= dict(zip(one.images, labels, strict=True))
+                files.append(one.file)
+                break
+    if not label_of:
+        return None
+    splits = dict(train.splits)
+    for split in ("val", "test"):
+        entries = [(n, train.classes.index(label)) for n, label in label_of.items() if split_at[n] == split]
+        splits |= {split: entries} if entries else {}
+    left = [name for name in found.images if split_at[name] != "train" and name not in label_of]
+    notes = [f"{counted(len(left), 'image')} without labels left out: {listed(left)}"] if left else []
+    layout = f"{train.layout}, and images listed in {', '.join(files)}"
+    return replace(train, layout=layout, splits=splits, notes=(*train.notes, *notes))
+
+
 def split_by_lists(found: Tree, folders: Listing) -> Listing | None:
     """Divide class folders without splits by lists of images without labels; None where there are none."""
     label_of = dict(folders.splits.get("all", []))
-    if not label_of:
+    told = listed_splits(found, found_lists(found), label_of) if label_of else None
+    if told is None:
         return None
-    lists = [one for one in found_lists(found) if not one.columns and one.split in SPLIT_NAMES]
-    names = {one.split: [name for name in one.images if name in label_of] for one in lists}
-    files = [one.file for one in lists]
-    if not names and set(NUMBERED) <= set(found.others):
-        names, files = _numbered_splits(found, label_of), [NUMBERED[1]]
-    if not names.get("train") or len(names) < 2:
-        return None
-    named = {name for inside in names.values() for name in inside}
-    splits = {split: [(name, label_of[name]) for name in dict.fromkeys(inside)] for split, inside in names.items()}
+    split_of, files = told
+    splits = {split: [(n, label_of[n]) for n, of in split_of.items() if of == split] for split in SPLITS}
+    splits = {split: entries for split, entries in splits.items() if entries}
     layout = f"{folders.layout} with the splits of {', '.join(files)}"
-    return replace(folders, layout=layout, splits=splits, notes=(*folders.notes, *_unlisted(found, named)))
-
-
-def _numbered_splits(found: Tree, known: Collection[str]) -> dict[str, list[str]]:
-    """Return the splits of CUB-200's files: NUMBER PATH a line, and NUMBER 1 (train) or 0 (test)."""
-    resolve = image_resolver(found)
-    lines = [[line.split(maxsplit=1) for line in read_text(found.path(file)).splitlines()] for file in NUMBERED]
-    paths, splits = (dict(row for row in rows if len(row) == 2) for rows in lines)
-    names: dict[str, list[str]] = {"train": [], "test": []}
-    for number, split in splits.items():
-        name = resolve(paths.get(number, ""), "all")
-        if name and name in known and split in ("0", "1"):
-            names["train" if split == "1" else "test"].append(name)
-    return names
-
-
-def found_lists(found: Tree) -> list[ImageList]:
-    resolve = image_resolver(found)
-    lists: list[ImageList] = []
-    for file in found.others:
-        split = _split_of_file(file)
-        names_classes = os.path.basename(file).lower().startswith(("classes", "class_names", "categories"))
-        if file.count("/") > 1 or not file.lower().endswith(ENDINGS) or split is None or names_classes:
-            continue
-        one = _read(found, file, split, resolve, list(_rows(found.path(file))))
-        if one is None and not file.lower().endswith((".csv", ".tsv", ".jsonl")):  # LABEL PATH
-            one = _read(found, file, split, resolve, list(_rows(found.path(file), by_spaces=True)))
-        if one and not _numbers_images(one):
-            lists.append(one)
-    lists.sort(key=lambda one: (*SPLITS, one.split).index(one.split))
-    whole = [one for one in lists if "trainval" in one.file.lower()]
-    if any(one.split == "train" and one not in whole for one in lists):
-        lists = [one for one in lists if one not in whole]
-    with_splits = [one for one in lists if one.split != "all"]
-    if len(with_splits) > 1 and {one.split for one in with_splits} >= {"train"}:
-        lists = with_splits
-    labelled = [one for one in lists if one.columns]
-    if {"train", "all"} <= {one.split for one in labelled}:
-        told, other = (listed([one.file for one in labelled if (one.split == "all") == every]) for every in (0, 1))
-        raise UserError(
-            f"{found.root}: two readings: {told} lists what is trained on, or {other} lists all; keep the one that is "
-            "meant, and move the other away"
-        )
-    for split, count in Counter(one.split for one in lists if one.columns).items():
-        if count > 1:
-            names = [one.file for one in lists if one.split == split and one.columns]
-            what = "lists of images" if split == "all" else f"lists of the {split} split"
-            raise UserError(
-                f"{found.root}: {count} readings: {what} are {listed(names)}; keep the one that is meant, and move the "
-                "others away"
-            )
-    return lists
-
-
-def _numbers_images(one: ImageList) -> bool:
-    """Tell whether the only other column is a number of each image, as in CUB-200."""
-    numbers = [cells[0] for cells in one.cells if len(cells) == 1]
-    return len(numbers) == len(one.cells) == len(set(numbers)) > 2 and all(map(str.isdecimal, numbers))
-
-
-def _split_of_file(file: str) -> str | None:
-    """Return the split that a list's name says, "all" for one that says none, None for the name of no list."""
-    split, rest = split_and_rest(os.path.splitext(os.path.basename(file))[0])
-    fits = all(word in _OF_LISTS or word.isdecimal() for word in rest)
-    if split:
-        return split
-    return "all" if fits or file.lower().endswith((".csv", ".tsv", ".jsonl")) else None
-
-
-def _read(
-    found: Tree, file: str, split: str, resolve: Callable[[str, str], str | None], rows: list[list[str]]
-) -> ImageList | None:
-    if not rows:
-        return None
-    width = Counter(map(len, rows)).most_common(1)[0][0]
-    if len({len(row) for row in rows[1:]}) > 1 and file.lower().endswith((".txt", ".lst", ".list")):
-        rows = [[row[0], " ".join(row[1:])] if len(row) > 1 else row for row in rows]  # labels of several words
-        width = Counter(map(len, rows)).most_common(1)[0][0]
-    few = rows[1:201] or rows
-    named = [sum(resolve(row[i], split) is not None for row in few if i < len(row)) for i in range(width)]
-    endings = [sum(i < len(row) and has_image_ending(row[i]) for row in few) for i in range(width)]
-    at = max(range(width), key=lambda i: (named[i], endings[i]))
-    if named[at] < max(1, NAMED * len(few)):
-        return None
-    titled = len(rows) > 1 and len(rows[0]) == width and named[at] > 0
-    header = titled and resolve(rows[0][at], split) is None and not has_image_ending(rows[0][at])
-    body = rows[header:]
-    odd = next((row for row in body if len(row) != width), None)
-    if odd:
-        raise UserError(
-            f"{found.path(file)}: {' '.join(odd)[:60]!r} has {len(odd)} columns, others have {width}; mend it"
-        )
-    images = [resolve(row[at], split) for row in body]
-    others = [i for i in range(width) if i != at]
-    if any(2 * endings[i] > len(few) and 2 * named[i] > len(few) for i in others):
-        return None  # images and their masks
-    bare = split == "all" and not endings[at] and not any("/" in row[at] for row in few)
-    if bare and len(set(filter(None, images))) < STEMS * len(found.images):
-        return None  # numbers of classes, say, that happen to be names of images
-    titles = tuple(rows[0][i] if header else "" for i in others)
-    names = tuple(name or as_written(row[at]) for name, row in zip(images, body, strict=True))
-    return ImageList(file, split, names, tuple(tuple(row[i] for i in others) for row in body), titles)
-
-
-def _rows(path: str, *, by_spaces: bool = False) -> Iterator[list[str]]:
-    """Yield the rows of a table or list as cells; none of a file that is not text."""
-    if path.lower().endswith(".jsonl"):
-        rows = [row for _, row in read_table(path)]
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        yield columns
-        yield from ([str(row.get(name, "")) for name in columns] for row in rows)
-        return
-    try:
-        lines = [line for line in read_text(path).splitlines() if line.strip() and not line.startswith("#")]
-        mark = next((mark for mark in "\t;," if lines and all(mark in line for line in lines[:20])), None)
-        if mark and not by_spaces:
-            yield from [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark)]
-            return
-    except (UserError, csv.Error):  # cells of 100,000 characters, which no list of images has
-        return
-    for line in lines:
-        found = None if by_spaces else _WITH_ENDING.match(line.strip())
-        yield [found[1], *(found[2] or "").split()] if found else line.split()
+    return replace(folders, layout=layout, splits=splits, notes=(*folders.notes, *_unlisted(found, split_of)))
 
 
 def _label_column(lists: Sequence[ImageList], choices: Choices) -> str:

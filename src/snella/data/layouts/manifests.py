@@ -6,29 +6,24 @@ Paths are relative to the manifest. Labels are names; whole numbers are ordered 
 
 from __future__ import annotations
 
-import csv
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Collection, Mapping, Sequence
 
 from snella.data.folders.choices import NO_CHOICE, Choices
-from snella.data.folders.names import SPLIT_NAMES
+from snella.data.folders.names import SPLIT_COLUMNS, SPLIT_NAMES
+from snella.data.folders.rows import Row, column_names, read_table
 from snella.data.groups import put_in_group
 from snella.data.listing import Entry, Listing, label_entries
 from snella.data.paths import is_text, same_file_key
-from snella.errors import UserError, listed, short_reason
-from snella.json_files import RepeatedKeyError, load_json
+from snella.errors import UserError, listed
 
 PATH_COLUMNS = ("path", "image", "file_name")
 LABEL_COLUMNS = ("label", "class")
-SPLIT_COLUMNS = ("split", "subset", "fold", "set", "partition")
 SUFFIXES = (".csv", ".jsonl")
 NOT_LABELS = ("nan", "null", "<na>", "nat")  # "none" and "n/a" may be classes: `readers.suspicions` asks
 FILL_IN = "fill it in or remove the row"
 BITS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}  # of one-hot columns
-
-Row = tuple[int, dict[str, object]]  # line number in the file, values by column
 
 
 def is_manifest(path: str) -> bool:
@@ -143,30 +138,6 @@ def check_single(place: str, values: Collection[str], column: str) -> None:
             )
 
 
-def read_table(path: str, *, first: bool = False, as_written: bool = False) -> list[Row]:
-    """Read all rows of a CSV or JSONL file, or the first alone; titles of CSV in lower case, unless `as_written`.
-
-    Raises:
-        UserError: not UTF-8, not CSV or JSONL, no row.
-    """
-    if not os.path.isfile(path):  # to open a pipe would wait for ever
-        raise UserError(f"{path} is not a file; give a CSV or JSONL file")
-    rows = _csv_rows(path, as_written) if path.lower().endswith(".csv") else _jsonl_rows(path)
-    try:
-        found = list(islice(rows, 1 if first else None))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
-    except csv.Error as error:
-        raise UserError(f"{path} is not a CSV file: {error}") from None
-    if not found:
-        raise UserError(f"{path} has no rows; expected a row for each image")
-    return found
-
-
-def column_names(rows: list[Row]) -> list[str]:
-    return list(dict.fromkeys(name for _, row in rows for name in row))
-
-
 def split_column(rows: list[Row]) -> str | None:
     """Return the column that says the split: `split`, or one of its other names that holds nothing else."""
     columns = column_names(rows)
@@ -243,41 +214,3 @@ def find_column(accepted: Sequence[str], columns: Sequence[str], path: str, what
             f"{path} has no column for the {what}: name it {' or '.join(accepted)} (found: {', '.join(columns)})"
         )
     return present[0]
-
-
-def _csv_rows(path: str, as_written: bool) -> Iterator[Row]:
-    with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets write a byte-order mark
-        reader = csv.reader(file, strict=True)
-        header = [name.strip() if as_written else name.strip().lower() for name in next(reader, [])]
-        if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
-            raise UserError(f"{path} does not separate its columns by commas; save it with commas")
-        repeated = next((name for name in header if header.count(name) > 1), None)
-        if repeated is not None:
-            raise UserError(f"{path} has two columns named {repeated!r}; keep one")
-        for values in reader:
-            if not values:
-                continue
-            if len(values) != len(header):
-                raise UserError(
-                    f"{path} line {reader.line_num}: {len(values)} values for {len(header)} columns; "
-                    "put values that hold a comma in double quotes"
-                )
-            yield reader.line_num, dict(zip(header, (value.strip() for value in values), strict=True))
-
-
-def _jsonl_rows(path: str) -> Iterator[Row]:
-    with open(path, encoding="utf-8-sig") as file:
-        for line, text in enumerate(file, start=1):
-            if not text.strip():
-                continue
-            try:
-                row = load_json(text)
-            except RepeatedKeyError as error:
-                raise UserError(f"{path} line {line}: {error}; keep one") from None
-            except ValueError as error:
-                raise UserError(
-                    f"{path} line {line}: not JSON ({short_reason(error)}); write one object a line"
-                ) from None
-            if not isinstance(row, dict):
-                raise UserError(f'{path} line {line}: not an object; write {{"COLUMN": VALUE, ...}}')
-            yield line, row

@@ -10,7 +10,7 @@ from PIL import Image
 from snella.data.dataset import SPLITS, Example, ImageData
 from snella.data.folders.choices import NO_CHOICE, Choices
 from snella.data.images import Progress, open_image
-from snella.data.layouts import registry
+from snella.data.layouts import registry, rows
 from snella.data.layouts.caption_folders import Captions
 from snella.data.listing import Listing, drop_unreadable, groups_by_path, keep_test_split, note_absent_classes, relabel
 from snella.data.readers.division import by_file, in_fold, in_groups
@@ -56,7 +56,7 @@ class CaptionedImages:
 
 def is_captioned(data: str) -> bool:
     """Tell whether data is a folder of images with captions, or the name of a bundled set. No image is opened."""
-    return registry.recognised(registry.CAPTIONED, data)
+    return rows.recognised(registry.CAPTIONED, data)
 
 
 def read_captioned_data(
@@ -138,7 +138,7 @@ def read_captioned_test_data(
 
 
 def _listing(data: str, seed: int, choices: Choices) -> tuple[Listing, Captions]:
-    return registry.list_data(registry.CAPTIONED, data, seed=seed, holder="the folder that holds it", choices=choices)
+    return rows.list_data(registry.CAPTIONED, data, seed=seed, holder="the folder that holds it", choices=choices)
 
 
 def _caption_by_prompt(data: str, listing: Listing, prompt: str | None) -> Captions:

@@ -14,16 +14,10 @@ from dataclasses import replace
 from typing import Any
 
 from snella.data.dataset import CROP, SPLITS, ImageData, name_in
+from snella.data.folders.names import SPLIT_COLUMNS
+from snella.data.folders.rows import column_names, read_table
 from snella.data.groups import folds_of, groups_by_pattern, put_in_group
-from snella.data.layouts.manifests import (
-    PATH_COLUMNS,
-    SPLIT_COLUMNS,
-    column_names,
-    find_column,
-    read_table,
-    split_value,
-    text_value,
-)
+from snella.data.layouts.manifests import PATH_COLUMNS, find_column, split_value, text_value
 from snella.data.listing import SplitListingT
 from snella.data.paths import check_exists, composed
 from snella.data.splits import Division

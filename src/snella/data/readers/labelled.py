@@ -8,7 +8,7 @@ from dataclasses import replace
 from snella.data.dataset import SPLITS, ImageData, Images
 from snella.data.folders.choices import NO_CHOICE, Choices
 from snella.data.images import Progress, UnreadableImage
-from snella.data.layouts import registry
+from snella.data.layouts import registry, rows
 from snella.data.listing import Listing, drop_unreadable, groups_by_path, keep_test_split, note_absent_classes, relabel
 from snella.data.readers.division import by_file, in_fold, in_groups
 from snella.data.splits import AS_IT_IS, Division, check_fractions, complete_splits, in_shots
@@ -20,7 +20,7 @@ Lister = Callable[[str, int, Choices], Listing]  # of data, with the seed of spl
 def labelled(data: str, seed: int, choices: Choices) -> Listing:
     """List images of one class each, by the layouts of `registry.LABELLED`. Raises UserError."""
     holder = "the folder that holds the class folders"
-    listing = registry.list_data(registry.LABELLED, data, seed=seed, holder=holder, choices=choices)
+    listing = rows.list_data(registry.LABELLED, data, seed=seed, holder=holder, choices=choices)
     if not any(listing.splits.values()):
         raise UserError(f"{data} names no image; add images")
     return listing

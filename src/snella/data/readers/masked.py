@@ -11,7 +11,7 @@ from snella.data.checks import CHECK_ALL
 from snella.data.dataset import SPLITS
 from snella.data.folders.choices import NO_CHOICE, Choices
 from snella.data.images import ImageReader, Progress, UnreadableImage
-from snella.data.layouts import registry
+from snella.data.layouts import registry, rows
 from snella.data.listing import drop_unreadable, groups_by_path, keep_test_split
 from snella.data.masks.codes import code_by_name, find_code
 from snella.data.masks.files import IGNORE, RGB, MaskCode, MaskData, MaskedImages
@@ -24,7 +24,7 @@ from snella.errors import UserError, listed
 
 def is_masked(data: str) -> bool:
     """Tell whether a path or name looks like images with masks. No image is opened."""
-    return registry.recognised(registry.MASKED, data)
+    return rows.recognised(registry.MASKED, data)
 
 
 def read_masked_data(
@@ -107,7 +107,7 @@ def read_masked_test_data(
 
 def _listing(data: str, seed: int, choices: Choices = NO_CHOICE) -> MaskListing:
     holder = "the folder that holds the folders of images and masks"
-    return registry.list_data(registry.MASKED, data, seed=seed, holder=holder, choices=choices)
+    return rows.list_data(registry.MASKED, data, seed=seed, holder=holder, choices=choices)
 
 
 def _drop_unusable(

@@ -10,17 +10,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from snella.data.folders.names import SPLIT_NAMES, UNLABELLED
+from snella.data.folders.image_lists import ImageList, found_lists, labelled_lists, listed_splits
+from snella.data.folders.names import SPLIT_COLUMNS, SPLIT_NAMES
+from snella.data.folders.rows import column_names, read_table
 from snella.data.folders.tree import Tree
 from snella.data.groups import put_in_group
-from snella.data.layouts.label_lists import ImageList, found_lists
 from snella.data.layouts.manifests import (
     FILL_IN,
     PATH_COLUMNS,
-    SPLIT_COLUMNS,
-    column_names,
     image_names,
-    read_table,
     split_column,
     split_value,
 )
@@ -160,16 +158,21 @@ def _text(value: object, place: str) -> str:
     return str(value).strip()
 
 
-def folder_table(found: Tree) -> ImageTable | None:
-    """Read the tables or lists of a folder's images, those of several splits as one; None where there are none."""
-    lists = [one for one in found_lists(found) if one.titles and one.split != UNLABELLED]
+def folder_table(found: Tree, asked: str | None = None) -> ImageTable | None:
+    """Read the tables or lists of a folder's images, those of several splits as one; None where there are none.
+
+    `asked`: the columns that are meant, with commas between them, where several tables may be read.
+    """
+    everything = found_lists(found)
+    lists = labelled_lists(found, everything, asked)
     if not lists:
         return None
     titles = {one.file: _titles(one) for one in lists}
     columns = titles[lists[0].file]
-    for one in lists:
-        if set(titles[one.file]) != set(columns):
-            raise UserError(f"{one.file} has other columns than {lists[0].file}; name them alike in all")
+    other = [one for one in lists if set(titles[one.file]) != set(columns)]
+    if other and (columns == [] or any(one.split != "test" for one in other)):
+        raise UserError(f"{other[0].file} has other columns than {lists[0].file}; name them alike in all")
+    lists = [one for one in lists if one not in other]
     split = _split_column(lists)
     rows = []
     for one in lists:
@@ -177,17 +180,23 @@ def folder_table(found: Tree) -> ImageTable | None:
             row = dict(zip(titles[one.file], (cell.strip() for cell in cells), strict=True))
             part = SPLIT_NAMES[row.pop(split).lower()] if split else one.split
             rows.append(TableRow(image, part, row, f"{found.path(one.file)}, {image}"))
+    files = [one.file for one in lists]
+    if {row.split for row in rows} == {"all"} and (
+        told := listed_splits(found, everything, {row.image for row in rows})
+    ):
+        rows = [replace(row, split=told[0][row.image]) for row in rows if row.image in told[0]]
+        files += told[1]
     named = {row.image for row in rows}
     rest = [name for name in found.images if name not in named]
     notes = [f"{counted(len(rest), 'image')} that no table names left out: {listed(rest)}"] if rest else []
     return ImageTable(
         ", ".join(found.path(one.file) for one in lists),
-        f"images listed in {', '.join(one.file for one in lists)}",
+        f"images listed in {', '.join(files)}",
         found.root,
         tuple(name for name in columns if name != split),
         ("", *columns),
         tuple(rows),
-        (*found.notes, *notes),
+        (*found.notes, *notes, *(f"{one.file} has other columns, so its images are left out" for one in other)),
     )
 
 

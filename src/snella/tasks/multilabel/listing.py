@@ -13,12 +13,13 @@ from dataclasses import replace
 from functools import partial
 
 from snella.data.folders.choices import Choices
+from snella.data.folders.detections import detection_format, detections
 from snella.data.folders.tree import Tree, tree
 from snella.data.layouts.class_folders import class_folders
-from snella.data.layouts.detections import detection_format, detections
 from snella.data.layouts.manifests import is_manifest
 from snella.data.layouts.masks_beside import without_masks
-from snella.data.layouts.registry import Table, are_parts, list_data, with_choices
+from snella.data.layouts.registry import are_parts
+from snella.data.layouts.rows import Table, list_data, with_choices
 from snella.data.listing import Entry, Listing, natural_order
 from snella.data.readers.labelled import Lister
 from snella.data.readers.suspicions import equal_files
@@ -75,7 +76,7 @@ def _folder(separator: str | None, known: Sequence[str] | None, path: str, choic
     if detection_format(found) and choices.label_column is None and choices.classes is None:
         return _boxes(found)
     found = without_masks(found)
-    table = None if choices.classes else folder_table(found)
+    table = None if choices.classes else folder_table(found, choices.label_column)
     try:
         folders, refusal = class_folders(found, choices), None
     except UserError as error:

@@ -14,7 +14,7 @@ from snella.data.layouts import registry
 from snella.data.layouts.label_lists import USUAL
 from snella.data.layouts.manifests import is_manifest
 from snella.data.layouts.masks_beside import without_masks
-from snella.data.layouts.registry import Layout, list_data, with_choices
+from snella.data.layouts.rows import Layout, list_data, with_choices
 from snella.data.listing import Entry, Listing
 from snella.data.readers.labelled import Lister
 from snella.data.readers.tables import ImageTable, folder_table, manifest_table

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from snella.data.folders.choices import NO_CHOICE, Choices
+from snella.data.folders.detections import detection_format
 from snella.data.folders.tree import tree
 from snella.data.images import open_image
 from snella.data.layouts.crops import runs_to_mask
-from snella.data.layouts.detections import detection_format
 from snella.data.readers.captioned import is_captioned, read_captioned_data
 from snella.data.readers.labelled import read_data
 from snella.data.readers.masked import is_masked, read_masked_data

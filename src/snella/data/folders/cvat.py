@@ -12,7 +12,7 @@ The run lengths of a mask go along the rows of its box and begin with one outsid
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
@@ -54,7 +54,26 @@ def cvat(found: Tree) -> Detections:
     return read
 
 
-def _files(found: Tree) -> Iterator[str]:
+def cvat_tags(found: Tree) -> dict[str, list[tuple[str, str, str]]]:
+    """Return the tags of whole images, (image, label, subset), by the file that has them; none where there are shapes.
+
+    Raises:
+        UserError: a damaged file, a name of several images.
+    """
+    known, by_last = set(found.images), grouped(found.images, os.path.basename)
+    tags: dict[str, list[tuple[str, str, str]]] = {}
+    for file in () if is_cvat(found) else _files(found, ("tag",)):
+        try:
+            for item in ElementTree.fromstring(read_text(found.path(file))).iter("image"):
+                if name := _image_of(item, file, known, by_last):
+                    labels = [tag.attrib["label"].strip() for tag in item.iter("tag")]
+                    tags.setdefault(file, []).extend((name, label, item.get("subset") or "") for label in labels)
+        except (ElementTree.ParseError, ValueError, KeyError) as error:
+            raise UserError(f"{found.path(file)} is not an annotation of CVAT ({error}); mend it") from None
+    return tags
+
+
+def _files(found: Tree, elements: Sequence[str] = (*OF_IMAGES, *OTHERS, "track")) -> Iterator[str]:
     """Yield the files of annotations, none of which is named as an image: those are of one each, as Pascal VOC's."""
     images = set(map(stem, found.images))
     for name in found.others:
@@ -64,28 +83,34 @@ def _files(found: Tree) -> Iterator[str]:
             text = read_text(found.path(name))
         except UserError:  # not text
             continue
-        if "<annotations" in text[:1000] and any(f"<{shape} " in text for shape in (*OF_IMAGES, *OTHERS, "track")):
+        if "<annotations" in text[:1000] and any(f"<{element} " in text for element in elements):
             yield name
 
 
 def _read_image(
     item: ElementTree.Element, file: str, known: set[str], by_last: Mapping[str, list[str]], read: Detections
 ) -> None:
-    written = item.attrib["name"].replace(os.sep, "/")
-    subset = item.get("subset") or ""
-    folders = (os.path.dirname(file), os.path.join(os.path.dirname(file), "images"), "images", "")
-    places = [os.path.join(folder, part, written) for folder in folders for part in dict.fromkeys(("", subset))]
-    alike = by_last.get(os.path.basename(written), [])
-    name = next((place for place in places if place in known), alike[0] if len(alike) == 1 else None)
+    name, subset = _image_of(item, file, known, by_last), item.get("subset") or ""
     if name is None:
-        if alike:
-            raise UserError(f"{named(written)} of {file} may be {listed(alike)}; put the images where they were")
         return  # not here: as in other formats, images without a file are no images
     size = int(item.attrib["width"]), int(item.attrib["height"])
     read.sizes[name] = size
     if split := split_of(subset) or split_of(os.path.basename(os.path.dirname(file))):
         read.splits[name] = split
     read.shapes[name] += [shape for part in item if (shape := _shape(part, size)) is not None]
+
+
+def _image_of(item: ElementTree.Element, file: str, known: set[str], by_last: Mapping[str, list[str]]) -> str | None:
+    """Return the image that an element is of, or None. Raises UserError where it may be several."""
+    written = item.attrib["name"].replace(os.sep, "/")
+    subset = item.get("subset") or ""
+    folders = (os.path.dirname(file), os.path.join(os.path.dirname(file), "images"), "images", "")
+    places = [os.path.join(folder, part, written) for folder in folders for part in dict.fromkeys(("", subset))]
+    alike = by_last.get(os.path.basename(written), [])
+    name = next((place for place in places if place in known), alike[0] if len(alike) == 1 else None)
+    if name is None and alike:
+        raise UserError(f"{named(written)} of {file} may be {listed(alike)}; put the images where they were")
+    return name
 
 
 def _shape(item: ElementTree.Element, size: tuple[int, int]) -> Shape | None:

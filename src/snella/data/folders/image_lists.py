@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from snella.data.dataset import SPLITS
+from snella.data.folders.cvat import cvat_tags
 from snella.data.folders.names import SPLIT_COLUMNS, SPLIT_NAMES, UNLABELLED, split_and_rest
 from snella.data.folders.rows import read_table
 from snella.data.folders.tree import Tree, as_written, has_image_ending, image_resolver, near_files, stem
@@ -57,15 +58,20 @@ def found_lists(found: Tree) -> list[ImageList]:
     resolve = image_resolver(found)
     lists: list[ImageList] = []
     for file in near_files(found):
-        split = _split_of_file(file)
+        split = split_of_file(file)
         names_classes = os.path.basename(file).lower().startswith(("classes", "class_names", "categories"))
         if not file.lower().endswith(ENDINGS) or split is None or names_classes:
             continue
-        one = _read(found, file, split, resolve, list(_rows(found.path(file))))
+        one = _read(found, file, split, resolve, list(list_rows(found.path(file))))
         if one is None and not file.lower().endswith((".csv", ".tsv", ".jsonl")):  # LABEL PATH
-            one = _read(found, file, split, resolve, list(_rows(found.path(file), by_spaces=True)))
+            one = _read(found, file, split, resolve, list(list_rows(found.path(file), by_spaces=True)))
         if one and not _numbers_images(one):
             lists.append(one)
+    for file, tags in cvat_tags(found).items():
+        images, *cells = zip(*tags, strict=True)
+        in_splits = all(subset.lower() in SPLIT_NAMES for subset in cells[1])
+        cells, titles = (cells, ("label", "subset")) if in_splits else (cells[:1], ("label",))
+        lists.append(ImageList(file, "all", images, tuple(zip(*cells, strict=True)), titles))
     return sorted(lists, key=lambda one: (*SPLITS, one.split).index(one.split))
 
 
@@ -116,7 +122,7 @@ def listed_splits(
         }
         return (split_of, [table.file]) if len({*split_of.values()}) > 1 else None
     bare = [one for one in lists if not one.columns and one.split in SPLITS and not {*known}.isdisjoint(one.images)]
-    bare = list({(one.split, frozenset(one.images)): one for one in _without_whole(bare)}.values())
+    bare = list({(one.split, frozenset(one.images)): one for one in without_whole(bare)}.values())
     if len(bare) < 2 or bare[0].split != "train":
         return _numbered_splits(found, known)
     _check_one_each(found, bare)
@@ -159,10 +165,10 @@ def _of_labels(lists: Sequence[ImageList]) -> list[ImageList]:
     """Return the lists without those of masks, of boxes and points where there are others, and of train and val."""
     lists = [one for one in lists if not all(_RUNS.fullmatch(name) for name in one.columns)]
     others = [one for one in lists if not all(_POSITION.fullmatch(name) for name in one.columns)]
-    return _without_whole(others or lists)
+    return without_whole(others or lists)
 
 
-def _without_whole(lists: Sequence[ImageList]) -> list[ImageList]:
+def without_whole(lists: Sequence[ImageList]) -> list[ImageList]:
     whole = [one for one in lists if "trainval" in one.file.lower()]
     return [one for one in lists if one not in whole or all(o.split != "train" or o in whole for o in lists)]
 
@@ -184,7 +190,7 @@ def _numbers_images(one: ImageList) -> bool:
     return len(numbers) == len(one.cells) == len(set(numbers)) > 2 and all(map(str.isdecimal, numbers))
 
 
-def _split_of_file(file: str) -> str | None:
+def split_of_file(file: str) -> str | None:
     """Return the split that a list's name says, "all" for one that says none, None for the name of no list."""
     split, rest = split_and_rest(stem(file))
     if "partition" in rest:
@@ -253,7 +259,7 @@ def _as_bits(columns: list[list[str]]) -> list[list[str]]:
     return [["0" if cell == "-1" else cell for cell in c] if i in signed else c for i, c in enumerate(columns)]
 
 
-def _rows(path: str, *, by_spaces: bool = False) -> Iterator[list[str]]:
+def list_rows(path: str, *, by_spaces: bool = False) -> Iterator[list[str]]:
     """Yield the rows of a table or list as cells; none of a file that is not text."""
     if path.lower().endswith(".jsonl"):
         rows = [row for _, row in read_table(path)]

@@ -198,6 +198,13 @@ def _roles(root: str) -> dict[str, Role | None]:
             photographs = [os.path.join(image_folder, name) for name in images_below(image_folder)[:FIRST]]
             if _go_together(image_folder, mask_folder, False) and not any(map(looks_like_mask, photographs)):
                 return {images: "images", masks: "masks"}
+    for masks in [name for name, role in roles.items() if role == "masks"]:
+        split = split_and_rest(masks)[0]
+        inside = [name for name in full if split_and_rest(name)[0] == split and name != masks]
+        if len(inside) == 1 and roles[inside[0]] is None:  # as top beside gts_for_participants
+            image_folder, mask_folder = os.path.join(root, inside[0]), os.path.join(root, masks)
+            if _go_together(image_folder, mask_folder, False):
+                roles[inside[0]] = "images"
     return roles
 
 

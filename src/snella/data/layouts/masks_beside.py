@@ -10,13 +10,15 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
 from PIL import Image
 
+from snella.data.folders.image_lists import found_lists, listed_splits
 from snella.data.folders.names import MASK_WORDS, VAGUE, holds_images, split_and_rest, split_of
+from snella.data.folders.pair_lists import listed_pairs
 from snella.data.folders.tree import Tree, tree
 from snella.data.masks.class_names import names_file
 from snella.data.masks.listing import MaskListing, Pair
@@ -59,6 +61,8 @@ def masks_beside(found: Tree) -> Beside:
         images = by_stem.get(f"{folder}/{of[1]}" if folder else of[1], []) if of else []
         if images:
             masks_of[images[0]] += names
+    for image, mask in _masks_of_one_beginning(found, by_stem):
+        masks_of[image].append(mask)
     masks = {mask for names in masks_of.values() for mask in names}
     twins = [names for stem, names in by_stem.items() if len(names) == 2 and not masks.intersection(names)]
     for image, mask in _masks_of_one_stem(found, twins):
@@ -101,6 +105,11 @@ def beside_folder(root: str) -> MaskListing | None:
     found = tree(root)
     beside = masks_beside(found)
     if not beside.pairs:
+        if beside.several:
+            raise UserError(
+                f"{root}: images have several masks each, such as {listed(beside.several, 2)}, of objects or of "
+                "classes; join them to one mask for each image"
+            )
         return None
     splits: defaultdict[str, list[Pair]] = defaultdict(list)
     folder_of: dict[str, str] = {}
@@ -124,6 +133,47 @@ def beside_folder(root: str) -> MaskListing | None:
     return MaskListing("masks beside the images", root, dict(splits), names_file([root]), tuple(notes))
 
 
+def pairs_in_lists(root: str) -> MaskListing | None:
+    """List the images and masks that lists or tables of a folder pair; None without such, or if they are no masks.
+
+    Raises:
+        UserError: several lists of one split, an image in two splits.
+    """
+    found = tree(root)
+    told = listed_pairs(found) if found.images else None
+    if told is None:
+        return None
+    pairs = [pair for inside in told.splits.values() for pair in inside]
+    if not all(looks_like_mask(found.path(mask)) for _, mask in pairs[:FIRST]):
+        return None
+    known = {name for pair in pairs for name in pair}
+    rest = [name for name in found.images if name not in known]
+    notes = [f"{counted(told.missing, 'row')} of the lists that name no file left out"] if told.missing else []
+    notes += [f"{counted(len(rest), 'file')} that no list names left out: {listed(rest)}"] if rest else []
+    layout = f"pairs listed in {', '.join(told.files)}"
+    return MaskListing(layout, root, told.splits, names_file([root]), (*found.notes, *notes))
+
+
+def in_listed_splits(root: str, listing: MaskListing) -> MaskListing:
+    """Divide pairs without splits by lists of their images (`train.txt`, `val.txt`), where there are such."""
+    if listing.splits.keys() != {"all"}:
+        return listing
+    name_of = {
+        os.path.relpath(listing.path(pair[0]), root).replace(os.sep, "/"): pair for pair in listing.splits["all"]
+    }
+    images = tree(root).only(lambda name: name in name_of)
+    told = listed_splits(images, found_lists(images), name_of)
+    if told is None:
+        return listing
+    splits: defaultdict[str, list[Pair]] = defaultdict(list)
+    for name, split in told[0].items():
+        splits[split].append(name_of[name])
+    rest = [name for name in name_of if name not in told[0]]
+    notes = [f"{counted(len(rest), 'image')} that no list names left out: {listed(rest)}"] if rest else []
+    layout = f"{listing.layout} with the splits of {', '.join(told[1])}"
+    return replace(listing, layout=layout, splits=dict(splits), notes=(*listing.notes, *notes))
+
+
 def looks_like_mask(path: str) -> bool:
     """Tell whether a file's pixels are those of a mask: few values or colours, or nearly all black or white."""
     return _mask_likeness(path) > 0
@@ -143,6 +193,25 @@ def _mask_likeness(path: str) -> int:
             return int(len(image.convert("RGB").getcolors(1 << 24) or range(FEW + 1)) <= FEW)
     except Exception:  # what cannot be read is named where images are checked
         return 0
+
+
+def _masks_of_one_beginning(found: Tree, by_stem: Mapping[str, list[str]]) -> list[Pair]:
+    """Return (image, mask) of NAME_sat.jpg and NAME_mask.png, where each mask has one such image and looks like one."""
+    beside: defaultdict[str, list[str]] = defaultdict(list)
+    masks: dict[str, str] = {}
+    for stem, names in by_stem.items():
+        folder, _, last = stem.rpartition("/")
+        ending = MASK_SUFFIX.match(last)
+        beginning = ending or re.match(r"^(.+)[ _.-][^ _.-]+$", last)
+        if beginning and not (ending and f"{folder}/{ending[1]}".lstrip("/") in by_stem):
+            key = f"{folder}/{beginning[1]}"
+            if ending:
+                masks[key] = names[0]
+            else:
+                beside[key] += names
+    pairs = [(beside[key][0], mask) for key, mask in masks.items() if len(beside.get(key, ())) == 1]
+    sure = 2 <= len(pairs) == len(masks) and all(looks_like_mask(found.path(mask)) for _, mask in pairs[:FIRST])
+    return pairs if sure else []
 
 
 def _masks_of_one_stem(found: Tree, twins: Sequence[list[str]]) -> list[Pair]:

@@ -32,7 +32,13 @@ from snella.data.layouts.crops import crops, has_outlines, outlined
 from snella.data.layouts.label_lists import UnclearColumnError, label_lists, split_by_lists, train_folders_and_lists
 from snella.data.layouts.manifests import is_manifest, manifest
 from snella.data.layouts.masked_folders import EXPECTED, is_masked_folder, masked_folder
-from snella.data.layouts.masks_beside import beside_folder, has_masks_beside, without_masks
+from snella.data.layouts.masks_beside import (
+    beside_folder,
+    has_masks_beside,
+    in_listed_splits,
+    pairs_in_lists,
+    without_masks,
+)
 from snella.data.layouts.rows import Table, at_path, below_prefix, bundled_set, recognised, with_choices
 from snella.data.layouts.voc_ade import ade, camvid, cityscapes, is_ade, is_camvid, is_cityscapes, is_voc, voc
 from snella.data.layouts.vtab_fgvc import fgvc, is_fgvc, is_vtab, vtab
@@ -48,16 +54,27 @@ def _masks(path: str) -> MaskListing:
     return outlined(found) if detection_format(found) else beside_folder(path) or masked_folder(path)
 
 
+def _listed_pairs(path: str) -> MaskListing:
+    found = pairs_in_lists(path)
+    assert found is not None
+    return found
+
+
 MASKED: Table[MaskListing] = (
     at_path("the folder of Pascal VOC", is_voc, voc),
     at_path("the folder of ADE20K", is_ade, ade),
     at_path("the folder of Cityscapes", is_cityscapes, cityscapes),
     at_path("the folder of CamVid (SegNet's)", is_camvid, camvid),
-    at_path(f"a folder with {EXPECTED}", is_masked_folder, masked_folder),
+    at_path(
+        "a folder of images and masks with lists of pairs (images/1.jpg masks/1.png)",
+        lambda path: os.path.isdir(path) and pairs_in_lists(path) is not None,
+        _listed_pairs,
+    ),
+    at_path(f"a folder with {EXPECTED}", is_masked_folder, lambda path: in_listed_splits(path, masked_folder(path))),
     at_path(
         "a folder of images with a mask beside each (NAME.jpg, NAME_mask.png)",
         has_masks_beside,
-        _masks,
+        lambda path: in_listed_splits(path, _masks(path)),
         any_folder=True,
     ),
     at_path("a folder of images with outlines (COCO, LabelMe)", has_outlines, lambda path: outlined(tree(path))),

@@ -221,6 +221,8 @@ class Data:
     """What the class of an image is, as snella train --classes takes it."""
     label_column: str | None = None
     """Column of the labels, as snella train --label-column takes it."""
+    label_pattern: str | None = None
+    """What the label is in an image's path, as snella train --label-pattern takes it."""
     label_separator: Separator | None = None
     """What divides the labels in a cell, as snella train --label-separator takes it."""
     target_column: str | None = None

@@ -33,6 +33,10 @@ class ClassifyConfig:
     """Column of a table or list of images that holds their labels, to classify: its name or its number, 0 being the
     first. None: label or class; of a list the first after the image, if it divides the classes of all others.
     To label (--task multilabel) also several, with commas between them, of 0 and 1."""
+    label_pattern: str | None = setting(None, tasks=("classify", "regress"))
+    """What the label of an image is, to classify, or its number (--task regress), by a regular expression that is
+    searched for in its path below the data: the group called label, else the first in parentheses, or all that it
+    matches, such as '([0-9]+)_[01]_' for an age. Images that it does not match are left out."""
     crops: bool = setting(False)
     """Cut the boxes of a detection data set (Pascal VOC, COCO, YOLO) out as images of their classes, to classify."""
     head_first: bool = setting(False, tasks=WHOLE_IMAGE)

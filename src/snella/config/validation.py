@@ -108,10 +108,22 @@ def _check_division(config: TrainConfig) -> None:
     data = config.data
     if data.group_column is not None and data.group_pattern is not None:
         raise UserError("--group-column and --group-pattern both say the groups; pass one of them")
-    try:
-        re.compile(data.group_pattern or "")
-    except re.error as error:
-        raise UserError(f"--group-pattern {data.group_pattern} is not a regular expression: {error}") from None
+    for name, pattern in (("group_pattern", data.group_pattern), ("label_pattern", config.classify.label_pattern)):
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise UserError(f"{flag(name)} {pattern} is not a regular expression: {error}") from None
+    chosen = (
+        config.classify.label_column,
+        config.data.classes,
+        config.classify.crops or None,
+        config.regress.target_column,
+    )
+    if config.classify.label_pattern is not None and any(value is not None for value in chosen):
+        raise UserError(
+            "--label-pattern takes the labels from names, --classes, --label-column, --target-column and --crops from "
+            "elsewhere; pass one of them"
+        )
     if data.fold is not None and not data.fold <= (data.folds or 0):
         raise UserError(f"--fold {data.fold} is one of --folds, which is {data.folds}; pass how many there are")
     if data.folds is not None and data.test_fraction is not None:

@@ -234,7 +234,8 @@ class WholeImageLearner(TaskLearner[EvaluationT, ImageData[Images], Images]):
 
 def choices(config: TrainConfig) -> Choices:
     """Return which reading of the data a run's settings choose."""
-    return Choices(config.data.classes, config.classify.label_column, config.classify.crops)
+    told = config.classify
+    return Choices(config.data.classes, told.label_column, told.label_pattern, told.crops)
 
 
 def augmentation(config: TrainConfig) -> Augmentation:

@@ -10,8 +10,10 @@ import pytest
 from snella.data.folders.cvat import cvat, is_cvat
 from snella.data.folders.tree import tree
 from snella.data.layouts.crops import runs_to_mask
+from snella.data.readers.labelled import read_data
 from snella.data.readers.masked import read_masked_data
 from snella.errors import UserError
+from snella.tasks.multilabel.listing import lister
 from support.downloads import SIZE, lay, photos
 
 WIDTH, HEIGHT = SIZE
@@ -103,3 +105,25 @@ def test_no_file_of_a_single_image_is_opened(tmp_path: Path, monkeypatch: pytest
     found = tree(lay(tmp_path, files))
     monkeypatch.setattr("snella.data.folders.cvat.read_text", lambda path: pytest.fail(f"{path} is opened"))
     assert not is_cvat(found)
+
+
+def tag(label: str) -> str:
+    return f'<tag label="{label}" source="manual"></tag>'
+
+
+def test_tags_of_whole_images_are_their_labels(tmp_path: Path) -> None:
+    subsets = ("Train", "Train", "Train", "Train", "Validation", "Validation", "Test", "Test")
+    images = [image(f"{i}.jpg", tag(("cat", "dog")[i % 2]), f' subset="{s}"') for i, s in enumerate(subsets)]
+    data = read_data(written(tmp_path / "a", *images), seed=0)
+    assert (data.classes, data.layout) == (("cat", "dog"), "images listed in annotations.xml")
+    assert {split: len(images) for split, images in data.splits.items()} == {"train": 4, "val": 2, "test": 2}
+    for images_of in data.splits.values():
+        assert [int(Path(path).stem) % 2 for path in images_of.paths] == list(images_of.labels)
+    several = [image(f"{i}.jpg", tag(("cat", "dog")[i % 2]) + tag("wet") * (i > 3)) for i in range(8)]
+    root = written(tmp_path / "b", *several)
+    with pytest.raises(UserError, match=r"4\.jpg has two labels, cat and wet; keep one, or add --task multilabel"):
+        read_data(root, seed=0)
+    labels = read_data(root, seed=0, lister=lister(None))
+    assert labels.classes == ("cat", "dog", "wet")
+    found = {int(Path(p).stem): row for s in labels.splits.values() for p, row in zip(s.paths, s.targets, strict=True)}
+    assert found == {i: (float(i % 2 == 0), float(i % 2), float(i > 3)) for i in range(8)}

@@ -17,6 +17,7 @@ class Choices:
             split, all folders between, or the beginning of its own name.
         label_column: the column of a table or a list that holds the labels: its name, or its number, the image's
             being 0.
+        label_pattern: a regular expression that is searched for in the path of each image, whose group is its label.
         crops: each box of a detection data set becomes an image of its class.
         group_column: the column of a table that says what images belong together, in one split.
         splits: the table of splits that a user names, which says no labels.
@@ -25,6 +26,7 @@ class Choices:
 
     classes: ClassesFrom | None = None
     label_column: str | None = None
+    label_pattern: str | None = None
     crops: bool = False
     group_column: str | None = None
     splits: str | None = None

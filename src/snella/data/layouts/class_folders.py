@@ -6,6 +6,7 @@ of classes; folders that are named as splits are) all are named, and `Choices.cl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import basename
@@ -16,8 +17,8 @@ from snella.data.folders.names import SPLIT_NAMES, UNLABELLED, split_of, splits_
 from snella.data.folders.tree import UNREAD, Tree, tree
 from snella.data.images import SUFFIXES
 from snella.data.layouts.masks_beside import without_masks
-from snella.data.listing import Listing, label_entries, natural_order
-from snella.errors import UserError, counted, listed
+from snella.data.listing import Entry, Listing, label_entries, natural_order
+from snella.errors import UserError, brief, counted, listed
 
 EXPECTED_SPLITS = "or give a manifest (.csv or .jsonl)"
 
@@ -62,6 +63,45 @@ def class_folders(found: Tree, choices: Choices = NO_CHOICE) -> Listing:
     if label_of is beginning:
         layout = layout.replace("image folder", "images named after their class")
     return Listing(layout, found.root, classes, splits, notes=(*found.notes, *notes, *more))
+
+
+def named_by_pattern(found: Tree, choices: Choices) -> Listing | None:
+    """List images whose paths hold their labels, as a pattern says, in the splits that folders are called as.
+
+    None for data to test a run on whose paths hold none.
+
+    Raises:
+        UserError: it matches no image.
+    """
+    assert choices.label_pattern is not None
+    compiled = re.compile(choices.label_pattern)
+    named = "label" in compiled.groupindex
+    label_of: dict[str, str] = {}
+    for name in found.images:
+        if match := compiled.search(name):
+            parts = [match["label"]] if named else match.groups()
+            label_of[name] = next((part for part in parts if part is not None), match[0])
+    if not label_of:
+        if choices.of_run:
+            return None
+        first = f", such as {found.images[0]}" if found.images else ""
+        raise UserError(
+            f"--label-pattern {brief(choices.label_pattern)} matches none of the "
+            f"{counted(len(found.images), 'image')} of {found.root}{first}; it is searched for in their paths below it"
+        )
+    classes, entries = label_entries(list(label_of), list(label_of.values()))
+    splits: dict[str, list[Entry]] = {}
+    for entry in entries:
+        split = next((of for part in entry[0].split("/")[:-1] if (of := split_of(part))), "all")
+        splits.setdefault(split, []).append(entry)
+    notes = [*found.notes, f"the label of an image is what {choices.label_pattern} finds in its path"]
+    if len(splits) > 1 and "all" in splits:
+        outside = splits.pop("all")
+        notes.append(f"{counted(len(outside), 'image')} outside the splits left out: {listed([n for n, _ in outside])}")
+    splits.pop(UNLABELLED, None)
+    rest = [name for name in found.images if name not in label_of]
+    notes += [f"{counted(len(rest), 'image')} that it does not match left out: {listed(rest)}"] if rest else []
+    return Listing("images with labels in their names", found.root, classes, splits, notes=tuple(notes))
 
 
 def _parts(found: Tree, choices: Choices) -> tuple[list[_Part], list[str]]:

@@ -52,7 +52,9 @@ def label_lists(found: Tree, choices: Choices) -> tuple[Listing, str] | None:
             other = label_of.setdefault(name, (label, one.file))
             if other[0] != label:
                 where = one.file if one.file == other[1] else f"{other[1]} and {one.file}"
-                raise UserError(f"{found.path(where)}: {name} has two labels, {other[0]} and {label}; keep one")
+                raise UserError(
+                    f"{found.path(where)}: {name} has two labels, {other[0]} and {label}; keep one, or add --task multilabel"
+                )
             splits[SPLIT_NAMES[cells[split_at].lower()] if split_at is not None else one.split].append((name, label))
     files = [one.file for one in lists]
     if splits.keys() == {"all"} and (told := listed_splits(found, everything, label_of)):

@@ -27,7 +27,7 @@ from snella.data.folders.names import SPLIT_COLUMNS, holds_images
 from snella.data.folders.rows import column_names, read_table
 from snella.data.folders.tree import Tree, tree
 from snella.data.layouts.caption_folders import Captions, caption_folder, is_captioned
-from snella.data.layouts.class_folders import class_folders
+from snella.data.layouts.class_folders import class_folders, named_by_pattern
 from snella.data.layouts.crops import crops, has_outlines, outlined
 from snella.data.layouts.label_lists import UnclearColumnError, label_lists, split_by_lists, train_folders_and_lists
 from snella.data.layouts.manifests import is_manifest, manifest
@@ -100,6 +100,8 @@ def _labelled_folder(path: str, choices: Choices) -> Listing:
         UserError: images and masks, which are not two classes; lists and folders that say different classes.
     """
     found = tree(path)
+    if choices.label_pattern and (named := named_by_pattern(without_masks(found), choices)):
+        return named
     kind = detection_format(found)
     if choices.crops and not (choices.of_run and kind is None):
         if kind is None:

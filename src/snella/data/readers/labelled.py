@@ -105,7 +105,10 @@ def _check_classes(data: str, listing: Listing) -> None:
     """Refuse fewer than two classes, or a class without an image to train on."""
     if len(listing.classes) < 2 and not listing.targets:
         only = f" ({listing.classes[0]!r})" if listing.classes else ""
-        raise UserError(f"{data} has one class only{only}; classification needs two or more")
+        raise UserError(
+            f"{data} has one class only{only}; classification needs two or more; if names of files hold the labels, "
+            "add --label-pattern and a regular expression that finds them"
+        )
     split = "all" if "all" in listing.splits else "train"
     if listing.fixed_classes or split not in listing.splits:
         return

@@ -45,7 +45,7 @@ def lister(target_column: str | None, known: Sequence[str] | None = None) -> Lis
         return replace(_of_table(table, columns(table)), groups=groups)
 
     def folder(path: str, choices: Choices) -> Listing:
-        table = None if choices.classes else folder_table(without_masks(tree(path)))
+        table = None if choices.classes or choices.label_pattern else folder_table(without_masks(tree(path)))
         if table is not None and (target_column is not None or table.mostly(_is_number)):
             table, groups = table.grouped(choices.group_column)
             return replace(_of_table(table, columns(table)), groups=groups)

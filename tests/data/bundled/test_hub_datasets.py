@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from snella.data.dataset import with_white
 from snella.data.readers.labelled import read_data
 from snella.errors import UserError
 
@@ -61,6 +62,25 @@ def test_hfds_with_other_columns_and_an_unlabelled_split(tmp_path: Path, monkeyp
     assert data.classes == ("a", "b")
     assert "test has no labels and is left out" in data.notes
     assert "labels are read from column fine (others: coarse)" in data.notes
+
+
+def test_hfds_of_12_bit_greys_is_scaled_as_folders_are(tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for i in range(12):
+        path = tmp_path / "set" / "train" / ("a", "b")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.resize(np.array([0, 4095, 100 * i], np.uint16), (8, 9))).save(path)
+    data, folder = (
+        with_white(read_data(name, seed=0), None) for name in (f"hfds/{tmp_path / 'set'}", str(tmp_path / "set"))
+    )
+    assert "use 12 of 16 bits" in "\n".join(data.notes)
+    shown, expected = (
+        sorted(pixels(images, i).tobytes() for images in one.splits.values() for i in range(len(images)))
+        for one in (data, folder)
+    )
+    assert shown == expected
+    assert pixels(data.splits["train"], 0)[0, 1, 0] == 255
 
 
 def test_hfds_without_its_package(monkeypatch) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from snella.data.dataset import with_white
 from snella.data.readers.labelled import read_data
 from snella.errors import UserError
 
@@ -36,6 +37,19 @@ def write_shard(path: Path, samples: list[tuple[bytes, str]]) -> None:
                 member = tarfile.TarInfo(f"{i:04d}.{suffix}")
                 member.size = len(content)
                 shard.addfile(member, io.BytesIO(content))
+
+
+def test_wds_of_12_bit_greys_is_scaled_as_folders_are(tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    samples = []
+    for i in range(12):
+        buffer = io.BytesIO()
+        Image.fromarray(np.resize(np.array([0, 4095, 1606], np.uint16), (8, 9))).save(buffer, "PNG")
+        samples.append((buffer.getvalue(), str(i % 2)))
+    write_shard(tmp_path / "shards" / "x-train-0000.tar", samples)
+    data = with_white(read_data(f"wds/{tmp_path / 'shards'}", seed=0), None)
+    assert "use 12 of 16 bits" in "\n".join(data.notes)
+    assert pixels(data.splits["train"], 0)[0, :3, 0].tolist() == [0, 255, 100]
 
 
 def encoded(value: int) -> bytes:

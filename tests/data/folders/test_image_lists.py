@@ -70,6 +70,8 @@ def test_lists_of_splits_divide_a_table_of_all(tmp_path: Path) -> None:
     assert data.layout == "images listed in Data_Entry.csv, train_val_list.txt, test_list.txt"
     assert sorted(Path(path).stem for path in data.splits["test"].paths) == ["6", "7", "8"]
     assert "1 image that no list names left out: images/9.jpg" in data.notes
+    boxes = {"BBox_List.csv": "Image Index,Finding Label,Bbox [x,y,w,h]\n0.jpg,cat,1,2,3,4\n1.jpg,dog,1,2,3,4\n"}
+    assert read_data(lay(tmp_path, boxes), seed=0).layout == data.layout
     numbers = {**files, "Data_Entry.csv": "Image,Age\n" + "".join(f"{i}.jpg,{i % 5}\n" for i in range(10))}
     data = read_data(lay(tmp_path / "b", numbers), seed=0, lister=numbers_lister(None))
     assert sorted(data.splits["test"].targets) == [(1.0,), (2.0,), (3.0,)]
@@ -184,3 +186,14 @@ def test_a_test_table_without_the_labels_is_left_out(tmp_path: Path) -> None:
     }
     data = read_data(lay(tmp_path / "b", sexes), seed=0)
     assert "boneage-test-dataset.csv has no column label, so its images are left out" in data.notes
+
+
+def test_a_column_is_numbered_in_plain_digits(tmp_path: Path) -> None:
+    """Python reads the digits of every script as numbers."""
+    rows = "".join(f"{i}.jpg,{i % 2},{i % 3}\n" for i in range(8))
+    root = lay(tmp_path, {**photos("images"), "images/all.csv": f"path,a,b\n{rows}"})
+    for data in (f"{root}/images/all.csv", root):
+        with pytest.raises(UserError, match=r"\u0662: .* has the columns"):
+            read_data(data, seed=0, choices=Choices(label_column="\u0662"))
+    with pytest.raises(UserError, match=r"\u0662: .* has the columns"):
+        read_data(f"{root}/images/all.csv", seed=0, lister=numbers_lister("\u0662"))

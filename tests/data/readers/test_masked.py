@@ -141,7 +141,7 @@ def test_class_folders_reader_points_to_the_task(tmp_path: Path, class_folders) 
         read_data(root, seed=0)
     assert str(caught.value) == (
         f"{root} holds images with masks; add --task segment; to classify give the folder of the images alone, or add "
-        "--classes top if its folders are classes"
+        "--classes top if its folders are classes, --label-column if a table or list names them"
     )
     class_folders(tmp_path / "pets", images=5, cat=5)
     assert read_data(str(tmp_path / "pets"), seed=0).classes == ("cat", "images")

@@ -164,7 +164,8 @@ def _numbered_splits(found: Tree, known: Collection[str]) -> tuple[dict[str, str
 def _of_labels(lists: Sequence[ImageList]) -> list[ImageList]:
     """Return the lists without those of masks, of boxes and points where there are others, and of train and val."""
     lists = [one for one in lists if not all(_RUNS.fullmatch(name) for name in one.columns)]
-    others = [one for one in lists if not all(_POSITION.fullmatch(name) for name in one.columns)]
+    boxed = [one for one in lists if any("bbox" in name for name in one.columns)]
+    others = [one for one in lists if one not in boxed and not all(map(_POSITION.fullmatch, one.columns))]
     return without_whole(others or lists)
 
 
@@ -227,7 +228,8 @@ def _read(
     odd = next((row for row in body if len(row) != width), None)
     if odd:
         raise UserError(
-            f"{found.path(file)}: {' '.join(odd)[:60]!r} has {len(odd)} columns, others have {width}; mend it"
+            f"{found.path(file)}: {' '.join(odd)[:60]!r} has {len(odd)} columns, others have {width}; mend it or move "
+            "the file away"
         )
     images = [resolve(row[at], split) for row in body]
     others = [i for i in range(width) if i != at]

@@ -140,7 +140,7 @@ def _notes(system: Counter[str], runs: Sequence[str], others: Sequence[str]) -> 
         notes.append(f"files that systems or programs put there, left out: {', '.join(hidden)}")
     if runs:
         notes.append(f"folders that snella wrote, left out: {listed(runs)}")
-    unread = Counter(os.path.splitext(name)[1].lower() for name in others)
+    unread = Counter(os.path.splitext(name.lower().removesuffix(".gz"))[1] for name in others)
     formats = [f"{suffix} ({unread[suffix]})" for suffix in UNREAD if unread[suffix]]
     if formats:
         notes.append(f"files of formats that are not read, left out: {', '.join(formats)}")

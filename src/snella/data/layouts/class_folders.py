@@ -310,6 +310,9 @@ def _no_classes(found: Tree, base: str, names: Sequence[str]) -> str:
 
 def _empty(found: Tree) -> str:
     tables = [basename(name) for name in found.others if name.lower().endswith((".csv", ".jsonl"))]
+    unread = next((note for note in found.notes if note.startswith("files of formats")), None)
+    if unread:
+        return f"{found.root} holds no image ({', '.join(SUFFIXES)}) but {unread}; save them as PNG"
     if tables and not found.folders:
         return f"{found.root} has no class folders but holds {tables[0]}; if that is a manifest, give its path"
     if found.folders:

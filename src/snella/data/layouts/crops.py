@@ -188,7 +188,9 @@ class Outlines:
         picture = Image.new("1", size)
         draw = ImageDraw.Draw(picture)
         for outline in shape.outlines:
-            scaled = [v * size[i % 2] for i, v in enumerate(outline)] if self.found.relative else list(outline)
+            # shares have a few decimals: 0.7 of 30 must not end at 20.99, a pixel before 21
+            shares = self.found.relative
+            scaled = [round(v * size[i % 2], 2) for i, v in enumerate(outline)] if shares else list(outline)
             if len(scaled) >= 6:
                 draw.polygon(scaled, fill=1)
         return np.asarray(picture)

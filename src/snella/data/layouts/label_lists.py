@@ -53,7 +53,8 @@ def label_lists(found: Tree, choices: Choices) -> tuple[Listing, str] | None:
             if other[0] != label:
                 where = one.file if one.file == other[1] else f"{other[1]} and {one.file}"
                 raise UserError(
-                    f"{found.path(where)}: {name} has two labels, {other[0]} and {label}; keep one, or add --task multilabel"
+                    f"{found.path(where)}: {name} has two labels, {other[0]} and {label}; keep one, or add --task "
+                    "multilabel"
                 )
             splits[SPLIT_NAMES[cells[split_at].lower()] if split_at is not None else one.split].append((name, label))
     files = [one.file for one in lists]
@@ -166,7 +167,7 @@ def _label_column(lists: Sequence[ImageList], choices: Choices) -> str:
         wanted = choices.label_column.lower()
         if wanted in names:
             return wanted
-        if wanted.isdecimal() and 1 <= int(wanted) <= len(names):
+        if wanted.isascii() and wanted.isdecimal() and 1 <= int(wanted) <= len(names):
             return names[int(wanted) - 1]
         raise UserError(
             f"--label-column {choices.label_column}: {first.file} has the columns {', '.join(names)}; name one"

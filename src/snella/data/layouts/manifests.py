@@ -74,13 +74,24 @@ def image_names(path: str, rows: Sequence[Row], column: str, *, repeated: bool =
     names: list[str] = []
     first: dict[object, tuple[int, str]] = {}  # a file -> the line that names it, and how
     for line, row in rows:
-        name = text_value(row, column, path, line)
+        name = _with_slashes(path, text_value(row, column, path, line))
         before, other = first.setdefault(same_file_key(os.path.join(os.path.dirname(path), name)), (line, name))
         if before != line and not repeated:
             as_what = "" if other == name else f" as {other}"
             raise UserError(f"{path} line {line}: {name} is already in line {before}{as_what}; remove one of the two")
         names.append(other)
     return names
+
+
+def _with_slashes(path: str, name: str) -> str:
+    """Return a name below the manifest's folder as paths are written here, where Windows has written it otherwise."""
+    plain = name.replace("\\", "/")
+    folder = os.path.dirname(path)
+    return (
+        plain
+        if not os.path.exists(os.path.join(folder, name)) and os.path.exists(os.path.join(folder, plain))
+        else name
+    )
 
 
 def groups_of(path: str, rows: Sequence[Row], names: Sequence[str], column: str) -> dict[str, str]:
@@ -158,7 +169,7 @@ def named_column(setting: str, wanted: str | None, columns: Sequence[str], path:
     if wanted is None:
         return None
     found = wanted.lower()
-    if found.isdecimal() and int(found) < len(columns) and found not in columns:
+    if found.isascii() and found.isdecimal() and int(found) < len(columns) and found not in columns:
         return columns[int(found)]
     if found not in columns:
         flag = f"--{setting.replace('_', '-')}"

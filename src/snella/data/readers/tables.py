@@ -79,7 +79,7 @@ class ImageTable:
         by_title = {name.lower(): name for name in self.columns}
         if asked.lower() in by_title:
             return by_title[asked.lower()]
-        number = int(asked) if asked.isdecimal() and len(asked) < 6 else -1
+        number = int(asked) if asked.isascii() and asked.isdecimal() and len(asked) < 6 else -1
         found = self.numbered[number] if 0 <= number < len(self.numbered) else None
         return found if found in self.columns else None
 

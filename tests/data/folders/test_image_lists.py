@@ -197,3 +197,15 @@ def test_a_column_is_numbered_in_plain_digits(tmp_path: Path) -> None:
             read_data(data, seed=0, choices=Choices(label_column="\u0662"))
     with pytest.raises(UserError, match=r"\u0662: .* has the columns"):
         read_data(f"{root}/images/all.csv", seed=0, lister=numbers_lister("\u0662"))
+
+
+def test_tables_in_the_folders_of_splits_are_theirs(tmp_path: Path) -> None:
+    """As Roboflow's `_classes.csv`, and `metadata.csv` of folders that hubs read."""
+    files = {**photos("train", "test"), "test/metadata.csv": "file_name,label\n0.jpg,cat\n1.jpg,dog\n"}
+    files["train/metadata.csv"] = "file_name,label\n" + "".join(f"{i}.jpg,{PETS[i % 2]}\n" for i in range(8))
+    data = read_data(lay(tmp_path / "a", files), seed=0)
+    assert [Path(path).parts[-2:] for path in data.splits["test"].paths] == [("test", "0.jpg"), ("test", "1.jpg")]
+    boxes = {f"{s}/_classes.csv": "filename, cat, dog\n0.jpg, 1, 0\n1.jpg, 1, 1\n" for s in ("train", "valid", "test")}
+    root = lay(tmp_path / "b", {**photos("train", "valid", "test", count=2), **boxes})
+    data = read_data(root, seed=0, lister=lister(None))
+    assert {split: len(images) for split, images in data.splits.items()} == {"train": 2, "val": 2, "test": 2}

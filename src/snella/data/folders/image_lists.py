@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from snella.data.dataset import SPLITS
 from snella.data.folders.cvat import cvat_tags
-from snella.data.folders.names import SPLIT_COLUMNS, SPLIT_NAMES, UNLABELLED, split_and_rest
+from snella.data.folders.names import SPLIT_COLUMNS, SPLIT_NAMES, UNLABELLED, split_and_rest, split_of
 from snella.data.folders.rows import read_table
 from snella.data.folders.tree import Tree, as_written, has_image_ending, image_resolver, near_files, stem
 from snella.data.images import SUFFIXES
@@ -199,7 +199,9 @@ def split_of_file(file: str) -> str | None:
     if split:
         return split
     fits = all(word in _OF_LISTS or word.isdecimal() for word in rest) or rest[:1] == ("list",)
-    return "all" if fits or file.lower().endswith((".csv", ".tsv", ".jsonl")) else None
+    if not fits and not file.lower().endswith((".csv", ".tsv", ".jsonl")):
+        return None
+    return split_of(os.path.basename(os.path.dirname(file))) or "all"  # train/_classes.csv, train/metadata.csv
 
 
 def _words(file: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from snella.data.folders.choices import Choices
 from snella.data.readers.labelled import read_data
 from snella.data.readers.masked import read_masked_data
 from snella.errors import UserError
@@ -142,3 +143,17 @@ def test_masks_of_a_palette_are_read_by_their_values(tmp_path: Path) -> None:
         mask.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
         mask.save(path)
     assert read_masked_data(root, seed=0).classes == ("0", "1", "2")
+
+
+def test_folders_of_patients_or_images_with_masks_are_not_classes_without_a_word(tmp_path: Path) -> None:
+    """As the brains of LGG (a folder a patient) and the nuclei of 2018 (a folder an image) have them."""
+    brains = {
+        f"TCGA_{p}/{i}{m}.tif": MASK if m else None for p in (17, 25, 31) for i in range(4) for m in ("", "_mask")
+    }
+    nuclei = {f"{p}/{k}/{p}.png": None if k == "images" else MASK for p in "abcdefgh" for k in ("images", "masks")}
+    for place, tree in (("a", brains), ("b", nuclei)):
+        root = lay(tmp_path / place, tree)
+        with pytest.raises(UserError, match=r"two readings: \d folders .*--task segment, or classes, by --classes top"):
+            read_data(root, seed=0)
+    assert len(read_masked_data(str(tmp_path / "a"), seed=0).splits["train"]) == 8
+    assert read_data(str(tmp_path / "a"), seed=0, choices=Choices("top")).classes == ("TCGA_17", "TCGA_25", "TCGA_31")

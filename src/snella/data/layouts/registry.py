@@ -7,6 +7,7 @@ goes before a bundled set or a hub's name that is spelt alike, so rows of names 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -118,7 +119,10 @@ def _labelled_folder(path: str, choices: Choices) -> Listing:
         )
     if choices.classes and choices.label_column:
         raise UserError("--classes takes the classes from folders, --label-column from a list; pass one of them")
-    found = _without_other_tables(without_masks(found), choices)
+    images = without_masks(found)
+    if not choices.classes and not choices.label_column and not choices.of_run:
+        _check_no_patients(found, images)
+    found = _without_other_tables(images, choices)
     if choices.classes == "names" or choices.label_column:
         found = _without_paired_masks(found, path)
     if choices.classes:
@@ -135,6 +139,22 @@ def _labelled_folder(path: str, choices: Choices) -> Listing:
         raise UserError(
             f"{error}; {listed(mats, 1)} may hold labels: Matlab's files are not read, so write them as a manifest"
         ) from None
+
+
+def _check_no_patients(found: Tree, images: Tree) -> None:
+    """Refuse folders of a patient, a scene or an image each, all of whose images have masks: they may be no classes.
+
+    Raises:
+        UserError: they have numbers for names, or as many as there are images, and nothing says what they are.
+    """
+    folders = {os.path.dirname(name).removesuffix("/images") for name in images.images}
+    masks = len(found.images) - len(images.images)
+    numbered = all(re.search(r"\d\d", os.path.basename(folder)) for folder in folders)
+    if len(folders) > 2 and masks >= len(images.images) and (numbered or len(folders) == len(images.images)):
+        raise UserError(
+            f"{found.root}: two readings: {len(folders)} folders ({listed(sorted(folders))}) of images that have "
+            "masks, to learn these by --task segment, or classes, by --classes top or leaf"
+        )
 
 
 def _without_paired_masks(found: Tree, path: str) -> Tree:

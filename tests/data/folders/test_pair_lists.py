@@ -81,7 +81,7 @@ def test_rows_without_files_and_files_without_rows_are_counted(tmp_path: Path) -
     ],
 )
 def test_lists_that_contradict_stop(tmp_path: Path, more: Files, said: str) -> None:
-    root = lay(tmp_path, files("images/N.jpg", "masks/N_m.png") | listed("images/N.jpg masks/N_m.png") | more)
+    root = lay(tmp_path, files("images/N.jpg", "masks/N_m.png") | listed("images/N.jpg masks/N_m.png") | dict(more))
     with pytest.raises(UserError, match=said):
         read_masked_data(root, seed=0)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from snella.cli.commands import (
+    App,
     Check,
     Compare,
     Data,
@@ -57,6 +58,7 @@ snella {__version__}: fine-tune pre-trained vision backbones by a sparse update 
   snella merge RUN --out FOLDER   write a checkpoint that loads without snella, ONNX with --onnx, a LoRA with --lora
   snella soup RUN... --out FOLDER average the weights of runs into one model that is a run too
   snella report RUN               write its page, one HTML file; of a comparison too (train and compare write it)
+  snella app RUN [RUN...]         serve a page on this machine to try runs on: drop images, see what they say
   snella check RUN                verify a run folder: what is wrong with it, and what to do
   snella data PATH                show what is found in a data set
 
@@ -221,7 +223,7 @@ def _predict(args: list[str]) -> int:
     return 1 if unread else 0
 
 
-_IMAGE_FLAGS = ("images", "csv", "out", "batch_size")  # of predict, for runs that look at images
+_IMAGE_FLAGS = ("images", "csv", "out", "explain", "batch_size")  # of predict, for runs that look at images
 _GENERATION_FLAGS = ("prompt", "n", "seed", "steps", "guidance")  # for those that make some
 
 
@@ -278,7 +280,18 @@ def _report(args: list[str]) -> int:
         )
     from snella.pages.page import report
 
-    report(Path(command.run), out=command.out)
+    report(Path(command.run), out=command.out, explain=command.explain)
+    return 0
+
+
+def _app(args: list[str]) -> int:
+    command = _parse(App, args)
+    if not command.runs:
+        raise UserError("no run folder: snella app RUN [RUN...], with folders that snella train wrote")
+    from snella.app.serve import serve
+
+    options = {name: value for name, value in _options(command).items() if name != "runs"}
+    serve([Path(run) for run in command.runs], **options)
     return 0
 
 
@@ -318,6 +331,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "merge": _merge,
     "soup": _soup,
     "report": _report,
+    "app": _app,
     "check": _check,
     "data": _data,
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.special import softmax
 
@@ -20,8 +21,9 @@ from snella.app.answers import MOST_IMAGES, Answer, Bar, answer_images, answer_p
 from snella.cli.main import main
 from snella.errors import UserError
 from snella.pages.calibration import fitted_temperature
-from snella.report.outputs import read_outputs
+from snella.report.outputs import read_outputs, write_outputs
 from support.broken_images import broken_files
+from support.pages import class_outputs
 from support.runs import train
 
 
@@ -62,10 +64,11 @@ def predicted(capsys, run: Path, path: Path) -> dict:
     return row
 
 
-def test_probabilities_are_those_of_the_logits_at_the_temperature_of_val(run, images):
-    (shown,) = open_runs([run], "cpu")
-    val, test = read_outputs(run, "val"), read_outputs(run, "test")
-    assert val is not None
+def test_probabilities_are_those_of_the_logits_at_the_temperature_of_val(run, images, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    val, test = class_outputs(100), read_outputs(run, "test")  # some of val are told wrong
+    write_outputs(copy, "val", val.names, {name: torch.from_numpy(value) for name, value in val.values.items()})
+    (shown,) = open_runs([copy], "cpu")
     assert test is not None
     temperature = fitted_temperature(val.values["logits"], val.values["labels"])
     assert f"{temperature:.3g}" in shown.notes[0]
@@ -75,6 +78,15 @@ def test_probabilities_are_those_of_the_logits_at_the_temperature_of_val(run, im
         found = shares(one([shown], images / name))
         assert list(found.values()) == sorted(found.values(), reverse=True)
         assert [found[k] for k in classes] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_a_val_that_is_told_right_throughout_calibrates_nothing(run, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    logits = torch.eye(3).repeat(4, 1)
+    write_outputs(copy, "val", [str(i) for i in range(12)], {"logits": logits, "labels": logits.argmax(1)})
+    (shown,) = open_runs([copy], "cpu")
+    assert shown.temperature is None
+    assert "no error on val" in shown.notes[0]
 
 
 def test_a_run_that_keeps_nothing_of_val_says_so(run, images, tmp_path, capsys):

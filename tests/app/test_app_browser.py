@@ -105,7 +105,7 @@ def test_a_file_that_is_too_large_is_refused_in_words(browser, served, tmp_path)
     page = Tab(browser, served.address, 1100)
     (tmp_path / "large.png").write_bytes(b"0" * 1_500_000)
     page.tab.set_input_files("input[type=file]", str(tmp_path / "large.png"))
-    page.tab.get_by_text("1 MB").first.wait_for(timeout=SECONDS)
+    page.tab.get_by_text("exceed the maximum allowed size of 1").first.wait_for(timeout=SECONDS)
     assert page.tab.locator(f"{OURS} .card").count() == 0
 
 

@@ -52,6 +52,12 @@ class AppRun:
     def name(self) -> str:
         return self.folder.name or str(self.folder)
 
+    @property
+    def backbone(self) -> str:
+        """Its name, or that of its folder: where that lies is nobody's business who sees the page."""
+        name = self.run.saved["backbone"]["name"]
+        return os.path.basename(name) if os.path.isabs(name) else name
+
 
 @dataclass(frozen=True)
 class Bar:
@@ -102,7 +108,7 @@ def _opened(folder: Path, device: Any) -> AppRun:
     if temperature is not None:
         notes.append(f"Probabilities are calibrated by the temperature that val gives: {temperature:.3g}.")
     elif run.saved["task"] == "classify":
-        notes.append("Probabilities are as the model gives them: nothing of val is kept to calibrate them by.")
+        notes.append("Probabilities are as the model gives them: there is no error on val that could calibrate them.")
     if run.task.explains:
         try:
             explain = run.explainer()
@@ -112,11 +118,15 @@ def _opened(folder: Path, device: Any) -> AppRun:
 
 
 def _temperature(folder: Path) -> float | None:
-    """Return the temperature of the least cross-entropy on val; None where the run keeps no logits of it."""
+    """Return the temperature of the least cross-entropy on val; None where no logits of it are kept, or all are right.
+
+    Of images that are all told right the colder temperature is always the better one, and nothing is known.
+    """
     outputs = read_outputs(folder, "val")
     if outputs is None or not np.isfinite(outputs.values["logits"]).all():
         return None
-    return fitted_temperature(outputs.values["logits"], outputs.values["labels"])
+    logits, labels = outputs.values["logits"], outputs.values["labels"]
+    return None if (logits.argmax(1) == labels).all() else fitted_temperature(logits, labels)
 
 
 # ---- images

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 
 from snella.app.answers import open_runs
 from snella.console import Terminal, print_line
-from snella.errors import UserError
+from snella.errors import UserError, printable
 from snella.runs.devices import check_device, make_accelerator
 from snella.runs.folder import read_about
 
 INSTALL = 'pip install "snella[app]"'
 HERE = "127.0.0.1"
 LOCAL = (HERE, "localhost", "::1")
-MB = 10**6
+MB = 2**20  # as Gradio says it
 
 
 def serve(
@@ -61,7 +63,7 @@ def serve(
         read_about(folder)
     check_device(device, "fp32")
     runs = open_runs(folders, make_accelerator(device, "fp32").device)
-    with _own_place() as place:
+    with _own_place() as place, redirect_stderr(_Terse(sys.stderr)):
         from snella.app.page import build  # what Gradio reads of the environment it reads when it is imported
 
         place.mkdir(mode=0o700)
@@ -92,6 +94,30 @@ def _launch(page: Any, host: str, port: int | None, max_upload: int) -> None:
 
 def _address(page: Any, host: str) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{page.server_port}"
+
+
+class _Terse(io.TextIOBase):
+    """A stream on which a traceback is its last line: Gradio prints one for whatever is sent to it by hand."""
+
+    CHAINED = ("During handling of the above", "The above exception was")
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._rest, self._inside = stream, "", False
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            if line.startswith("Traceback (most recent call last)"):
+                self._inside = True
+            elif not line.strip() or line.startswith(self.CHAINED) or (self._inside and line[0].isspace()):
+                continue
+            else:
+                self._stream.write(f"{'snella: the page: ' if self._inside else ''}{printable(line)}\n")
+                self._inside = False
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 @contextmanager

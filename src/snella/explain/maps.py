@@ -5,10 +5,10 @@
                              └ activation × gradient, summed over the channels: a number for each place
 
 That is HiResCAM (Draelos and Carin 2020, "Use HiResCAM instead of Grad-CAM for faithful explanations"). With a mean
-over the places and one linear layer behind it, the numbers are the places' shares of the logit, and the map is Grad-CAM's.
-The layer is the last one at which the logit still depends on every place: the last feature map of most networks, and of
-a ViT that reads its class token the first normalisation in its last block, behind which the other tokens no longer
-count.
+over the places and one linear layer behind it, the numbers are the places' shares of the logit, and the map is that of
+Grad-CAM. The layer is the last one at which the logit still depends on every place: the last feature map of most
+networks, and of a ViT that reads its class token the first normalisation in its last block, behind which the other
+tokens no longer count.
 """
 
 from __future__ import annotations

@@ -15,9 +15,8 @@ from snella.explain.maps import check_captum, find_layer, heat_maps
 
 LONGEST = 1024  # pixels of the longer side of an overlay: a map has some hundred places
 SMALLEST = 192  # pixels below which an image is enlarged by a whole factor
-OPACITY = 0.7  # of the hottest place
-COLOURS = "inferno"  # matplotlib's, of the hotter part, since the coldest is nearly black
-COLDEST = 0.3
+OPACITY = 0.75  # of the hottest place
+COLOURS = np.array([(80, 0, 140), (215, 40, 60), (255, 140, 0), (255, 215, 0)])  # from cold to hot, all of them strong
 
 Explain = Callable[
     [Image.Image, int], Image.Image
@@ -54,14 +53,13 @@ def overlaid(picture: Image.Image, heat: np.ndarray, preprocessing: Preprocessin
 
     It has the image's proportions: large ones are made smaller, tiny ones larger.
     """
-    import matplotlib
-
     shown = _sized(picture)
     left, top, right, bottom = seen_box(shown.size, preprocessing)
     cover = np.zeros((shown.height, shown.width), np.float32)
     smooth = Image.fromarray(heat.astype(np.float32)).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
     cover[top:bottom, left:right] = np.asarray(smooth).clip(0, 1)
-    colours = matplotlib.colormaps[COLOURS](COLDEST + (1 - COLDEST) * cover)[..., :3] * 255
+    steps = np.linspace(0, 1, len(COLOURS))
+    colours = np.stack([np.interp(cover, steps, channel) for channel in COLOURS.T], axis=-1)
     opacity = OPACITY * cover[..., None]
     pixels = np.asarray(shown, np.float32) * (1 - opacity) + colours * opacity
     return Image.fromarray(pixels.round().astype(np.uint8))

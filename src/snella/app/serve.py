@@ -19,7 +19,7 @@ from rich.console import Console
 
 from snella.app.answers import open_runs
 from snella.console import Terminal, print_line
-from snella.errors import UserError, printable
+from snella.errors import UserError, printable, short_reason
 from snella.runs.devices import check_device, make_accelerator
 from snella.runs.folder import read_about
 
@@ -90,6 +90,8 @@ def _launch(page: Any, host: str, port: int | None, max_upload: int) -> None:
     except OSError:
         which = f"--port {port} is taken or not allowed; choose another, or leave it out" if port else "no port is free"
         raise UserError(f"{which}, or --host {host} is no address of this machine") from None
+    except ValueError as error:  # it has asked for its own page, and a proxy or nobody has answered
+        raise UserError(f"the page at {host} cannot be reached from here ({short_reason(error)})") from None
 
 
 def _address(page: Any, host: str) -> str:

@@ -30,7 +30,7 @@ MB = 2**20  # as Gradio says it
 
 
 def serve(
-    folders: Sequence[Path],
+    runs: Sequence[str],
     *,
     host: str = HERE,
     port: int | None = None,
@@ -44,7 +44,7 @@ def serve(
     nothing is told to anybody.
 
     Args:
-        folders: of finished runs; several are shown side by side.
+        runs: folders of finished runs; several are shown side by side.
         host: address to listen at; other machines reach the page where it is not this machine's own.
         port: None: the first free one from 7860 on.
         max_upload: largest file, MB.
@@ -59,16 +59,16 @@ def serve(
         raise UserError(f"--max-upload {max_upload} is below 1 MB")
     if port is not None and not 1 <= port < 2**16:
         raise UserError(f"--port {port} is none; use 1024 to 65535")
-    for folder in folders:
-        read_about(folder)
+    for run in runs:
+        read_about(Path(run))
     check_device(device, "fp32")
-    runs = open_runs(folders, make_accelerator(device, "fp32").device)
+    opened = open_runs([Path(run) for run in runs], make_accelerator(device, "fp32").device)
     with _own_place() as place, redirect_stderr(_Terse(sys.stderr)):
         from snella.app.page import build  # what Gradio reads of the environment it reads when it is imported
 
         place.mkdir(mode=0o700)
         tempfile.tempdir = str(place)  # of uploads that break off, too
-        page = build(runs)
+        page = build(opened)
         try:
             _launch(page, host, port, max_upload)
             print_line(console, f"page at {_address(page, host)} (Ctrl-C ends it)")

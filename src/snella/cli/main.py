@@ -275,9 +275,7 @@ def _check(args: list[str]) -> int:
 def _report(args: list[str]) -> int:
     command = _parse(Report, args)
     if not command.run:
-        raise UserError(
-            "no folder: snella report RUN, or COMPARISON, with the folder that snella train or compare wrote"
-        )
+        raise UserError("no folder: snella report RUN, or COMPARISON, with what snella train or compare wrote")
     from snella.pages.page import report
 
     report(Path(command.run), out=command.out, explain=command.explain)
@@ -286,12 +284,10 @@ def _report(args: list[str]) -> int:
 
 def _app(args: list[str]) -> int:
     command = _parse(App, args)
-    if not command.runs:
-        raise UserError("no run folder: snella app RUN [RUN...], with folders that snella train wrote")
+    _run(next(iter(command.runs), ""), "app")
     from snella.app.serve import serve
 
-    options = {name: value for name, value in _options(command).items() if name != "runs"}
-    serve([Path(run) for run in command.runs], **options)
+    serve(**_options(command))
     return 0
 
 

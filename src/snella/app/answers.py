@@ -141,14 +141,11 @@ def answer_images(runs: Sequence[AppRun], paths: Sequence[str], *, heat: bool) -
     """
     notes = [f"The first {MOST_IMAGES} of {len(paths)} images."] if len(paths) > MOST_IMAGES else []
     paths = paths[:MOST_IMAGES]
-    columns = []
-    for shown in runs:
-        images, note = scaled(Images(tuple(paths)), shown.run.saved.get("white", WHITE))
-        notes += [_with_names(note, paths)] if note else []
-        columns.append(_column(shown, images, heat=heat))
-    return [_answered(path, [column[i] for column in columns], images) for i, path in enumerate(paths)], list(
-        dict.fromkeys(notes)
-    )
+    read = [scaled(Images(tuple(paths)), shown.run.saved.get("white", WHITE)) for shown in runs]
+    notes += dict.fromkeys(_with_names(note, paths) for _, note in read if note)
+    columns = [_column(shown, images, heat=heat) for shown, (images, _) in zip(runs, read, strict=True)]
+    first, _ = read[0]
+    return [_answered(path, [column[i] for column in columns], first) for i, path in enumerate(paths)], notes
 
 
 def _answered(path: str, answers: Sequence[Answer | UnreadableImage], images: Images) -> Answered:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import gradio
+import gradio  # pyright: ignore[reportMissingImports] (it is an environment of its own that has it)
 
 from snella.app.answers import AppRun, answer_images, answer_prompt, as_html
 from snella.errors import UserError, printable, short_reason

@@ -106,6 +106,7 @@ def _signed(model: nn.Module, layer: MapLayer, images: Tensor, targets: Tensor) 
     method = LayerGradientXActivation(lambda x: logits_of(model(x)).float(), layer.module)
     with torch.enable_grad():
         found = method.attribute(images.detach().requires_grad_(), target=targets.to(images.device))
+    assert isinstance(found, Tensor)  # one layer was asked for, and it has one output
     return _by_place(layer, found).detach().float()
 
 

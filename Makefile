@@ -1,6 +1,6 @@
-# make setup | demo | demo-segment | demo-generate | test | test-all | test-crash | test-cluster | test-browser | test-oldest |
-# test-peft | bench | gpu-check | lint
-# Everything happens in $(VENV) (test-oldest: in $(OLDEST)); nothing else is touched.
+# make setup | demo | demo-segment | demo-generate | test | test-all | test-crash | test-cluster | test-browser | test-app |
+# test-oldest | test-peft | bench | gpu-check | lint
+# Everything happens in $(VENV) (test-oldest: in $(OLDEST), test-app: in $(APP)); nothing else is touched.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,6 +9,7 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 # The oldest Python; where it does not run, $(PYTHON) takes its place
 OLDEST_PYTHON ?= python3.10
 OLDEST ?= .venv-oldest
+APP ?= .venv-app
 RUN ?= runs/demo
 SEGMENT ?= runs/segment
 GENERATE ?= runs/generate
@@ -17,7 +18,8 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo demo-segment demo-generate test test-all test-crash test-cluster test-browser test-oldest test-peft bench gpu-check lint clean
+.PHONY: setup demo demo-segment demo-generate test test-all test-crash test-cluster test-browser test-app test-oldest test-peft bench gpu-check lint \
+  clean
 
 setup: $(STAMP)
 
@@ -71,6 +73,16 @@ test-browser: $(STAMP)
 	$(BIN)/python -m pip install --quiet "playwright>=1.49"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/pages/test_browser.py
 
+# The page of snella app, in a headless Chromium too; in an environment of its own, since Gradio is large and wants an
+# older Pillow than the others have.
+test-app: $(APP)/.installed
+	OMP_NUM_THREADS=1 $(APP)/bin/python -m pytest -rs tests/app
+
+$(APP)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(APP)
+	$(APP)/bin/python -m pip install --quiet $(TORCH) -e ".[test,app,browser]"
+	touch $@
+
 test-all: $(STAMP)
 	$(BIN)/python -m pytest
 
@@ -107,4 +119,4 @@ lint: $(STAMP)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist runs/demo runs/segment runs/generate
+	rm -rf $(VENV) $(OLDEST) $(APP) build dist runs/demo runs/segment runs/generate

@@ -29,7 +29,7 @@ CACHE = tempfile.TemporaryDirectory(prefix="snella-tests-")  # of this process, 
 os.environ["SNELLA_CACHE"] = os.path.join(CACHE.name, "snella")
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = os.path.join(CACHE.name, "hypothesis")
 
-TRAIN = ("runs", "hostile", "cli", "compare", "config", "tasks")  # folders of tests that train
+TRAIN = ("runs", "hostile", "cli", "compare", "config", "tasks", "app")  # folders of tests that train
 
 settings.register_profile("snella", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("snella")

@@ -42,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": DATA - {"report"} | {"data.bundled"},
     "segmenter": MODELS - {"report"},
     "diffusion": MODELS - {"report"},
+    "explain": {"data", "data.transforms", "errors", "models"},
     "methods": {"config", "errors", "files", "json_files", "training", "tuner"},
     "tasks": {
         "config",
@@ -60,7 +61,7 @@ ALLOWED: dict[str, set[str]] = {
     "tasks.regression": TASKS | {"data.layouts"},
     "tasks.segmentation": TASKS | {"segmenter"},
     "tasks.generation": TASKS | {"diffusion"},
-    "runs": RUNS - {"runs"} | {"integrations", "tuner"},
+    "runs": RUNS - {"runs"} | {"explain", "integrations", "tuner"},
     "compare": {
         "config",
         "console",
@@ -77,10 +78,11 @@ ALLOWED: dict[str, set[str]] = {
         "training",
     },
     "pages": {"compare", "config", "console", "data", "errors", "files", "json_files", "report", "runs", "tasks"}
-    | {"tasks.classification", "tasks.multilabel", "tasks.segmentation"},
+    | {"explain", "tasks.classification", "tasks.multilabel", "tasks.segmentation"},
+    "app": {"console", "data", "errors", "explain", "pages", "report", "runs", "tasks"},
     "sharing": {"config", "console", "errors", "files", "methods", "models", "pages", "report", "runs", "tasks"},
     "cli": {"compare", "config", "console", "distributed", "errors", "machine", "runs", "tasks", "training", "version"}
-    | {"pages", "report", "sharing"},
+    | {"app", "pages", "report", "sharing"},
 }
 
 
@@ -115,8 +117,9 @@ def test_no_two_files_import_each_other():
 def test_the_house_stays_small_enough_to_be_seen():
     packages = [path for path in (SOURCE, *SOURCE.rglob("*")) if (path / "__init__.py").exists()]
     # 25; a folder each for multi-label classification and regression, as a task is one; the pages for people; what
-    # several processes exchange; and what goes to the hub and comes from there
-    assert len(packages) <= 30
+    # several processes exchange; what goes to the hub and comes from there; heat maps, which know no files; the page to
+    # try runs on, which Gradio serves
+    assert len(packages) <= 32
     assert folders()[0].lines <= 12, folders()[:3]
     assert files()[0].lines <= 350, files()[:5]
     assert functions()[0].lines <= 50, functions()[:5]

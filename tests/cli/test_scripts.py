@@ -130,7 +130,7 @@ def test_predict_keeps_json_of_its_own(run: Path, images: Path, capsys: pytest.C
     ("line", "expected"),
     [
         ("snella ev", ["evaluate"]),
-        ("snella train --lab", ["--label-smoothing", "--label-column", "--label-separator"]),
+        ("snella train --lab", ["--label-smoothing", "--label-column", "--label-pattern", "--label-separator"]),
         ("snella train --method sn", ["snella", "snell"]),
         ("snella compare --see", ["--seeds"]),
         ("snella evaluate --split t", ["train", "test"]),

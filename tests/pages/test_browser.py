@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 
 from snella.pages.parts import render
 from snella.pages.run_page import run_page
+from support.browser import chromium
 from support.pages import class_outputs, kept, pictured
 
 pytestmark = pytest.mark.slow
@@ -26,17 +26,8 @@ LABELS = """
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no browser: pip install playwright")
-    found = next(
-        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-    )
-    with sync_api.sync_playwright() as started:
-        try:
-            opened = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        except sync_api.Error:
-            pytest.skip("no browser: playwright install chromium, or install the system's")
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

@@ -183,3 +183,15 @@ def test_outputs_hold_names_of_any_encoding(tmp_path):
     assert json.loads(json.dumps(found.values["labels"].tolist())) == [1, 0]
     write_outputs(tmp_path, "test", [], {})
     assert read_outputs(tmp_path, "test") is None
+
+
+def test_heat_maps_stand_on_the_page_where_they_are_asked_for(run, tmp_path, capsys):
+    pytest.importorskip("captum", reason="no captum: pip install 'snella[explain]'")
+    title = "What the most confident errors rest on"
+    assert title not in (run / "report.html").read_text()
+    assert main(["report", str(run), "--explain", "--out", str(tmp_path / "page.html")]) == 0
+    assert title in (tmp_path / "page.html").read_text()
+    capsys.readouterr()
+    (tmp_path / "compare.json").write_text("{}")
+    assert main(["report", str(tmp_path), "--explain"]) == 2
+    assert "is a comparison; ask for the page of one of its runs" in said(capsys)

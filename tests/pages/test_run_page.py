@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from scipy.special import softmax
 
 from snella.pages.intervals import intervals, of_classes
 from snella.pages.kept import KeptRun
-from snella.pages.parts import render
+from snella.pages.parts import Gallery, render
 from snella.pages.run_page import run_page
 from snella.pages.thumbnails import MOST
 from snella.report.outputs import Outputs
@@ -119,6 +124,30 @@ def test_without_images_the_names_are_there(tmp_path):
     assert found.data["thumbnails"] == []
     assert "Pictures of the images are left out: photos is not there" in found.texts
     assert any(test.names[0] in text for text in found.texts)
+
+
+def test_the_surest_errors_stand_beside_their_heat_maps(tmp_path):
+    asked = list[int]()
+
+    def explain(picture: Image.Image, target: int) -> Image.Image:
+        asked.append(target)
+        return Image.new("RGB", picture.size, "red")
+
+    run = replace(classified(tmp_path), explain=explain)
+    page = run_page(run, [])
+    (section,) = [found for found in page.sections if found.title == "What the most confident errors rest on"]
+    (gallery,) = [part for part in section.parts if isinstance(part, Gallery)]
+    logits, labels = (run.outputs["test"].values[name] for name in ("logits", "labels"))
+    found, sure = logits.argmax(1), softmax(logits.astype(float), axis=1).max(1)
+    wrong = sorted(np.flatnonzero(found != labels), key=lambda i: -sure[i])[:12]
+    assert [shot.name for shot in gallery.shots] == [run.outputs["test"].names[i] for i in wrong]
+    assert asked == [found[i] for i in wrong]
+    for shot in gallery.shots:
+        assert shot.thumbnail is not None
+        with Image.open(io.BytesIO(base64.b64decode(page.thumbnails[shot.thumbnail].partition(",")[2]))) as picture:
+            assert picture.width > 2 * picture.height
+            assert picture.getpixel((picture.width - 10, 10))[0] > 200  # pyright: ignore[reportOptionalSubscript]
+    assert 'class="shots wide"' in render(page)
 
 
 def test_a_run_that_keeps_nothing_says_how_to_get_it(tmp_path):

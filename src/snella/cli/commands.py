@@ -105,7 +105,10 @@ class Predict:
     out: str | None = None
     """Write to this new file instead of standard output (JSON or CSV by its ending, unless a format is given)."""
     pictures: str | None = None
-    """Folder for pictures (masks, overlays, generated images); a new one. None: RUN/predictions."""
+    """Folder for pictures (masks, overlays, heat maps, generated images); a new one. None: RUN/predictions."""
+    explain: bool = False
+    """Also write each image with a heat map of what its likeliest class rests on, in one folder: explanations/ beside
+    --out, or in RUN. To classify and label, by one run (needs the extra explain: captum)."""
     prompt: str | None = None
     """What to generate: a text, or a class's name. None: what the run's sample grids show."""
     n: int = 4
@@ -174,6 +177,26 @@ class Report:
     """Folder that snella train or snella compare wrote."""
     out: str | None = None
     """A new file, FILE.html. None: report.html in the folder, which is replaced."""
+    explain: bool = False
+    """Show heat maps of what the most confident errors rest on; it loads the model. To classify (needs the extra
+    explain: captum)."""
+
+
+@dataclass(frozen=True)
+class App:
+    """Serve a page, on this machine, to try runs on: drop images and see classes, masks or values, or make images.
+    Several runs answer side by side. Ctrl-C ends it. Needs the extra app: pip install "snella[app]"."""
+
+    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN")] = ()
+    """Run folders that snella train wrote."""
+    host: str = "127.0.0.1"
+    """Address to listen at. Another than this one lets other machines in, who need no password."""
+    port: int | None = None
+    """Port to listen at. None: the first free one from 7860 on."""
+    max_upload: int = 20
+    """Largest file that is taken, MB."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:N or mps."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from snella.cli.commands import (
+    App,
     Check,
     Evaluate,
     Merge,
@@ -45,13 +46,14 @@ snella {__version__}: fine-tune pre-trained vision backbones by a sparse update 
   snella merge RUN --out FOLDER   write a checkpoint that loads without snella, ONNX with --onnx, a LoRA with --lora
   snella soup RUN... --out FOLDER average the weights of runs into one model that is a run too
   snella report RUN               write its page, one HTML file; of a comparison too (train and compare write it)
+  snella app RUN [RUN...]         serve a page on this machine to try runs on: drop images, see what they say
   snella push RUN OWNER/NAME      upload it to the Hugging Face hub, with a model card; never the data
   snella check RUN                verify a run folder: what is wrong with it, and what to do
   snella data PATH                show what is found in a data set
 
 snella alone shows the runs in runs/. snella COMMAND --help lists a command's flags with their defaults. With any
 command --quiet prints nothing but errors, --json what it came to, as one JSON object, and --debug tracebacks. evaluate,
-predict and merge take a run of the hub as well, OWNER/NAME. snella --completion bash|zsh|fish completes flags in a
+predict, merge and app take a run of the hub as well, OWNER/NAME. snella --completion bash|zsh|fish completes flags in a
 shell: eval "$(snella --completion bash)".
 """
 
@@ -136,7 +138,7 @@ def _predict(args: list[str]) -> int:
     return 1 if unread else 0
 
 
-_IMAGE_FLAGS = ("images", "csv", "out", "batch_size")  # of predict, for runs that look at images
+_IMAGE_FLAGS = ("images", "csv", "out", "explain", "batch_size")  # of predict, for runs that look at images
 _GENERATION_FLAGS = ("prompt", "n", "seed", "steps", "guidance")  # for those that make some
 
 
@@ -188,12 +190,22 @@ def _check(args: list[str]) -> Found:
 def _report(args: list[str]) -> Found:
     command = parse_command(Report, args)
     if not command.run:
-        raise UserError(
-            "no folder: snella report RUN, or COMPARISON, with the folder that snella train or compare wrote"
-        )
+        raise UserError("no folder: snella report RUN, or COMPARISON, with what snella train or compare wrote")
     from snella.pages.page import report
 
-    return Found({"report": str(report(Path(command.run), out=command.out))})
+    return Found({"report": str(report(Path(command.run), out=command.out, explain=command.explain))})
+
+
+def _app(args: list[str]) -> int:
+    command = parse_command(App, args)
+    if not command.runs:
+        raise UserError(NO_RUN.format("app"))
+    from snella.app.serve import serve
+    from snella.sharing.fetch import run_folder_of
+
+    runs = [str(run_folder_of(run)) for run in command.runs]
+    serve(**_options(command) | {"runs": runs})
+    return 0
 
 
 def _push(args: list[str]) -> Found:
@@ -215,6 +227,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | Found]] = {
     "soup": _soup,
     "report": _report,
     "push": _push,
+    "app": _app,
     "check": _check,
     "data": show_data,
 }

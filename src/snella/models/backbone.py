@@ -161,6 +161,15 @@ def head_layer(model: nn.Module) -> nn.Linear:
     return layers[0]
 
 
+def head_widths(model: nn.Module) -> set[int]:
+    """Return how many features the heads of a model from `build_backbone` read; empty where no layer makes logits."""
+    return {
+        layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+        for layer in _head_layers(model)
+        if layer is not None
+    }
+
+
 @torch.no_grad()
 def rescale_head(model: nn.Module, scale: Tensor, shift: Tensor) -> None:
     """Change the head so that logits (b, K) become `scale * logits + shift`, both (K,).

@@ -7,6 +7,7 @@ images, then those of each cell of the confusion matrix.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,11 +24,14 @@ from snella.pages.charts import ORDERS, confusion_chart, coverage_chart, reliabi
 from snella.pages.intervals import Bounds, intervals, of_classes, rows_of
 from snella.pages.kept import KeptRun
 from snella.pages.parts import Cell, Chart, Clicked, Gallery, Grid, Part, Section, Shot, Words
+from snella.pages.thumbnails import beside
 from snella.report.outputs import Outputs
 from snella.report.tables import NOTHING, percent
 from snella.tasks.classification.class_rows import ClassRow
 
 IN_A_ROW = 6  # images of a class's errors, and of its least certain ones
+EXPLAINED = 12  # errors with a heat map
+MAP_SIDE = 160  # pixels of the longer side of such an image, and of its map
 IN_A_CELL = 12  # images of a cell of the confusion matrix
 NAMED = 3  # images of a cell where no more thumbnails are made
 SHOWN_CLASSES = 20  # classes whose images are shown, those with the most errors
@@ -74,6 +78,7 @@ def class_sections(run: KeptRun, outputs: Outputs, bounds: Mapping[str, Bounds])
     return [
         Section("Which classes are taken for which", _confusion(told)),
         images,
+        *_why(run, told),
         Section("Are its probabilities to be believed?", _calibration(run, told)),
         Section("How many images to hand to a person", _coverage(run, told)),
         Section("Each class", [_table(told.rows)]),
@@ -101,6 +106,27 @@ def _images(told: Told) -> list[Part]:
     if len(classes) > SHOWN_CLASSES:
         parts.append(Words([f"The {SHOWN_CLASSES} classes with the most errors, of {len(classes)}."]))
     return parts
+
+
+def _why(run: KeptRun, told: Told) -> list[Section]:
+    """Return the most confident errors with the heat map of what the told class rests on, where they are asked for."""
+    if run.explain is None:
+        return []
+    errors = np.flatnonzero(~told.right)
+    errors = errors[np.argsort(-told.confidence[errors], kind="stable")]
+    shots = list[Shot]()
+    for i in errors[:EXPLAINED]:
+        picture = run.thumbnails.picture(told.names[i])
+        if picture is not None:
+            found = beside(picture, run.explain(picture, int(told.found[i])), side=MAP_SIDE)
+            shots.append(replace(told.shot(i), thumbnail=run.thumbnails.add(found)))
+    text = f"No image of {run.split} that can be shown is told wrong."
+    if shots:
+        text = (
+            "The errors that it is surest of, each with a heat map: the brighter a place, the more it speaks for the "
+        )
+        text += "class that was told. A map says where the model looks, not whether it is right to."
+    return [Section("What the most confident errors rest on", [Words([text]), Gallery(shots, wide=True)])]
 
 
 def _confusion(told: Told) -> list[Part]:

@@ -12,6 +12,7 @@ import numpy as np
 from snella.config.schema import TrainConfig
 from snella.data.dataset import ImageData
 from snella.errors import UserError
+from snella.explain.pictures import Explain
 from snella.pages.thumbnails import Thumbnails
 from snella.report.outputs import Outputs, read_outputs
 from snella.runs.folder import read_about, read_config, read_summary, resume_command, state_of
@@ -31,6 +32,7 @@ class KeptRun:
     outputs: Mapping[str, Outputs]  # of val and test, where they are kept
     thumbnails: Thumbnails  # of the split's images
     notes: tuple[str, ...] = ()  # what is wrong with it
+    explain: Explain | None = None  # paints heat maps over images, where they were asked for
 
     @property
     def classes(self) -> list[str]:

@@ -64,6 +64,7 @@ class Gallery:
     shots: Sequence[Shot]
     title: str = ""
     left_out: int = 0  # images that would be here too
+    wide: bool = False  # each is two pictures side by side
 
 
 @dataclass(frozen=True)

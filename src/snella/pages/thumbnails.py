@@ -51,14 +51,23 @@ class Thumbnails:
             self._places[name] = self._made(name)
         return self._places.get(name)
 
-    def _made(self, name: str) -> int | None:
+    def picture(self, name: str) -> Image.Image | None:
+        """Return an image, 8-bit RGB; None: there is none, or it cannot be read."""
         if self._read is None or name not in self._paths:
             return None
         try:
-            self.made.append(as_uri(small(self._read(self._paths[name]))))
+            return self._read(self._paths[name])
         except UnreadableImage:
             return None
+
+    def add(self, picture: Image.Image) -> int:
+        """Take a picture as it is, whether there is room or not, and return its place."""
+        self.made.append(as_uri(picture))
         return len(self.made) - 1
+
+    def _made(self, name: str) -> int | None:
+        picture = self.picture(name)
+        return None if picture is None else self.add(small(picture))
 
 
 def small(picture: Image.Image, side: int = SIDE) -> Image.Image:
@@ -70,6 +79,17 @@ def small(picture: Image.Image, side: int = SIDE) -> Image.Image:
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     return picture
+
+
+def beside(*pictures: Image.Image, side: int) -> Image.Image:
+    """Return pictures side by side, each made as `small` makes it, on white."""
+    parts = [small(picture, side) for picture in pictures]
+    whole = Image.new("RGB", (sum(part.width for part in parts) + 4 * (len(parts) - 1), parts[0].height), "white")
+    left = 0
+    for part in parts:
+        whole.paste(part, (left, 0))
+        left += part.width + 4
+    return whole
 
 
 def as_uri(picture: Image.Image, quality: int = QUALITY) -> str:

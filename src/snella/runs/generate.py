@@ -59,7 +59,7 @@ def generate(
     _check_numbers(("--n", n, 1), ("--seed", seed, 0), ("--steps", steps, 1), ("--guidance", guidance, 0))
     gallery = picture_folder(folder, pictures)
     check_device(device, "fp32")
-    _check_prompt(folder, saved, prompt)
+    check_prompt(folder, saved, prompt)
     run = load_run(folder, make_accelerator(device, "fp32").device)
     prompts: list[str | None] = [prompt] if prompt is not None else [*run.learner.prompts] or [None]
     asked = [text for text in prompts for _ in range(n)]
@@ -116,7 +116,7 @@ def _check_numbers(*numbers: tuple[str, float | None, int]) -> None:
             raise UserError(f"{name} {value} is out of range")
 
 
-def _check_prompt(folder: Path, saved: dict[str, Any], prompt: str | None) -> None:
+def check_prompt(folder: Path, saved: dict[str, Any], prompt: str | None) -> None:
     """Refuse, before the model is loaded, a prompt that it does not take. Raises UserError."""
     if prompt is None:
         return

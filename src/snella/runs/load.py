@@ -8,7 +8,7 @@ backbone ────┘                                     ├─ predict ─�
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,16 +19,18 @@ from torch import nn
 
 from snella.config.schema import TrainConfig
 from snella.console import Terminal, print_line
+from snella.data.images import UnreadableImage
 from snella.data.loading import Examples, ImageBatches
 from snella.data.transforms.images import Preprocessing
 from snella.errors import UserError, short_reason
+from snella.explain.pictures import Explain, explainer
 from snella.files import refuse_existing
 from snella.methods.adapters import load_adapter, merged, read_tensors
 from snella.models.backbone import Ensemble, fingerprint
 from snella.models.export import check_onnx, export_onnx
 from snella.runs.devices import check_device
 from snella.runs.folder import ABOUT, ADAPTER, BASE, read_about, read_config
-from snella.tasks.interface import Task, TaskLearner
+from snella.tasks.interface import Prediction, Task, TaskLearner
 from snella.tasks.registry import task_named
 from snella.tuner import set_base_precision
 
@@ -51,6 +53,16 @@ class LoadedRun:
         """Return images as batches to evaluate, in order."""
         transform = self.task.eval_transform(self.preprocessing)
         return ImageBatches(images, transform, batch_size=batch_size, shuffle=False, seed=0)
+
+    def predictions(self, images: Any, batch_size: int) -> Iterator[Prediction | UnreadableImage]:
+        """Yield, in order of the images, what is found in each, or why nothing is."""
+        transform = self.task.eval_transform(self.preprocessing)
+        return self.learner.predict(self.model, images, transform, batch_size=batch_size)
+
+    def explainer(self) -> Explain:
+        """Return what paints over an image what a class of it rests on. Raises UserError where there are no maps."""
+        transform = self.task.eval_transform(self.preprocessing)
+        return explainer(self.model, self.preprocessing, transform, mirrored=self.saved.get("tta") == "flip")
 
 
 def load_run(folder: Path, device: torch.device | str = "cpu") -> LoadedRun:

@@ -20,6 +20,8 @@ from snella.data.checks import white_of, widest_values
 from snella.data.dataset import Images, name_in
 from snella.data.images import WHITE, ImageFiles, Progress, UnreadableImage, image_files
 from snella.errors import UserError
+from snella.explain.maps import check_captum
+from snella.explain.pictures import Explain
 from snella.files import refuse_existing, refuse_link, write_text, writing
 from snella.report.tables import csv_text
 from snella.runs.check import read_own_data
@@ -32,6 +34,8 @@ from snella.tasks.registry import task_named
 LONGEST = 200  # bytes of a name before its ending, of the 255 that most systems take
 SOURCE = "Source"  # in a picture's PNG: the image that it was made from
 PREDICTIONS = "predictions"  # in the run folder: pictures that `predict` makes
+EXPLANATIONS = "explanations"  # beside the file of predictions, or in the run folder: heat maps over images
+EXPLANATION = "explanation"  # kind of such a picture, and its column
 EXAMPLES = 3  # images of its own test split that `predict RUN` shows
 
 
@@ -44,6 +48,7 @@ def predict(
     csv: bool = False,
     out: str | None = None,
     pictures: str | None = None,
+    explain: bool = False,
     batch_size: int = 64,
     device: str = "auto",
     console: Console | None = None,
@@ -52,12 +57,14 @@ def predict(
 
     Those are named on standard error. With `others`, further runs, probabilities are the mean of all runs'.
     Predictions go to standard output, as a table, JSON or CSV, or to the file `out`; pictures (masks) to the folder
-    `pictures`, or to RUN/predictions.
+    `pictures`, or to RUN/predictions. With `explain` each image gets a heat map of its likeliest class, in `pictures`,
+    or in the folder explanations beside `out`, or in the run folder.
 
     Raises:
-        UserError: no finished run, a path that is not there, no readable image, a folder for pictures that is not new.
+        UserError: no finished run, a path that is not there, no readable image, a folder for pictures that is not new,
+            or no heat maps of such a run.
     """
-    gallery = picture_folder(folder, pictures)
+    gallery = picture_folder(folder, pictures, _explanations(folder, others, out) if explain else None)
     check_options(batch_size, device)
     if out:
         refuse_existing(Path(out))
@@ -65,59 +72,90 @@ def predict(
     if task_named(read_about(folder)["task"]).generates:
         raise UserError(f"{folder} makes images and predicts none; snella predict {folder} --prompt TEXT")
     run = load_ensemble([folder, *others], make_accelerator(device, "fp32").device)
-    chosen = _scaled(chosen, run.saved.get("white", WHITE))
-    rows, unreadable = _predictions(run, chosen, batch_size, gallery)
+    chosen, note = scaled(chosen, run.saved.get("white", WHITE))
+    if note:
+        print_line(Terminal(stderr=True), f"snella: {note}")
+    rows, unreadable = _predictions(run, chosen, batch_size, gallery, run.explainer() if explain else None)
+    console = console or Terminal()
     if json or (out and out.endswith(".json") and not csv):
         text = json_format.dumps(rows, indent=2, ensure_ascii=False) + "\n"
     elif csv or out:
-        text = csv_text([run.learner.csv_row(row) for row in rows])
+        text = csv_text([run.learner.csv_row(row) | {k: row[k] for k in (EXPLANATION,) if k in row} for row in rows])
     else:
-        console = console or Terminal()
-        console.print(run.learner.prediction_table(rows))
-        if run.task.pictures:
-            print_line(console, f"pictures in {gallery}")
-        return unreadable
-    if out:
-        write_text(Path(out), text)
-        print_line(console or Terminal(), f"{len(rows)} predictions in {out}")
-    else:
-        print_text(text)
+        text = ""
+    _show(run, rows, text, out, console)
+    if explain:
+        print_line(console if out or not text else Terminal(stderr=True), f"heat maps in {gallery}")
+    elif run.task.pictures and not text:
+        print_line(console, f"pictures in {gallery}")
     return unreadable
 
 
-def _predictions(run: LoadedRun, images: Images, batch_size: int, gallery: Path) -> tuple[list[dict[str, Any]], int]:
+def _show(run: LoadedRun, rows: list[dict[str, Any]], text: str, out: str | None, console: Console) -> None:
+    """Write predictions as text to a file or to standard output; without a text, show them as a table."""
+    if not text:
+        console.print(run.learner.prediction_table(rows))
+    elif out:
+        write_text(Path(out), text)
+        print_line(console, f"{len(rows)} predictions in {out}")
+    else:
+        print_text(text)
+
+
+def _predictions(
+    run: LoadedRun, images: Images, batch_size: int, gallery: Path, explain: Explain | None
+) -> tuple[list[dict[str, Any]], int]:
     """Return the predictions' rows, and how many images could not be read; pictures are written to the gallery."""
     rows: list[dict[str, Any]] = []
     unreadable, taken = 0, set[str]()
-    transform = run.task.eval_transform(run.preprocessing)
-    for found in run.learner.predict(run.model, images, transform, batch_size=batch_size):
+    for found in run.predictions(images, batch_size):
         if isinstance(found, UnreadableImage):
             unreadable += 1
             print_line(Terminal(stderr=True), f"snella: not predicted: {found}")
             continue
-        rows.append({**found.row, **write_pictures(found.pictures, found.row["image"], gallery, taken)})
+        name, pictures = found.row["image"], found.pictures
+        if explain is not None:
+            pictures = {**pictures, EXPLANATION: explain(images.read(name), likeliest(found.row))}
+        rows.append({**found.row, **write_pictures(pictures, name, gallery, taken)})
     if not rows:
         raise UserError("none of the images can be read; give PNG, JPEG, WebP, BMP or TIFF files")
     return rows, unreadable
 
 
-def _scaled(images: Images, white: int | None) -> Images:
-    """Return the images with 16-bit greys read as the run's; say so where these have no use for their range.
+def likeliest(row: Mapping[str, Any]) -> int:
+    """Return the place of the class of the highest probability, the first of equal ones, in a prediction's row."""
+    found = list(row["probabilities"].values())
+    return found.index(max(found))
+
+
+def _explanations(folder: Path, others: Sequence[Path], out: str | None) -> Path:
+    """Return the folder for heat maps. Raises UserError, before anything is loaded, where there are none."""
+    task = read_about(folder)["task"]
+    if not task_named(task).explains:
+        raise UserError(f"--explain: {folder} tells no classes of an image (its task is {task}); leave it out")
+    if others:
+        raise UserError("--explain: a heat map is of one run; name one run alone")
+    check_captum()
+    return (folder if out is None else Path(out).parent) / EXPLANATIONS
+
+
+def scaled(images: Images, white: int | None) -> tuple[Images, str]:
+    """Return the images with 16-bit greys read as the run's, and what to say where these have no use for their range.
 
     None: the run saw none, and the bits that these use are taken for theirs.
     """
     widest = widest_values(images.paths) if isinstance(images.read, ImageFiles) else {}
     if not widest:
-        return images
+        return images, ""
     used = white_of(widest.values())
-    white = white or used
+    white, note = white or used, ""
     if used < WHITE and used != white:
         first = next(iter(widest))
         text = f"{len(widest)} images of 16-bit greys use {used.bit_length()} bits, the first: {first}"
-        print_line(Terminal(stderr=True), f"snella: {text}; in this run {white} is white, so they are dark")
+        note = f"{text}; in this run {white} is white, so they are dark"
     elif used < WHITE:
-        print_line(Terminal(stderr=True), f"snella: {len(widest)} images of 16-bit greys: {white} is taken for white")
-    return replace(images, read=ImageFiles(white))
+        note = f"{len(widest)} images of 16-bit greys: {white} is taken for white"
+    return replace(images, read=ImageFiles(white)), note
 
 
 def _own_examples(folder: Path) -> Any:
@@ -135,8 +173,7 @@ def own_predictions(folder: Path, results: Path, device: str, progress: Progress
     run = load_run(folder, make_accelerator(device, "fp32").device)
     data = read_own_data(folder, run.config, run.saved, Console(quiet=True))
     test, gallery = data.splits["test"], results / PREDICTIONS
-    images, transform = Images(test.paths, read=test.read), run.task.eval_transform(run.preprocessing)
-    found = run.learner.predict(run.model, images, transform, batch_size=run.config.data.images_per_batch)
+    found = run.predictions(Images(test.paths, read=test.read), run.config.data.images_per_batch)
     for i, (path, prediction) in enumerate(zip(test.paths, found, strict=True)):
         progress(i + 1, len(test))
         if isinstance(prediction, UnreadableImage):
@@ -153,13 +190,14 @@ def own_predictions(folder: Path, results: Path, device: str, progress: Progress
 # ---- pictures
 
 
-def picture_folder(folder: Path, pictures: str | None) -> Path:
-    """Return the folder for pictures: the given one, which must be new, or the run's own."""
+def picture_folder(folder: Path, pictures: str | None, maps: Path | None = None) -> Path:
+    """Return the folder for pictures: the given one, which must be new, or `maps`, that of heat maps, or the run's."""
     saved = read_about(folder)
     if pictures is None:
-        refuse_link(folder / PREDICTIONS)
-        return folder / PREDICTIONS
-    if not task_named(saved["task"]).pictures:
+        own = maps or folder / PREDICTIONS
+        refuse_link(own)
+        return own
+    if maps is None and not task_named(saved["task"]).pictures:
         raise UserError(f"--pictures: {folder} makes no pictures (its task is {saved['task']}); leave it out")
     gallery = Path(pictures)
     if gallery.exists() and not (gallery.is_dir() and not any(gallery.iterdir())):

@@ -202,6 +202,7 @@ class Task(ABC, Generic[SpecT, DataT, SplitT]):
     pictures: ClassVar[tuple[str, ...]] = ()  # kinds of pictures that a prediction makes
     exports_onnx: ClassVar[bool] = False  # whether a merged model can be written as ONNX too
     ensembles: ClassVar[bool] = False  # whether its models' outputs are logits of classes that exclude each other
+    explains: ClassVar[bool] = False  # whether its models' outputs are a logit for each class, which has a heat map
     generates: ClassVar[bool] = False  # whether its models make images, and do not look at any
     about: ClassVar[Mapping[str, Any]] = {}  # its own part of snella.json: key -> hint (`snella.json_files`)
 

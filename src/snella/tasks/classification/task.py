@@ -22,6 +22,7 @@ class ClassificationTask(WholeImageTask):
 
     metrics: ClassVar[dict[str, str]] = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced accuracy"}
     ensembles = True
+    explains = True
 
     def shown_metrics(self, classes: int) -> dict[str, str]:
         """Return all but top-5 where there are five classes or fewer, among the first five of which every class is."""

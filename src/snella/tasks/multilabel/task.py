@@ -29,6 +29,7 @@ class MultilabelTask(WholeImageTask):
 
     about: ClassVar[Mapping[str, Any]] = {"positive_weights": list[float], "thresholds": list[float]}
     metrics: ClassVar[dict[str, str]] = {"map": "mAP", "f1_micro": "F1 (micro)", "f1_macro": "F1 (macro)"}
+    explains = True
 
     def recognises(self, data: str) -> bool:
         """Return False: tables and folders of labels may be of classes, so this task is asked for by name."""

@@ -1,0 +1,1 @@
+"""`snella app`: a local page to try runs on images."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -209,3 +210,36 @@ def test_tables_in_the_folders_of_splits_are_theirs(tmp_path: Path) -> None:
     root = lay(tmp_path / "b", {**photos("train", "valid", "test", count=2), **boxes})
     data = read_data(root, seed=0, lister=lister(None))
     assert {split: len(images) for split, images in data.splits.items()} == {"train": 2, "val": 2, "test": 2}
+
+
+def test_labels_of_whole_images_in_cocos_form(tmp_path: Path) -> None:
+    """As iNaturalist and camera traps have them: the folders are of places, and no annotation has a box."""
+    categories = [{"id": 3, "name": "fox"}, {"id": 9, "name": "owl"}]
+    files: Files = {}
+    for split, count in (("train", 12), ("val", 6)):
+        names = [f"photos/site{i % 3}/{split}{i}.jpg" for i in range(count)]
+        files |= dict.fromkeys(names)
+        images = [{"id": i, "file_name": name, "width": 8, "height": 8} for i, name in enumerate(names)]
+        labels = [{"id": i, "image_id": i, "category_id": 3 if i % 4 else 9} for i in range(count)]
+        files[f"{split}2018.json"] = json.dumps({"images": images, "annotations": labels, "categories": categories})
+    data = read_data(lay(tmp_path, files), seed=0)
+    assert data.classes == ("fox", "owl")
+    assert len(data.splits["val"]) == 6
+    for split, images in data.splits.items():
+        of = "val" if split == "val" else "train"
+        found = {
+            int(Path(path).stem.removeprefix(of)): label
+            for path, label in zip(images.paths, images.labels, strict=True)
+        }
+        assert found == {i: 0 if i % 4 else 1 for i in found}
+
+
+def test_a_label_that_no_category_has_is_named(tmp_path: Path) -> None:
+    content = {
+        "images": [{"id": 1, "file_name": "photos/0.jpg"}],
+        "annotations": [{"image_id": 1, "category_id": 7}],
+        "categories": [{"id": 1, "name": "fox"}],
+    }
+    files = {**photos("photos", count=4), "labels.json": json.dumps(content)}
+    with pytest.raises(UserError, match=r"labels\.json is not a COCO annotation \(KeyError\(7\)\)"):
+        read_data(lay(tmp_path, files), seed=0)

@@ -22,6 +22,7 @@ from snella.yaml_text import read_yaml
 MOST = 0.5  # share of the images, or of the files of that kind, that have to go together
 LOOKED_AT = 5  # files that are opened to know a format
 COCO_KEYS = ('"images"', '"annotations"', '"categories"')
+SHAPE_KEYS = ('"bbox"', '"segmentation"')
 OTHER_COCO = ("captions", "keypoints", "panoptic", "stuff", "image_info")  # files of COCO beside those of its objects
 
 BROKEN = (KeyError, TypeError, ValueError, AttributeError, OverflowError)  # what values of other types lead to
@@ -82,32 +83,26 @@ def _voc_shape(item: ElementTree.Element) -> Shape:
     return Shape((item.findtext("name") or "").strip(), (max(0.0, left - 1), max(0.0, top - 1), right, bottom))
 
 
-def _coco_files(found: Tree) -> list[str]:
+def _coco_files(found: Tree, *, objects: bool = True) -> list[str]:
+    """Return the files in COCO's form whose annotations are of objects, or of whole images."""
     files = [name for name in found.others if name.lower().endswith(".json")]
     files = [name for name in files if not any(other in os.path.basename(name).lower() for other in OTHER_COCO)]
     stems = {stem(name) for name in found.images}
-    return [
-        name for name in files if stem(name) not in stems and all(key in _all(found.path(name)) for key in COCO_KEYS)
-    ]
+    texts = {name: _all(found.path(name)) for name in files if stem(name) not in stems}
+    texts = {name: text for name, text in texts.items() if all(key in text for key in COCO_KEYS)}
+    return [name for name, text in texts.items() if any(key in text for key in SHAPE_KEYS) == objects]
 
 
 def _coco(found: Tree) -> Detections:
     read = Detections("COCO objects")
-    known = set(found.images)
     by_last = grouped(found.images, os.path.basename)
     for file in _coco_files(found):
-        content = _json(found.path(file))
-        split = split_and_rest(stem(file))[0] or split_of(os.path.basename(os.path.dirname(file)))
+        content, split = _json(found.path(file)), _coco_split(file)
         try:
             labels = {item["id"]: str(item["name"]) for item in content["categories"]}
             names: dict[Any, str] = {}
             for item in content["images"]:
-                written = str(item["file_name"])
-                near = f"{os.path.dirname(file)}/{written}".lstrip("/")
-                others = [
-                    n for n in by_last.get(os.path.basename(written), []) if len(by_last[os.path.basename(n)]) == 1
-                ]
-                name = next((n for n in (written, near, *others) if n in known), None)
+                name = _coco_name(item, file, by_last)
                 if name is not None:
                     names[item["id"]] = name
                     read.sizes[name] = int(item["width"]), int(item["height"])
@@ -119,6 +114,41 @@ def _coco(found: Tree) -> Detections:
         except BROKEN as error:
             raise UserError(f"{found.path(file)} is not a COCO annotation ({error!r}); mend it") from None
     return read
+
+
+def coco_tags(found: Tree) -> dict[str, list[tuple[str, str, str]]]:
+    """Return the labels of whole images, (image, label, split or ""), by the file in COCO's form that has them.
+
+    iNaturalist and camera traps have such files: annotations of a category without a box or an outline.
+
+    Raises:
+        UserError: a damaged file.
+    """
+    by_last = grouped(found.images, os.path.basename)
+    tags: dict[str, list[tuple[str, str, str]]] = {}
+    for file in _coco_files(found, objects=False):
+        content, split = _json(found.path(file)), _coco_split(file)
+        try:
+            labels = {item["id"]: str(item["name"]) for item in content["categories"]}
+            names = {item["id"]: _coco_name(item, file, by_last) for item in content["images"]}
+            rows = [(names[item["image_id"]], labels[item["category_id"]]) for item in content["annotations"]]
+        except BROKEN as error:
+            raise UserError(f"{found.path(file)} is not a COCO annotation ({error!r}); mend it") from None
+        if told := [(name, label, split or "") for name, label in rows if name is not None]:
+            tags[file] = told
+    return tags
+
+
+def _coco_split(file: str) -> str | None:
+    return split_and_rest(stem(file))[0] or split_of(os.path.basename(os.path.dirname(file)))
+
+
+def _coco_name(item: Mapping[str, Any], file: str, by_last: Mapping[str, Sequence[str]]) -> str | None:
+    """Return the image that an entry of a file names: by its path, or by its name where one image alone has it."""
+    written = str(item["file_name"])
+    near = f"{os.path.dirname(file)}/{written}".lstrip("/")
+    alike = by_last.get(os.path.basename(written), ())
+    return next((name for name in (written, near) if name in alike), alike[0] if len(alike) == 1 else None)
 
 
 def _coco_shape(item: Mapping[str, Any], labels: Mapping[Any, str]) -> Shape:

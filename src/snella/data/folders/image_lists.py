@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from snella.data.dataset import SPLITS
 from snella.data.folders.cvat import cvat_tags
+from snella.data.folders.detections import coco_tags
 from snella.data.folders.names import SPLIT_COLUMNS, SPLIT_NAMES, UNLABELLED, split_and_rest, split_of
 from snella.data.folders.rows import read_table
 from snella.data.folders.tree import Tree, as_written, has_image_ending, image_resolver, near_files, stem
@@ -72,6 +73,9 @@ def found_lists(found: Tree) -> list[ImageList]:
         in_splits = all(subset.lower() in SPLIT_NAMES for subset in cells[1])
         cells, titles = (cells, ("label", "subset")) if in_splits else (cells[:1], ("label",))
         lists.append(ImageList(file, "all", images, tuple(zip(*cells, strict=True)), titles))
+    for file, tags in coco_tags(found).items():
+        rows = tuple((label,) for _, label, _ in tags)
+        lists.append(ImageList(file, tags[0][2] or "all", tuple(name for name, *_ in tags), rows, ("label",)))
     return sorted(lists, key=lambda one: (*SPLITS, one.split).index(one.split))
 
 

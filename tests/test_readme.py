@@ -28,6 +28,9 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 DATA = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+GENERATION = (ROOT / "docs" / "generation.md").read_text(encoding="utf-8")
+COMPARING = (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")
+PAGES = [README, *((ROOT / "docs" / f"{name}.md").read_text() for name in ("commands", "segmentation")), GENERATION]
 
 
 def snippets(language: str, text: str = README) -> list[str]:
@@ -48,23 +51,25 @@ def test_python_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda name: load(folder))
     unet = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
     peft.get_peft_model(unet, SnellaConfig(r=4)).save_pretrained(str(tmp_path / "runs" / "dog" / "adapter"))
-    pipeline, library = snippets("python")
+    (library,), (pipeline,) = snippets("python"), snippets("python", GENERATION)
     exec(compile(library, "README.md", "exec"), {})
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     names: dict[str, Any] = {}
-    exec(compile(pipeline, "README.md", "exec"), names)
+    exec(compile(pipeline, "generation.md", "exec"), names)
     assert names["image"].size == (16, 16)
 
 
 def test_commands_exist_and_train_parses() -> None:
     lines = [line.split("#")[0] for snippet in snippets("bash") for line in snippet.splitlines()]
-    assert [command[0] for command in commands(README)] == [
-        *("train", "evaluate", "predict", "compare", "compare", "train", "predict", "train", "predict", "merge"),
+    told = [command for page in PAGES for command in commands(page)]
+    assert [command[0] for command in told] == [
+        *("train", "predict", "app", "train", "evaluate", "predict", "train", "predict", "train", "predict", "merge"),
     ]
-    assert all(command[0] in COMMANDS for command in commands(README))
-    flags = [command[1:] for command in commands(README) if command[0] == "train"]
+    assert all(command[0] in COMMANDS for command in told)
+    flags = [command[1:] for command in told if command[0] == "train"]
     trained = [parse_train(args, "train", Train()).config for args in flags]
     assert [(config.task, config.data.source) for config in trained] == [
+        ("classify", "flowers/"),
         ("classify", "flowers/"),
         ("segment", "cells/"),
         ("generate", "my_dog/"),
@@ -77,7 +82,7 @@ def test_commands_exist_and_train_parses() -> None:
 def test_comparisons_are_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     plans: list[Plan] = []
     monkeypatch.setattr(snella.compare.search, "compare", lambda plan, workers: plans.append(plan) or {})
-    for command in commands(README) + commands(METHODS):
+    for command in commands(COMPARING) + commands(METHODS):
         if command[0] == "compare":
             assert main(command) == 0
     assert [len(plan.tasks) for plan in plans] == [1, 19, 10]

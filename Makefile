@@ -34,6 +34,7 @@ demo: $(STAMP)
 	$(BIN)/snella train --recipe demo --out $(RUN) --resume
 	$(BIN)/snella evaluate $(RUN)
 	$(BIN)/snella predict $(RUN)
+	$(BIN)/snella report $(RUN)
 
 # Each method at the best of a few learning rates on val; the tables of the four stand one below the other.
 demo-segment: $(STAMP)

@@ -271,6 +271,8 @@ def test_a_recipe_may_set_all_but_how_a_run_is_started():
         "estimate",
         "accept_data",
         "devices",
+        "push",
+        "private",
     }
 
 

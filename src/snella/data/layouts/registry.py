@@ -67,7 +67,7 @@ MASKED: Table[MaskListing] = (
     at_path("the folder of Cityscapes", is_cityscapes, cityscapes),
     at_path("the folder of CamVid (SegNet's)", is_camvid, camvid),
     at_path(
-        "a folder of images and masks with lists of pairs (images/1.jpg masks/1.png)",
+        "a folder with lists of pairs (images/1.jpg masks/1.png)",
         lambda path: os.path.isdir(path) and pairs_in_lists(path) is not None,
         _listed_pairs,
     ),

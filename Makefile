@@ -10,6 +10,7 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 OLDEST_PYTHON ?= python3.10
 OLDEST ?= .venv-oldest
 APP ?= .venv-app
+DOCS ?= .venv-docs
 RUN ?= runs/demo
 SEGMENT ?= runs/segment
 GENERATE ?= runs/generate
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: setup demo demo-segment demo-generate test test-all test-crash test-cluster test-browser test-app test-oldest test-peft bench gpu-check lint \
-  clean
+  docs clean
 
 setup: $(STAMP)
 
@@ -119,5 +120,14 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# The site, in build/site; a dead link stops it. Its environment has no torch: the reference is read from the source.
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build
+
+$(DOCS)/.installed: requirements/docs.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet -r requirements/docs.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OLDEST) $(APP) build dist runs/demo runs/segment runs/generate
+	rm -rf $(VENV) $(OLDEST) $(APP) $(DOCS) build dist runs/demo runs/segment runs/generate

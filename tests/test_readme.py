@@ -23,6 +23,7 @@ from snella.data.layouts.manifests import manifest
 from snella.data.layouts.masked_folders import masked_folder
 from snella.data.masks.class_names import names_file
 from support import tiny_pipelines
+from support.snippets import commands, snippets
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,16 +34,6 @@ COMPARING = (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")
 PAGES = [README, *((ROOT / "docs" / f"{name}.md").read_text() for name in ("commands", "segmentation")), GENERATION]
 
 
-def snippets(language: str, text: str = README) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
-
-
-def commands(text: str) -> list[list[str]]:
-    """The snella commands of the text's shell snippets, without the program's name."""
-    lines = [line for snippet in snippets("bash", text) for line in snippet.replace("\\\n", " ").splitlines()]
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("snella ")]
-
-
 def test_python_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a tiny pipeline in the place of the one on the hub, and an adapter of it where the run would be."""
     monkeypatch.chdir(tmp_path)
@@ -51,7 +42,7 @@ def test_python_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda name: load(folder))
     unet = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
     peft.get_peft_model(unet, SnellaConfig(r=4)).save_pretrained(str(tmp_path / "runs" / "dog" / "adapter"))
-    (library,), (pipeline,) = snippets("python"), snippets("python", GENERATION)
+    (library,), (pipeline,) = snippets("python", README), snippets("python", GENERATION)
     exec(compile(library, "README.md", "exec"), {})
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     names: dict[str, Any] = {}
@@ -60,7 +51,7 @@ def test_python_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_commands_exist_and_train_parses() -> None:
-    lines = [line.split("#")[0] for snippet in snippets("bash") for line in snippet.splitlines()]
+    lines = [line.split("#")[0] for snippet in snippets("bash", README) for line in snippet.splitlines()]
     told = [command for page in PAGES for command in commands(page)]
     assert [command[0] for command in told] == [
         *("train", "predict", "app", "train", "evaluate", "predict", "train", "predict", "train", "predict", "merge"),

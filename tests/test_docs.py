@@ -85,7 +85,7 @@ def test_the_quick_comparison_has_as_many_runs_as_its_page_says(
 
 
 def test_python_of_the_tutorials_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop and what follows it as they stand; the pipeline's is that of generation.md, which is run with it; others want a run."""
+    """The loop and what follows it as they stand; others want a run, or are run with generation.md."""
     monkeypatch.chdir(tmp_path)
     loop, after, *others = snippets("python", read(DOCS / "tutorials" / "production.md"))
     names: dict[str, Any] = {}

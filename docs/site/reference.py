@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -158,10 +159,14 @@ def _default(value: Any) -> str:
     return ("on" if value else "off") if isinstance(value, bool) else f"<code>{escape(str(value))}</code>"
 
 
+def _text(text: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(" ".join(text.split())))
+
+
 def _table(rows: list[Row]) -> str:
     lines = [
         f'<tr id="{row.anchor}"><td><code>{escape(row.name)}</code></td><td>{row.values}</td><td>{row.default}</td>'
-        f"<td>{escape(' '.join(row.text.split()))}</td></tr>"
+        f"<td>{_text(row.text)}</td></tr>"
         for row in rows
     ]
     head = "<tr><th>flag</th><th>values</th><th>default</th><th></th></tr>"
@@ -182,5 +187,5 @@ def config_table() -> str:
         default = given.get("default", given.get("default_factory"))
         cells = (ast.unparse(part.target), ast.unparse(part.annotation), ast.unparse(default) if default else "")
         columns = "".join(f"<td><code>{escape(cell)}</code></td>" for cell in cells)
-        lines.append(f"<tr>{columns}<td>{escape(ast.literal_eval(given['metadata'])['help'])}</td></tr>")
+        lines.append(f"<tr>{columns}<td>{_text(ast.literal_eval(given['metadata'])['help'])}</td></tr>")
     return "\n".join([*lines, "</tbody>", "</table>"])

@@ -123,7 +123,11 @@ def test_a_map_of_a_vit_leaves_the_class_token_out():
     images = torch.randn(1, 3, 32, 32)
     target = int(model(images)[0].argmax())
     caught: list[Tensor] = []
-    hook = layer.module.register_forward_hook(lambda _, __, found: caught.append(found))
+
+    def catch(module: nn.Module, given: object, found: Tensor) -> None:
+        caught.append(found)
+
+    hook = layer.module.register_forward_hook(catch)  # pyright: ignore[reportArgumentType] (its output is a tensor)
     logit = model(images.requires_grad_())[0, target]
     hook.remove()
     (gradient,) = torch.autograd.grad(logit, caught)
@@ -138,6 +142,7 @@ def test_evidence_of_a_known_place_is_found_there(corner):
     model = Averaged().eval()
     layer = find_layer(model, 32)
     with torch.no_grad():
+        assert model.conv.bias is not None
         model.conv.weight.fill_(1.0)
         model.conv.bias.fill_(-20.0)  # only what is bright all over passes
         model.fc.weight.copy_(torch.tensor([[1.0], [-1.0], [0.5], [0.0]]).expand(4, 6))

@@ -22,7 +22,7 @@ def seen(picture: Image.Image, preprocessing: Preprocessing) -> float:
 @pytest.mark.parametrize("size", [(448, 448), (448, 896), (672, 448)])
 def test_a_map_lies_over_what_the_model_sees(size):
     """White outside of the box is not seen, and white at its edge is."""
-    crop = Preprocessing(224, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="nearest", resize="crop")
+    crop = Preprocessing(224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="nearest", resize="crop")
     left, top, right, bottom = seen_box(size, crop)
     outside = np.full((size[1], size[0], 3), 255, np.uint8)
     outside[top - 2 : bottom + 2, left - 2 : right + 2] = 0

@@ -203,8 +203,8 @@ def _app(args: list[str]) -> int:
     from snella.app.serve import serve
     from snella.sharing.fetch import run_folder_of
 
-    runs = [str(run_folder_of(run)) for run in command.runs]
-    serve(**_options(command) | {"runs": runs})
+    options = {name: value for name, value in _options(command).items() if name != "runs"}
+    serve([str(run_folder_of(run)) for run in command.runs], **options)
     return 0
 
 

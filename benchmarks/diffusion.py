@@ -83,12 +83,17 @@ def build_unet(shapes: dict[str, Any]) -> nn.Module:
     with torch.device("meta"):
         model: Any = UNet2DConditionModel(**shapes)
     model = model.to_empty(device="cpu")
+    draw_weights(model)
+    return model
+
+
+def draw_weights(model: nn.Module) -> None:
+    """Draw all weights anew: matrices by the width of their input, norms 1, biases 0."""
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
         else:
             nn.init.constant_(parameter, 1.0 if "norm" in name and name.endswith("weight") else 0.0)
-    return model
 
 
 def measure(name: str, batch: int, size: int, r: int, device: torch.device, backward: bool) -> StepCost:

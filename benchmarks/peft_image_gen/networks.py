@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.diffusion import draw_weights
+
 Inputs = tuple[Tensor, ...]
 
 # transformer/config.json of FLUX.2-klein-base-4B but for its depth, and where it differs from the class's defaults
@@ -103,9 +105,5 @@ def build(network: Network, depth: tuple[int, ...], device: str = "cpu") -> Any:
         model.tie_weights()
     for buffer in model.buffers():  # angles of positions
         buffer.zero_()
-    for name, parameter in model.named_parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-        else:
-            nn.init.constant_(parameter, 1.0 if "norm" in name and name.endswith("weight") else 0.0)
+    draw_weights(model)
     return model

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from types import ModuleType
 from typing import Any, get_type_hints
 
 from snella.cli import commands
@@ -42,7 +41,7 @@ def script(shell: str, names: Iterable[str]) -> str:
     return SHELLS[shell]({name: _words(name) for name in names})
 
 
-def _words(name: str, source: ModuleType = commands) -> list[Word]:
+def _words(name: str) -> list[Word]:
     """Return the flags of a command."""
     found: dict[str, Word] = {}
     if name in ("train", "compare"):
@@ -52,7 +51,7 @@ def _words(name: str, source: ModuleType = commands) -> list[Word]:
         own = {n: texts[s.section][s.attribute] for n, s in settings().items()}
         left_out = SET_HERE if name == "compare" else {}
         found = {n: _word(n, hint, own.get(n, "")) for n, hint in train_hints().items() if n not in left_out}
-    kind = getattr(source, name.capitalize())
+    kind = getattr(commands, name.capitalize())
     if name != "train":
         hints, texts = get_type_hints(kind, include_extras=True), descriptions(kind)
         named = [part.name for part in fields(kind) if "Positional" not in str(kind.__annotations__[part.name])]

@@ -195,7 +195,6 @@ class WholeImageLearner(TaskLearner[EvaluationT, ImageData[Images], Images]):
         self, model: nn.Module, images: Images, transform: Transform, *, batch_size: int
     ) -> Iterator[Prediction | UnreadableImage]:
         """Yield what is told of each image, or why nothing is. The model is left in eval mode."""
-        model.eval()
         device = next(model.parameters()).device
         names = iter(images.paths)
         for examples in transformed(images, transform, batch_size):
